@@ -1,0 +1,95 @@
+"""Core attention on torch.nn.functional.scaled_dot_product_attention: flash kernels on GPU, a fused path on CPU."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class SDPACoreAttention(MegatronModule):
+    """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
+
+    Causal by default; an explicit mask (document boundaries) is honoured; grouped-query heads are not repeated in
+    memory. Raises ValueError at construction for what torch's kernel cannot do.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__(config=config)
+        unsupported = {
+            "--context-parallel-size > 1": config.context_parallel_size > 1,
+            "--window-size": config.window_size is not None,
+            f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
+            "--qk-clip": getattr(config, "qk_clip", False),
+        }
+        asked = [flag for flag, is_set in unsupported.items() if is_set]
+        if asked:
+            raise ValueError(
+                f"the torch backend's attention does not support {', '.join(asked)}; use Transformer Engine"
+            )
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale  # None: 1/sqrt(head size), torch's own default
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+        **_: Any,
+    ) -> Tensor:
+        """query [sq, b, heads, d], key and value [sk, b, groups, d] -> [sq, b, heads * d].
+
+        attention_mask: None, or bool [b or 1, 1, sq, sk], True where attention is forbidden (Megatron's sense).
+        Raises ValueError for packed sequences.
+        """
+        if packed_seq_params is not None:
+            raise ValueError("the torch backend's attention does not support packed sequences; use Transformer Engine")
+        causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
+        # Megatron's dense masks already hold the causal part, and torch refuses a mask together with is_causal.
+        mask = attention_bias
+        if attention_mask is not None:
+            mask = ~attention_mask
+            if attention_bias is not None:
+                mask = attention_bias.masked_fill(attention_mask, float("-inf"))
+        elif attention_bias is not None and causal:
+            upper = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=query.device).triu(1)
+            mask = attention_bias.masked_fill(upper, float("-inf"))
+
+        dropout = self.dropout if self.training else 0.0
+        # The attention region is split over TP, so its dropout must differ between TP ranks; with sequence
+        # parallelism the default state already does (as in Megatron's own core attention).
+        fork = dropout > 0.0 and not self.config.sequence_parallel
+        with tensor_parallel.get_cuda_rng_tracker().fork() if fork else nullcontext():
+            context = F.scaled_dot_product_attention(
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=causal and mask is None,
+                scale=self.softmax_scale,
+                enable_gqa=query.shape[2] != key.shape[2],
+            )
+        return context.permute(2, 0, 1, 3).flatten(2)

@@ -1,0 +1,104 @@
+"""RMSNorm and LayerNorm on torch's own kernels, with sequence parallelism, zero-centred gamma and a depth factor.
+
+Megatron's ``WrappedTorchNorm`` refuses the first two. The depth factor multiplies gamma (and beta), vectors of length
+h, inside the forward: autograd then gives gamma the gradient of the formula, and no kernel of activation size is added.
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_cod.schemes.depth import DepthScaled
+
+
+def _mark(module: torch.nn.Module, config: TransformerConfig) -> None:
+    """Tell Megatron to reduce these gradients over TP when the sequence is split over it.
+
+    Under sequence parallelism each rank's norm sees s/TP tokens; finalize_model_grads looks for this attribute.
+    """
+    for parameter in module.parameters(recurse=False):
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def _gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Tensor:
+    """factor * gamma [h] in weight's dtype; gamma is 1 + weight when zero-centred.
+
+    Zero-centred gamma is added up in fp32: in bf16, s * (1 + g) rounded twice loses up to 2.5% of the gain.
+    """
+    if zero_centered:
+        gain = 1.0 + weight.float()
+        return (gain if factor is None else gain * factor).to(weight.dtype)
+    return weight if factor is None else weight * factor
+
+
+class TorchRMSNorm(torch.nn.RMSNorm):
+    """RMSNorm over the last dimension of [..., h]."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        self.zero_centered = config.layernorm_zero_centered_gamma
+        super().__init__(hidden_size, eps=eps)
+        _mark(self, config)
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, _gain(self.weight, None, self.zero_centered), self.eps)
+
+
+class DepthScaledTorchRMSNorm(DepthScaled, TorchRMSNorm):
+    """depth_factor * RMSNorm(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = _gain(self.weight, self.bound_factor(), self.zero_centered)
+        return F.rms_norm(x, self.normalized_shape, gain, self.eps)
+
+
+class TorchLayerNorm(torch.nn.LayerNorm):
+    """LayerNorm over the last dimension of [..., h]."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        self.zero_centered = config.layernorm_zero_centered_gamma
+        super().__init__(hidden_size, eps=eps)
+        _mark(self, config)
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = _gain(self.weight, None, self.zero_centered)
+        return F.layer_norm(x, self.normalized_shape, gain, self.bias, self.eps)
+
+
+class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
+    """depth_factor * LayerNorm(x): beta is scaled with gamma, since the whole norm output is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = self.bound_factor()
+        gain = _gain(self.weight, factor, self.zero_centered)
+        return F.layer_norm(x, self.normalized_shape, gain, self.bias * factor, self.eps)
+
+
+_PLAIN = {"RMSNorm": TorchRMSNorm, "LayerNorm": TorchLayerNorm}
+_SCALED = {"RMSNorm": DepthScaledTorchRMSNorm, "LayerNorm": DepthScaledTorchLayerNorm}
+
+
+def _pick(table: dict[str, type], config: TransformerConfig) -> type:
+    if config.normalization not in table:
+        raise ValueError(f"the torch backend has {' and '.join(table)}, not --normalization {config.normalization}")
+    return table[config.normalization]
+
+
+def torch_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
+    """A plain norm: Megatron's own torch norm where it works, ours where that one refuses (a ``LayerNormBuilder``)."""
+    if config.sequence_parallel or config.layernorm_zero_centered_gamma or config.persist_layer_norm:
+        return _pick(_PLAIN, config)(config, hidden_size, eps)
+    return WrappedTorchNorm(config=config, hidden_size=hidden_size, eps=eps)
+
+
+def depth_scaled_torch_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
+    """A norm that carries a depth factor, to be bound by its layer (a ``LayerNormBuilder``)."""
+    return _pick(_SCALED, config)(config, hidden_size, eps)

@@ -1,0 +1,161 @@
+"""Verify a dataset before training, so that damage is one clear line and not a crash on many ranks."""
+
+from __future__ import annotations
+
+import difflib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_cod.data.record import DatasetRecord, read_record
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
+_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
+_REMAKE = "make the dataset again with tools/preprocess_data.py"
+
+# Up to this many tokens all are read; above it, evenly spaced windows that add up to as many.
+SCAN_TOKENS = 1 << 26
+_WINDOW = 1 << 20
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What a dataset holds. `max_token` is over the `scanned` tokens that were read; `record` is None
+    when the dataset was not made by this project's tool."""
+
+    prefix: str
+    documents: int
+    sequences: int
+    tokens: int
+    dtype: str
+    max_token: int
+    scanned: int
+    record: DatasetRecord | None
+
+
+def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> DatasetSummary:
+    """Check the local dataset `prefix`.bin/.idx and say what it holds.
+
+    `vocab_size` is the number of rows of the model's embedding (padding included): every id must be
+    below it. Meant for one rank before the distributed start; reads the index whole and at most
+    `SCAN_TOKENS` tokens, memory-mapped. Raises ValueError with one line: what was asked, what was
+    found, what to do.
+    """
+    prefix = str(prefix)
+    index_path, data_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    _refuse_missing(prefix, index_path, data_path)
+    dtype, sequences, documents, tokens = _read_index(index_path)
+    item = np.dtype(dtype).itemsize
+    size = data_path.stat().st_size
+    if size != tokens * item:
+        raise ValueError(
+            f"{data_path} has {size} bytes, but {index_path} describes {tokens} tokens of {item} bytes = "
+            f"{tokens * item}: cut off, or from another run; {_REMAKE}"
+        )
+    if not tokens:
+        raise ValueError(f"dataset {prefix} is empty (0 tokens); check its input text, and {_REMAKE}")
+    record = read_record(prefix)
+    if record is not None and vocab_size is not None and record.vocab_size > vocab_size:
+        raise ValueError(
+            f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "
+            f"{vocab_size}; train with {' '.join(record.training_arguments)}"
+        )
+    max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
+    return DatasetSummary(
+        prefix, documents, sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
+    )
+
+
+def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
+    missing = [path for path in (index_path, data_path) if not path.is_file()]
+    if not missing:
+        return
+    if len(missing) == 1:
+        raise ValueError(
+            f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}"
+        )
+    asked = f"dataset {prefix} does not exist: neither {index_path} nor {data_path} was found"
+    bare = prefix.removesuffix(".idx").removesuffix(".bin")
+    if bare != prefix and Path(f"{bare}.idx").is_file():
+        raise ValueError(f"{asked}; give the prefix without the file's ending: {bare}")
+    folder = index_path.parent
+    if not folder.is_dir():
+        raise ValueError(f"{asked}; the folder {folder} does not exist")
+    names = sorted(path.name.removesuffix(".idx") for path in folder.glob("*.idx"))
+    wanted = index_path.name.removesuffix(".idx")
+    near = [name for name in names if name.startswith(wanted)][:3]
+    near = near or difflib.get_close_matches(wanted, names, 3) or names[:3]
+    if near:
+        raise ValueError(f"{asked}; did you mean {' or '.join(str(folder / name) for name in near)}?")
+    raise ValueError(f"{asked}; the folder {folder} holds no dataset; make one with tools/preprocess_data.py")
+
+
+def _read_index(path: Path) -> tuple[Any, int, int, int]:
+    """dtype, sequences, documents and tokens that an index describes; ValueError when it is damaged."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    if header[: len(_MAGIC)] != _MAGIC:
+        raise ValueError(f"{path} is not a Megatron index: it begins with {header[:9]!r}; {_REMAKE}")
+    if len(header) < _HEADER.size:
+        raise ValueError(f"{path} is cut off: {size} bytes, not even a header; {_REMAKE}")
+    _, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if version != 1:
+        raise ValueError(f"{path} has index version {version}, Megatron reads version 1; {_REMAKE}")
+    if code not in _DTYPES:
+        raise ValueError(f"{path} has dtype code {code}, which is no integer type of Megatron's; {_REMAKE}")
+    dtype = _DTYPES[code]
+    expected = _HEADER.size + sequences * 12 + boundaries * 8
+    # A multimodal index has one more byte a sequence.
+    if size not in (expected, expected + sequences):
+        raise ValueError(
+            f"{path} has {size} bytes, but its header describes {sequences} sequences = {expected} bytes: "
+            f"cut off or damaged; {_REMAKE}"
+        )
+    content = np.memmap(path, mode="r")[_HEADER.size :]
+    lengths = content[: sequences * 4].view(np.int32)
+    pointers = content[sequences * 4 : sequences * 12].view(np.int64)
+    bounds = content[sequences * 12 : sequences * 12 + boundaries * 8].view(np.int64)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    item = np.dtype(dtype).itemsize
+    good = (
+        boundaries > 0
+        and bounds[0] == 0
+        and bounds[-1] == sequences
+        and bool(np.all(np.diff(bounds) >= 0))
+        and (sequences == 0 or bool(lengths.min() >= 0))
+        and np.array_equal(pointers, (ends - lengths) * item)
+    )
+    if not good:
+        raise ValueError(
+            f"{path} is damaged: its lengths, offsets and documents contradict each other; {_REMAKE}"
+        )
+    return dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0
+
+
+def _scan(prefix: str, data: np.ndarray, vocab_size: int | None) -> tuple[int, int]:
+    """Largest id and number of ids read; ValueError for an id outside 0..vocab_size-1."""
+    if len(data) <= SCAN_TOKENS:
+        starts = np.arange(0, len(data), _WINDOW)
+    else:
+        starts = np.linspace(0, len(data) - _WINDOW, SCAN_TOKENS // _WINDOW).astype(np.int64)
+    largest = scanned = 0
+    for start in starts:
+        window = data[start : start + _WINDOW]
+        low, high = int(window.min()), int(window.max())
+        if low < 0 or (vocab_size is not None and high >= vocab_size):
+            wrong = low if low < 0 else high
+            place = int(start) + int(np.argmax(window == wrong))
+            allowed = (
+                "ids are 0 or more" if vocab_size is None else f"the model has ids 0 to {vocab_size - 1}"
+            )
+            raise ValueError(
+                f"dataset {prefix} holds token id {wrong} at position {place}, but {allowed}; "
+                "train with the tokenizer it was made with"
+            )
+        largest, scanned = max(largest, high), scanned + len(window)
+    return largest, scanned

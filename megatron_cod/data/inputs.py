@@ -1,0 +1,149 @@
+"""Find input files and open them, plain or compressed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+Format = Literal["jsonl", "text"]
+
+_SUFFIX_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+}
+_COMPRESSION_SUFFIXES = (".gz", ".zst")
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file to read; `size` is its length on disk in bytes, before decompression."""
+
+    path: Path
+    size: int
+    format: Format
+
+
+@dataclass(frozen=True)
+class InputStream:
+    """The uncompressed content, and how many bytes of the file on disk have been read so far."""
+
+    content: BinaryIO
+    position: Callable[[], int]
+
+
+def find_inputs(patterns: Sequence[str], input_format: str = "auto") -> list[InputFile]:
+    """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
+
+    `input_format` is "jsonl", "text", or "auto" to go by the file's name. Raises ValueError for a path
+    that is missing or a folder, a glob without matches, or a name whose format "auto" cannot tell.
+    """
+    paths: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            raise ValueError(f"input {pattern} is a folder; name its files, such as '{pattern}/*.jsonl'")
+        if path.exists():
+            paths[path] = None
+            continue
+        matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]
+        matches = [match for match in matches if match.is_file()]
+        if not matches:
+            what = "matches no file" if has_magic(pattern) else "does not exist"
+            raise ValueError(f"input {pattern} {what}")
+        paths.update(dict.fromkeys(matches))
+    if not paths:
+        raise ValueError("no input given")
+    return [InputFile(path, path.stat().st_size, _format_of(path, input_format)) for path in paths]
+
+
+def _format_of(path: Path, input_format: str) -> Format:
+    if input_format != "auto":
+        return cast(Format, input_format)
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION_SUFFIXES]
+    found = _SUFFIX_FORMATS.get(suffixes[-1].lower()) if suffixes else None
+    if found is None:
+        raise ValueError(
+            f"input {path}: the name does not tell the format; give --input-format jsonl or text"
+        )
+    return found
+
+
+@contextmanager
+def open_input(path: Path) -> Iterator[InputStream]:
+    """Open a plain, gzip or zstd file for reading; the content decides which, not the name.
+
+    Raises ValueError naming the file when the compressed data is damaged or ends early.
+    """
+    with path.open("rb") as raw:
+        damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+        magic = raw.read(4)
+        raw.seek(0)
+        content: BinaryIO = raw
+        if magic[:2] == b"\x1f\x8b":
+            content = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+        elif magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+            zstandard = _import_zstandard(path)
+            damaged = (*damaged, zstandard.ZstdError)
+            content = io.BufferedReader(_ZstdReader(raw, zstandard), _READ_BYTES)
+        try:
+            yield InputStream(content, raw.tell)
+        except damaged as error:
+            raise ValueError(f"{path}: damaged or cut compressed file ({error})") from error
+
+
+def _import_zstandard(path: Path) -> Any:
+    try:
+        import zstandard
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path}: reading .zst needs the package zstandard (pip install zstandard)"
+        ) from error
+    return zstandard
+
+
+class _ZstdReader(io.RawIOBase):
+    """Frames one after another, as the zstd program writes; a cut last frame raises EOFError.
+
+    The package's own stream reader ends quietly in the middle of a frame, which would lose documents.
+    """
+
+    def __init__(self, raw: BinaryIO, zstandard: Any) -> None:
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._rest = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            data = self._rest or self._raw.read(_READ_BYTES)
+            self._rest = b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last zstd frame is not complete")
+                return 0
+            if self._frame is None:
+                self._frame = self._decompressor.decompressobj()
+            self._ready = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._rest = self._frame.unused_data
+                self._frame = None
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count

@@ -1,0 +1,54 @@
+"""What `tools/preprocess_data.py` is asked to do, and whether that makes sense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_cod.data.documents import SPLIT_ON
+from megatron_cod.data.inputs import InputFile, find_inputs
+from megatron_cod.data.splits import DocumentSplitter, make_splitter
+from megatron_cod.data.tokenizers import TokenizerChoice
+
+_TEXT_KEY = "text"
+
+
+@dataclass(frozen=True)
+class PreprocessJob:
+    """What to do; the fields are the options of `tools/preprocess_data.py`, explained there."""
+
+    inputs: Sequence[str]
+    output_prefix: str
+    tokenizer: TokenizerChoice
+    json_keys: Sequence[str] = (_TEXT_KEY,)
+    input_format: str = "auto"
+    split_on: str = "blank-line"
+    append_eod: bool = False
+    split: str | None = None
+    holdout_every: int | None = None
+    max_documents: int | None = None
+    skip_bad_lines: bool = False
+    workers: int = 1
+    overwrite: bool = False
+
+
+def check_job(job: PreprocessJob) -> tuple[list[InputFile], DocumentSplitter | None]:
+    """The input files and the splitter of a job; raises ValueError for options that make no sense."""
+    for name in ("workers", "max_documents"):
+        value = getattr(job, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, found {value}")
+    if job.split_on not in SPLIT_ON:
+        raise ValueError(f"--split-on {job.split_on!r} is unknown; choose from {', '.join(SPLIT_ON)}")
+    if len(set(job.json_keys)) != len(job.json_keys) or not job.json_keys:
+        raise ValueError(f"--json-keys must be different names, found {' '.join(job.json_keys) or 'none'}")
+    splitter = make_splitter(job.split, job.holdout_every)
+    inputs = find_inputs(job.inputs, job.input_format)
+    if list(job.json_keys) != [_TEXT_KEY] and any(source.format == "text" for source in inputs):
+        raise ValueError("--json-keys is for JSON lines, and one of the inputs is plain text")
+    return inputs, splitter
+
+
+def output_name(prefix: str, split: str | None, key: str) -> str:
+    """Megatron's convention for a dataset's prefix, with the split's name before it."""
+    return "_".join([prefix, *([split] if split else []), key, "document"])

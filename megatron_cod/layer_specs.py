@@ -1,0 +1,120 @@
+"""Layer specs with a norm scheme laid over whatever Megatron would build.
+
+In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (then the scheme, plain initialisation and
+the start-up depth check all come with the spec; see docs/megatron_lm.md).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+
+from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.backends.torch_norm import depth_scaled_torch_norm, torch_norm
+from megatron_cod.depth_map import refuse_wrong_depth
+from megatron_cod.schemes.init_policy import apply_init_policy
+from megatron_cod.schemes.table import Scheme, get_scheme
+
+
+def refuse_unsupported(config: TransformerConfig, scheme: Scheme) -> None:
+    """ValueError for what the scheme cannot do yet: refused, never built without the factor."""
+    unsupported = {
+        f"--transformer-impl {config.transformer_impl}": config.transformer_impl != "local",
+        "--mtp-num-layers": bool(config.mtp_num_layers),
+        "--experimental-attention-variant": config.experimental_attention_variant is not None,
+        "--heterogeneous-layers-config-path": bool(getattr(config, "heterogeneous_block_specs", False)),
+        "--hybrid-layer-pattern": bool(getattr(config, "is_hybrid_model", False)),
+    }
+    asked = [flag for flag, is_set in unsupported.items() if is_set]
+    if asked:
+        raise ValueError(
+            f"--norm-scheme {scheme.name} does not support {', '.join(asked)} yet; drop it, or train with pre_ln"
+        )
+
+
+def _with_torch_backend(
+    submodules: TransformerLayerSubmodules, config: TransformerConfig
+) -> TransformerLayerSubmodules:
+    """The same submodules with fused attention, and with norms that work where Megatron's torch norm refuses."""
+    attention = submodules.self_attention
+    inner = getattr(attention, "submodules", None)
+    changed: dict[str, Any] = {}
+    if inner is not None:
+        if inner.core_attention is DotProductAttention and config.attention_backend != AttnBackend.unfused:
+            changed["core_attention"] = SDPACoreAttention
+        for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
+            if getattr(inner, name, None) is WrappedTorchNorm:
+                changed[name] = torch_norm
+    if changed:
+        attention = replace(attention, submodules=replace(inner, **changed))
+    norms = {
+        name: torch_norm
+        for name in ("input_layernorm", "pre_mlp_layernorm")
+        if getattr(submodules, name) is WrappedTorchNorm
+    }
+    return replace(submodules, self_attention=attention, **norms)
+
+
+def _with_scheme(spec: ModuleSpec, config: TransformerConfig, scheme: Scheme) -> ModuleSpec:
+    """The layer spec under ``scheme``; ValueError when its layer class or its norms are not ones we know."""
+    if spec.module not in scheme.layer_classes:
+        raise ValueError(f"--norm-scheme {scheme.name} does not know the layer class {spec.module.__name__}")
+    submodules = _with_torch_backend(spec.submodules, config)
+    if scheme.scales_input_norms:
+        if IdentityOp in (submodules.input_layernorm, submodules.pre_mlp_layernorm):
+            raise ValueError(f"--norm-scheme {scheme.name} finds a layer without an input norm of its own")
+        submodules = replace(
+            submodules, input_layernorm=depth_scaled_torch_norm, pre_mlp_layernorm=depth_scaled_torch_norm
+        )
+    return replace(spec, module=scheme.layer_classes[spec.module], submodules=submodules)
+
+
+def scheme_block_spec(
+    config: TransformerConfig, scheme_name: str, vp_stage: int | None = None, pp_rank: int | None = None
+) -> TransformerBlockSubmodules:
+    """The layers of one (virtual) pipeline stage under a scheme, on the torch backend.
+
+    vp_stage, pp_rank: None means this process's own. Raises ValueError for what the scheme does not support.
+    """
+    scheme = get_scheme(scheme_name)
+    refuse_unsupported(config, scheme)
+    stock = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=False,
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
+        vp_stage=vp_stage,
+        pp_rank=pp_rank,
+    )
+    # The final norm stays unscaled under every scheme here; only its ability to run under SP may change.
+    final = torch_norm if stock.layer_norm is WrappedTorchNorm else stock.layer_norm
+    layers = [_with_scheme(spec, config, scheme) for spec in stock.layer_specs]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final)
+
+
+def _stock_megatron_lm_spec(model_config: Any, scheme_name: str, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """What ``--spec`` gets: the block spec, the scheme's initialisation, and the depth check once the model is built."""
+    config = getattr(model_config, "transformer", model_config)
+    apply_init_policy(config, get_scheme(scheme_name).default_init)
+    hooks = getattr(model_config, "post_wrap_hooks", None)
+    if hooks is not None and refuse_wrong_depth not in hooks:
+        hooks.append(refuse_wrong_depth)
+    return scheme_block_spec(config, scheme_name, vp_stage=vp_stage)
+
+
+def lns(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """LayerNorm Scaling for ``--spec megatron_cod.layer_specs lns``. config: Megatron's GPTModelConfig."""
+    return _stock_megatron_lm_spec(config, "lns", vp_stage)
+
+
+def pre_ln(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Stock Pre-LN on the torch backend (fused attention), as the control: ``--spec megatron_cod.layer_specs pre_ln``."""
+    return _stock_megatron_lm_spec(config, "pre_ln", vp_stage)

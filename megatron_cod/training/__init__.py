@@ -1,0 +1,1 @@
+"""The training entry: arguments, recipes, batches, monitors, checkpoint guards."""

@@ -1,0 +1,125 @@
+"""Our own flags beside Megatron's, the defaults a run gets, and help that can be read."""
+
+import argparse
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from megatron_cod import cpu
+from megatron_cod.schemes.init_policy import INIT_POLICIES
+from megatron_cod.schemes.table import SCHEMES
+
+_INTRODUCTION = """\
+Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
+
+  torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe recipes/debug.yaml [any Megatron flag]
+
+A recipe is a YAML file of Megatron argument names (ours included); the command line wins over it. Without a GPU the same
+command trains on CPU processes over gloo, no flag needed.
+"""
+
+_COMMON = """\
+Megatron flags used most (all of them: --help-megatron):
+  --num-layers --hidden-size --num-attention-heads --ffn-hidden-size --seq-length     the model
+  --micro-batch-size --global-batch-size --train-iters --lr --min-lr --seed           the optimisation
+  --tensor-model-parallel-size --pipeline-model-parallel-size --sequence-parallel     the layout
+  --num-virtual-stages-per-pipeline-rank --use-distributed-optimizer                  the layout, further
+  --data-path | --train-data-path --valid-data-path, --tokenizer-type --tokenizer-model   the data
+  --save --load --save-interval --eval-interval --eval-iters --log-interval           checkpoints and logs
+"""
+
+
+class UsageError(ValueError):
+    """A wrong command line; its text is the one line the user sees."""
+
+
+def _one_line_error(message: str) -> NoReturn:
+    raise UsageError(f"{message} (--help lists the flags)")
+
+
+class _HelpMegatron(argparse.Action):
+    """Megatron's whole help, hundreds of flags."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        argparse.ArgumentParser.print_help(parser)
+        raise SystemExit(0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help."""
+    group = parser.add_argument_group("megatron_cod")
+    group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
+    group.add_argument(
+        "--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to leave out, e.g. --unset swiglu"
+    )
+    group.add_argument(
+        "--norm-scheme", choices=list(SCHEMES), default="lns", help="norm scheme of every block (default: %(default)s)"
+    )
+    group.add_argument(
+        "--init-policy",
+        choices=list(INIT_POLICIES),
+        help="initialisation of output projections (default: normal for lns, Megatron's scaled for pre_ln)",
+    )
+    group.add_argument(
+        "--override-scheme-check",
+        action="store_true",
+        help="load a checkpoint although it was trained under another norm scheme",
+    )
+    group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
+    )
+    group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")
+
+    def print_help(*_: Any) -> None:
+        formatter = argparse.HelpFormatter(prog="pretrain", max_help_position=32)
+        formatter.start_section("megatron_cod flags")
+        formatter.add_arguments(group._group_actions)
+        formatter.end_section()
+        print(_INTRODUCTION + "\n" + formatter.format_help() + "\n" + _COMMON)
+
+    parser.error = _one_line_error  # type: ignore[method-assign]
+    parser.print_help = print_help  # type: ignore[method-assign]
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Megatron's parser with our flags, for looking up names and types."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+
+
+def _given(flags: Sequence[str], name: str) -> str | None:
+    """The value that follows the last ``name`` in flags, or None."""
+    found = None
+    for index, flag in enumerate(flags):
+        if flag == name and index + 1 < len(flags):
+            found = flags[index + 1]
+        elif flag.startswith(name + "="):
+            found = flag.split("=", 1)[1]
+    return found
+
+
+def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Flags that come before the recipe, and the lines that explain them.
+
+    On CPU: what cpu.py needs. On GPU: the torch backend where Transformer Engine is missing, or where the scheme asked
+    for does not run on it yet; an explicit ``--transformer-impl`` in ``user_flags`` always wins.
+    """
+    common = ["--use-mcore-models", "--no-one-logger", "--attention-backend", "auto"]
+    if not cpu.has_cuda():
+        return [*common, *cpu.DEFAULT_FLAGS], ["no GPU found: training on CPU processes over gloo (torch backend)"]
+    if _given(user_flags, "--transformer-impl"):
+        return common, []
+    scheme = _given(user_flags, "--norm-scheme") or "lns"
+    te_missing = importlib.util.find_spec("transformer_engine") is None
+    if te_missing or SCHEMES.get(scheme, SCHEMES["lns"]).scales_input_norms:
+        why = (
+            "Transformer Engine is not installed" if te_missing else f"{scheme} does not run on Transformer Engine yet"
+        )
+        fused = ["--transformer-impl", "local", "--no-persist-layer-norm", "--no-gradient-accumulation-fusion"]
+        return [*common, *fused], [f"backend: torch ({why})"]
+    return common, ["backend: Transformer Engine"]

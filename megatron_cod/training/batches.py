@@ -1,0 +1,122 @@
+"""Data for the loop: datasets from the arguments, micro-batches for the ranks, the forward step and the loss."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.utils import get_batch_on_this_cp_rank
+from megatron.training import get_args, get_timers, get_tokenizer, print_rank_0
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+from torch import Tensor
+
+Batch = dict[str, Tensor | None]
+_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+def dataset_config(args: Any) -> GPTDatasetConfig:
+    """Megatron's GPT dataset configuration for the parsed arguments."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+    )
+
+
+def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> Any:
+    """Train, validation and test datasets for the numbers of samples Megatron asks for."""
+    args = get_args()
+    kind = MockGPTDataset if args.mock_data else GPTDataset
+
+    def is_built_here() -> bool:
+        return is_first_or_last_pipeline_stage(vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
+
+    print_rank_0("building datasets ...")
+    builder = BlendedMegatronDatasetBuilder(kind, sample_counts, is_built_here, dataset_config(args))
+    return builder.build()
+
+
+# Every rank of a data-parallel replica builds or reads its own index: Megatron asks for this mark.
+datasets_provider.is_distributed = True  # type: ignore[attr-defined]
+
+
+def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None = None) -> Batch:
+    """One micro-batch [b, s] for this rank: read on the first TP rank, broadcast over TP, cut to this CP rank.
+
+    Stages in the middle of the pipeline need no data: every entry is None there.
+    """
+    keys = (*_KEYS, "attention_mask")
+    if not is_first_or_last_pipeline_stage(vp_stage):
+        return dict.fromkeys(keys)
+    args = get_args()
+    shape = (args.micro_batch_size, args.seq_length)
+    device = torch.cuda.current_device()
+    batch: Batch = dict.fromkeys(keys)
+    names = keys if args.create_attention_mask_in_dataloader else _KEYS
+    if mpu.get_tensor_model_parallel_rank() == 0:
+        assert data_iterator is not None
+        data = next(data_iterator)
+        for name in names:
+            batch[name] = data[name].cuda(non_blocking=True)
+    else:
+        for name in _KEYS:
+            dtype = torch.float32 if name == "loss_mask" else torch.int64
+            batch[name] = torch.empty(shape, dtype=dtype, device=device)
+        if "attention_mask" in names:
+            mask_shape = (shape[0], 1, shape[1], shape[1])
+            batch["attention_mask"] = torch.empty(mask_shape, dtype=torch.bool, device=device)
+    if mpu.get_tensor_model_parallel_world_size() > 1:
+        group, source = mpu.get_tensor_model_parallel_group(), mpu.get_tensor_model_parallel_src_rank()
+        for name in names:
+            torch.distributed.broadcast(batch[name], source, group=group)
+    if args.context_parallel_size > 1:
+        batch = get_batch_on_this_cp_rank(batch)
+    return batch
+
+
+def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the token losses [b, s] over unmasked tokens, their number, and what is reported.
+
+    loss_mask, output: [b, s]. Reported losses are means over all tokens of a step; the gradient is Megatron's (a mean
+    per micro-batch, or over tokens with --calculate-per-token-loss), the same thing when no token is masked.
+    """
+    mask = loss_mask.view(-1).float()
+    loss = torch.sum(output.view(-1).float() * mask)
+    tokens = mask.sum().clone().detach().to(torch.int)
+    reported = torch.cat([loss.clone().detach().view(1), tokens.view(1).float()])
+    return loss, tokens, {"lm loss": reported}
+
+
+def forward_step(
+    data_iterator: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module
+) -> tuple[Tensor, Callable[..., Any]]:
+    """Megatron's ``forward_step_func``: the model's output for one micro-batch, and how to turn it into a loss."""
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    inner: Any = model
+    while not hasattr(inner, "vp_stage") and hasattr(inner, "module"):
+        inner = inner.module
+    batch = get_batch(data_iterator, getattr(inner, "vp_stage", None))
+    timers("batch-generator").stop()
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+    )
+    return output, partial(loss_func, batch["loss_mask"])

@@ -1,0 +1,151 @@
+"""Pretrain a model: ``torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe FILE [any Megatron flag]``."""
+
+import os
+import sys
+import warnings
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_cod import cpu
+
+if not cpu.has_cuda():
+    # Before Megatron is imported: its decorators read this environment.
+    cpu.prepare_environment()
+# Megatron warns a dozen times, on every rank, of optional packages; the backend in use is said once, in our log.
+warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
+
+from megatron.core.enums import ModelType
+from megatron.training import get_args, get_tokenizer, pretrain
+from megatron.training.argument_utils import pretrain_cfg_container_from_args
+from megatron.training.arguments import parse_and_validate_args
+
+from megatron_cod.data.check import check_prefix
+from megatron_cod.depth_map import DepthMapError
+from megatron_cod.model import model_config_from_args
+from megatron_cod.training import checkpoints, recipes
+from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
+from megatron_cod.training.batches import datasets_provider, forward_step
+from megatron_cod.training.depth_stats import StreamVariance
+from megatron_cod.training.failures import user_errors
+from megatron_cod.training.layout import check_layout
+from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
+
+_RANK = int(os.environ.get("RANK", "0"))
+
+
+def say(text: str) -> None:
+    """Print a line of the log, on rank 0."""
+    if _RANK == 0:
+        print(text, flush=True)
+
+
+def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace, str]:
+    """Defaults, then the recipe, then the command line: the flags for Megatron, their plain parse, and it as YAML.
+
+    Raises ValueError for an unknown flag, recipe or recipe key.
+    """
+    parser = build_parser()
+    given = parser.parse_args(command_line)
+    from_recipe = []
+    if given.recipe:
+        from_recipe = recipes.recipe_flags(recipes.load_recipe(given.recipe), parser, given.unset)
+    defaults, lines = default_flags([*from_recipe, *command_line])
+    for line in lines:
+        say(line)
+    flags = [*defaults, *from_recipe, *command_line]
+    raw = parser.parse_args(flags)
+    return flags, raw, recipes.resolved_yaml(raw, parser)
+
+
+def _data_prefixes(args: Any) -> list[str]:
+    """Every dataset prefix the arguments name; weights of a blend are numbers and drop out."""
+    words = [
+        word
+        for group in (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
+        for word in group or []
+    ]
+    return [word for word in words if not word.replace(".", "", 1).replace("e-", "", 1).isdigit()]
+
+
+def check_inputs(args: Any) -> None:
+    """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line."""
+    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
+    model_size = args.padded_vocab_size or args.vocab_size
+    if tokenizer_size and model_size and tokenizer_size > model_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
+            f"raise --vocab-size or leave it to the tokenizer"
+        )
+    if not args.mock_data:
+        prefixes = _data_prefixes(args)
+        if not prefixes and not (args.data_args_path or args.per_split_data_args_path):
+            raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+        for prefix in prefixes:
+            check_prefix(prefix, vocab_size=model_size)
+    line = checkpoints.check_load(args, args.override_scheme_check)
+    if line:
+        say(line)
+    checkpoints.check_save(args.save, args.load)
+
+
+def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
+    path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return MetricsWriter(
+        inner,
+        path,
+        train_iters=args.train_iters,
+        tokens_per_step=args.global_batch_size * args.seq_length,
+        log_interval=args.log_interval,
+        emit=partial(print, flush=True),
+    )
+
+
+def _forget_make(model: list[Any]) -> list[Any]:
+    os.environ.pop("MAKEFLAGS", None)
+    return model
+
+
+def main() -> None:
+    """Parse, check, train."""
+    with user_errors(ValueError, AssertionError, OSError):
+        flags, raw, resolved = resolve_command_line(sys.argv[1:])
+        check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
+        if raw.save and raw.tensorboard_dir is None:
+            flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
+        cpu.install()
+        sys.argv = [sys.argv[0], *flags]
+        args = parse_and_validate_args(extra_args_provider=add_arguments)
+        model_config, line = model_config_from_args(args)
+        say(line)
+        check_inputs(args)
+        if args.dry_run:
+            say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
+            return
+        if args.save and _RANK == 0:
+            checkpoints.write_resolved(args.save, resolved)
+
+    if _RANK == args.world_size - 1:
+        install_metrics_writer(partial(_metrics_writer, args))
+    variance = StreamVariance()
+    model_config.post_wrap_hooks.append(variance.attach)
+    # The wheel holds the dataset helper compiled and no makefile, and Megatron runs make all the same: a failure ends
+    # the run. This gives that one make call an empty target; the hook below takes it back before training.
+    os.environ["MAKEFLAGS"] = "--eval=nothing:;@:"
+    model_config.pre_wrap_hooks.append(_forget_make)
+    with user_errors(DepthMapError):
+        pretrain(
+            pretrain_cfg_container_from_args(args, model_config),
+            datasets_provider,
+            ModelType.encoder_or_decoder,
+            forward_step,
+            non_loss_data_func=variance.collect,
+            process_non_loss_data_func=variance.report,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Recipes: YAML files of argument names, turned into flags that the command line can overrule."""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_ORIGIN = "recipe"
+
+
+def load_recipe(path: str | Path) -> dict[str, Any]:
+    """Read a recipe: a mapping of argument names (``num-layers`` or ``num_layers``) to values.
+
+    Raises ValueError for a missing file, broken YAML, or anything but a flat mapping.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ValueError(f"recipe {path} does not exist; there are {', '.join(near) or 'no recipes there'}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"recipe {path} must hold 'argument-name: value' lines")
+    return {str(key).replace("_", "-"): value for key, value in content.items()}
+
+
+def _flag_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {
+        option.removeprefix("--"): action
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
+
+
+def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, unset: Iterable[str] = ()) -> list[str]:
+    """The recipe as command-line flags, without the keys in ``unset``.
+
+    ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values. Raises ValueError for an unknown key,
+    naming the nearest real one, and for an ``unset`` key that the recipe does not have.
+    """
+    actions = _flag_actions(parser)
+    dropped = {key.removeprefix("--").replace("_", "-") for key in unset}
+    strangers = dropped - set(recipe)
+    if strangers:
+        raise ValueError(f"--unset {', '.join(sorted(strangers))}: the recipe has no such key")
+    flags: list[str] = []
+    for key, value in recipe.items():
+        if key not in actions:
+            near = get_close_matches(key, actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown recipe key {key!r}{hint}")
+        if key in dropped or value is None:
+            continue
+        takes_value = actions[key].nargs != 0
+        if isinstance(value, bool) and not takes_value:
+            flags += [f"--{key}"] if value else []
+        elif not takes_value:
+            raise ValueError(f"recipe key {key!r} is a switch: true or false, not {value!r}")
+        elif isinstance(value, (list, tuple)):
+            flags += [f"--{key}", *map(str, value)]
+        elif isinstance(value, Mapping):
+            raise ValueError(f"recipe key {key!r} must hold one value or a list")
+        else:
+            # One word, so that a negative number is not taken for a flag.
+            flags.append(f"--{key}={value}")
+    return flags
+
+
+def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Every argument that differs from its default, as a recipe that reproduces the run.
+
+    args: the parsed command line before Megatron derives further fields from it.
+    """
+    by_destination: dict[str, tuple[str, argparse.Action]] = {}
+    for key, action in _flag_actions(parser).items():
+        by_destination.setdefault(action.dest, (key, action))
+    resolved: dict[str, Any] = {}
+    for destination, value in vars(args).items():
+        if destination not in by_destination or destination in (_ORIGIN, "unset", "dry_run", "override_scheme_check"):
+            continue
+        key, action = by_destination[destination]
+        if value == action.default:
+            continue
+        if action.nargs == 0:
+            # A destination can have an on- and an off-switch: the one whose constant gave this value is the key.
+            key = next(k for k, a in _flag_actions(parser).items() if a.dest == destination and a.const == value)
+            resolved[key] = True
+        else:
+            resolved[key] = value if isinstance(value, (int, float, str, list)) else getattr(value, "name", str(value))
+    return yaml.safe_dump(resolved, sort_keys=True)

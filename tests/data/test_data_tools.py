@@ -1,0 +1,171 @@
+"""The programs as a user runs them, the sample corpus, and how tools end."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_cod.data.check import check_prefix
+from megatron_cod.data.progress import Progress
+from megatron_cod.data.sample_corpus import sample_corpus_path
+from megatron_cod.errors import run_tool
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_from_text_to_a_checked_dataset(tool: Tool, tmp_path: Path) -> None:
+    trained = tool(
+        "train_tokenizer.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "tok",
+        "--vocab-size", 1000,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "vocabulary       1000 pieces" in trained.stdout
+    made = tool(
+        "preprocess_data.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "data" / "sotu",
+        "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", tmp_path / "tok.model",
+        "--append-eod", "--split", "90,5,5", "--workers", 2,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    assert (
+        f"--tokenizer-type SentencePieceTokenizer --tokenizer-model {tmp_path / 'tok.model'}" in made.stdout
+    )
+    for split, documents in (("train", 22), ("valid", 1), ("test", 1)):
+        summary = check_prefix(tmp_path / "data" / f"sotu_{split}_text_document", vocab_size=1000)
+        assert summary.documents == documents
+
+
+def test_dry_run_writes_nothing(tool: Tool, tmp_path: Path) -> None:
+    done = tool(
+        "preprocess_data.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "d",
+        "--tokenizer-type", "ByteLevelTokenizer", "--dry-run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nothing written" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--input", "none.jsonl", "--tokenizer-type", "ByteLevelTokenizer"], "none.jsonl does not exist"),
+        (["--input", __file__, "--tokenizer-type", "ByteLevelTokenizer"], "does not tell the format"),
+        (
+            ["--input", __file__, "--input-format", "jsonl", "--tokenizer-type", "ByteLevelTokenizer"],
+            "test_data_tools.py, line 1: not JSON",
+        ),
+        (["--input", str(sample_corpus_path()), "--tokenizer-type", "HuggingFaceTokenizer"], "needs --tok"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    tool: Tool, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = tool("preprocess_data.py", "--output-prefix", tmp_path / "d", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_flags_and_help(tool: Tool) -> None:
+    for name in ("preprocess_data.py", "train_tokenizer.py", "make_sample_corpus.py"):
+        assert "python tools/" + name in tool(name, "--help").stdout
+        wrong = tool(name, "--nonsense")
+        assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    missing = tool("train_tokenizer.py", "--input", "none.txt", "--output-prefix", "x")
+    assert (missing.returncode, missing.stderr) == (2, "error: input none.txt does not exist\n")
+
+
+def test_tool_types_are_the_packages() -> None:
+    """The program lists them itself, so that --help need not import Megatron."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+    try:
+        import preprocess_data
+    finally:
+        sys.path.pop(0)
+    from megatron_cod.data.tokenizers import TOKENIZER_TYPES
+
+    assert set(preprocess_data.TYPES) == set(TOKENIZER_TYPES)
+
+
+def test_the_sample_is_clean(speeches: list[str]) -> None:
+    assert len(speeches) == 24
+    assert sum(len(text.encode()) for text in speeches) == 859_378
+    assert sample_corpus_path().stat().st_size < 1_000_000
+    assert not any(mark in text for text in speeches for mark in ("<", "\ufffd", "&amp;", "\u00e2\u20ac"))
+
+
+def test_the_sample_tool_makes_lines_and_refuses_damage(tool: Tool, tmp_path: Path) -> None:
+    data = tmp_path / "package" / "data"
+    data.mkdir(parents=True)
+    speech = {"year": 2001, "name": "A", "party": "B", "text": " We the people. "}
+    (data / "2001_a_b.json").write_text(json.dumps(speech))
+    output = tmp_path / "out.jsonl"
+    done = tool("make_sample_corpus.py", tmp_path / "package", "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(output.read_text()) == {"text": "We the people.", "year": 2001, "president": "A"}
+    (data / "2002_a_b.json").write_text(json.dumps({**speech, "text": "We <b>the</b> people."}))
+    damaged = tool("make_sample_corpus.py", tmp_path / "package", "--output", output)
+    assert damaged.returncode == 2 and "damaged text at character 3: '<b>'" in damaged.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (ValueError("two\n  lines"), 2, "error: two lines\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.txt"),
+            2,
+            "error: x.txt: No such file or directory\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_how_a_tool_ends(
+    capsys: pytest.CaptureFixture[str], error: BaseException | None, code: int, line: str
+) -> None:
+    def main() -> None:
+        if error:
+            raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(main)
+    assert caught.value.code == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        run_tool(lambda: {}["x"])
+
+
+def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 6.0, 7.0])
+    monkeypatch.setattr("megatron_cod.data.progress.time.monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    progress = Progress(1000, stream)
+    progress.update(100, 1, 10, 100)
+    progress.update(500, 5, 1234, 6_000_000)
+    progress.update(600, 6, 1300, 7_000_000)
+    progress.close()
+    assert stream.getvalue() == " 50%  5 documents  1,234 tokens  1.0 MB/s of text  6 s left\n"
+
+
+def test_progress_draws_a_bar_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress(1000, stream)
+    progress.update(1000, 2, 30, 1000)
+    progress.close()
+    assert "2 documents, 30 tokens" in stream.getvalue()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_cod.data.documents import cut_documents, text_of_plain, texts_of_json
+
+lines = st.lists(st.sampled_from([b"", b"  ", b"\t", b"one", b" two words ", b"\xc3\xa9", b"three"]))
+
+
+def cut(content: bytes, split_on: str) -> list[tuple[int, bytes]]:
+    return list(cut_documents(io.BytesIO(content), split_on))
+
+
+@given(lines, st.sampled_from([b"\n", b"\r\n"]), st.booleans())
+def test_blank_lines_separate_and_every_other_line_survives(
+    parts: list[bytes], end: bytes, closed: bool
+) -> None:
+    content = end.join(parts) + (end if closed else b"")
+    documents = [document for _, document in cut(content, "blank-line")]
+    assert all(line.strip() for document in documents for line in document.splitlines())
+    assert all(documents)
+    kept = [line for document in documents for line in document.splitlines()]
+    assert kept == [line for line in parts if line.strip()]
+    groups = "".join("x" if line.strip() else " " for line in parts).split()
+    assert [len(document.splitlines()) for document in documents] == [len(group) for group in groups]
+
+
+@given(lines)
+def test_documents_carry_the_number_of_their_first_line(parts: list[bytes]) -> None:
+    for number, document in cut(b"\n".join(parts), "blank-line"):
+        assert document.split(b"\n")[0] == parts[number - 1]
+
+
+@given(lines)
+def test_one_a_line_keeps_all_lines(parts: list[bytes]) -> None:
+    documents = cut(b"".join(part + b"\n" for part in parts), "line")
+    assert documents == list(enumerate(parts, start=1))
+
+
+@given(lines)
+def test_a_file_is_one_document(parts: list[bytes]) -> None:
+    content = b"\n".join(parts)
+    assert cut(content + b"\n", "file") == [(1, content)]
+
+
+def test_byte_order_mark_is_no_text() -> None:
+    assert cut(b"\xef\xbb\xbfone\n", "line") == [(1, b"one")]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"{", "not JSON: Expecting property name"),
+        (b"[1]", "needs a JSON object on each line, found a list"),
+        (b'{"body": "x", "id": 1}', "no key 'text' (keys here: body, id); choose with --json-keys"),
+        (b'{"text": 5}', "key 'text' holds a int, not a string"),
+        (b'{"text": null}', "key 'text' holds a NoneType, not a string"),
+        (b'{"text": "\xff"}', "not UTF-8: byte 0xff at offset 10"),
+        (b"[" * 100000, "nested too deeply"),
+    ],
+)
+def test_bad_json_says_what_is_wrong(line: bytes, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        texts_of_json(line, ["text"])
+    assert says in str(caught.value)
+
+
+def test_plain_text_must_be_utf8() -> None:
+    with pytest.raises(ValueError, match="not UTF-8: byte 0xe9 at offset 3"):
+        text_of_plain("caf\xe9".encode("latin-1"))
+
+
+@given(st.text())
+def test_json_text_comes_back(text: str) -> None:
+    assert texts_of_json(json.dumps({"a": 1, "text": text}).encode(), ["text"]) == [text]

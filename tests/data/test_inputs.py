@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from megatron_cod.data.inputs import find_inputs, open_input
+
+CONTENT = b"".join(b"line %d of a file\n" % i for i in range(200_000))
+
+
+def zstd(content: bytes) -> bytes:
+    """Two frames, as `cat a.zst b.zst` makes."""
+    half = len(content) // 2
+    compressor = zstandard.ZstdCompressor()
+    return compressor.compress(content[:half]) + compressor.compress(content[half:])
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd])
+@pytest.mark.parametrize("name", ["in.txt", "in.txt.gz"])
+def test_content_decides_about_compression(tmp_path: Path, compress: object, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(compress(CONTENT))  # type: ignore[operator]
+    with open_input(path) as stream:
+        assert b"".join(stream.content) == CONTENT
+        assert stream.position() == path.stat().st_size
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd])
+@pytest.mark.parametrize("keep", [0.4, 0.9])
+def test_a_cut_compressed_file_is_an_error(tmp_path: Path, compress: object, keep: float) -> None:
+    whole = compress(CONTENT)  # type: ignore[operator]
+    path = tmp_path / "in.txt"
+    path.write_bytes(whole[: int(len(whole) * keep)])
+    with (
+        pytest.raises(ValueError, match=r"in\.txt: damaged or cut compressed file"),
+        open_input(path) as stream,
+    ):
+        b"".join(stream.content)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd])
+def test_a_damaged_compressed_file_is_an_error(tmp_path: Path, compress: object) -> None:
+    whole = bytearray(compress(CONTENT))  # type: ignore[operator]
+    for place in range(len(whole) // 2, len(whole) // 2 + 50):
+        whole[place] ^= 0xFF
+    path = tmp_path / "in.txt"
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match="damaged or cut compressed file"), open_input(path) as stream:
+        b"".join(stream.content)
+
+
+def test_paths_keep_their_order_and_globs_are_sorted_and_each_file_counts_once(tmp_path: Path) -> None:
+    for name in ("c.jsonl", "a.jsonl", "b.txt.gz"):
+        (tmp_path / name).write_text("x")
+    found = find_inputs([str(tmp_path / "c.jsonl"), str(tmp_path / "*")])
+    assert [source.path.name for source in found] == ["c.jsonl", "a.jsonl", "b.txt.gz"]
+    assert [source.format for source in found] == ["jsonl", "jsonl", "text"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("none.jsonl", "does not exist"),
+        ("*.zst", "matches no file"),
+        ("", "is a folder; name its files"),
+        ("data", "the name does not tell the format; give --input-format"),
+    ],
+)
+def test_inputs_that_cannot_be_found(tmp_path: Path, pattern: str, says: str) -> None:
+    (tmp_path / "data").write_text("x")
+    with pytest.raises(ValueError, match=says):
+        find_inputs([str(tmp_path / pattern)])
+
+
+def test_a_glob_character_in_a_real_name_is_no_glob(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("x")
+    assert find_inputs([str(tmp_path / "a[1].txt")])[0].path.name == "a[1].txt"

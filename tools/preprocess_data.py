@@ -1,0 +1,165 @@
+"""Turn text into Megatron's token files: JSON lines or plain text, plain or .gz/.zst -> .bin, .idx, .json.
+
+    python tools/preprocess_data.py --input 'corpus/*.jsonl.zst' --output-prefix data/corpus \\
+        --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model \\
+        --append-eod --holdout-every 100 --workers 16
+
+writes data/corpus_train_text_document.{bin,idx,json} and data/corpus_valid_text_document.{bin,idx,json}.
+Without a split it writes data/corpus_text_document.*. The .json says with which arguments to train.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_cod.errors import run_tool
+
+if TYPE_CHECKING:
+    from megatron_cod.data.estimate import Estimate
+    from megatron_cod.data.preprocess import PreprocessResult
+
+TYPES = [
+    "SentencePieceTokenizer",
+    "HuggingFaceTokenizer",
+    "ByteLevelTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = parser.add_argument_group("input")
+    data.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="files or globs, read in this order"
+    )
+    data.add_argument(
+        "--input-format",
+        choices=["auto", "jsonl", "text"],
+        default="auto",
+        help="auto goes by the name: .jsonl .ndjson .json, .txt .text .md (default %(default)s)",
+    )
+    data.add_argument(
+        "--json-keys",
+        "--json-key",
+        nargs="+",
+        default=["text"],
+        metavar="KEY",
+        help="keys of JSON lines to use, each into a dataset of its own (default text)",
+    )
+    data.add_argument(
+        "--split-on",
+        choices=["blank-line", "line", "file"],
+        default="blank-line",
+        help="what stands between documents in plain text (default %(default)s)",
+    )
+    data.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
+    data.add_argument("--skip-bad-lines", action="store_true", help="leave out and count what cannot be read")
+
+    tokenizer = parser.add_argument_group("tokenizer")
+    tokenizer.add_argument(
+        "--tokenizer-type",
+        required=True,
+        choices=TYPES,
+        help="ByteLevelTokenizer: id = byte value, end id 256",
+    )
+    tokenizer.add_argument(
+        "--tokenizer-model",
+        type=Path,
+        help="a SentencePiece .model, or a Hugging Face folder (or its tokenizer.json); none for bytes",
+    )
+    tokenizer.add_argument(
+        "--tokenizer-hf-no-include-special-tokens",
+        action="store_true",
+        help="keep a Hugging Face tokenizer from adding its own tokens, such as BOS, to each document",
+    )
+    tokenizer.add_argument("--append-eod", action="store_true", help="end each document with the eod id")
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output-prefix", required=True, help="writes PREFIX[_SPLIT]_KEY_document.{bin,idx,json}"
+    )
+    output.add_argument(
+        "--split", metavar="90,5,5", help="deal whole documents out to train, valid, test in this proportion"
+    )
+    output.add_argument(
+        "--holdout-every", type=int, metavar="N", help="every N-th document to valid, others train"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace existing output")
+    output.add_argument(
+        "--workers", type=int, default=1, help="processes; the output is the same (default 1)"
+    )
+    output.add_argument(
+        "--dry-run", action="store_true", help="tokenize the first documents, print an estimate"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    # After parsing, so that --help and wrong options answer at once.
+    from megatron_cod.data.estimate import estimate
+    from megatron_cod.data.job import PreprocessJob
+    from megatron_cod.data.preprocess import preprocess
+    from megatron_cod.data.tokenizers import TokenizerChoice
+
+    special = not args.tokenizer_hf_no_include_special_tokens
+    job = PreprocessJob(
+        inputs=args.input,
+        output_prefix=args.output_prefix,
+        tokenizer=TokenizerChoice(args.tokenizer_type, args.tokenizer_model, hf_special_tokens=special),
+        json_keys=args.json_keys,
+        input_format=args.input_format,
+        split_on=args.split_on,
+        append_eod=args.append_eod,
+        split=args.split,
+        holdout_every=args.holdout_every,
+        max_documents=args.max_documents,
+        skip_bad_lines=args.skip_bad_lines,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+    if args.dry_run:
+        print_estimate(estimate(job))
+    else:
+        print_summary(preprocess(job))
+
+
+def print_estimate(result: Estimate) -> None:
+    print(f"read             {result.documents:,} documents, {result.share:.1%} of the input")
+    print(f"bytes per token  {result.text_bytes / result.tokens:.3f}")
+    print(
+        f"tokens in all    {result.total_tokens:,} (estimate), .bin of {result.total_bin_bytes / 1e6:,.1f} MB"
+    )
+    print(
+        f"time in all      {result.seconds / result.share:,.0f} s with one worker (estimate, start included)"
+    )
+    print("nothing written")
+
+
+def print_summary(result: PreprocessResult) -> None:
+    header = f"{'documents':>12} {'tokens':>15} {'text bytes':>15} {'bytes/token':>11}  dtype   dataset"
+    print(header)
+    for prefix, record in result.datasets.items():
+        ratio = record.text_bytes / record.tokens
+        print(
+            f"{record.documents:>12,} {record.tokens:>15,} {record.text_bytes:>15,} {ratio:>11.3f}  "
+            f"{record.dtype:<7} {prefix}.bin .idx .json"
+        )
+    megabytes = sum(record.text_bytes for record in result.datasets.values()) / 1e6
+    print(f"{result.empty} empty documents and {result.bad_count} bad lines left out")
+    for message in result.bad:
+        print(f"  left out: {message}")
+    first = next(iter(result.datasets.values()))
+    if not first.append_eod:
+        print("note: documents have no end-of-document id (--append-eod was not given)")
+    print(f"{result.seconds:.1f} s, {megabytes / result.seconds:.1f} MB/s; train with:")
+    print("  " + " ".join(first.training_arguments))
+
+
+if __name__ == "__main__":
+    run_tool(main)
