@@ -2,52 +2,67 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from megatron_cod.data.check import check_prefix
 from megatron_cod.data.progress import Progress
 from megatron_cod.data.sample_corpus import sample_corpus_path
+from megatron_cod.data.tokenizers import TOKENIZER_TYPES
 from megatron_cod.errors import run_tool
 
+ROOT = Path(__file__).parents[2]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_from_text_to_a_checked_dataset(tool: Tool, tmp_path: Path) -> None:
-    trained = tool(
-        "train_tokenizer.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "tok",
-        "--vocab-size", 1000,
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    assert "vocabulary       1000 pieces" in trained.stdout
-    made = tool(
-        "preprocess_data.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "data" / "sotu",
-        "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", tmp_path / "tok.model",
-        "--append-eod", "--split", "90,5,5", "--workers", 2,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    assert made.stderr == ""
-    assert (
-        f"--tokenizer-type SentencePieceTokenizer --tokenizer-model {tmp_path / 'tok.model'}" in made.stdout
+def preprocess_data_program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return importlib.import_module("preprocess_data")
+
+
+def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE | re.DOTALL
     )
-    for split, documents in (("train", 22), ("valid", 1), ("test", 1)):
-        summary = check_prefix(tmp_path / "data" / f"sotu_{split}_text_document", vocab_size=1000)
-        assert summary.documents == documents
-
-
-def test_dry_run_writes_nothing(tool: Tool, tmp_path: Path) -> None:
-    done = tool(
-        "preprocess_data.py", "--input", sample_corpus_path(), "--output-prefix", tmp_path / "d",
-        "--tokenizer-type", "ByteLevelTokenizer", "--dry-run",
-    )  # fmt: skip
+    for name in ("tools", "megatron_cod"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+    done = subprocess.run(
+        ["bash", "-euc", "\n".join(blocks)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert "nothing written" in done.stdout
+    assert done.stderr == ""
+    assert "vocabulary       4000 pieces" in done.stdout
+    assert "--tokenizer-type SentencePieceTokenizer --tokenizer-model data/sotu.model" in done.stdout
+    assert "--tokenizer-type NullTokenizer --vocab-size 257" in done.stdout
+    assert "DatasetSummary(" in done.stdout
+    for split, documents in (("train", 22), ("valid", 1), ("test", 1)):
+        summary = check_prefix(tmp_path / "data" / f"sotu_{split}_text_document", vocab_size=4000)
+        assert summary.documents == documents
+    assert check_prefix(tmp_path / "data" / "bytes_valid_text_document", vocab_size=257).documents == 2
+
+
+def test_dry_run_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--input", str(sample_corpus_path()), "--output-prefix", str(tmp_path / "d"), "--dry-run"]
+    program = preprocess_data_program(monkeypatch)
+    monkeypatch.setattr(
+        sys, "argv", ["preprocess_data.py", *arguments, "--tokenizer-type", "ByteLevelTokenizer"]
+    )
+    program.main()
+    assert "nothing written" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -83,16 +98,9 @@ def test_wrong_flags_and_help(tool: Tool) -> None:
     assert (missing.returncode, missing.stderr) == (2, "error: input none.txt does not exist\n")
 
 
-def test_tool_types_are_the_packages() -> None:
+def test_tool_types_are_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program lists them itself, so that --help need not import Megatron."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-    try:
-        import preprocess_data
-    finally:
-        sys.path.pop(0)
-    from megatron_cod.data.tokenizers import TOKENIZER_TYPES
-
-    assert set(preprocess_data.TYPES) == set(TOKENIZER_TYPES)
+    assert set(preprocess_data_program(monkeypatch).TYPES) == set(TOKENIZER_TYPES)
 
 
 def test_the_sample_is_clean(speeches: list[str]) -> None:
@@ -143,8 +151,11 @@ def test_how_a_tool_ends(
 
 
 def test_a_bug_keeps_its_traceback() -> None:
+    def main() -> None:
+        raise KeyError("x")
+
     with pytest.raises(KeyError):
-        run_tool(lambda: {}["x"])
+        run_tool(main)
 
 
 def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
