@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -72,6 +73,9 @@ class _Event:
 @contextmanager
 def _no_stream(*_: Any, **__: Any) -> Any:
     yield
+
+
+_NO_GPU = SimpleNamespace(name="cpu", major=9, minor=0, multi_processor_count=1, total_memory=0)
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...
@@ -143,6 +147,7 @@ def _table() -> tuple[Adapted, ...]:
         Adapted(cuda, "current_device", lambda: CPU, "Megatron passes it as device= everywhere"),
         Adapted(cuda, "device_count", lambda: 1, "model parallel groups are only made when a device is counted"),
         Adapted(cuda, "set_device", _nothing, "called with the local rank at start-up"),
+        Adapted(cuda, "get_device_properties", lambda *_: _NO_GPU, "flag checks ask for the GPU's generation"),
         Adapted(cuda, "memory_stats", lambda *_: defaultdict(int), "memory report after the first steps"),
         Adapted(cuda, "Stream", _Stream, "communication streams of DDP and P2P"),
         Adapted(cuda, "Event", _Event, "timing and stream order"),

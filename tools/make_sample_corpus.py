@@ -30,9 +30,7 @@ def read_speech(path: Path) -> dict[str, str | int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path, help="the unpacked npm package (holds data/*.json)")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines file to write")
     parser.add_argument("--from-year", type=int, default=1998, help="first year (default %(default)s)")

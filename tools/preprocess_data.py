@@ -30,13 +30,9 @@ TYPES = [
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("input")
-    data.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help="files or globs, read in this order"
-    )
+    data.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, read in this order")
     data.add_argument(
         "--input-format",
         choices=["auto", "jsonl", "text"],
@@ -80,22 +76,14 @@ def parse_args() -> argparse.Namespace:
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with the eod id")
 
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output-prefix", required=True, help="writes PREFIX[_SPLIT]_KEY_document.{bin,idx,json}"
-    )
+    output.add_argument("--output-prefix", required=True, help="writes PREFIX[_SPLIT]_KEY_document.{bin,idx,json}")
     output.add_argument(
         "--split", metavar="90,5,5", help="deal whole documents out to train, valid, test in this proportion"
     )
-    output.add_argument(
-        "--holdout-every", type=int, metavar="N", help="every N-th document to valid, others train"
-    )
+    output.add_argument("--holdout-every", type=int, metavar="N", help="every N-th document to valid, others train")
     output.add_argument("--overwrite", action="store_true", help="replace existing output")
-    output.add_argument(
-        "--workers", type=int, default=1, help="processes; the output is the same (default 1)"
-    )
-    output.add_argument(
-        "--dry-run", action="store_true", help="tokenize the first documents, print an estimate"
-    )
+    output.add_argument("--workers", type=int, default=1, help="processes; the output is the same (default 1)")
+    output.add_argument("--dry-run", action="store_true", help="tokenize the first documents, print an estimate")
     return parser.parse_args()
 
 
@@ -132,12 +120,8 @@ def main() -> None:
 def print_estimate(result: Estimate) -> None:
     print(f"read             {result.documents:,} documents, {result.share:.1%} of the input")
     print(f"bytes per token  {result.text_bytes / result.tokens:.3f}")
-    print(
-        f"tokens in all    {result.total_tokens:,} (estimate), .bin of {result.total_bin_bytes / 1e6:,.1f} MB"
-    )
-    print(
-        f"time in all      {result.seconds / result.share:,.0f} s with one worker (estimate, start included)"
-    )
+    print(f"tokens in all    {result.total_tokens:,} (estimate), .bin of {result.total_bin_bytes / 1e6:,.1f} MB")
+    print(f"time in all      {result.seconds / result.share:,.0f} s with one worker (estimate, start included)")
     print("nothing written")
 
 

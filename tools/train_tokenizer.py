@@ -15,17 +15,11 @@ from megatron_cod.errors import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("input and output")
-    data.add_argument(
-        "--input", dest="inputs", nargs="+", required=True, metavar="FILE", help="files or globs"
-    )
+    data.add_argument("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help="files or globs")
     data.add_argument("--output-prefix", required=True, help="writes PREFIX.model and PREFIX.vocab")
-    data.add_argument(
-        "--json-key", default="text", help="key of the text in JSON lines (default %(default)s)"
-    )
+    data.add_argument("--json-key", default="text", help="key of the text in JSON lines (default %(default)s)")
     data.add_argument(
         "--input-format",
         choices=["auto", "jsonl", "text"],
@@ -35,9 +29,7 @@ def parse_args() -> argparse.Namespace:
     data.add_argument("--overwrite", action="store_true", help="replace existing output")
 
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--vocab-size", type=int, default=32000, help="all pieces together (default %(default)s)"
-    )
+    model.add_argument("--vocab-size", type=int, default=32000, help="all pieces together (default %(default)s)")
     model.add_argument("--model-type", choices=["bpe", "unigram"], default="bpe", help="default %(default)s")
     model.add_argument(
         "--character-coverage",
@@ -63,9 +55,7 @@ def parse_args() -> argparse.Namespace:
     special = parser.add_argument_group("special pieces, with ids 0, 1, ... in this order; '' leaves one out")
     special.add_argument("--unk-piece", default="<unk>", help="default %(default)s")
     special.add_argument("--bos-piece", default="<s>", help="default %(default)s")
-    special.add_argument(
-        "--eos-piece", default="</s>", help="Megatron's end of document (default %(default)s)"
-    )
+    special.add_argument("--eos-piece", default="</s>", help="Megatron's end of document (default %(default)s)")
     special.add_argument("--pad-piece", default="<pad>", help="default %(default)s")
     special.add_argument("--mask-piece", default="", help="none by default")
     special.add_argument("--user-defined", nargs="+", default=[], metavar="PIECE", help="pieces never cut")

@@ -65,9 +65,7 @@ def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> Datase
             f"{vocab_size}; train with {' '.join(record.training_arguments)}"
         )
     max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
-    return DatasetSummary(
-        prefix, documents, sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
-    )
+    return DatasetSummary(prefix, documents, sequences, tokens, np.dtype(dtype).name, max_token, scanned, record)
 
 
 def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
@@ -75,9 +73,7 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
     if not missing:
         return
     if len(missing) == 1:
-        raise ValueError(
-            f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}"
-        )
+        raise ValueError(f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}")
     asked = f"dataset {prefix} does not exist: neither {index_path} nor {data_path} was found"
     bare = prefix.removesuffix(".idx").removesuffix(".bin")
     if bare != prefix and Path(f"{bare}.idx").is_file():
@@ -131,9 +127,7 @@ def _read_index(path: Path) -> tuple[Any, int, int, int]:
         and np.array_equal(pointers, (ends - lengths) * item)
     )
     if not good:
-        raise ValueError(
-            f"{path} is damaged: its lengths, offsets and documents contradict each other; {_REMAKE}"
-        )
+        raise ValueError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {_REMAKE}")
     return dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0
 
 
@@ -150,9 +144,7 @@ def _scan(prefix: str, data: np.ndarray, vocab_size: int | None) -> tuple[int, i
         if low < 0 or (vocab_size is not None and high >= vocab_size):
             wrong = low if low < 0 else high
             place = int(start) + int(np.argmax(window == wrong))
-            allowed = (
-                "ids are 0 or more" if vocab_size is None else f"the model has ids 0 to {vocab_size - 1}"
-            )
+            allowed = "ids are 0 or more" if vocab_size is None else f"the model has ids 0 to {vocab_size - 1}"
             raise ValueError(
                 f"dataset {prefix} holds token id {wrong} at position {place}, but {allowed}; "
                 "train with the tokenizer it was made with"

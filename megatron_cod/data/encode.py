@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -43,9 +44,7 @@ class EncodedBatch:
     bad: dict[int, str] = field(default_factory=dict)
 
 
-def encode_batch(
-    batch: RawBatch, keys: Sequence[str], encoder: DocumentEncoder, skip_bad: bool
-) -> EncodedBatch:
+def encode_batch(batch: RawBatch, keys: Sequence[str], encoder: DocumentEncoder, skip_bad: bool) -> EncodedBatch:
     """Tokenize one batch; raises ValueError naming file and line of a bad document unless `skip_bad`."""
     parts: list[list[np.ndarray]] = [[] for _ in keys]
     sizes: list[list[int]] = [[] for _ in keys]
@@ -118,7 +117,16 @@ def _start_worker(keys: tuple[str, ...], encoder: DocumentEncoder, skip_bad: boo
     global _worker
     # Ctrl-C reaches the whole group; the parent alone decides, and its workers print nothing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = (keys, encoder, skip_bad)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(batch: RawBatch) -> EncodedBatch:

@@ -47,9 +47,7 @@ def estimate(job: PreprocessJob, documents: int = 1000) -> Estimate:
         column = batch.columns[0]
         seen += sum(length > 0 for length in column.lengths)
         tokens += sum(column.lengths)
-        text_bytes += sum(
-            size for size, length in zip(column.text_bytes, column.lengths, strict=True) if length
-        )
+        text_bytes += sum(size for size, length in zip(column.text_bytes, column.lengths, strict=True) if length)
         position = batch.position
         if seen >= documents:
             break

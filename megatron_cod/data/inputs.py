@@ -74,9 +74,7 @@ def _format_of(path: Path, input_format: str) -> Format:
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION_SUFFIXES]
     found = _SUFFIX_FORMATS.get(suffixes[-1].lower()) if suffixes else None
     if found is None:
-        raise ValueError(
-            f"input {path}: the name does not tell the format; give --input-format jsonl or text"
-        )
+        raise ValueError(f"input {path}: the name does not tell the format; give --input-format jsonl or text")
     return found
 
 
@@ -107,9 +105,7 @@ def _import_zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path}: reading .zst needs the package zstandard (pip install zstandard)"
-        ) from error
+        raise ValueError(f"{path}: reading .zst needs the package zstandard (pip install zstandard)") from error
     return zstandard
 
 

@@ -41,9 +41,7 @@ def preprocess(job: PreprocessJob) -> PreprocessResult:
     inputs, splitter = check_job(job)
     writers: dict[tuple[str | None, str], DatasetWriter] = {}
     prefixes = {
-        (name, key): output_name(job.output_prefix, name, key)
-        for name in _names(splitter)
-        for key in job.json_keys
+        (name, key): output_name(job.output_prefix, name, key) for name in _names(splitter) for key in job.json_keys
     }
     if not job.overwrite:
         refuse_overwrite(list(prefixes.values()))

@@ -55,6 +55,4 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
             raise ValueError(f"format {values.get('format')}, expected {FORMAT}")
         return DatasetRecord(**values)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is not a dataset record ({error}); make the dataset again or remove it"
-        ) from error
+        raise ValueError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error

@@ -73,9 +73,7 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     model_path, vocab_path = Path(f"{job.output_prefix}.model"), Path(f"{job.output_prefix}.vocab")
     for path in (model_path, vocab_path):
         if path.exists() and not job.overwrite:
-            raise ValueError(
-                f"output exists already: {path}; choose another --output-prefix or give --overwrite"
-            )
+            raise ValueError(f"output exists already: {path}; choose another --output-prefix or give --overwrite")
     holdout: list[str] = []
     buffer = io.BytesIO()
     options = _trainer_options(job)
@@ -84,9 +82,7 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     if not sample:
         raise ValueError(f"no text to train on in {len(inputs)} input file(s)")
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sample), model_writer=buffer, **options
-        )
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=buffer, **options)
     except (RuntimeError, OSError) as error:
         raise ValueError(f"SentencePiece: {_reason(error)}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
@@ -106,25 +102,19 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
 
 def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:
     if not job.unk_piece or not job.eos_piece:
-        raise ValueError(
-            "--unk-piece and --eos-piece cannot be empty: SentencePiece needs one, Megatron the other"
-        )
+        raise ValueError("--unk-piece and --eos-piece cannot be empty: SentencePiece needs one, Megatron the other")
     pieces = {"unk": job.unk_piece, "bos": job.bos_piece, "eos": job.eos_piece, "pad": job.pad_piece}
     named = [piece for piece in (*pieces.values(), job.mask_piece, *job.user_defined) if piece]
     if len(set(named)) != len(named):
         raise ValueError(f"special pieces must differ, found {' '.join(named)}")
     if not 0 < job.character_coverage <= 1:
-        raise ValueError(
-            f"--character-coverage must be above 0 and at most 1, found {job.character_coverage}"
-        )
+        raise ValueError(f"--character-coverage must be above 0 and at most 1, found {job.character_coverage}")
     for name in ("vocab_size", "max_sentences", "threads"):
         if getattr(job, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, found {getattr(job, name)}")
     least = len(named) + 256 * job.byte_fallback
     if job.vocab_size <= least:
-        raise ValueError(
-            f"--vocab-size {job.vocab_size} must be above {least}: special pieces and byte fallback"
-        )
+        raise ValueError(f"--vocab-size {job.vocab_size} must be above {least}: special pieces and byte fallback")
     keep_spaces = job.normalization == "identity"
     options: dict[str, Any] = {
         "vocab_size": job.vocab_size,

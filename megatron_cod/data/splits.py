@@ -46,10 +46,6 @@ def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplit
     except (ValueError, ZeroDivisionError):
         values = []
     if not 2 <= len(values) <= len(NAMES) or min(values) < 0 or values[0] == 0:
-        raise ValueError(
-            f"--split {split} is not TRAIN,VALID or TRAIN,VALID,TEST: such as 90,5,5, the first above 0"
-        )
+        raise ValueError(f"--split {split} is not TRAIN,VALID or TRAIN,VALID,TEST: such as 90,5,5, the first above 0")
     total = sum(values)
-    return DocumentSplitter(
-        {name: value / total for name, value in zip(NAMES, values, strict=False) if value}
-    )
+    return DocumentSplitter({name: value / total for name, value in zip(NAMES, values, strict=False) if value})

@@ -68,9 +68,7 @@ class TokenizerChoice:
         """Megatron's tokenizer; raises ValueError when the model is missing or unreadable."""
         kind = TOKENIZER_TYPES.get(self.type)
         if kind is None:
-            raise ValueError(
-                f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}"
-            )
+            raise ValueError(f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
         if kind.model is None and self.model is not None:
             raise ValueError(f"{self.type} takes no --tokenizer-model, found {self.model}")
         if kind.model is not None and self.model is None:

@@ -21,9 +21,7 @@ def refuse_overwrite(prefixes: Sequence[str]) -> None:
     """Raises ValueError naming the files that exist already."""
     existing = [str(path) for prefix in prefixes for path in dataset_files(prefix) if path.exists()]
     if existing:
-        raise ValueError(
-            f"output exists already: {', '.join(existing)}; choose another prefix or give --overwrite"
-        )
+        raise ValueError(f"output exists already: {', '.join(existing)}; choose another prefix or give --overwrite")
 
 
 class DatasetWriter:
@@ -41,9 +39,7 @@ class DatasetWriter:
     def add(self, ids: np.ndarray, text_bytes: int) -> None:
         """Append one document, `ids` [tokens]; ValueError when it is longer than Megatron can index."""
         if len(ids) > _MAX_DOCUMENT:
-            raise ValueError(
-                f"a document has {len(ids)} tokens, more than Megatron's {_MAX_DOCUMENT}; cut it"
-            )
+            raise ValueError(f"a document has {len(ids)} tokens, more than Megatron's {_MAX_DOCUMENT}; cut it")
         self._builder.add_document(ids, [len(ids)])
         self.documents += 1
         self.tokens += len(ids)

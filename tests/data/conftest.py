@@ -59,9 +59,7 @@ def huggingface_folder(tmp_path_factory: pytest.TempPathFactory, speeches: list[
 
 
 @pytest.fixture(params=["bytes", "sentencepiece", "huggingface", "huggingface-plain"])
-def choice(
-    request: pytest.FixtureRequest, sentencepiece_model: Path, huggingface_folder: Path
-) -> TokenizerChoice:
+def choice(request: pytest.FixtureRequest, sentencepiece_model: Path, huggingface_folder: Path) -> TokenizerChoice:
     """Every kind of tokenizer in turn."""
     return {
         "bytes": TokenizerChoice("ByteLevelTokenizer"),

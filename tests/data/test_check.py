@@ -102,9 +102,7 @@ def test_damaged_index(copy: Path, place: int, content: bytes, says: str) -> Non
     assert says in complaint(copy)
 
 
-@pytest.mark.parametrize(
-    ("size", "says"), [(0, "is not a Megatron index"), (20, "cut off"), (400, "cut off")]
-)
+@pytest.mark.parametrize(("size", "says"), [(0, "is not a Megatron index"), (20, "cut off"), (400, "cut off")])
 def test_cut_index(copy: Path, size: int, says: str) -> None:
     with Path(f"{copy}.idx").open("r+b") as file:
         file.truncate(size)

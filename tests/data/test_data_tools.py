@@ -31,9 +31,7 @@ def preprocess_data_program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE | re.DOTALL)
     for name in ("tools", "megatron_cod"):
         (tmp_path / name).symlink_to(ROOT / name)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -58,9 +56,7 @@ def test_dry_run_writes_nothing(
 ) -> None:
     arguments = ["--input", str(sample_corpus_path()), "--output-prefix", str(tmp_path / "d"), "--dry-run"]
     program = preprocess_data_program(monkeypatch)
-    monkeypatch.setattr(
-        sys, "argv", ["preprocess_data.py", *arguments, "--tokenizer-type", "ByteLevelTokenizer"]
-    )
+    monkeypatch.setattr(sys, "argv", ["preprocess_data.py", *arguments, "--tokenizer-type", "ByteLevelTokenizer"])
     program.main()
     assert "nothing written" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -78,9 +74,7 @@ def test_dry_run_writes_nothing(
         (["--input", str(sample_corpus_path()), "--tokenizer-type", "HuggingFaceTokenizer"], "needs --tok"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(
-    tool: Tool, tmp_path: Path, arguments: list[str], says: str
-) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arguments: list[str], says: str) -> None:
     done = tool("preprocess_data.py", "--output-prefix", tmp_path / "d", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -137,9 +131,7 @@ def test_the_sample_tool_makes_lines_and_refuses_damage(tool: Tool, tmp_path: Pa
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_how_a_tool_ends(
-    capsys: pytest.CaptureFixture[str], error: BaseException | None, code: int, line: str
-) -> None:
+def test_how_a_tool_ends(capsys: pytest.CaptureFixture[str], error: BaseException | None, code: int, line: str) -> None:
     def main() -> None:
         if error:
             raise error
@@ -179,4 +171,4 @@ def test_progress_draws_a_bar_on_a_terminal() -> None:
     progress = Progress(1000, stream)
     progress.update(1000, 2, 30, 1000)
     progress.close()
-    assert "2 documents, 30 tokens" in stream.getvalue()
+    assert "2 documents  30 tokens" in stream.getvalue()

@@ -17,9 +17,7 @@ def cut(content: bytes, split_on: str) -> list[tuple[int, bytes]]:
 
 
 @given(lines, st.sampled_from([b"\n", b"\r\n"]), st.booleans())
-def test_blank_lines_separate_and_every_other_line_survives(
-    parts: list[bytes], end: bytes, closed: bool
-) -> None:
+def test_blank_lines_separate_and_every_other_line_survives(parts: list[bytes], end: bytes, closed: bool) -> None:
     content = end.join(parts) + (end if closed else b"")
     documents = [document for _, document in cut(content, "blank-line")]
     assert all(line.strip() for document in documents for line in document.splitlines())

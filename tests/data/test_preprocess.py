@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,7 +112,7 @@ def test_compressed_input_gives_the_same_tokens(documents: list[str], jsonl: Jso
 def test_splits_hold_whole_documents_and_lose_none(speeches: list[str], tmp_path: Path) -> None:
     result = run(sample_corpus_path(), tmp_path / "d", split="80,10,10", append_eod=True)
     parts = {name: texts_of(tmp_path / f"d_{name}_text_document") for name in ("train", "valid", "test")}
-    assert sorted(sum(parts.values(), [])) == sorted(speeches)
+    assert sorted(itertools.chain(*parts.values())) == sorted(speeches)
     assert [len(part) for part in parts.values()] == [19, 3, 2]
     assert [record.split for record in result.datasets.values()] == ["train", "valid", "test"]
 
@@ -138,9 +141,7 @@ def test_several_inputs_follow_each_other(jsonl: Jsonl, tmp_path: Path) -> None:
     jsonl(["b"], "b.jsonl")
     jsonl(["a"], "a.jsonl")
     (tmp_path / "c.txt").write_text("c")
-    preprocess(
-        PreprocessJob([str(tmp_path / "*.jsonl"), str(tmp_path / "c.txt")], str(tmp_path / "d"), BYTES)
-    )
+    preprocess(PreprocessJob([str(tmp_path / "*.jsonl"), str(tmp_path / "c.txt")], str(tmp_path / "d"), BYTES))
     assert texts_of(tmp_path / "d_text_document") == ["a", "b", "c"]
 
 
@@ -251,3 +252,31 @@ def test_estimate_is_near_the_truth_and_writes_nothing(
     actual = next(iter(preprocess(job).datasets.values())).tokens
     assert guess.total_tokens == pytest.approx(actual, rel=0.5)
     assert estimate(job, documents=10_000).total_tokens == actual
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    """The workers hold the output pipe open, so the run below returns only when they are gone."""
+    program = """
+import os, signal
+from pathlib import Path
+import numpy as np
+from megatron_cod.data.documents import RawBatch
+from megatron_cod.data.encode import encode_all
+from megatron_cod.data.inputs import InputFile
+
+class Encoder:
+    dtype = np.uint16
+    def __call__(self, text):
+        return np.ones(1, np.uint16)
+
+def batches():
+    for number in range(100):
+        if number == 50:
+            print("killed", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield RawBatch(InputFile(Path("x"), 1, "text"), [b"x"], [1], 1)
+
+list(encode_all(batches(), ["text"], Encoder(), False, 3))
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30)
+    assert (done.stdout, done.returncode) == (b"killed\n", -9)

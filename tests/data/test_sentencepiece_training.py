@@ -34,9 +34,7 @@ def test_text_comes_back_as_it_was(tmp_path: Path, speeches: list[str], model_ty
 
 
 def test_special_pieces_have_ids_in_order(tmp_path: Path) -> None:
-    result = train(
-        tmp_path / "t", bos_piece="", eos_piece="<end>", mask_piece="<mask>", user_defined=["<a>", "<b>"]
-    )
+    result = train(tmp_path / "t", bos_piece="", eos_piece="<end>", mask_piece="<mask>", user_defined=["<a>", "<b>"])
     model = load(result.model)
     assert [model.id_to_piece(i) for i in range(6)] == ["<unk>", "<end>", "<pad>", "<mask>", "<a>", "<b>"]
     assert (model.bos_id(), model.eos_id(), model.pad_id()) == (-1, 1, 2)

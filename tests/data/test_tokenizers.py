@@ -45,17 +45,13 @@ def test_huggingface_special_tokens_can_be_left_out(huggingface_folder: Path) ->
     assert with_bos("We the people").tolist() == [0, *without("We the people")]
 
 
-def test_a_tokenizer_that_ends_documents_itself_gets_no_second_eod(
-    huggingface_folder: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_ends_documents_itself_gets_no_second_eod(huggingface_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(huggingface_folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     content["post_processor"]["single"].reverse()
     content["post_processor"]["single"][-1]["SpecialToken"]["id"] = "<|end|>"
-    content["post_processor"]["special_tokens"] = {
-        "<|end|>": {"id": "<|end|>", "ids": [1], "tokens": ["<|end|>"]}
-    }
+    content["post_processor"]["special_tokens"] = {"<|end|>": {"id": "<|end|>", "ids": [1], "tokens": ["<|end|>"]}}
     path.write_text(json.dumps(content))
     ids = DocumentEncoder(TokenizerChoice("HuggingFaceTokenizer", path), append_eod=True)("We the people")
     assert ids.tolist().count(1) == 1
