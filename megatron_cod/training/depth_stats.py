@@ -7,12 +7,7 @@ import torch
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from torch import Tensor
 
-VARIANCE_PREFIX = "stream variance/layer "
-
-
-def variance_tag(layer_number: int) -> str:
-    """The metric's name for one global layer, padded so that names sort by depth."""
-    return f"{VARIANCE_PREFIX}{layer_number:03d}"
+from megatron_cod.analysis.metrics import variance_tag
 
 
 class StreamVariance:

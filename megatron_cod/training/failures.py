@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -12,15 +13,15 @@ _GRACE_SECONDS = 8.0
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text on one line; Megatron's bare assertions get their source line instead of nothing."""
+    """The error's text on one line; Megatron's bare assertions get the condition that failed instead of nothing."""
     text = " ".join(str(error).split())
     if text:
         return text
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    where = f" at {os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}" if frame else ""
-    return f"{type(error).__name__}{where}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return type(error).__name__
+    condition = (frames[-1].line or "").removeprefix("assert ")
+    return f"the arguments do not fit together, Megatron asks for: {condition}"
 
 
 def fail(message: str, *, exit_code: int = 2) -> NoReturn:
@@ -40,9 +41,14 @@ def fail(message: str, *, exit_code: int = 2) -> NoReturn:
 
 
 @contextmanager
-def user_errors(*kinds: type[BaseException], explain: Callable[[BaseException], str] = one_line) -> Iterator[None]:
-    """Turn the given exceptions into ``fail``; anything else is a bug of ours and keeps its traceback."""
+def user_errors(*kinds: type[BaseException], when: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Turn the given exceptions into ``fail`` while ``when()`` holds; anything else keeps its traceback.
+
+    With MEGATRON_COD_TRACEBACK=1 in the environment every traceback is kept, for debugging Megatron's set-up.
+    """
     try:
         yield
     except kinds as error:
-        fail(explain(error))
+        if os.environ.get("MEGATRON_COD_TRACEBACK") == "1" or not when():
+            raise
+        fail(one_line(error))

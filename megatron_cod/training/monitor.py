@@ -1,14 +1,12 @@
 """What a run reports: a progress line, TensorBoard, and metrics as JSON lines. Lives on the last rank."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TRAIN_LOSS = "lm loss"
-VALID_LOSS = "lm loss validation"
+from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, perplexity
 
 
 def format_duration(seconds: float) -> str:
@@ -16,14 +14,6 @@ def format_duration(seconds: float) -> str:
     minutes, secs = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinity where that overflows."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
 
 
 class MetricsWriter:
@@ -52,7 +42,11 @@ class MetricsWriter:
         self._log_interval = max(1, log_interval)
         self._emit = emit
         self._learning_rate: float | None = None
-        self._mark: tuple[int, float] | None = None
+        # (step, time) of the first and of the latest step; steps and seconds since the last line. The first step is slow
+        # (allocation, first communication) and an interval with a validation in it is not a step's: neither counts.
+        self._first: tuple[int, float] = (0, 0.0)
+        self._last: tuple[int, float] | None = None
+        self._steps, self._seconds, self._clean = 0, 0.0, True
 
     def __bool__(self) -> bool:
         return True
@@ -76,26 +70,30 @@ class MetricsWriter:
         elif name == TRAIN_LOSS:
             self._progress(int(step), number)
         elif name == VALID_LOSS:
+            self._clean = False
             self._emit(f"validation at step {step}: loss {number:.4f} | perplexity {perplexity(number):.2f}")
 
     def _progress(self, step: int, loss: float) -> None:
-        first = self._mark is None
         now = time.monotonic()
-        if first:
-            self._mark = (step, now)
-        if not (first or step % self._log_interval == 0 or step == self._train_iters):
+        if self._last is None:
+            self._first = self._last = (step, now)
+        elif self._clean:
+            self._steps += 1
+            self._seconds += now - self._last[1]
+        self._last, self._clean = (step, now), True
+        if not (self._first[0] == step or step % self._log_interval == 0 or step == self._train_iters):
             return
-        assert self._mark is not None
-        line = f"step {step:>{len(str(self._train_iters))}}/{self._train_iters} | loss {loss:.4f} | ppl {perplexity(loss):.2f}"
+        width = len(str(self._train_iters))
+        line = f"step {step:>{width}}/{self._train_iters} | loss {loss:.4f} | ppl {perplexity(loss):.2f}"
         if self._learning_rate is not None:
             line += f" | lr {self._learning_rate:.2e}"
-        steps, seconds = step - self._mark[0], now - self._mark[1]
-        if steps > 0 and seconds > 0:
-            rate = steps / seconds
-            left = (self._train_iters - step) / rate
-            line += f" | {rate * self._tokens_per_step:,.0f} tokens/s | ETA {format_duration(left)}"
-            # The first interval is slow (allocation, first communication): rates count from after it.
-            self._mark = (step, now)
+        if self._steps:
+            # Tokens/s is the training step alone; the time left counts validation and saving too.
+            rate = self._steps / self._seconds * self._tokens_per_step
+            elapsed, done = now - self._first[1], step - self._first[0]
+            left = elapsed / done * (self._train_iters - step)
+            line += f" | {rate:,.0f} tokens/s | ETA {format_duration(left)}"
+            self._steps, self._seconds = 0, 0.0
         self._emit(line)
 
 

@@ -2,35 +2,31 @@
 
 import os
 import sys
-import warnings
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_cod import cpu
-
-if not cpu.has_cuda():
-    # Before Megatron is imported: its decorators read this environment.
-    cpu.prepare_environment()
-# Megatron warns a dozen times, on every rank, of optional packages; the backend in use is said once, in our log.
-warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
-
 from megatron.core.enums import ModelType
-from megatron.training import get_args, get_tokenizer, pretrain
+from megatron.training import get_tensorboard_writer, get_tokenizer, pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
+from megatron_cod import cpu
+from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
+from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import checkpoints, recipes
 from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import user_errors
-from megatron_cod.training.layout import check_layout
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
+from megatron_cod.training.parameters import count_parameters
+from megatron_cod.training.preflight import check_layout, check_schedule
 
 _RANK = int(os.environ.get("RANK", "0"))
 
@@ -56,7 +52,8 @@ def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace,
         say(line)
     flags = [*defaults, *from_recipe, *command_line]
     raw = parser.parse_args(flags)
-    return flags, raw, recipes.resolved_yaml(raw, parser)
+    always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
+    return flags, raw, recipes.resolved_yaml(raw, parser, always)
 
 
 def _data_prefixes(args: Any) -> list[str]:
@@ -87,7 +84,6 @@ def check_inputs(args: Any) -> None:
     line = checkpoints.check_load(args, args.override_scheme_check)
     if line:
         say(line)
-    checkpoints.check_save(args.save, args.load)
 
 
 def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
@@ -109,11 +105,42 @@ def _forget_make(model: list[Any]) -> list[Any]:
     return model
 
 
+def report_parameters(model: list[Any]) -> list[Any]:
+    """Megatron post-wrap hook: say and record how many parameters the model has."""
+    total = count_parameters(model)
+    say(f"parameters: {total:,}")
+    writer = get_tensorboard_writer()
+    if isinstance(writer, MetricsWriter):
+        writer.add_scalar(PARAMETERS, total, 0)
+    return model
+
+
+class StartMark:
+    """Notes when the forward step is first called."""
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def not_yet(self) -> bool:
+        return not self._started
+
+    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The same step, noting that it ran."""
+
+        def watched(*args: Any) -> Any:
+            self._started = True
+            return step(*args)
+
+        return watched
+
+
 def main() -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError):
         flags, raw, resolved = resolve_command_line(sys.argv[1:])
         check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
+        check_schedule(raw)
+        checkpoints.check_save(raw.save, raw.load)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
@@ -128,20 +155,25 @@ def main() -> None:
         if args.save and _RANK == 0:
             checkpoints.write_resolved(args.save, resolved)
 
-    if _RANK == args.world_size - 1:
+    if args.world_size - 1 == _RANK:
         install_metrics_writer(partial(_metrics_writer, args))
     variance = StreamVariance()
-    model_config.post_wrap_hooks.append(variance.attach)
+    model_config.post_wrap_hooks += [report_parameters, variance.attach]
     # The wheel holds the dataset helper compiled and no makefile, and Megatron runs make all the same: a failure ends
     # the run. This gives that one make call an empty target; the hook below takes it back before training.
     os.environ["MAKEFLAGS"] = "--eval=nothing:;@:"
     model_config.pre_wrap_hooks.append(_forget_make)
-    with user_errors(DepthMapError):
+    # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
+    started = StartMark()
+    with (
+        user_errors(DepthMapError),
+        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),
+    ):
         pretrain(
             pretrain_cfg_container_from_args(args, model_config),
             datasets_provider,
             ModelType.encoder_or_decoder,
-            forward_step,
+            started.watch(forward_step),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
         )

@@ -72,20 +72,21 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
     return flags
 
 
-def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser, always: Mapping[str, Any]) -> str:
     """Every argument that differs from its default, as a recipe that reproduces the run.
 
-    args: the parsed command line before Megatron derives further fields from it.
+    args: the parsed command line before Megatron derives further fields from it. always: arguments to record with these
+    values whether they are defaults or not.
     """
     by_destination: dict[str, tuple[str, argparse.Action]] = {}
     for key, action in _flag_actions(parser).items():
         by_destination.setdefault(action.dest, (key, action))
-    resolved: dict[str, Any] = {}
+    resolved: dict[str, Any] = {name.replace("_", "-"): value for name, value in always.items()}
     for destination, value in vars(args).items():
         if destination not in by_destination or destination in (_ORIGIN, "unset", "dry_run", "override_scheme_check"):
             continue
         key, action = by_destination[destination]
-        if value == action.default:
+        if value == action.default or destination in always:
             continue
         if action.nargs == 0:
             # A destination can have an on- and an off-switch: the one whose constant gave this value is the key.

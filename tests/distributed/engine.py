@@ -32,9 +32,9 @@ def shape_flags(shape: Shape, seq_length: int) -> list[str]:
 
 def start_megatron(flags: list[str]) -> Any:
     """Parse flags as the training entry does and initialise Megatron on this process; returns the arguments."""
+    import megatron.training.training as loop
     from megatron.training.arguments import parse_and_validate_args
 
-    import megatron.training.training as loop
     from megatron_cod import cpu
     from megatron_cod.training.arguments import add_arguments, default_flags
 
@@ -91,9 +91,7 @@ class Engine:
         """Copy Hugging Face tensors into the local shards."""
         with torch.no_grad():
             for chunk, name, parameter in self.parameters():
-                for _, rows, source, where in pieces(
-                    name, self.layout, self.shape, self.tp_rank, self.pp_rank, chunk
-                ):
+                for _, rows, source, where in pieces(name, self.layout, self.shape, self.tp_rank, self.pp_rank, chunk):
                     parameter[rows].copy_(weights[source][where])
         self.optimizer.reload_model_params()
 
@@ -142,7 +140,7 @@ class Engine:
         reduced = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=self.iterator(tokens[None], labels[None]),
-            model=self.model if self.layout.vp > 1 else self.model,
+            model=self.model,
             num_microbatches=get_num_microbatches(),
             seq_length=self.args.seq_length,
             micro_batch_size=self.args.micro_batch_size,

@@ -67,7 +67,7 @@ def branch_output() -> None:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         for branch in (self.self_attention, self.mlp):
-            branch.register_forward_hook(lambda _m, _i, out, s=_root(self.layer_number): (out[0] * s, out[1]))
+            branch.register_forward_hook(lambda _m, _i, out: (out[0] * _root(self.layer_number), out[1]))
 
     lns.LNSTransformerLayer.__init__ = init
     _rebind(lambda *_: 1.0)

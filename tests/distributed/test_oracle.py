@@ -66,9 +66,7 @@ def compare(results: list[dict], layout: Layout, vectors: dict, scheme: str) -> 
         "loss": abs(loss - float(vectors[f"mha.{scheme}.loss"])),
         "grad": max(float((grads[n] - vectors[f"mha.{scheme}.grad.{n}"]).abs().max()) for n in grads),
         "losses": max(
-            abs(a - float(b))
-            for r in last
-            for a, b in zip(r["losses"], vectors[f"mha.{scheme}.losses"], strict=True)
+            abs(a - float(b)) for r in last for a, b in zip(r["losses"], vectors[f"mha.{scheme}.losses"], strict=True)
         ),
         "adamw3 max": float(moved.max()),
         "adamw3 above 1e-4": int((moved > 1e-4).sum()),

@@ -1,4 +1,4 @@
-"""Checks on the parallel layout that need nothing but the arguments, so that they come first and say which flag."""
+"""Checks that need nothing but the arguments, so that they come first and name the flags."""
 
 from typing import Any
 
@@ -41,3 +41,13 @@ def check_layout(args: Any, world_size: int) -> None:
                 f"--global-batch-size {args.global_batch_size} is not a multiple of --micro-batch-size "
                 f"{args.micro_batch_size} x {replicas} data-parallel replicas"
             )
+
+
+def check_schedule(args: Any) -> None:
+    """ValueError when the warm-up does not fit into the run, as when a recipe's run is cut short for a trial."""
+    length = args.lr_decay_iters or args.train_iters
+    if args.lr_warmup_fraction is None and length and args.lr_warmup_iters >= length:
+        raise ValueError(
+            f"--lr-warmup-iters {args.lr_warmup_iters} must be less than the {length} iterations of the schedule "
+            f"(--lr-decay-iters, or --train-iters); for a short trial give --lr-warmup-iters {length // 10}"
+        )

@@ -1,0 +1,1 @@
+"""Reading finished runs: metrics, tables, plots. Nothing here needs Megatron."""

@@ -1,0 +1,55 @@
+"""A yardstick that lives here only: LayerNorm Scaling done naively, as norm(x) * s on activations.
+
+The same function as ``lns``, one more pass over [s, b, h] per norm in the forward and in the backward, and one more
+activation kept. Its distance to ``lns`` is what multiplying gamma avoids.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from megatron_cod.schemes.depth import depth_factor
+from megatron_cod.schemes.table import SCHEMES, Scheme
+
+NAME = "lns_activation"
+
+
+class _ScaledOutput(torch.nn.Module):
+    """factor * norm(x), multiplied after the norm."""
+
+    def __init__(self, norm: torch.nn.Module, factor: float) -> None:
+        super().__init__()
+        self.norm = norm
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x) * self.factor
+
+
+class ActivationScaledLayer(TransformerLayer):
+    """Megatron's layer with the outputs of its two input norms multiplied by the depth factor."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        factor = depth_factor(self.layer_number)
+        self.input_layernorm = _ScaledOutput(self.input_layernorm, factor)
+        self.pre_mlp_layernorm = _ScaledOutput(self.pre_mlp_layernorm, factor)
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """Let models be built with the yardstick; the project's own table is as before afterwards."""
+    SCHEMES[NAME] = Scheme(
+        name=NAME,
+        reference="the same factor on activations; benchmark only",
+        default_init="normal",
+        layer_classes={TransformerLayer: ActivationScaledLayer},
+    )
+    try:
+        yield
+    finally:
+        del SCHEMES[NAME]

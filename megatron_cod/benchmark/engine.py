@@ -1,0 +1,148 @@
+"""Megatron models in one process, each with its own optimizer, stepped by Megatron's own ``train_step``."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Prepares the environment of a CPU run before Megatron is imported, so it comes first.
+from megatron_cod.training.pretrain import resolve_command_line  # isort: skip
+import megatron.training.training as loop
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.enums import ModelType
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.rerun_state_machine import RerunDataIterator
+from megatron.core.utils import get_model_config
+from megatron.training.argument_utils import pretrain_cfg_container_from_args
+from megatron.training.arguments import parse_and_validate_args
+
+from megatron_cod import cpu
+from megatron_cod.benchmark import activation_scaling
+from megatron_cod.benchmark.timing import Lap
+from megatron_cod.model import model_config_from_args
+from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.batches import forward_step
+from megatron_cod.training.failures import one_line
+
+Microbatch = dict[str, Tensor]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def start_megatron(command_line: Sequence[str], threads: int) -> Any:
+    """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
+
+    Megatron's own log goes to stderr: stdout is for the table. Raises ValueError for what it refuses.
+    """
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    torch.set_num_threads(threads)
+    with redirect_stdout(sys.stderr):
+        flags, _, _ = resolve_command_line(list(command_line))
+        cpu.install()
+        sys.argv = [sys.argv[0], *flags]
+        try:
+            args = parse_and_validate_args(extra_args_provider=add_arguments)
+        except AssertionError as error:
+            raise ValueError(one_line(error)) from None
+        if args.world_size != 1 or args.data_parallel_size != 1:
+            raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
+        # As in training.pretrain: the dataset helper is compiled already, and this make call has nothing to do.
+        os.environ["MAKEFLAGS"] = "--eval=nothing:;@:"
+        try:
+            loop.initialize_megatron()
+        finally:
+            del os.environ["MAKEFLAGS"]
+    args.iteration = args.consumed_train_samples = args.consumed_valid_samples = 0
+    return args
+
+
+class Engine:
+    """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
+
+    def __init__(self, args: Any, scheme: str) -> None:
+        args.norm_scheme = scheme
+        self.args = args
+        with redirect_stdout(sys.stderr), activation_scaling.registered():
+            model_config, _ = model_config_from_args(args)
+            self.model, self.optimizer, self.scheduler = loop.setup_model_and_optimizer(
+                ModelType.encoder_or_decoder,
+                checkpointing_context={},
+                cfg_container=pretrain_cfg_container_from_args(args, model_config),
+                pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+            )
+        self.config = get_model_config(self.model[0])
+        # What megatron.training.train sets before its loop.
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.grad_scale_func = self.optimizer.scale_loss
+        for chunk in self.model:
+            chunk.train()
+        self._seconds_in_optimizer = 0.0
+        self._inner_step = self.optimizer.step
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters under the names they have in Megatron's GPTModel."""
+        for name, parameter in self.model[0].named_parameters():
+            yield name.removeprefix("module.").removeprefix("module."), parameter
+
+    def logits(self, batch: Microbatch) -> Tensor:
+        """Logits [b, s, v] of one micro-batch, without gradient."""
+        with torch.no_grad():
+            return self.model[0](batch["tokens"], batch["position_ids"], None)
+
+    def step(self, batches: Sequence[Microbatch], clock: Callable[[], float]) -> Lap:
+        """One train_step over the micro-batches of a global batch. The loss is a mean over tokens."""
+
+        def timed_step() -> Any:
+            start = clock()
+            result = self._inner_step()
+            torch.cuda.synchronize()
+            self._seconds_in_optimizer = clock() - start
+            return result
+
+        self.optimizer.step = timed_step
+        torch.cuda.synchronize()
+        start = clock()
+        reported, *_ = loop.train_step(
+            forward_step,
+            RerunDataIterator(iter(batches)),  # as train() does: the rerun check is part of a real step
+            self.model,
+            self.optimizer,
+            self.scheduler,
+            self.config,
+            get_forward_backward_func(),
+            iteration=0,
+        )
+        torch.cuda.synchronize()
+        return Lap(clock() - start, self._seconds_in_optimizer, float(reported["lm loss"]))
+
+
+def random_batches(args: Any, count: int) -> list[list[Microbatch]]:
+    """``count`` global batches of random tokens: micro-batches of [b, s], labels being the tokens that follow."""
+    generator = torch.Generator().manual_seed(args.seed)
+    shape = (args.micro_batch_size, args.seq_length)
+    result = []
+    for _ in range(count):
+        batch = []
+        for _ in range(get_num_microbatches()):
+            text = torch.randint(args.vocab_size, (shape[0], shape[1] + 1), generator=generator)
+            micro = {
+                "tokens": text[:, :-1].contiguous(),
+                "labels": text[:, 1:].contiguous(),
+                "loss_mask": torch.ones(shape),
+                "position_ids": torch.arange(shape[1]).expand(shape),
+            }
+            batch.append({name: tensor.to(torch.cuda.current_device()) for name, tensor in micro.items()})
+        result.append(batch)
+    return result

@@ -1,0 +1,116 @@
+"""A comparison as text, Markdown and JSON."""
+
+import json
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.benchmark.timing import Lap, Laps, Ratio, ratio
+
+PARTS: dict[str, Callable[[Lap], float]] = {
+    "step": lambda lap: lap.total,
+    "forward+backward": lambda lap: lap.forward_backward,
+    "optimizer": lambda lap: lap.optimizer,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant's time for one part of the step."""
+
+    name: str
+    part: str
+    median_ms: float
+    tokens_per_s: float
+    ratio: Ratio
+    """Against the reference's same part."""
+
+
+@dataclass
+class Report:
+    """What one benchmark measured; ``facts`` says of what, ``notes`` what was checked before timing."""
+
+    title: str
+    reference: str
+    facts: dict[str, Any]
+    rows: list[Row]
+    laps: Laps
+    notes: list[str] = field(default_factory=list)
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        head = ("", "part", "median ms", "tokens/s", f"ratio to {self.reference}", "95% interval")
+        body = [
+            (
+                row.name,
+                row.part,
+                f"{row.median_ms:.2f}",
+                f"{row.tokens_per_s:.0f}" if row.part == "step" else "",
+                f"{row.ratio.median:.4f}",
+                f"{row.ratio.low:.4f} .. {row.ratio.high:.4f}",
+            )
+            for row in self.rows
+        ]
+        return [head, *body]
+
+    def _facts_line(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.facts.items())
+
+    def text(self) -> str:
+        """The table for a terminal."""
+        cells = self._cells()
+        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        ]
+        return "\n".join([self.title, self._facts_line(), *self.notes, "", *lines])
+
+    def markdown(self) -> str:
+        """The table for a document."""
+        head, *body = self._cells()
+        lines = [" | ".join(row) for row in (head, ("---",) * 2 + ("---:",) * 4, *body)]
+        return "\n".join(
+            [f"**{self.title}** ({self._facts_line()})", "", *(f"| {line} |" for line in lines), "", *self.notes, ""]
+        )
+
+    def json(self) -> str:
+        """Everything, with every single step's time, so that another statistic can be computed later."""
+        content = {
+            "title": self.title,
+            "reference": self.reference,
+            "facts": self.facts,
+            "notes": self.notes,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "megatron-core", "transformers")},
+            },
+            "rows": [asdict(row) for row in self.rows],
+            "laps": {name: [asdict(lap) for lap in laps] for name, laps in self.laps.items()},
+        }
+        return json.dumps(content, indent=1) + "\n"
+
+    def write(self, json_path: str | None, markdown_path: str | None) -> None:
+        """Write the files that were asked for; OSError when a place cannot be written."""
+        if json_path:
+            Path(json_path).write_text(self.json())
+        if markdown_path:
+            Path(markdown_path).write_text(self.markdown())
+
+
+def rows_of(laps: Laps, reference: str, tokens: int, parts: Sequence[str] = ("step",)) -> list[Row]:
+    """Rows of every contestant, the reference first. tokens: in one step."""
+    names = [reference, *(name for name in laps if name != reference)]
+    rows = []
+    for part in parts:
+        times = {name: [PARTS[part](lap) for lap in laps[name]] for name in names}
+        for name in names:
+            median = statistics.median(times[name])
+            rows.append(Row(name, part, 1e3 * median, tokens / median, ratio(times[name], times[reference])))
+    return rows

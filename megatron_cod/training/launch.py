@@ -1,0 +1,52 @@
+"""Start a training run as torchrun would, and pass its progress lines on. For tools that train several runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_PROGRESS = ("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy ")
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; its text is the run's own one-line error, or where its log is."""
+
+
+def launch_command(processes: int, flags: Sequence[str]) -> list[str]:
+    """The torchrun command line of a single-node run."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, "-m", "megatron_cod.training.pretrain", *flags]
+
+
+def run_training(processes: int, flags: Sequence[str], log: Path, show: Callable[[str], None]) -> None:
+    """Train in ``processes`` processes to the end; the whole output goes to ``log``, progress lines to ``show``.
+
+    Raises RunFailed when the run does not end well. On interruption the processes are ended with it.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+    error = None
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            launch_command(processes, flags),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                file.write(line)
+                if line.startswith("error: "):
+                    error = line.strip()
+                if line.startswith(_PROGRESS):
+                    show(line.rstrip())
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if code:
+        raise RunFailed(error or f"the run ended with exit code {code}; its log is {log}")
