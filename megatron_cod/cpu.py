@@ -8,6 +8,7 @@ torch would believe in a GPU.
 
 import functools
 import importlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -171,6 +172,15 @@ def _table() -> tuple[Adapted, ...]:
             wraps=True,
         ),
     ]
+    rows.append(
+        Adapted(
+            "megatron.training.models.dist_utils",
+            "to_empty_if_meta_device",
+            _on_cpu,
+            "materialises meta-device parameters with device=torch.device('cuda')",
+            wraps=True,
+        )
+    )
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         rows.append(Adapted(cuda, name, _nothing, "nothing runs ahead of the CPU, and there is no GPU cache"))
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
@@ -227,5 +237,9 @@ def install() -> bool:
         owner = _owner(row.module)
         replacement = row.replacement(getattr(owner, row.name)) if row.wraps else row.replacement
         setattr(owner, row.name, replacement)
+    # The tracker guards against CPU draws inside a GPU context; here both are one generator, so every fork would warn.
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )
     _installed = True
     return True

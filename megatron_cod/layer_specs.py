@@ -7,9 +7,11 @@ the start-up depth check all come with the spec; see docs/megatron_lm.md).
 from dataclasses import replace
 from typing import Any
 
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnBackend
+from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -24,28 +26,34 @@ from megatron_cod.schemes.init_policy import apply_init_policy
 from megatron_cod.schemes.table import Scheme, get_scheme
 
 
-def refuse_unsupported(config: TransformerConfig, scheme: Scheme) -> None:
-    """ValueError for what the scheme cannot do yet: refused, never built without the factor."""
-    unsupported = {
+def unsupported_features(config: TransformerConfig) -> list[str]:
+    """Flags set in ``config`` that the specs of this file cannot carry yet. Stock Megatron may well."""
+    recompute = config.recompute_granularity == "selective" and "layernorm" in (config.recompute_modules or [])
+    features = {
         f"--transformer-impl {config.transformer_impl}": config.transformer_impl != "local",
         "--mtp-num-layers": bool(config.mtp_num_layers),
         "--experimental-attention-variant": config.experimental_attention_variant is not None,
-        "--heterogeneous-layers-config-path": bool(getattr(config, "heterogeneous_block_specs", False)),
+        "--heterogeneous-layers-config-path": isinstance(config, HeterogeneousTransformerConfig),
         "--hybrid-layer-pattern": bool(getattr(config, "is_hybrid_model", False)),
+        # Megatron's own code for it fails with a NameError where Transformer Engine is missing.
+        "--recompute-modules layernorm (without Transformer Engine)": recompute and not HAVE_TE,
     }
-    asked = [flag for flag, is_set in unsupported.items() if is_set]
+    return [flag for flag, is_set in features.items() if is_set]
+
+
+def refuse_unsupported(config: TransformerConfig, scheme: Scheme) -> None:
+    """ValueError for what the scheme cannot do yet: refused, never built without the factor."""
+    asked = unsupported_features(config)
     if asked:
-        raise ValueError(
-            f"--norm-scheme {scheme.name} does not support {', '.join(asked)} yet; drop it, or train with pre_ln"
-        )
+        raise ValueError(f"--norm-scheme {scheme.name} does not support {', '.join(asked)} yet; leave that out")
 
 
 def _with_torch_backend(
     submodules: TransformerLayerSubmodules, config: TransformerConfig
 ) -> TransformerLayerSubmodules:
     """The same submodules with fused attention, and with norms that work where Megatron's torch norm refuses."""
-    attention = submodules.self_attention
-    inner = getattr(attention, "submodules", None)
+    attention: Any = submodules.self_attention
+    inner: Any = getattr(attention, "submodules", None)
     changed: dict[str, Any] = {}
     if inner is not None:
         if inner.core_attention is DotProductAttention and config.attention_backend != AttnBackend.unfused:

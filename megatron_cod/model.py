@@ -9,7 +9,7 @@ from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models import GPTModelConfig
 
 from megatron_cod.depth_map import refuse_wrong_depth
-from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec
+from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, unsupported_features
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
 from megatron_cod.schemes.table import get_scheme
 
@@ -24,15 +24,17 @@ def _layer_spec(
 def attach_scheme(config: GPTModelConfig, scheme: str, init_policy: str | None) -> str:
     """Put a scheme, its initialisation and the depth check on ``config`` in place; returns the line for the log.
 
-    On the torch backend (``--transformer-impl local``) every scheme is laid over Megatron's spec. On others, ``pre_ln``
-    is left to Megatron, and a scheme that is not supported there is refused with a ValueError.
+    The scheme is laid over Megatron's spec on the torch backend (``--transformer-impl local``); what it cannot carry is
+    refused with a ValueError. ``pre_ln`` is left to Megatron there, and on every other backend.
     """
     policy, line = resolve_init_policy(scheme, init_policy)
     apply_init_policy(config.transformer, policy)
-    if get_scheme(scheme).scales_input_norms or config.transformer.transformer_impl == "local":
+    row = get_scheme(scheme)
+    if row.scales_input_norms:
         if config.transformer_layer_spec is not None:
             raise ValueError("--spec and --norm-scheme both name the layers; give one of them")
-        refuse_unsupported(config.transformer, get_scheme(scheme))  # now, not when the model is built
+        refuse_unsupported(config.transformer, row)  # now, not when the model is built
+    if row.scales_input_norms or not (config.transformer_layer_spec or unsupported_features(config.transformer)):
         config.transformer_layer_spec = partial(_layer_spec, scheme=scheme)
     config.post_wrap_hooks.append(refuse_wrong_depth)
     return line

@@ -4,6 +4,8 @@ Megatron's ``WrappedTorchNorm`` refuses the first two. The depth factor multipli
 h, inside the forward: autograd then gives gamma the gradient of the formula, and no kernel of activation size is added.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -86,7 +88,7 @@ _PLAIN = {"RMSNorm": TorchRMSNorm, "LayerNorm": TorchLayerNorm}
 _SCALED = {"RMSNorm": DepthScaledTorchRMSNorm, "LayerNorm": DepthScaledTorchLayerNorm}
 
 
-def _pick(table: dict[str, type], config: TransformerConfig) -> type:
+def _pick(table: Mapping[str, type], config: TransformerConfig) -> type:
     if config.normalization not in table:
         raise ValueError(f"the torch backend has {' and '.join(table)}, not --normalization {config.normalization}")
     return table[config.normalization]

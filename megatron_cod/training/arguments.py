@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         print(_INTRODUCTION + "\n" + formatter.format_help() + "\n" + _COMMON)
 
     parser.error = _one_line_error  # type: ignore[method-assign]
-    parser.print_help = print_help  # type: ignore[method-assign]
+    parser.print_help = print_help  # type: ignore[method-assign,assignment]
     return parser
 
 

@@ -14,9 +14,15 @@ _ORIGIN = "recipe"
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe: a mapping of argument names (``num-layers`` or ``num_layers``) to values.
 
-    Raises ValueError for a missing file, broken YAML, or anything but a flat mapping.
+    ``base: other.yaml`` builds on a recipe in the same folder, whose keys this one overrules. Raises ValueError for a
+    missing file, broken YAML, anything but a flat mapping, or bases that go in a circle.
     """
-    path = Path(path)
+    return _load(Path(path), ())
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise ValueError(f"recipe {path} builds on itself: {' -> '.join(p.name for p in (*above, path))}")
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -26,7 +32,9 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"recipe {path} must hold 'argument-name: value' lines")
-    return {str(key).replace("_", "-"): value for key, value in content.items()}
+    recipe = {str(key).replace("_", "-"): value for key, value in content.items()}
+    base = recipe.pop("base", None)
+    return recipe if base is None else {**_load(path.parent / str(base), (*above, path)), **recipe}
 
 
 def _flag_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

@@ -1,0 +1,39 @@
+# Two commands to know: make quickstart, make test. Each prepares .venv first, and says what it does.
+PYTHON ?=
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help quickstart test test-slow check format venv clean
+
+help:
+	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
+	@echo 'make test         the test suite (real processes over gloo)'
+	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
+	@echo 'make check        ruff, mypy, import contract'
+	@echo 'make format       rewrite the code as ruff wants it'
+	@echo 'make venv         only prepare .venv'
+
+venv:
+	@tools/make_venv.sh $(MAKECMDGOALS)
+
+quickstart: venv
+	$(BIN)/python examples/quickstart.py
+
+test: venv
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

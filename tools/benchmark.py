@@ -1,0 +1,108 @@
+"""Time training steps: norm schemes against each other, or this project against transformers.
+
+    python tools/benchmark.py schemes --hidden-size 512 --ffn-hidden-size 1376
+    python tools/benchmark.py hf --rounds 20 --json hf.json
+
+Contestants take turns in random order within every round, in one process; ratios are medians of per-round ratios with a
+bootstrap 95% interval. Megatron's own log goes to stderr. docs/benchmarks.md explains the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from megatron_cod.errors import run_tool
+
+_RECIPE = Path(__file__).parents[1] / "recipes" / "debug.yaml"
+
+
+def _common(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--rounds", type=int, default=rounds, help="steps of every contestant (default %(default)s)")
+    group.add_argument("--warmup", type=int, default=warmup, help="rounds thrown away first (default %(default)s)")
+    group.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default %(default)s)")
+    group.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu counts only this process's work: steadier on a busy machine, meaningless on a GPU (default wall)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write everything, every step's time included")
+    output.add_argument("--markdown", metavar="FILE", help="write the table for a document")
+
+
+def _parser() -> argparse.ArgumentParser:
+    keep_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,hf}")
+
+    schemes = commands.add_parser(
+        "schemes",
+        help="step time of norm schemes, pre_ln being 1",
+        description=(
+            "Step time of norm schemes. Any Megatron flag may follow and wins over the recipe, e.g. --hidden-size 512.\n"
+            "lns_activation is LayerNorm Scaling done naively, on activations: what scaling gamma avoids."
+        ),
+        formatter_class=keep_lines,
+        allow_abbrev=False,
+    )
+    schemes.add_argument(
+        "--schemes",
+        nargs="+",
+        default=["pre_ln", "lns", "lns_activation"],
+        metavar="NAME",
+        help="any of the project's schemes, and lns_activation (default: pre_ln lns lns_activation)",
+    )
+    schemes.add_argument("--recipe", default=str(_RECIPE), metavar="FILE", help="default: recipes/debug.yaml")
+    _common(schemes, rounds=40, warmup=3)
+
+    hf = commands.add_parser(
+        "hf",
+        help="step time against transformers' LlamaForCausalLM",
+        description=(
+            "Step time of pre_ln and lns against transformers' LlamaForCausalLM with the same weights, batches and\n"
+            "AdamW. Before timing, logits and the losses of the first steps must agree. Any Megatron flag may follow."
+        ),
+        formatter_class=keep_lines,
+        allow_abbrev=False,
+    )
+    shape = hf.add_argument_group("shape (default: the 130M Llama on 4 x 256 tokens)")
+    for name, value in {"layers": 12, "hidden": 768, "heads": 12, "ffn": 2048, "vocab": 32000}.items():
+        shape.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
+    shape.add_argument("--seq", type=int, default=256, help="tokens in a sequence (default %(default)s)")
+    shape.add_argument("--batch", type=int, default=4, help="sequences in a step (default %(default)s)")
+    hf.add_argument("--fused-adam", action="store_true", help="torch's fused AdamW kernel on both sides")
+    _common(hf, rounds=15, warmup=2)
+    return parser
+
+
+def main() -> None:
+    args, megatron_flags = _parser().parse_known_args()
+    for path in (args.json, args.markdown):
+        if path and not Path(path).parent.is_dir():  # now, not after minutes of timing
+            raise ValueError(f"{path}: its folder does not exist")
+    # After parsing, so that --help and wrong options answer at once.
+    from megatron_cod.benchmark.report import Report
+
+    report: Report
+    measurement = {name: getattr(args, name) for name in ("rounds", "warmup", "threads", "clock")}
+    if args.command == "schemes":
+        from megatron_cod.benchmark.schemes import compare_schemes
+
+        report = compare_schemes(args.schemes, ["--recipe", args.recipe, *megatron_flags], **measurement)
+    else:
+        from megatron_cod.benchmark.hf import compare_with_transformers
+        from megatron_cod.benchmark.llama import LlamaShape
+
+        sizes = {name: getattr(args, name) for name in LlamaShape.__dataclass_fields__}
+        report = compare_with_transformers(
+            LlamaShape(**sizes), megatron_flags, fused_adam=args.fused_adam, **measurement
+        )
+    print(report.text())
+    report.write(args.json, args.markdown)
+
+
+if __name__ == "__main__":
+    run_tool(main)
