@@ -35,6 +35,16 @@ def _gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Tensor:
     return weight if factor is None else weight * factor
 
 
+def _rms_norm(x: Tensor, norm: torch.nn.RMSNorm, gain: Tensor) -> Tensor:
+    """gain [h] * x / rms(x), handed on in gain's dtype: with --fp32-residual-connection x is wider than the weights."""
+    return F.rms_norm(x, norm.normalized_shape, gain.to(x.dtype), norm.eps).to(gain.dtype)
+
+
+def _layer_norm(x: Tensor, norm: torch.nn.LayerNorm, gain: Tensor, shift: Tensor) -> Tensor:
+    """gain [h] * (x - mean) / std + shift [h], in gain's dtype."""
+    return F.layer_norm(x, norm.normalized_shape, gain.to(x.dtype), shift.to(x.dtype), norm.eps).to(gain.dtype)
+
+
 class TorchRMSNorm(torch.nn.RMSNorm):
     """RMSNorm over the last dimension of [..., h]."""
 
@@ -47,15 +57,14 @@ class TorchRMSNorm(torch.nn.RMSNorm):
         torch.nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, _gain(self.weight, None, self.zero_centered), self.eps)
+        return _rms_norm(x, self, _gain(self.weight, None, self.zero_centered))
 
 
 class DepthScaledTorchRMSNorm(DepthScaled, TorchRMSNorm):
     """depth_factor * RMSNorm(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = _gain(self.weight, self.bound_factor(), self.zero_centered)
-        return F.rms_norm(x, self.normalized_shape, gain, self.eps)
+        return _rms_norm(x, self, _gain(self.weight, self.bound_factor(), self.zero_centered))
 
 
 class TorchLayerNorm(torch.nn.LayerNorm):
@@ -71,8 +80,7 @@ class TorchLayerNorm(torch.nn.LayerNorm):
         torch.nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = _gain(self.weight, None, self.zero_centered)
-        return F.layer_norm(x, self.normalized_shape, gain, self.bias, self.eps)
+        return _layer_norm(x, self, _gain(self.weight, None, self.zero_centered), self.bias)
 
 
 class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
@@ -80,8 +88,7 @@ class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         factor = self.bound_factor()
-        gain = _gain(self.weight, factor, self.zero_centered)
-        return F.layer_norm(x, self.normalized_shape, gain, self.bias * factor, self.eps)
+        return _layer_norm(x, self, _gain(self.weight, factor, self.zero_centered), self.bias * factor)
 
 
 _PLAIN = {"RMSNorm": TorchRMSNorm, "LayerNorm": TorchLayerNorm}
@@ -96,7 +103,8 @@ def _pick(table: Mapping[str, type], config: TransformerConfig) -> type:
 
 def torch_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
     """A plain norm: Megatron's own torch norm where it works, ours where that one refuses (a ``LayerNormBuilder``)."""
-    if config.sequence_parallel or config.layernorm_zero_centered_gamma or config.persist_layer_norm:
+    refused = config.sequence_parallel or config.layernorm_zero_centered_gamma or config.persist_layer_norm
+    if refused or config.fp32_residual_connection:
         return _pick(_PLAIN, config)(config, hidden_size, eps)
     return WrappedTorchNorm(config=config, hidden_size=hidden_size, eps=eps)
 
