@@ -4,7 +4,7 @@
     python tools/benchmark.py hf --rounds 20 --json hf.json
 
 Contestants take turns in random order within every round, in one process; ratios are medians of per-round ratios with a
-bootstrap 95% interval. Megatron's own log goes to stderr. docs/benchmarks.md explains the numbers.
+bootstrap 95% interval. docs/benchmarks.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def main() -> None:
     for path in (args.json, args.markdown):
         if path and not Path(path).parent.is_dir():  # now, not after minutes of timing
             raise ValueError(f"{path}: its folder does not exist")
+    if args.rounds < 1 or args.warmup < 0:
+        raise ValueError(f"--rounds must be at least 1 and --warmup at least 0, got {args.rounds} and {args.warmup}")
     # After parsing, so that --help and wrong options answer at once.
     from megatron_cod.benchmark.report import Report
 

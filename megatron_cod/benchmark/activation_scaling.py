@@ -36,8 +36,8 @@ class ActivationScaledLayer(TransformerLayer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         factor = depth_factor(self.layer_number)
-        self.input_layernorm = _ScaledOutput(self.input_layernorm, factor)
-        self.pre_mlp_layernorm = _ScaledOutput(self.pre_mlp_layernorm, factor)
+        for name in ("input_layernorm", "pre_mlp_layernorm"):
+            setattr(self, name, _ScaledOutput(getattr(self, name), factor))
 
 
 @contextmanager

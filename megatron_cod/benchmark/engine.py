@@ -1,5 +1,7 @@
 """Megatron models in one process, each with its own optimizer, stepped by Megatron's own ``train_step``."""
 
+import io
+import logging
 import os
 import socket
 import sys
@@ -7,12 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-import torch
-from torch import Tensor
-
-# Prepares the environment of a CPU run before Megatron is imported, so it comes first.
-from megatron_cod.training.pretrain import resolve_command_line  # isort: skip
 import megatron.training.training as loop
+import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.enums import ModelType
 from megatron.core.num_microbatches_calculator import get_num_microbatches
@@ -22,6 +20,7 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.utils import get_model_config
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
+from torch import Tensor
 
 from megatron_cod import cpu
 from megatron_cod.benchmark import activation_scaling
@@ -30,8 +29,13 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.pretrain import resolve_command_line
 
 Microbatch = dict[str, Tensor]
+
+
+# Megatron prints 800 lines before its first step; they belong to training, not to a table.
+logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
 def _free_port() -> str:
@@ -43,19 +47,23 @@ def _free_port() -> str:
 def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
 
-    Megatron's own log goes to stderr: stdout is for the table. Raises ValueError for what it refuses.
+    Megatron's own log is dropped. Raises ValueError for what it refuses.
     """
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(io.StringIO()):
         flags, _, _ = resolve_command_line(list(command_line))
         cpu.install()
-        sys.argv = [sys.argv[0], *flags]
+        command, sys.argv = sys.argv, [sys.argv[0], *flags]
         try:
             args = parse_and_validate_args(extra_args_provider=add_arguments)
         except AssertionError as error:
             raise ValueError(one_line(error)) from None
+        finally:
+            sys.argv = command
         if args.world_size != 1 or args.data_parallel_size != 1:
             raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
         # As in training.pretrain: the dataset helper is compiled already, and this make call has nothing to do.
@@ -74,7 +82,7 @@ class Engine:
     def __init__(self, args: Any, scheme: str) -> None:
         args.norm_scheme = scheme
         self.args = args
-        with redirect_stdout(sys.stderr), activation_scaling.registered():
+        with redirect_stdout(io.StringIO()), activation_scaling.registered():
             model_config, _ = model_config_from_args(args)
             self.model, self.optimizer, self.scheduler = loop.setup_model_and_optimizer(
                 ModelType.encoder_or_decoder,

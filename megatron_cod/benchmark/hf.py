@@ -106,6 +106,9 @@ def compare_with_transformers(
     engines = {name: Engine(args, name) for name in ("pre_ln", "lns")}
     weights = dict(engines["pre_ln"].parameters())
     with torch.no_grad():
+        for parameter in weights.values():
+            if parameter.dim() == 1:  # gammas start at 1, and all ones would hide a mistaken one
+                parameter.uniform_(0.5, 1.5)
         for name, parameter in engines["lns"].parameters():
             parameter.copy_(weights[name])
     reference = TransformersLlama(shape, from_megatron(weights.items(), shape.heads))

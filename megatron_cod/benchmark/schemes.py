@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
 
+from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
 from megatron_cod.benchmark.report import Report, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, interleave
+from megatron_cod.schemes.table import get_scheme
 
 REFERENCE = "pre_ln"
 _QUIET = ("--mock-data", "--eval-iters", "0", "--logging-level", "40")
@@ -17,8 +19,12 @@ def compare_schemes(
 ) -> Report:
     """Time Megatron's train_step under each scheme; pre_ln is always among them.
 
-    megatron_flags: ``--recipe FILE`` and any flag of pretrain. Raises ValueError for what Megatron refuses.
+    megatron_flags: ``--recipe FILE`` and any flag of pretrain. Raises ValueError for an unknown scheme and
+    for what Megatron refuses.
     """
+    with activation_scaling.registered():
+        for name in schemes:
+            get_scheme(name)
     names = [REFERENCE, *(name for name in dict.fromkeys(schemes) if name != REFERENCE)]
     args = start_megatron([*_QUIET, *megatron_flags], threads)
     engines = {name: Engine(args, name) for name in names}

@@ -12,6 +12,11 @@ from typing import NoReturn
 _GRACE_SECONDS = 8.0
 
 
+def this_rank() -> int:
+    """This process's global rank, as the launcher set it; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def one_line(error: BaseException) -> str:
     """The error's text on one line; Megatron's bare assertions get the condition that failed instead of nothing."""
     text = " ".join(str(error).split())
@@ -30,7 +35,7 @@ def fail(message: str, *, exit_code: int = 2) -> NoReturn:
     The other ranks wait for the launcher to end them, so that rank 0 gets its line out first; a rank that is still
     alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
     """
-    rank = int(os.environ.get("RANK", "0"))
+    rank = this_rank()
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
         message = f"rank {rank}: {message}"

@@ -23,17 +23,14 @@ from megatron_cod.training import checkpoints, recipes
 from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import user_errors
+from megatron_cod.training.failures import this_rank, user_errors
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.preflight import check_layout, check_schedule
 
-_RANK = int(os.environ.get("RANK", "0"))
-
-
 def say(text: str) -> None:
     """Print a line of the log, on rank 0."""
-    if _RANK == 0:
+    if this_rank() == 0:
         print(text, flush=True)
 
 
@@ -152,10 +149,10 @@ def main() -> None:
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
-        if args.save and _RANK == 0:
+        if args.save and this_rank() == 0:
             checkpoints.write_resolved(args.save, resolved)
 
-    if args.world_size - 1 == _RANK:
+    if args.world_size - 1 == this_rank():
         install_metrics_writer(partial(_metrics_writer, args))
     variance = StreamVariance()
     model_config.post_wrap_hooks += [report_parameters, variance.attach]

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,15 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    # Data loaders of this process fork, as they do under torchrun; a fork server's child would use the server.
+    multiprocessing.set_start_method("fork", force=True)
     import torch
 
     torch.set_num_threads(1)
     try:
         outcome = ("ok", function(rank, *arguments))
+    except SystemExit as end:
+        outcome = ("error", f"exit code {end.code}") if end.code else ("ok", None)
     except BaseException as error:
         outcome = ("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     with open(f"{folder}/{rank}.part", "wb") as file:
@@ -49,6 +54,59 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     os.rename(f"{folder}/{rank}.part", f"{folder}/{rank}.pickle")
     # Leave at once: a peer may be stuck in a collective, and that must not keep this process.
     os._exit(0)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one rank of ``run_training_ranks`` ended: exit code (negative: killed) and its output."""
+
+    code: int
+    output: str
+
+
+def _train(_rank: int, flags: list[str]) -> None:
+    import sys
+
+    from megatron_cod.training.pretrain import main
+
+    sys.argv = ["pretrain", *flags]
+    main()
+
+
+def run_training_ranks(world: int, flags: list[str], timeout: float = 240.0) -> list[Ended]:
+    """The training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
+
+    Unlike in ``run_ranks`` a failing rank is a result. AssertionError after ``timeout`` seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port = free_port()
+        # Not daemons: data loaders start processes of their own.
+        processes = [
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags,)))
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout
+        try:
+            while any(process.exitcode is None for process in processes):
+                assert time.monotonic() < deadline, f"still running after {timeout} s"
+                if any(process.exitcode for process in processes):
+                    for process in processes:
+                        process.terminate()
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        ended = []
+        for rank, process in enumerate(processes):
+            path = Path(folder, f"{rank}.pickle")
+            state, value = pickle.loads(path.read_bytes()) if path.exists() else ("ok", None)
+            log = Path(folder, f"{rank}.log")
+            text = (log.read_text(errors="replace") if log.exists() else "") + (value or "")
+            ended.append(Ended(1 if state == "error" else process.exitcode or 0, text))
+        return ended
 
 
 class WorkerError(AssertionError):

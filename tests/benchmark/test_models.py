@@ -1,0 +1,87 @@
+"""The models that are timed compute the same thing, and a benchmark of different things is refused."""
+
+import pytest
+import torch
+
+from tests.distributed.launch import WorkerError, run_ranks
+
+_SIZES = {"layers": 3, "hidden": 64, "heads": 4, "ffn": 176, "vocab": 128, "seq": 16, "batch": 2}
+
+
+def _set_up(schemes):
+    from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
+    from megatron_cod.benchmark.llama import LlamaShape, TransformersLlama, from_megatron
+
+    shape = LlamaShape(**_SIZES)
+    args = start_megatron(
+        ["--mock-data", "--eval-iters", "0", "--logging-level", "40", *shape.megatron_flags()], threads=1
+    )
+    args.init_policy = "normal"
+    engines = {name: Engine(args, name) for name in schemes}
+    first = dict(engines[schemes[0]].parameters())
+    with torch.no_grad():
+        for engine in engines.values():
+            for name, parameter in engine.parameters():
+                parameter.copy_(first[name.replace("layernorm.norm.", "layernorm.")])
+    reference = TransformersLlama(shape, from_megatron(first.items(), shape.heads))
+    return engines, reference, random_batches(args, 2)
+
+
+def _logits_of_the_yardstick(rank):
+    engines, _, batches = _set_up(["lns", "lns_activation", "pre_ln"])
+    return {name: engine.logits(batches[0][0]) for name, engine in engines.items()}
+
+
+def test_the_yardstick_computes_what_lns_does():
+    (logits,) = run_ranks(1, _logits_of_the_yardstick)
+    torch.testing.assert_close(logits["lns_activation"], logits["lns"], rtol=0, atol=1e-5)
+    assert (logits["pre_ln"] - logits["lns"]).abs().max() > 1e-2
+
+
+def test_the_yardstick_stays_out_of_the_project_s_table():
+    from megatron_cod.benchmark.activation_scaling import NAME, registered
+    from megatron_cod.schemes.table import SCHEMES
+
+    before = list(SCHEMES)
+    with registered():
+        assert NAME in SCHEMES
+    assert list(SCHEMES) == before
+
+
+def _compare(rank, break_it):
+    from megatron_cod.benchmark.hf import compare
+
+    engines, reference, batches = _set_up(["pre_ln", "lns"])
+    with torch.no_grad():
+        match break_it:
+            case "weight":
+                reference.model.model.layers[1].mlp.down_proj.weight[0] += 0.05
+            case "factor":  # lns with the factor of the wrong layer
+                engines["lns"].model[0].module.module.decoder.layers[2].input_layernorm.depth_factor = 1.0
+            case "nan":
+                reference.model.lm_head.weight[0, 0] = float("nan")
+            case "learning rate":  # logits agree at first; only the training steps can tell
+                for group in reference.optimizer.param_groups:
+                    group["lr"] *= 20
+    laps, notes = compare(engines, reference, batches, rounds=2, warmup=4, clock="wall")
+    return {name: len(times) for name, times in laps.items()}, notes
+
+
+def test_a_fair_comparison_is_timed():
+    ((counts, notes),) = run_ranks(1, _compare, None)
+    assert counts == {"transformers": 2, "pre_ln": 2, "lns": 2}
+    assert [note.split(" and ")[0] for note in notes] == ["logits of pre_ln", "logits of lns", "losses of pre_ln"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        ("weight", "pre_ln does not compute what transformers does"),
+        ("factor", "lns does not compute what transformers does"),
+        ("nan", "pre_ln does not compute what transformers does"),
+        ("learning rate", "pre_ln does not train as transformers does"),
+    ],
+)
+def test_a_comparison_of_different_things_is_refused(break_it, message):
+    with pytest.raises(WorkerError, match=message):
+        run_ranks(1, _compare, break_it)

@@ -1,0 +1,94 @@
+"""Stop and go on: to the bit at the same layout, within 1e-5 at another; the scheme is checked on the way in."""
+
+import shutil
+
+import pytest
+import yaml
+
+from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, read_metrics
+from tests.distributed.launch import Ended, run_training_ranks
+
+PP2 = ["--pipeline-model-parallel-size", "2"]
+
+
+def succeed(world: int, flags: list[str]) -> list[Ended]:
+    ended = run_training_ranks(world, flags)
+    assert [rank.code for rank in ended] == [0] * world, "\n----\n".join(rank.output[-2500:] for rank in ended)
+    return ended
+
+
+def losses(folder):
+    metrics = read_metrics(folder / "metrics.jsonl")
+    return {**metrics.scalars[TRAIN_LOSS]}, {**metrics.scalars[VALID_LOSS]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny):
+    """A whole run of 8 steps that saves at 4, and what it says of itself."""
+    whole = tmp_path_factory.mktemp("whole")
+    ended = succeed(2, [*tiny, *PP2, "--save", str(whole), "--save-interval", "4"])
+    return whole, ended
+
+
+@pytest.fixture()
+def stopped(runs, tmp_path):
+    """The same run as it was on disk after step 4."""
+    whole, _ = runs
+    folder = tmp_path / "stopped"
+    shutil.copytree(whole / "iter_0000004", folder / "iter_0000004")
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")
+    return folder
+
+
+def test_a_run_says_and_keeps_what_it_does(runs):
+    whole, ended = runs
+    output = ended[0].output + ended[1].output
+    assert "pipeline stage 1, virtual stage 0: layers 3..4, norm factors 0.5774..0.5000" in output
+    assert "1/sqrt(2L) scaling is off" in output
+    assert "step 8/8 | loss" in output
+    assert "tokens/s | ETA" in output
+    resolved = yaml.safe_load((whole / "resolved_args.yaml").read_text())
+    assert resolved["norm-scheme"] == "lns"
+    assert resolved["init-policy"] == "normal"
+    assert resolved["num-layers"] == 4
+    assert list((whole / "tensorboard").iterdir())
+    variance = read_metrics(whole / "metrics.jsonl").stream_variance()
+    assert list(variance) == [1, 2, 3, 4]
+    assert all(value > 0 for value in variance.values())
+
+
+def test_stopping_changes_nothing_to_the_bit(runs, tiny, tmp_path):
+    whole, _ = runs
+    folder = tmp_path / "two_parts"
+    save = ["--save", str(folder), "--save-interval", "4"]
+    succeed(2, [*tiny, *PP2, *save, "--exit-interval", "4"])
+    assert max(losses(folder)[0]) == 4
+    succeed(2, [*tiny, *PP2, *save, "--load", str(folder)])
+    assert losses(folder) == losses(whole)
+
+
+def test_a_changed_seed_would_be_seen(runs, tiny, tmp_path):
+    """The comparison above can fail: another data order gives other losses."""
+    succeed(2, [*tiny, *PP2, "--save", str(tmp_path / "x"), "--save-interval", "8", "--seed", "7"])
+    assert losses(tmp_path / "x") != losses(runs[0])
+
+
+@pytest.mark.parametrize(("world", "flags"), [(1, []), (4, ["--pipeline-model-parallel-size", "4"])])
+def test_resume_at_another_pipeline_size(runs, stopped, tiny, tmp_path, world, flags):
+    folder = tmp_path / "other"
+    succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])
+    train, valid = losses(folder)
+    expected_train, expected_valid = losses(runs[0])
+    assert set(train) == {5, 6, 7, 8}
+    assert max(abs(train[step] - expected_train[step]) for step in train) <= 1e-5
+    assert abs(valid[8] - expected_valid[8]) <= 1e-5
+
+
+def test_another_scheme_is_refused_unless_asked_for(stopped, tiny):
+    flags = [*tiny, "--load", str(stopped), "--norm-scheme", "pre_ln"]
+    ended = run_training_ranks(1, flags)[0]
+    assert ended.code == 2
+    assert "was trained with --norm-scheme lns, this run asks for pre_ln; use lns" in ended.output
+    ended = succeed(1, [*flags, "--override-scheme-check"])[0]
+    assert "WARNING: checkpoint" in ended.output
+    assert "loading it all the same" in ended.output
