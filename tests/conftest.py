@@ -1,4 +1,4 @@
-"""Shared by all tests: importing the training package first prepares the environment that Megatron reads."""
+"""Shared by all tests; the environment that Megatron reads is prepared before anything imports it."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import megatron_cod.training  # noqa: F401
+import megatron_cod.training.environment  # noqa: F401
 from megatron_cod import cpu
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -83,8 +83,9 @@ def main() -> None:
     for path in (args.json, args.markdown):
         if path and not Path(path).parent.is_dir():  # now, not after minutes of timing
             raise ValueError(f"{path}: its folder does not exist")
-    if args.rounds < 1 or args.warmup < 0:
-        raise ValueError(f"--rounds must be at least 1 and --warmup at least 0, got {args.rounds} and {args.warmup}")
+    for name, least in {"rounds": 1, "warmup": 0, "threads": 1}.items():
+        if getattr(args, name) < least:
+            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     # After parsing, so that --help and wrong options answer at once.
     from megatron_cod.benchmark.report import Report
 

@@ -29,7 +29,7 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.pretrain import resolve_command_line
+from megatron_cod.training.run import resolve_command_line
 
 Microbatch = dict[str, Tensor]
 
@@ -51,8 +51,6 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
     with redirect_stdout(io.StringIO()):
         flags, _, _ = resolve_command_line(list(command_line))

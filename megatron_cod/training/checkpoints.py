@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,19 @@ def check_save(save: str | None, load: str | None) -> None:
         raise ValueError(
             f"--save {save} already holds checkpoints; resume them with --load {save}, or save somewhere else"
         )
+
+
+@contextmanager
+def readable(load: str | None) -> Iterator[None]:
+    """Turn torch's report of a checkpoint that cannot be read, one traceback a rank, into a ValueError of one line."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [str(cause) for cause, _ in error.failures.values()]
+        first = " ".join((causes or [str(error)])[0].split())
+        raise ValueError(f"checkpoint in {load} is corrupt or cannot be read: {first[:200]}") from None
 
 
 def write_resolved(save: str, text: str) -> None:

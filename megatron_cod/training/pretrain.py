@@ -1,180 +1,29 @@
-"""Pretrain a model: ``torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe FILE [any Megatron flag]``."""
+"""Pretrain: ``torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe FILE [any Megatron flag]``.
 
-import os
+Thin on purpose. Megatron's checkpoint writer starts helper processes that import the main module again: what is imported
+here, each of them pays for.
+"""
+
+import ctypes
+import signal
 import sys
-from argparse import Namespace
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-from megatron.core.enums import ModelType
-from megatron.training import get_tensorboard_writer, get_tokenizer, pretrain
-from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args
-
-from megatron_cod import cpu
-from megatron_cod.analysis.metrics import PARAMETERS
-from megatron_cod.data.check import check_prefix
-from megatron_cod.depth_map import DepthMapError
-from megatron_cod.model import model_config_from_args
-from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import checkpoints, recipes
-from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
-from megatron_cod.training.batches import datasets_provider, forward_step
-from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import this_rank, user_errors
-from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
-from megatron_cod.training.parameters import count_parameters
-from megatron_cod.training.preflight import check_layout, check_schedule
-
-def say(text: str) -> None:
-    """Print a line of the log, on rank 0."""
-    if this_rank() == 0:
-        print(text, flush=True)
 
 
-def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace, str]:
-    """Defaults, then the recipe, then the command line: the flags for Megatron, their plain parse, and it as YAML.
-
-    Raises ValueError for an unknown flag, recipe or recipe key.
-    """
-    parser = build_parser()
-    given = parser.parse_args(command_line)
-    from_recipe = []
-    if given.recipe:
-        from_recipe = recipes.recipe_flags(recipes.load_recipe(given.recipe), parser, given.unset)
-    defaults, lines = default_flags([*from_recipe, *command_line])
-    for line in lines:
-        say(line)
-    flags = [*defaults, *from_recipe, *command_line]
-    raw = parser.parse_args(flags)
-    always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
-    return flags, raw, recipes.resolved_yaml(raw, parser, always)
-
-
-def _data_prefixes(args: Any) -> list[str]:
-    """Every dataset prefix the arguments name; weights of a blend are numbers and drop out."""
-    words = [
-        word
-        for group in (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
-        for word in group or []
-    ]
-    return [word for word in words if not word.replace(".", "", 1).replace("e-", "", 1).isdigit()]
-
-
-def check_inputs(args: Any) -> None:
-    """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line."""
-    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
-    model_size = args.padded_vocab_size or args.vocab_size
-    if tokenizer_size and model_size and tokenizer_size > model_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
-            f"raise --vocab-size or leave it to the tokenizer"
-        )
-    if not args.mock_data:
-        prefixes = _data_prefixes(args)
-        if not prefixes and not (args.data_args_path or args.per_split_data_args_path):
-            raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
-        for prefix in prefixes:
-            check_prefix(prefix, vocab_size=model_size)
-    line = checkpoints.check_load(args, args.override_scheme_check)
-    if line:
-        say(line)
-
-
-def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
-    path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return MetricsWriter(
-        inner,
-        path,
-        train_iters=args.train_iters,
-        tokens_per_step=args.global_batch_size * args.seq_length,
-        log_interval=args.log_interval,
-        emit=partial(print, flush=True),
-    )
-
-
-def _forget_make(model: list[Any]) -> list[Any]:
-    os.environ.pop("MAKEFLAGS", None)
-    return model
-
-
-def report_parameters(model: list[Any]) -> list[Any]:
-    """Megatron post-wrap hook: say and record how many parameters the model has."""
-    total = count_parameters(model)
-    say(f"parameters: {total:,}")
-    writer = get_tensorboard_writer()
-    if isinstance(writer, MetricsWriter):
-        writer.add_scalar(PARAMETERS, total, 0)
-    return model
-
-
-class StartMark:
-    """Notes when the forward step is first called."""
-
-    def __init__(self) -> None:
-        self._started = False
-
-    def not_yet(self) -> bool:
-        return not self._started
-
-    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The same step, noting that it ran."""
-
-        def watched(*args: Any) -> Any:
-            self._started = True
-            return step(*args)
-
-        return watched
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends (Linux): a killed rank must not leave helpers behind."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG in linux/prctl.h
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def main() -> None:
-    """Parse, check, train."""
-    with user_errors(ValueError, AssertionError, OSError):
-        flags, raw, resolved = resolve_command_line(sys.argv[1:])
-        check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
-        check_schedule(raw)
-        checkpoints.check_save(raw.save, raw.load)
-        if raw.save and raw.tensorboard_dir is None:
-            flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
-        cpu.install()
-        sys.argv = [sys.argv[0], *flags]
-        args = parse_and_validate_args(extra_args_provider=add_arguments)
-        model_config, line = model_config_from_args(args)
-        say(line)
-        check_inputs(args)
-        if args.dry_run:
-            say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
-            return
-        if args.save and this_rank() == 0:
-            checkpoints.write_resolved(args.save, resolved)
+    """Run the training; see ``run.py``."""
+    from megatron_cod.training import run
 
-    if args.world_size - 1 == this_rank():
-        install_metrics_writer(partial(_metrics_writer, args))
-    variance = StreamVariance()
-    model_config.post_wrap_hooks += [report_parameters, variance.attach]
-    # The wheel holds the dataset helper compiled and no makefile, and Megatron runs make all the same: a failure ends
-    # the run. This gives that one make call an empty target; the hook below takes it back before training.
-    os.environ["MAKEFLAGS"] = "--eval=nothing:;@:"
-    model_config.pre_wrap_hooks.append(_forget_make)
-    # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
-    started = StartMark()
-    with (
-        user_errors(DepthMapError),
-        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),
-    ):
-        pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
-            datasets_provider,
-            ModelType.encoder_or_decoder,
-            started.watch(forward_step),
-            non_loss_data_func=variance.collect,
-            process_non_loss_data_func=variance.report,
-        )
+    run.main()
 
 
-if __name__ == "__main__":
+if __name__ == "__mp_main__":  # the name a multiprocessing helper imports this module under
+    die_with_parent()
+elif __name__ == "__main__":
     main()

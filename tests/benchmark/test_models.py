@@ -57,7 +57,7 @@ def _compare(rank, break_it):
             case "weight":
                 reference.model.model.layers[1].mlp.down_proj.weight[0] += 0.05
             case "factor":  # lns with the factor of the wrong layer
-                engines["lns"].model[0].module.module.decoder.layers[2].input_layernorm.depth_factor = 1.0
+                engines["lns"].model[0].module.decoder.layers[2].input_layernorm.depth_factor = 1.0
             case "nan":
                 reference.model.lm_head.weight[0, 0] = float("nan")
             case "learning rate":  # logits agree at first; only the training steps can tell

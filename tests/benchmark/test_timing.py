@@ -38,7 +38,7 @@ def test_the_ratio_is_taken_within_a_round():
 def test_the_interval_holds_the_median_and_widens_with_noise():
     found = ratio([1.0, 1.2, 0.9, 1.1, 1.05, 0.95], [1.0] * 6)
     assert found.low < found.median < found.high
-    assert 0.9 <= found.low
+    assert found.low >= 0.9
     assert found.high <= 1.2
 
 

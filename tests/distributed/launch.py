@@ -52,6 +52,8 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     with open(f"{folder}/{rank}.part", "wb") as file:
         pickle.dump(outcome, file)
     os.rename(f"{folder}/{rank}.part", f"{folder}/{rank}.pickle")
+    for helper in multiprocessing.active_children():
+        helper.kill()
     # Leave at once: a peer may be stuck in a collective, and that must not keep this process.
     os._exit(0)
 
@@ -67,7 +69,7 @@ class Ended:
 def _train(_rank: int, flags: list[str]) -> None:
     import sys
 
-    from megatron_cod.training.pretrain import main
+    from megatron_cod.training.run import main
 
     sys.argv = ["pretrain", *flags]
     main()
@@ -82,8 +84,7 @@ def run_training_ranks(world: int, flags: list[str], timeout: float = 240.0) -> 
         port = free_port()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags,)))
-            for rank in range(world)
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags,))) for rank in range(world)
         ]
         for process in processes:
             process.start()

@@ -1,3 +1,3 @@
 """Imported once by the fork server: everything a worker needs, and no autograd, whose threads do not survive a fork."""
 
-import megatron_cod.training.pretrain  # noqa: F401
+import megatron_cod.training.run  # noqa: F401

@@ -1,0 +1,151 @@
+"""Every wrong input: one clear line from one rank, exit code not 0, no hang, nothing overwritten."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.distributed.launch import run_training_ranks
+
+
+def refuse(world: int, flags: list[str], pattern: str) -> None:
+    """The run ends with one error line that matches, from rank 0 alone, and without a traceback."""
+    ended = run_training_ranks(world, flags, timeout=120)
+    errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
+    assert ended[0].code == 2, ended[0].output[-2000:]
+    assert len(errors) == 1, errors
+    assert re.search(pattern, errors[0]), errors[0]
+    assert not any("Traceback" in rank.output for rank in ended)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    flags = [*tiny, "--train-iters", "2", "--eval-iters", "0", "--save", str(folder), "--save-interval", "2"]
+    assert run_training_ranks(1, flags)[0].code == 0
+    return folder
+
+
+WRONG_FLAGS = {
+    "unknown flag": (["--norm-schem", "lns"], r"unrecognized arguments: --norm-schem"),
+    "unknown scheme": (["--norm-scheme", "lnz"], r"invalid choice: 'lnz'.*lns"),
+    "missing recipe": (["--recipe", "recipes/debgu.yaml"], r"recipe recipes/debgu.yaml does not exist.*debug.yaml"),
+    "layers over the pipeline": (
+        ["--pipeline-model-parallel-size", "2", "--num-layers", "5"],
+        r"--num-layers 5 does not divide over --pipeline-model-parallel-size 2",
+    ),
+    "heads over TP": (["--tensor-model-parallel-size", "2", "--num-attention-heads", "1"], r"--num-attention-heads 1"),
+    "batch": (["--global-batch-size", "6", "--micro-batch-size", "4"], r"--global-batch-size 6 is not a multiple"),
+    "warm-up": (["--unset", "lr-warmup-fraction", "--lr-warmup-iters", "99"], r"--lr-warmup-iters 99 must be less"),
+    "tokenizer": (["--padded-vocab-size", "200"], r"the tokenizer has 257 tokens, the model's vocabulary only 200"),
+    "missing data": (["--train-data-path", "nowhere/some_text"], r"nowhere/some_text"),
+    "no save interval": (["--save", "SAVE"], r"save_interval is not None"),
+}
+
+
+@pytest.mark.parametrize(("flags", "pattern"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
+def test_wrong_flags(tiny, tmp_path, flags, pattern):
+    flags = [str(tmp_path) if flag == "SAVE" else flag for flag in flags]
+    refuse(2, [*tiny, *flags], pattern)
+
+
+def test_unknown_recipe_key_names_the_nearest(tiny, tmp_path):
+    recipe = tmp_path / "wrong.yaml"
+    recipe.write_text("num-layer: 4\n")
+    refuse(2, [*tiny, "--recipe", str(recipe)], r"unknown recipe key 'num-layer'; did you mean num-layers\?")
+
+
+def test_more_ranks_than_the_layout_uses(tiny):
+    flags = [*tiny, "--pipeline-model-parallel-size", "2"]
+    refuse(3, flags, r"3 processes were started, but the layout takes a multiple of 2 .*start 2, or")
+
+
+@pytest.mark.parametrize("part", ["idx", "bin"])
+def test_truncated_data(text_data, tiny, tmp_path, part):
+    for name in ("idx", "bin"):
+        source = text_data / f"some_train_text_document.{name}"
+        content = source.read_bytes()
+        (tmp_path / f"cut.{name}").write_bytes(content[: len(content) // 2] if name == part else content)
+    refuse(2, [*tiny, "--train-data-path", str(tmp_path / "cut")], rf"cut.*{part}")
+
+
+def test_data_of_a_larger_vocabulary(text_data, tiny):
+    flags = [*tiny, "--vocab-size", "100", "--padded-vocab-size", "100"]
+    refuse(1, flags, r"some_train_text_document.*100")
+
+
+def test_unwritable_checkpoint_directory(tiny, tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    flags = [*tiny, "--save", str(tmp_path / "file" / "runs"), "--save-interval", "4"]
+    refuse(2, flags, r"--save .* cannot be written: Not a directory")
+
+
+def test_save_would_overwrite_another_run(tiny, checkpoint):
+    before = sorted((path, path.stat().st_mtime_ns) for path in checkpoint.rglob("*"))
+    refuse(2, [*tiny, "--save", str(checkpoint), "--save-interval", "4"], r"already holds checkpoints; resume them")
+    assert sorted((path, path.stat().st_mtime_ns) for path in checkpoint.rglob("*")) == before
+
+
+def damaged(checkpoint, tmp_path, damage):
+    copy = tmp_path / "damaged"
+    shutil.copytree(checkpoint, copy)
+    damage(copy)
+    return ["--load", str(copy)]
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[10:60] = b"x" * 50
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": (lambda c: os.truncate(c / "iter_0000002" / "__0_0.distcp", 1000), r"__0_0.distcp has 1000 bytes of"),
+    "missing file": (lambda c: (c / "iter_0000002" / "__0_0.distcp").unlink(), r"__0_0.distcp is missing"),
+    "index": (lambda c: _flip(c / "iter_0000002" / ".metadata"), r"is corrupt: .metadata cannot be read"),
+    "tracker": (lambda c: (c / "latest_checkpointed_iteration.txt").write_text("abc"), r"tracker|is corrupt"),
+    "no such iteration": (
+        lambda c: (c / "latest_checkpointed_iteration.txt").write_text("77"),
+        r"names iteration 77, but .*iter_0000077 does not exist",
+    ),
+    "bytes": (lambda c: _flip(c / "iter_0000002" / "__0_0.distcp"), r"corrupt"),
+}
+
+
+@pytest.mark.parametrize(("damage", "pattern"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
+    refuse(1, [*tiny, *damaged(checkpoint, tmp_path, damage)], pattern)
+
+
+def test_checkpoint_of_another_shape(checkpoint, tiny):
+    refuse(
+        1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run asks for 2"
+    )
+
+
+def test_dry_run_trains_nothing(tiny, tmp_path):
+    ended = run_training_ranks(1, [*tiny, "--dry-run", "--save", str(tmp_path / "s"), "--save-interval", "4"])[0]
+    assert ended.code == 0
+    assert "norm-scheme: lns" in ended.output
+    assert not list((tmp_path / "s").glob("iter*"))
+    assert not (tmp_path / "s" / "metrics.jsonl").exists()
+
+
+def test_under_torchrun_one_rank_speaks(tiny):
+    """The real launcher: the line appears once, from rank 0, and the launcher's exit code is not 0."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    flags = [*tiny, "--pipeline-model-parallel-size", "2"]
+    done = subprocess.run(
+        [*command, "-m", "megatron_cod.training.pretrain", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "3 processes were started" in errors[0]
