@@ -77,7 +77,7 @@ def arm_flags(args: argparse.Namespace, arm: str, prefix: str, directory: Path, 
     return [
         *("--recipe", str(args.recipe), "--norm-scheme", scheme, "--init-policy", policy),
         *("--pipeline-model-parallel-size", str(args.pp), "--tensor-model-parallel-size", str(args.tp)),
-        *("--train-iters", str(steps), "--eval-interval", str(max(1, steps // 3)), "--seed", str(args.seed)),
+        *("--train-iters", str(steps), "--eval-interval", str(steps // 3 + 1), "--seed", str(args.seed)),
         *("--train-data-path", f"{prefix}_train_text_document"),
         *("--valid-data-path", f"{prefix}_valid_text_document"),
         *("--save", str(directory), "--save-interval", str(steps)),
@@ -149,12 +149,13 @@ def main() -> None:
             runs[name] = train_arm(name, processes, flags, directory, steps, args.fresh)
     except RunFailed as error:
         raise ValueError(str(error).removeprefix("error: ")) from None
-    tokens = steps * int(recipe["global-batch-size"]) * int(recipe["seq-length"])
+    used = load_recipe(args.output / "lns" / "resolved_args.yaml")  # with the flags given after --
+    tokens = steps * int(used["global-batch-size"]) * int(used["seq-length"])
     text = table(runs, tokens)
     (args.output / "results.md").write_text(text + "\n")
     figure = args.output / "comparison.png"
     plot_comparison(
-        runs, figure, f"{recipe['num-layers']} layers, hidden {recipe['hidden-size']}, {tokens:,} tokens an arm"
+        runs, figure, f"{used['num-layers']} layers, hidden {used['hidden-size']}, {tokens:,} tokens an arm"
     )
     print(f"\n{text}\n\nfigure: {figure}")
     print("Train loss is the mean of the last 20 steps; variance is measured on the validation text.")

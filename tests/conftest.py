@@ -1,5 +1,6 @@
 """Shared by all tests; the environment that Megatron reads is prepared before anything imports it."""
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 
 import megatron_cod.training.environment  # noqa: F401
 from megatron_cod import cpu
+from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.sample_corpus import sample_corpus_path
+from megatron_cod.data.tokenizers import TokenizerChoice
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,3 +41,39 @@ def one_process():
     yield
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
+
+
+TINY = [
+    *("--recipe", str(ROOT / "recipes" / "debug.yaml"), "--num-layers", "4"),
+    *("--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--train-iters", "8"),
+    *("--log-interval", "1", "--eval-interval", "4", "--eval-iters", "2"),
+]
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory):
+    """A few real speeches as byte-level tokens; the flags that train on them."""
+    folder = tmp_path_factory.mktemp("data")
+    lines = sample_corpus_path().read_text().splitlines()[:4]
+    source = folder / "some.jsonl"
+    source.write_text("\n".join(json.dumps({"text": json.loads(line)["text"]}) for line in lines))
+    preprocess(
+        PreprocessJob(
+            inputs=(str(source),),
+            output_prefix=str(folder / "some"),
+            tokenizer=TokenizerChoice("ByteLevelTokenizer"),
+            append_eod=True,
+            holdout_every=4,
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(text_data):
+    """Flags of a run of seconds on real text, over two pipeline stages when given two ranks."""
+    return [
+        *TINY,
+        *("--train-data-path", str(text_data / "some_train_text_document")),
+        *("--valid-data-path", str(text_data / "some_valid_text_document")),
+    ]

@@ -119,7 +119,7 @@ class Engine:
 
         return [rows() for _ in self.model] if self.layout.vp > 1 else rows()
 
-    def forward_backward(self, tokens: Tensor, labels: Tensor) -> dict[str, Any]:
+    def forward_backward(self, tokens: Tensor, labels: Tensor, forward_only: bool = False) -> dict[str, Any]:
         """One batch [b, s]: this rank's logits [b, s, v/tp] and loss (last stage), and gradient pieces."""
         from megatron.core.num_microbatches_calculator import get_num_microbatches
         from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -144,7 +144,7 @@ class Engine:
             num_microbatches=get_num_microbatches(),
             seq_length=self.args.seq_length,
             micro_batch_size=self.args.micro_batch_size,
-            forward_only=False,
+            forward_only=forward_only,
             force_all_reduce=True,
         )
         for handle in handles:

@@ -1,0 +1,109 @@
+"""What the README tells a user to run, run: the quick start at toy size, the training command, help texts."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_cod.analysis.metrics import read_metrics
+from tests.conftest import ROOT
+
+TOY = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--eval-iters", "1"]
+
+
+def run(command: list[str], cwd: Path, expect: int = 0) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def readme_commands() -> list[str]:
+    """The indented commands of the README, continued lines joined."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """A directory like a user's checkout, in which a toy quick start has run."""
+    home = tmp_path_factory.mktemp("home")
+    for name in ("recipes", "tools", "examples"):
+        (home / name).symlink_to(ROOT / name)
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--steps", "6", "--", *TOY]
+    return home, run(command, home), command
+
+
+def test_quickstart_trains_three_arms_and_reports_them(quickstart):
+    home, output, _ = quickstart
+    folder = home / "runs" / "quickstart"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line[:1] == "|"]
+    assert [row[:2] for row in rows[2:]] == [["lns", "normal"], ["pre_ln", "normal"], ["pre_ln", "scaled"]]
+    assert {row[3] for row in rows[2:]} == {f"{6 * 4 * 32:,}"}
+    for row, arm in zip(rows[2:], ("lns", "pre_ln_plain", "pre_ln_scaled"), strict=True):
+        metrics = read_metrics(folder / arm / "metrics.jsonl")
+        assert row[2] == f"{int(metrics.last('parameters')):,}"
+        assert row[5] == f"{metrics.last('lm loss validation'):.4f}"
+        assert list(metrics.stream_variance()) == [1, 2, 3, 4]
+        resolved = yaml.safe_load((folder / arm / "resolved_args.yaml").read_text())
+        assert (resolved["norm-scheme"], resolved["init-policy"]) == tuple(row[:2])
+        assert resolved["pipeline-model-parallel-size"] == 2
+    png = (folder / "comparison.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 20_000
+    assert "norm factors 0.5774..0.5000" in output
+
+
+def test_the_arms_differ_only_in_scheme_and_initialisation(quickstart):
+    home, _, _ = quickstart
+    arms = [
+        yaml.safe_load((home / "runs" / "quickstart" / arm / "resolved_args.yaml").read_text())
+        for arm in ("lns", "pre_ln_plain", "pre_ln_scaled")
+    ]
+    for other in arms[1:]:
+        differing = {key for key in arms[0] if arms[0][key] != other.get(key)}
+        assert differing <= {"norm-scheme", "init-policy", "save", "tensorboard-dir"}
+
+
+def test_quickstart_is_safe_to_repeat(quickstart):
+    home, first, command = quickstart
+    before = (home / "runs" / "quickstart" / "lns" / "metrics.jsonl").stat().st_mtime_ns
+    again = run(command, home)
+    assert again.count("already trained, kept") == 3
+    assert (home / "runs" / "quickstart" / "lns" / "metrics.jsonl").stat().st_mtime_ns == before
+    table = [line for line in first.splitlines() if line[:1] == "|"]
+    assert [line for line in again.splitlines() if line[:1] == "|"] == table
+
+
+def test_the_training_command(quickstart):
+    home, _, _ = quickstart
+    command = next(line for line in readme_commands() if line.startswith("torchrun --nproc-per-node 2"))
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:], *TOY]
+    output = run(words, home)
+    assert "step 20/20 | loss" in output
+    assert (home / "runs" / "first" / "iter_0000020").is_dir()
+
+
+@pytest.mark.parametrize("command", [c for c in readme_commands() if c.endswith("--help")])
+def test_help_commands(command):
+    assert "usage" in run(shlex.split(command.replace("python", sys.executable, 1)), ROOT)
+
+
+def test_training_help_is_short_and_names_our_flags():
+    output = run([sys.executable, "-m", "megatron_cod.training.pretrain", "--help"], ROOT)
+    assert "--norm-scheme {pre_ln,lns}" in output
+    assert len(output.splitlines()) < 60
+
+
+def test_quickstart_dry_run_and_bad_input(tmp_path):
+    script = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
+    output = run([*script, "--dry-run", "--tp", "2"], tmp_path)
+    assert output.count("torchrun --nproc-per-node 4") == 3
+    assert not list(tmp_path.iterdir())
+    assert run([*script, "--pp", "0"], tmp_path, expect=2).strip().startswith("error: --pp")
+    output = run([*script, "--steps", "2", "--", "--num-layers", "5"], tmp_path, expect=2)
+    assert "error: --num-layers 5 does not divide over --pipeline-model-parallel-size 2" in output
+    assert "Traceback" not in output
