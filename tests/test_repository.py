@@ -1,7 +1,9 @@
 """Promises of the house that a test can keep."""
 
+import ast
 import statistics
 import subprocess
+import sys
 
 from tests.conftest import ROOT
 
@@ -30,3 +32,32 @@ def test_nothing_is_vendored_or_unpickled_blindly():
             text = (ROOT / name).read_text()
             assert "weights_only=False" not in text, name
             assert "NVIDIA CORPORATION" not in text, name
+
+
+def imported(name: str) -> set[str]:
+    tree = ast.parse((ROOT / name).read_text())
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_the_method_imports_torch_and_megatron_core_only():
+    """The import contract cannot name a part of an external package, so megatron.training is kept out here."""
+    rooms = (
+        "megatron_cod/schemes/",
+        "megatron_cod/backends/",
+        "megatron_cod/layer_specs.py",
+        "megatron_cod/depth_map.py",
+    )
+    files = [name for name in tracked() if name.startswith(rooms)]
+    assert len(files) >= 8
+    for name in files:
+        for module in imported(name):
+            top = module.split(".")[0]
+            own = top in sys.stdlib_module_names or top in ("torch", "megatron_cod")
+            assert own or module.startswith("megatron.core"), f"{name} imports {module}"
+
+
+def test_huggingface_and_analysis_do_not_import_training():
+    for name in tracked():
+        if name.startswith(("megatron_cod/huggingface/", "megatron_cod/analysis/")):
+            assert not any(module.startswith("megatron_cod.training") for module in imported(name)), name
