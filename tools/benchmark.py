@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--seq", type=int, default=256, help="tokens in a sequence (default %(default)s)")
     shape.add_argument("--batch", type=int, default=4, help="sequences in a step (default %(default)s)")
     hf.add_argument("--fused-adam", action="store_true", help="torch's fused AdamW kernel on both sides")
+    hf.add_argument("--profile", action="store_true", help="also print the time by operator (torch.profiler)")
     _common(hf, rounds=15, warmup=2)
     return parser
 
@@ -101,7 +102,7 @@ def main() -> None:
 
         sizes = {name: getattr(args, name) for name in LlamaShape.__dataclass_fields__}
         report = compare_with_transformers(
-            LlamaShape(**sizes), megatron_flags, fused_adam=args.fused_adam, **measurement
+            LlamaShape(**sizes), megatron_flags, fused_adam=args.fused_adam, profile=args.profile, **measurement
         )
     print(report.text())
     report.write(args.json, args.markdown)

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_cod import cpu
 from megatron_cod.benchmark.engine import Engine, Microbatch, random_batches, start_megatron
 from megatron_cod.benchmark.llama import LlamaShape, TransformersLlama, from_megatron
+from megatron_cod.benchmark.profiling import operator_table
 from megatron_cod.benchmark.report import PARTS, Report, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave
 from megatron_cod.schemes.depth import depth_factor
@@ -95,10 +96,12 @@ def compare_with_transformers(
     threads: int,
     clock: str,
     fused_adam: bool = False,
+    profile: bool = False,
 ) -> Report:
     """Time transformers, pre_ln and lns on one shape. megatron_flags override the benchmark's own.
 
     fused_adam: torch's fused AdamW kernel on both sides; by default both get what torch chooses on this device.
+    profile: add a table of operators to the report.
     """
     args = start_megatron([*_FLAGS, *shape.megatron_flags(), *megatron_flags], threads)
     # Plain initialisation on both, so that the one set of weights is a normal start for both.
@@ -119,6 +122,12 @@ def compare_with_transformers(
                 group["fused"] = True
     batches = random_batches(args, 4)
     laps, notes = compare(engines, reference, batches, rounds=rounds, warmup=warmup, clock=clock)
+    appendix = ""
+    if profile:
+        contestants: dict[str, Any] = {REFERENCE: reference, **engines}
+        appendix = operator_table(
+            {name: partial(found.step, batches[0], CLOCKS[clock]) for name, found in contestants.items()}
+        )
     parameters = sum(parameter.numel() for parameter in weights.values())
     facts = {
         "parameters": f"{parameters / 1e6:.1f}M",
@@ -135,4 +144,4 @@ def compare_with_transformers(
         "device": "GPU" if cpu.has_cuda() else "CPU",
     }
     rows = rows_of(laps, REFERENCE, shape.batch * shape.seq, tuple(PARTS))
-    return Report("Step time against transformers", REFERENCE, facts, rows, laps, notes)
+    return Report("Step time against transformers", REFERENCE, facts, rows, laps, notes, appendix)

@@ -40,6 +40,8 @@ class Report:
     rows: list[Row]
     laps: Laps
     notes: list[str] = field(default_factory=list)
+    appendix: str = ""
+    """Printed below the table on a terminal only."""
 
     def _cells(self) -> list[tuple[str, ...]]:
         head = ("", "part", "median ms", "tokens/s", f"ratio to {self.reference}", "95% interval")
@@ -70,7 +72,8 @@ class Report:
             ).rstrip()
             for row in cells
         ]
-        return "\n".join([self.title, self._facts_line(), *self.notes, "", *lines])
+        below = ["", self.appendix] if self.appendix else []
+        return "\n".join([self.title, self._facts_line(), *self.notes, "", *lines, *below])
 
     def markdown(self) -> str:
         """The table for a document."""

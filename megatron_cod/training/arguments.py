@@ -109,7 +109,7 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     On CPU: what cpu.py needs. On GPU: the torch backend where Transformer Engine is missing, or where the scheme asked
     for does not run on it yet; an explicit ``--transformer-impl`` in ``user_flags`` always wins.
     """
-    common = ["--use-mcore-models", "--no-one-logger", "--attention-backend", "auto"]
+    common = ["--no-one-logger"]  # NVIDIA's internal metrics service
     if not cpu.has_cuda():
         return [*common, *cpu.DEFAULT_FLAGS], ["no GPU found: training on CPU processes over gloo (torch backend)"]
     if _given(user_flags, "--transformer-impl"):

@@ -68,7 +68,10 @@ def _data_prefixes(args: Any) -> list[str]:
 
 
 def check_inputs(args: Any) -> None:
-    """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line."""
+    """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line.
+
+    Files are read by one rank a node: thousands of ranks reading the same index would be a load of its own.
+    """
     tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
@@ -76,6 +79,8 @@ def check_inputs(args: Any) -> None:
             f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
             f"raise --vocab-size or leave it to the tokenizer"
         )
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        return
     if not args.mock_data:
         prefixes = _data_prefixes(args)
         if not prefixes and not (args.data_args_path or args.per_split_data_args_path):

@@ -37,10 +37,12 @@ def test_schemes_prints_a_table_and_writes_the_files(tmp_path):
 
 
 def test_hf_checks_then_splits_the_step(tmp_path):
-    done = benchmark(*_TINY, "--fused-adam", "--clock", "cpu", "--json", tmp_path / "out.json")
+    done = benchmark(*_TINY, "--profile", "--fused-adam", "--clock", "cpu", "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     assert "logits of pre_ln and transformers agree within" in done.stdout
     assert "losses of pre_ln and transformers agree within" in done.stdout
+    assert "ms in operator" in done.stdout
+    assert "aten::mm" in done.stdout
     content = json.loads((tmp_path / "out.json").read_text())
     parts = ("step", "forward+backward", "optimizer")
     expected = [(name, part) for part in parts for name in ("transformers", "pre_ln", "lns")]

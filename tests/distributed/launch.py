@@ -66,17 +66,23 @@ class Ended:
     output: str
 
 
-def _train(_rank: int, flags: list[str]) -> None:
+def _train(_rank: int, flags: list[str], before: Callable[[], None] | None) -> None:
     import sys
 
     from megatron_cod.training.run import main
 
+    if before is not None:
+        before()
     sys.argv = ["pretrain", *flags]
     main()
 
 
-def run_training_ranks(world: int, flags: list[str], timeout: float = 240.0) -> list[Ended]:
+def run_training_ranks(
+    world: int, flags: list[str], timeout: float = 240.0, before: Callable[[], None] | None = None
+) -> list[Ended]:
     """The training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
+
+    before: called in each rank first, to put a mutant in.
 
     Unlike in ``run_ranks`` a failing rank is a result. AssertionError after ``timeout`` seconds.
     """
@@ -84,7 +90,8 @@ def run_training_ranks(world: int, flags: list[str], timeout: float = 240.0) -> 
         port = free_port()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags,))) for rank in range(world)
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags, before)))
+            for rank in range(world)
         ]
         for process in processes:
             process.start()

@@ -5,15 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from tests.distributed.launch import run_training_ranks
 
 
-def refuse(world: int, flags: list[str], pattern: str) -> None:
+def refuse(world: int, flags: list[str], pattern: str, before: Callable[[], None] | None = None) -> None:
     """The run ends with one error line that matches, from rank 0 alone, and without a traceback."""
-    ended = run_training_ranks(world, flags, timeout=120)
+    ended = run_training_ranks(world, flags, timeout=120, before=before)
     errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
     assert ended[0].code == 2, ended[0].output[-2000:]
     assert len(errors) == 1, errors
@@ -149,3 +150,33 @@ def test_under_torchrun_one_rank_speaks(tiny):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "3 processes were started" in errors[0]
+
+
+def offset_lost() -> None:
+    """The mutant: every stage numbers its layers from 1."""
+    from megatron.core.transformer import transformer_layer
+
+    transformer_layer.get_transformer_layer_offset = lambda *_, **__: 0
+
+
+def offset_of_the_next_stage() -> None:
+    """The mutant: stage 0 takes the layers of stage 1 and the other way round."""
+    from megatron.core import parallel_state
+    from megatron.core.transformer import transformer_layer
+
+    original = transformer_layer.get_transformer_layer_offset
+    swapped = lambda config, vp, rank: original(config, vp, 1 - parallel_state.get_pipeline_model_parallel_rank())  # noqa: E731
+    transformer_layer.get_transformer_layer_offset = swapped
+
+
+@pytest.mark.parametrize(
+    ("mutant", "pattern"),
+    [
+        (offset_lost, r"pipeline stage 1, virtual stage 0 holds layer 1 where layer 3 of 4 belongs"),
+        (offset_of_the_next_stage, r"pipeline stage 0, virtual stage 0 holds layer 3 where layer 1 of 4 belongs"),
+    ],
+    ids=["offset lost", "stages swapped"],
+)
+@pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
+def test_a_wrong_layer_index_never_trains(tiny, mutant, pattern, scheme):
+    refuse(2, [*tiny, "--pipeline-model-parallel-size", "2", "--norm-scheme", scheme], pattern, before=mutant)

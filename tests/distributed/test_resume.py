@@ -73,8 +73,17 @@ def test_a_changed_seed_would_be_seen(runs, tiny, tmp_path):
     assert losses(tmp_path / "x") != losses(runs[0])
 
 
-@pytest.mark.parametrize(("world", "flags"), [(1, []), (4, ["--pipeline-model-parallel-size", "4"])])
-def test_resume_at_another_pipeline_size(runs, stopped, tiny, tmp_path, world, flags):
+OTHER_LAYOUTS = {
+    "pp1": (1, []),
+    "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
+    "pp2 vp2": (2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]),
+    "tp2 sp": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+    "dp2": (2, []),
+}
+
+
+@pytest.mark.parametrize(("world", "flags"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     folder = tmp_path / "other"
     succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])
     train, valid = losses(folder)
