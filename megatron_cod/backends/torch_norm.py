@@ -15,15 +15,6 @@ from torch import Tensor
 from megatron_cod.schemes.depth import DepthScaled
 
 
-def _mark(module: torch.nn.Module, config: TransformerConfig) -> None:
-    """Tell Megatron to reduce these gradients over TP when the sequence is split over it.
-
-    Under sequence parallelism each rank's norm sees s/TP tokens; finalize_model_grads looks for this attribute.
-    """
-    for parameter in module.parameters(recurse=False):
-        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-
 def _gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Tensor:
     """factor * gamma [h] in weight's dtype; gamma is 1 + weight when zero-centred.
 
@@ -45,16 +36,24 @@ def _layer_norm(x: Tensor, norm: torch.nn.LayerNorm, gain: Tensor, shift: Tensor
     return F.layer_norm(x, norm.normalized_shape, gain.to(x.dtype), shift.to(x.dtype), norm.eps).to(gain.dtype)
 
 
-class TorchRMSNorm(torch.nn.RMSNorm):
-    """RMSNorm over the last dimension of [..., h]."""
+class _FromConfig:
+    """Mixin over torch's norms: built as Megatron builds norms, gamma starting from what the config calls 1."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         self.zero_centered = config.layernorm_zero_centered_gamma
-        super().__init__(hidden_size, eps=eps)
-        _mark(self, config)
+        super().__init__(hidden_size, eps=eps)  # type: ignore[call-arg]
+        for parameter in self.parameters(recurse=False):  # type: ignore[attr-defined]
+            # Under sequence parallelism each rank's norm sees s/TP tokens: Megatron reduces gradients with this mark.
+            parameter.sequence_parallel = config.sequence_parallel
 
     def reset_parameters(self) -> None:
-        torch.nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
+        super().reset_parameters()  # type: ignore[misc]
+        if self.zero_centered:
+            torch.nn.init.zeros_(self.weight)  # type: ignore[attr-defined]
+
+
+class TorchRMSNorm(_FromConfig, torch.nn.RMSNorm):
+    """RMSNorm over the last dimension of [..., h]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _rms_norm(x, self, _gain(self.weight, None, self.zero_centered))
@@ -67,17 +66,8 @@ class DepthScaledTorchRMSNorm(DepthScaled, TorchRMSNorm):
         return _rms_norm(x, self, _gain(self.weight, self.bound_factor(), self.zero_centered))
 
 
-class TorchLayerNorm(torch.nn.LayerNorm):
+class TorchLayerNorm(_FromConfig, torch.nn.LayerNorm):
     """LayerNorm over the last dimension of [..., h]."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
-        self.zero_centered = config.layernorm_zero_centered_gamma
-        super().__init__(hidden_size, eps=eps)
-        _mark(self, config)
-
-    def reset_parameters(self) -> None:
-        torch.nn.init.constant_(self.weight, 0.0 if self.zero_centered else 1.0)
-        torch.nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return _layer_norm(x, self, _gain(self.weight, None, self.zero_centered), self.bias)

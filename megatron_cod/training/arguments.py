@@ -109,7 +109,9 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     On CPU: what cpu.py needs. On GPU: the torch backend where Transformer Engine is missing, or where the scheme asked
     for does not run on it yet; an explicit ``--transformer-impl`` in ``user_flags`` always wins.
     """
-    common = ["--no-one-logger"]  # NVIDIA's internal metrics service
+    # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
+    # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise.
+    common = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
     if not cpu.has_cuda():
         return [*common, *cpu.DEFAULT_FLAGS], ["no GPU found: training on CPU processes over gloo (torch backend)"]
     if _given(user_flags, "--transformer-impl"):

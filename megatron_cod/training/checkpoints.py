@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
+
+from megatron_cod import cpu
+
 TRACKER = "latest_checkpointed_iteration.txt"
 RESOLVED = "resolved_args.yaml"
 
@@ -74,6 +78,11 @@ def check_load(args: Any, override_scheme: bool) -> str | None:
     checkpoint = latest_checkpoint(args.load) if args.load else None
     if checkpoint is None:
         return f"--load {args.load}: no checkpoint there, starting from scratch" if args.load else None
+    if args.use_distributed_optimizer and cpu.has_cuda() and not HAVE_APEX_OR_TE:
+        # Megatron 0.19.2 there: an assertion, and where that is passed, AdamW steps that count up once a parameter.
+        raise ValueError(
+            "Megatron cannot resume --use-distributed-optimizer with torch's AdamW: install Transformer Engine or Apex"
+        )
     check_files(checkpoint)
     saved = saved_arguments(checkpoint)
     if saved is None:

@@ -93,6 +93,22 @@ def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     assert abs(valid[8] - expected_valid[8]) <= 1e-5
 
 
+def test_the_distributed_optimizer_reshards_without_a_flag(tiny, tmp_path):
+    """Saved at DP 2 with sharded optimizer states, gone on with at the same, TP 2 and PP 2: the unbroken run's losses."""
+    optimizer = "--use-distributed-optimizer"
+    folder = tmp_path / "whole"
+    succeed(2, [*tiny, optimizer, "--save", str(folder), "--save-interval", "4"])
+    expected, _ = losses(folder)
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")
+    layouts = {"dp2": [], "pp2": PP2, "tp2": ["--tensor-model-parallel-size", "2"]}
+    for name, layout in layouts.items():
+        other = tmp_path / name
+        succeed(2, [*tiny, *layout, optimizer, "--load", str(folder), "--save", str(other), "--save-interval", "4"])
+        train, _ = losses(other)
+        assert set(train) == {5, 6, 7, 8}
+        assert max(abs(train[step] - expected[step]) for step in train) <= (0 if name == "dp2" else 1e-5)
+
+
 def test_another_scheme_is_refused_unless_asked_for(stopped, tiny):
     flags = [*tiny, "--load", str(stopped), "--norm-scheme", "pre_ln"]
     ended = run_training_ranks(1, flags)[0]
