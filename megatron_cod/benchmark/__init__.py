@@ -6,9 +6,7 @@ two comparisons. Nothing here is imported by training.
 
 import warnings
 
-from megatron_cod import cpu
+# Before any file of this package imports Megatron.
+import megatron_cod.training.environment  # noqa: F401
 
-if not cpu.has_cuda():
-    # Before any file of this package imports Megatron: its decorators read this environment.
-    cpu.prepare_environment()
-warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex|experimental)")
+warnings.filterwarnings("ignore", message=".*experimental")
