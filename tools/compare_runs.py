@@ -1,0 +1,312 @@
+"""Are two runs the same? Their scalars step by step, their checkpoints tensor by tensor and global layer by layer.
+
+    python tools/compare_runs.py runs/whole runs/resumed
+    python tools/compare_runs.py runs/pp2 runs/tp2 --tolerance 1e-5
+    python tools/compare_runs.py runs/a/iter_0001000 runs/b/iter_0001000 --all
+
+A and B are each a run (what --save pointed to), a checkpoint (iter_XXXXXXX, torch_dist format) or a metrics.jsonl.
+The parallel layouts they were trained at may differ. docs/compare_runs.md says what is compared and what is not.
+
+Exit code: 0 equal, 1 different, 2 nothing to compare or damaged files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_cod.errors import run_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from megatron_cod.analysis.compare import CheckpointResult, MetricsResult, Tolerance
+
+_WORST = 20
+_METRICS = "metrics.jsonl"
+# Where a run ran and wrote: on one line, since they are expected to differ.
+_PLACES = ("parallel", "rank", "world", "path", "dir", "save", "load", "shards", "pipeline", "stages", "address")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("a", metavar="A", help="run directory, checkpoint directory or metrics.jsonl")
+    parser.add_argument("b", metavar="B", help="the same, to compare with A")
+    what = parser.add_argument_group("what").add_mutually_exclusive_group()
+    what.add_argument("--metrics-only", action="store_true", help="leave the checkpoints alone")
+    what.add_argument("--checkpoints-only", action="store_true", help="leave the metrics alone")
+    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run (default: the last both have)")
+    near = parser.add_argument_group("how close (default: equal to the bit)")
+    near.add_argument("--tolerance", type=float, default=0.0, metavar="X", help="absolute difference that is allowed")
+    near.add_argument(
+        "--rtol",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="allowed on top, times the largest value of that tensor and layer: says more than --tolerance of optimizer "
+        "states, which are tiny",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--all", action="store_true", help=f"every tensor of every layer, not the worst {_WORST}")
+    output.add_argument("--json", metavar="FILE", help="write everything, machine-readable")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What A or B stands for."""
+
+    name: str
+    metrics: Path | None
+    checkpoints: dict[int, Path]
+    """Of a run, by step."""
+    checkpoint: Path | None = None
+    """Given itself."""
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.name).is_file()
+
+
+def _source(name: str) -> _Source:
+    from megatron_cod.analysis.checkpoint_tensors import finished_checkpoints, is_checkpoint
+
+    path = Path(name)
+    if path.is_file():
+        return _Source(name, path, {})
+    if not path.is_dir():
+        raise ValueError(f"{name} does not exist")
+    if is_checkpoint(path):
+        return _Source(name, None, {}, path)
+    metrics, checkpoints = path / _METRICS, finished_checkpoints(path)
+    if not metrics.is_file() and not checkpoints:
+        raise ValueError(f"{name} holds neither {_METRICS} nor a finished checkpoint in the torch_dist format")
+    return _Source(name, metrics if metrics.is_file() else None, checkpoints)
+
+
+def _pick(a: _Source, b: _Source, step: int | None) -> tuple[Path, Path]:
+    """One checkpoint of each. ValueError when there is none, or not of a step that both have."""
+    for source in (a, b):
+        if not source.checkpoint and not source.checkpoints:
+            raise ValueError(f"{source.name} has no finished checkpoint in the torch_dist format (try --metrics-only)")
+    runs = [source for source in (a, b) if source.checkpoint is None]
+    if not runs and step is not None:
+        raise ValueError("--step picks a checkpoint of a run, but A and B are checkpoints")
+    if len(runs) == 1 and step is None:  # the run's checkpoint of the same step as the one given
+        given = (a.checkpoint or b.checkpoint or Path()).resolve().name.removeprefix("iter_")
+        step = int(given) if given.isdigit() else None
+    common = set.intersection(*(set(source.checkpoints) for source in runs)) if runs else set()
+    if step is None:
+        step = max(common, default=None)
+    if runs and step not in common:
+        have = "; ".join(f"{source.name} has {', '.join(map(str, source.checkpoints))}" for source in runs)
+        raise ValueError(f"no checkpoint of {'a step that both have' if step is None else f'step {step}'}: {have}")
+    first, second = (source.checkpoint or source.checkpoints[step or 0] for source in (a, b))
+    return first, second
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; nothing in a log."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    columns = BarColumn(20), TaskProgressColumn(), TimeRemainingColumn()
+    terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not terminal) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3e}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as they need be; the first one flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _few(items: list[Any]) -> str:
+    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def _metrics_text(result: MetricsResult) -> str:
+    lines = [f"Metrics: {len(result.steps)} common training steps, {result.steps[0]}..{result.steps[-1]}"]
+    for side, steps, tags in zip("AB", result.steps_only, result.tags_only, strict=True):
+        if steps:
+            lines.append(f"  only {side} has training steps {_few(steps)}")
+        if tags:
+            lines.append(f"  only {side} has: {_few(tags)}")
+    body = [("", "points", "first differing step", "max abs diff", "at step", "both NaN")]
+    for row in result.rows:
+        first = "" if row.first_step is None else str(row.first_step)
+        worst = str(row.worst_step) if row.max_abs_diff else ""
+        nans = str(row.nan_steps or "")
+        body.append((row.tag, str(row.steps), first, _number(row.max_abs_diff), worst, nans))
+    lines.append(_table(body))
+    if result.first_step is None:
+        lines.append("  the losses do not differ")
+    else:
+        row = next(row for row in result.rows if row.first_step == result.first_step and row.first_values)
+        a, b = row.first_values or (0.0, 0.0)
+        lines.append(f"  first differing step: {result.first_step} ({row.tag}: {a!r} in A, {b!r} in B)")
+    return "\n".join(lines)
+
+
+def _layers_table(result: CheckpointResult) -> str:
+    """The largest difference of each layer, by weights and kind of optimizer state."""
+    most: dict[tuple[int | None, str], float] = {}
+    for row in result.rows:
+        most[row.layer, row.kind] = max(most.get((row.layer, row.kind), 0.0), row.max_abs_diff)
+    kinds = sorted({kind for _, kind in most}, key=lambda kind: (kind != "weights", kind))
+    layers = sorted({layer for layer, _ in most}, key=lambda layer: layer or math.inf)
+    body = [["max abs diff by layer", *kinds]]
+    for layer in layers:
+        cells = [_number(most[layer, kind]) if (layer, kind) in most else "" for kind in kinds]
+        body.append(["no layer" if layer is None else f"layer {layer}", *cells])
+    return _table(body)
+
+
+def _checkpoint_text(result: CheckpointResult, show_all: bool) -> str:
+    differ = [row for row in result.rows if not row.equal]
+    lines = [f"Checkpoints: step {result.steps[0]} of A, step {result.steps[1]} of B"]
+    lines += [f"  differs: {problem}" for problem in result.problems]
+    lines += [f"  note: {note}" for note in result.notes]
+    lines.append(f"  {len(result.rows)} tensors counted per layer, {len(differ)} differ")
+    # Those that fail first, then by size.
+    worst = sorted(result.rows, key=lambda row: (row.equal, -row.max_abs_diff))
+    shown = result.rows if show_all else [row for row in worst if row.max_abs_diff or row.note or row.nans][:_WORST]
+    if shown:
+        body = [("tensor", "layer", "max abs diff", "largest abs value", "", "")]
+        for row in shown:
+            nans = f"{row.nans} NaN in both" if row.nans else ""
+            remark = ", ".join(filter(None, [nans, row.note]))
+            state = "" if row.equal else "differs"
+            layer = str(row.layer or "-")
+            body.append((row.name, layer, _number(row.max_abs_diff), _number(row.largest), state, remark))
+        lines += ["", _table(body)]
+    if any(row.max_abs_diff for row in result.rows):
+        lines += ["", _layers_table(result)]
+    places = [name for name in result.arguments if any(word in name for word in _PLACES)]
+    for name in [name for name in result.arguments if name not in places]:
+        a, b = result.arguments[name]
+        lines.append(f"  saved argument {name}: {a} in A, {b} in B")
+    if places:
+        lines.append(f"  saved arguments of layout and place that differ: {', '.join(places)}")
+    return "\n".join(lines)
+
+
+def _verdict(metrics: MetricsResult | None, checkpoints: CheckpointResult | None, tolerance: Tolerance) -> str:
+    reasons = []
+    if checkpoints and checkpoints.schemes[0] != checkpoints.schemes[1]:
+        reasons.append("another norm scheme")
+    if metrics and not metrics.equal:
+        losses = "" if metrics.first_step is None else f", losses from step {metrics.first_step}"
+        reasons.append(f"{sum(row.first_step is not None for row in metrics.rows)} scalars{losses}")
+    if checkpoints and (count := sum(not row.equal for row in checkpoints.rows)):
+        reasons.append(f"{count} of {len(checkpoints.rows)} tensors")
+    if checkpoints and checkpoints.problems:
+        reasons.append(f"{len(checkpoints.problems)} differences that are not of values")
+    if reasons:
+        return "DIFFERENT: " + "; ".join(reasons)
+    most = max(result.max_abs_diff for result in (metrics, checkpoints) if result)
+    if most == 0:
+        return "EQUAL to the bit"
+    absolute = f"{tolerance.absolute:g}" if tolerance.absolute else ""
+    relative = f"{tolerance.relative:g} of the largest value" if tolerance.relative else ""
+    allowed = " + ".join(filter(None, (absolute, relative)))
+    return f"EQUAL within {allowed}, not to the bit: the largest difference is {most:.3e}"
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no infinity and no NaN: those become text, as does what is no plain value."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    if args.json and not Path(args.json).parent.is_dir():  # now, not after an hour of reading
+        raise ValueError(f"{args.json}: its folder does not exist")
+    for flag, value in {"--tolerance": args.tolerance, "--rtol": args.rtol}.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{flag} must be a number from 0, got {value}")
+    # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
+    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.analysis.checkpoint_tensors import Checkpoint
+    from megatron_cod.analysis.compare import Tolerance, compare_checkpoints, compare_metrics
+    from megatron_cod.analysis.metrics import read_metrics
+
+    tolerance = Tolerance(args.tolerance, args.rtol)
+    a, b = _source(args.a), _source(args.b)
+    metrics, checkpoints = None, None
+    texts = [f"A: {args.a}\nB: {args.b}"]
+    pair = _pick(a, b, args.step) if _wants_checkpoints(args, a, b) else None
+    if args.checkpoints_only:
+        texts.append("Metrics: not compared (--checkpoints-only)")
+    elif a.metrics and b.metrics:
+        metrics = compare_metrics(read_metrics(a.metrics), read_metrics(b.metrics), tolerance)
+        texts.append(_metrics_text(metrics))
+    elif pair is None:
+        raise ValueError(f"{b.name if a.metrics else a.name} has no {_METRICS}")
+    else:
+        texts.append(f"Metrics: not compared, {_METRICS} is not on both sides")
+    if pair is not None:
+        opened = Checkpoint(pair[0]), Checkpoint(pair[1])
+        with _bar() as progress:
+            checkpoints = compare_checkpoints(*opened, tolerance, progress)
+        texts.append(_checkpoint_text(checkpoints, args.all))
+        if checkpoints.schemes[0] != checkpoints.schemes[1]:
+            texts.insert(1, "NORM SCHEME DIFFERS: {} in A, {} in B".format(*checkpoints.schemes))
+    else:
+        texts.append(
+            "Checkpoints: not compared" + (" (--metrics-only)" if args.metrics_only else ", not on both sides")
+        )
+    print("\n\n".join([*texts, _verdict(metrics, checkpoints, tolerance)]))
+    results: dict[str, MetricsResult | CheckpointResult] = {}
+    results |= {"metrics": metrics} if metrics else {}
+    results |= {"checkpoints": checkpoints} if checkpoints else {}
+    equal = all(result.equal for result in results.values())
+    if args.json:
+        exact = equal and all(result.max_abs_diff == 0 for result in results.values())
+        content = {"a": args.a, "b": args.b, "equal": equal, "to_the_bit": exact, "tolerance": asdict(tolerance)}
+        content |= {name: asdict(result) | {"equal": result.equal} for name, result in results.items()}
+        if metrics:
+            content["metrics"]["first_step"] = metrics.first_step
+        Path(args.json).write_text(json.dumps(_plain(content), indent=1) + "\n")
+    if not equal:
+        sys.exit(1)
+
+
+def _wants_checkpoints(args: argparse.Namespace, a: _Source, b: _Source) -> bool:
+    if args.metrics_only:
+        return False
+    if args.checkpoints_only or args.step is not None:
+        return True
+    if a.is_file or b.is_file:  # a metrics.jsonl can be compared with metrics only
+        return False
+    return any(source.checkpoint or source.checkpoints for source in (a, b))
+
+
+if __name__ == "__main__":
+    run_tool(main)
