@@ -204,6 +204,21 @@ def test_vocabulary_padding_is_a_matter_of_layout(whole, altered, compare):
     assert "only the 257 rows of the vocabulary: 264 and 272 with padding" in out
 
 
+def test_another_type_is_a_difference_to_the_bit_only(whole, altered, compare):
+    def change(state):
+        state[EMBEDDING] = state[EMBEDDING].bfloat16()
+        # What Megatron's bf16 optimizer without sharding calls the copy that a sharded one calls param.
+        state["optimizer.state.fp32_param.decoder.final_layernorm.weight"] = torch.full((32,), 9.0)
+
+    target = altered(change)
+    code, out, _, result = compare(whole, target, "--rtol", "0.01")
+    assert code == 1
+    assert differing(result) == {("optimizer.state.param.decoder.final_layernorm.weight", None)}
+    assert "float32 in A, bfloat16 in B" in out
+    _, _, _, result = compare(whole, target)
+    assert (EMBEDDING, None) in differing(result)
+
+
 def test_nan_equals_nan_and_no_number(whole, altered, compare):
     def change(state):
         state[QKV][1, 0, :3] = math.nan
