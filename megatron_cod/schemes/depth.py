@@ -2,6 +2,9 @@
 
 import torch
 
+DEPTH_EXPONENT = -0.5
+"""The power of l in the depth factor; every checkpoint records it."""
+
 
 def depth_factor(layer_number: int) -> float:
     """LayerNorm Scaling's factor for one block (arXiv 2502.05795, equation 6): 1/sqrt(l).
@@ -11,7 +14,7 @@ def depth_factor(layer_number: int) -> float:
     """
     if layer_number < 1:
         raise ValueError(f"layer numbers count from 1 over the whole model, got {layer_number}")
-    return layer_number**-0.5
+    return layer_number**DEPTH_EXPONENT
 
 
 class DepthScaled:

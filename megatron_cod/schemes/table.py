@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer
 
+from megatron_cod.schemes.depth import DEPTH_EXPONENT
 from megatron_cod.schemes.lns import LNSMoETransformerLayer, LNSTransformerLayer
 
 
@@ -21,6 +22,11 @@ class Scheme:
     """Whether the attention-input and MLP-input norms carry the depth factor."""
     layer_classes: Mapping[type, type] = field(default_factory=dict)
     """Megatron's layer class -> the class that takes its place; a class missing here is refused."""
+
+    @property
+    def exponent(self) -> float:
+        """The power of l that multiplies the input norms of block l: 0 for stock norms."""
+        return DEPTH_EXPONENT if self.scales_input_norms else 0.0
 
 
 _ROWS = (

@@ -37,6 +37,12 @@ def _one_line_error(message: str) -> NoReturn:
     raise UsageError(f"{message} (--help lists the flags)")
 
 
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 class _HelpMegatron(argparse.Action):
     """Megatron's whole help, hundreds of flags."""
 
@@ -64,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "--override-scheme-check",
         action="store_true",
         help="load a checkpoint although it was trained under another norm scheme",
+    )
+    group.add_argument(
+        "--keep-last-checkpoints",
+        type=_at_least_one,
+        metavar="K",
+        help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(

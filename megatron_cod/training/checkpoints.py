@@ -1,4 +1,4 @@
-"""Checks on checkpoint directories before a distributed start, and the resolved arguments kept beside them."""
+"""What a checkpoint records and how it is checked before a distributed start; the resolved arguments beside it."""
 
 import argparse
 import os
@@ -7,102 +7,173 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 
-from megatron_cod import cpu
+from megatron_cod import __version__, cpu
+from megatron_cod.schemes.init_policy import resolve_init_policy
+from megatron_cod.schemes.table import SCHEMES, get_scheme
+from megatron_cod.training.checkpoint_files import (
+    RELEASE,
+    TRACKER,
+    check_files,
+    iteration_name,
+    iterations,
+    latest_checkpoint,
+    same_directory,
+)
 
-TRACKER = "latest_checkpointed_iteration.txt"
 RESOLVED = "resolved_args.yaml"
 
 # What must agree for the weights to fit; Megatron asserts some of these later, on every rank and less clearly.
 _SHAPE_ARGUMENTS = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "padded_vocab_size")
 
-
-def latest_checkpoint(directory: str | Path) -> Path | None:
-    """The newest checkpoint below ``directory``, or None where none was ever finished.
-
-    Raises ValueError when the tracker file is unreadable or names a checkpoint that is not there.
-    """
-    tracker = Path(directory) / TRACKER
-    if not tracker.is_file():
-        return None
-    text = tracker.read_text(errors="replace").strip()
-    if text != "release" and not text.isdigit():
-        raise ValueError(f"{tracker} is corrupt: expected an iteration number, found {text[:40]!r}")
-    checkpoint = Path(directory) / ("release" if text == "release" else f"iter_{int(text):07d}")
-    if not checkpoint.is_dir():
-        raise ValueError(f"{tracker} names iteration {text}, but {checkpoint} does not exist; correct the tracker")
-    return checkpoint
+# What a distributed optimizer's buckets are cut by. Short name -> argument.
+_BUCKET_LAYOUT = {
+    "TP": "tensor_model_parallel_size",
+    "PP": "pipeline_model_parallel_size",
+    "EP": "expert_model_parallel_size",
+    "VPP": "virtual_pipeline_model_parallel_size",
+}
 
 
-def check_files(checkpoint: Path) -> None:
-    """ValueError when a torch_dist checkpoint lacks a file, or a file is shorter than its index says."""
-    from torch.distributed.checkpoint import FileSystemReader
-
-    if not (checkpoint / "metadata.json").is_file():
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
-    if not (checkpoint / ".metadata").is_file():
-        return  # not the torch_dist format: Megatron reads it its own way
-    try:
-        stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
-    except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
-    needed: dict[str, int] = {}
-    for piece in stored.values():
-        needed[piece.relative_path] = max(needed.get(piece.relative_path, 0), piece.offset + piece.length)
-    for name, size in sorted(needed.items()):
-        path = checkpoint / name
-        found = path.stat().st_size if path.is_file() else None
-        if found is None or found < size:
-            state = "is missing" if found is None else f"has {found} bytes of {size}"
-            raise ValueError(f"checkpoint {checkpoint} is corrupt: {name} {state}; load an older one")
+def record(args: Any) -> None:
+    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
+    args.init_policy = resolve_init_policy(args.norm_scheme, args.init_policy)[0]
+    args.scheme_exponent = get_scheme(args.norm_scheme).exponent
+    args.megatron_cod_version = __version__
 
 
-def saved_arguments(checkpoint: Path) -> argparse.Namespace | None:
-    """The arguments a checkpoint was saved with; None when it holds none. ValueError when they cannot be read."""
+def saved_state(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the tensors: 'args', 'content_metadata'. ValueError when it cannot be read."""
     from megatron.core import dist_checkpointing
 
     try:
-        return dist_checkpointing.load_common_state_dict(str(checkpoint)).get("args")
+        return dist_checkpointing.load_common_state_dict(str(checkpoint))
     except Exception as error:
         raise ValueError(f"checkpoint {checkpoint} is corrupt: {' '.join(str(error).split())[:200]}") from None
 
 
-def check_load(args: Any, override_scheme: bool) -> str | None:
+def checkpoint_to_load(args: Any) -> Path | None:
+    """The checkpoint Megatron will load, or None for a start from scratch; see ``latest_checkpoint`` for ValueError."""
+    directory = args.load
+    if args.pretrained_checkpoint and not (directory and (Path(directory) / TRACKER).is_file()):
+        directory = args.pretrained_checkpoint
+    if not directory:
+        return None
+    checkpoint = latest_checkpoint(directory, repair=same_directory(directory, args.save))
+    if args.ckpt_step and (checkpoint is None or checkpoint.name != RELEASE):
+        checkpoint = Path(directory) / iteration_name(args.ckpt_step)
+        if not checkpoint.is_dir():
+            raise ValueError(f"--ckpt-step {args.ckpt_step}: {checkpoint} does not exist")
+    return checkpoint
+
+
+def ignored(args: Any, checkpoint: Path | None) -> list[str]:
+    """A line for each unfinished ``iter_N`` of a directory that is only loaded from: nothing is removed there."""
+    if not args.load or same_directory(args.load, args.save) or args.ckpt_step:
+        return []
+    number = checkpoint.name.removeprefix("iter_") if checkpoint else ""
+    newest = int(number) if number.isdigit() else -1
+    newer = [path for iteration, path in iterations(args.load).items() if iteration > newest]
+    return [f"{path} is ignored: {TRACKER} does not name it, nor one after it" for path in newer]
+
+
+def check_load(args: Any, override_scheme: bool) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
-    Raises ValueError when it is damaged, of another shape, or of another norm scheme (whose tensors have the same
-    names and shapes, so that nothing else would notice). A checkpoint without a scheme is stock Megatron's: pre_ln.
-    Returns a line for the log, or None when there is nothing to load.
+    Raises ValueError when it is damaged, of another shape, of another norm scheme or exponent (whose tensors have the
+    same names and shapes, so that nothing else would notice), or holds an optimizer state that does not fit the layout.
+    Returns lines for the log.
     """
-    checkpoint = latest_checkpoint(args.load) if args.load else None
+    checkpoint = checkpoint_to_load(args)
+    lines = ignored(args, checkpoint)
     if checkpoint is None:
-        return f"--load {args.load}: no checkpoint there, starting from scratch" if args.load else None
+        return [*lines, f"--load {args.load}: no checkpoint there, starting from scratch"] if args.load else []
     if args.use_distributed_optimizer and cpu.has_cuda() and not HAVE_APEX_OR_TE:
         # Megatron 0.19.2 there: an assertion, and where that is passed, AdamW steps that count up once a parameter.
         raise ValueError(
             "Megatron cannot resume --use-distributed-optimizer with torch's AdamW: install Transformer Engine or Apex"
         )
     check_files(checkpoint)
-    saved = saved_arguments(checkpoint)
+    state = saved_state(checkpoint)
+    saved = state.get("args")
     if saved is None:
-        return f"checkpoint {checkpoint} records no arguments: its norm scheme cannot be checked"
+        return [*lines, f"checkpoint {checkpoint} records no arguments: its norm scheme cannot be checked"]
     for name in _SHAPE_ARGUMENTS:
         theirs, ours = getattr(saved, name, None), getattr(args, name, None)
         if theirs is not None and ours is not None and theirs != ours:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
-    scheme = getattr(saved, "norm_scheme", "pre_ln")
-    if scheme == args.norm_scheme:
-        return None
-    line = f"checkpoint {checkpoint} was trained with --norm-scheme {scheme}, this run asks for {args.norm_scheme}"
-    if not override_scheme:
-        raise ValueError(f"{line}; use {scheme}, or --override-scheme-check if you mean it")
-    return f"WARNING: {line}; loading it all the same (--override-scheme-check)"
+    if checkpoint.name != RELEASE:
+        check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
+    return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
 
 
-def check_save(save: str | None, load: str | None) -> None:
-    """ValueError when ``--save`` cannot be written, or holds another run's checkpoints that would be overwritten."""
+def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
+    """ValueError, or with ``override`` a warning, for another norm scheme, or the same one with another exponent.
+
+    A checkpoint that records no scheme is stock Megatron's: pre_ln. One without an exponent has its scheme's.
+    """
+    scheme, ours = getattr(saved, "norm_scheme", "pre_ln"), get_scheme(args.norm_scheme).exponent
+    exponent = getattr(saved, "scheme_exponent", SCHEMES[scheme].exponent if scheme in SCHEMES else None)
+    if scheme != args.norm_scheme:
+        line = f"checkpoint {checkpoint} was trained with --norm-scheme {scheme}, this run asks for {args.norm_scheme}"
+        way_out = f"use {scheme}, or --override-scheme-check if you mean it"
+    elif exponent != ours:
+        line = f"checkpoint {checkpoint} was trained with {scheme} of exponent {exponent}, this version's is {ours}"
+        way_out = "load it with the version that saved it, or --override-scheme-check if you mean it"
+    else:
+        return []
+    if not override:
+        raise ValueError(f"{line}; {way_out}")
+    return [f"WARNING: {line}; loading it all the same (--override-scheme-check)"]
+
+
+def differences(checkpoint: Path, saved: argparse.Namespace, args: Any) -> list[str]:
+    """A line for each recorded thing that differs without harm: weights are loaded, so no initialisation takes place."""
+    lines = []
+    policy = getattr(saved, "init_policy", None)
+    if policy is not None and policy != args.init_policy:
+        lines.append(f"{checkpoint} was initialised with --init-policy {policy}; {args.init_policy} has no effect here")
+    version = getattr(saved, "megatron_cod_version", None)
+    if version is not None and version != __version__:
+        lines.append(f"{checkpoint} was saved by megatron_cod {version}, this is {__version__}")
+    return lines
+
+
+def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content: dict[str, Any], args: Any) -> None:
+    """ValueError when the optimizer state cannot be brought to this run's layout; another DP size always can.
+
+    content: the checkpoint's content metadata. A distributed optimizer saved without
+    ``--dist-ckpt-optim-fully-reshardable``, which our runs have by default, keeps its buckets as they lay in memory.
+    """
+    if args.no_load_optim or args.finetune or getattr(saved, "no_save_optim", False):
+        return
+    theirs, ours = bool(getattr(saved, "use_distributed_optimizer", False)), bool(args.use_distributed_optimizer)
+    if theirs != ours:
+        raise ValueError(
+            f"checkpoint {checkpoint} was saved {'with' if theirs else 'without'} --use-distributed-optimizer, and its "
+            f"optimizer state only loads so: {'give' if theirs else 'leave out'} that flag, or give --no-load-optim"
+        )
+    kind = content.get("distrib_optim_sharding_type")
+    if not ours or kind is None or kind in DistributedOptimizer.checkpoint_fully_reshardable_formats:
+        return
+    what = f"checkpoint {checkpoint} holds an optimizer state that cannot be resharded ({kind})"
+    layouts = [{short: getattr(a, name, None) or 1 for short, name in _BUCKET_LAYOUT.items()} for a in (saved, args)]
+    if layouts[0] != layouts[1]:
+        was, now = (" x ".join(f"{short} {size}" for short, size in layout.items()) for layout in layouts)
+        raise ValueError(
+            f"{what}, saved at {was}, this run is {now}: load it at the saved layout, or give --no-load-optim"
+        )
+    if not HAVE_APEX_OR_TE:  # Megatron writes into its parameters in place, which autograd refuses
+        raise ValueError(f"{what}, and with torch's AdamW not be loaded at all: give --no-load-optim")
+
+
+def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:
+    """ValueError when ``--save`` cannot be written, or holds checkpoints that this run would overwrite.
+
+    step: ``--ckpt-step``. A directory with nothing but an interrupted first save is free; ``retention.clean`` empties it.
+    """
     if not save:
         return
     directory = Path(save)
@@ -114,11 +185,16 @@ def check_save(save: str | None, load: str | None) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--save {save} cannot be written: {error.strerror or error}") from None
-    same = load is not None and Path(load).resolve() == directory.resolve()
-    if not same and latest_checkpoint(directory) is not None:
+    latest = latest_checkpoint(directory, repair=True)
+    if latest is None:
+        return
+    if not same_directory(save, load):
         raise ValueError(
             f"--save {save} already holds checkpoints; resume them with --load {save}, or save somewhere else"
         )
+    if latest.name != RELEASE and (finetune or (step and step < int(latest.name.removeprefix("iter_")))):
+        flag = "--finetune" if finetune else f"--ckpt-step {step}"
+        raise ValueError(f"{flag} would overwrite checkpoints up to {latest}; give another --save")
 
 
 @contextmanager

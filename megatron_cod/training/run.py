@@ -4,6 +4,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import checkpoints, recipes
+from megatron_cod.training import checkpoints, recipes, retention
 from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_stats import StreamVariance
@@ -87,8 +88,7 @@ def check_inputs(args: Any) -> None:
             raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
         for prefix in prefixes:
             check_prefix(prefix, vocab_size=model_size)
-    line = checkpoints.check_load(args, args.override_scheme_check)
-    if line:
+    for line in checkpoints.check_load(args, args.override_scheme_check):
         say(line)
 
 
@@ -146,7 +146,7 @@ def main() -> None:
         flags, raw, resolved = resolve_command_line(sys.argv[1:])
         check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
         check_schedule(raw)
-        checkpoints.check_save(raw.save, raw.load)
+        checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
@@ -154,11 +154,13 @@ def main() -> None:
         args = parse_and_validate_args(extra_args_provider=add_arguments)
         model_config, line = model_config_from_args(args)
         say(line)
+        checkpoints.record(args)
         check_inputs(args)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
         if args.save and this_rank() == 0:
+            retention.clean(args.save, say, spare=args.ckpt_step)
             checkpoints.write_resolved(args.save, resolved)
 
     if args.world_size - 1 == this_rank():
@@ -171,16 +173,22 @@ def main() -> None:
     model_config.pre_wrap_hooks.append(_forget_make)
     # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
     started = StartMark()
+    step = started.watch(forward_step)
     with (
         user_errors(DepthMapError),
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),
         checkpoints.readable(args.load),
+        ExitStack() as at_exit,
     ):
+        if args.save and args.keep_last_checkpoints and this_rank() == 0:
+            keeper = retention.Retention(args, say)
+            step = keeper.watch(step)
+            at_exit.enter_context(keeper.until_the_end())
         pretrain(
             pretrain_cfg_container_from_args(args, model_config),
             datasets_provider,
             ModelType.encoder_or_decoder,
-            started.watch(forward_step),
+            step,
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
         )

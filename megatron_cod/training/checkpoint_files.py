@@ -1,0 +1,115 @@
+"""What lies in a checkpoint directory: Megatron's tracker file, and which ``iter_NNNNNNN`` are whole."""
+
+import os
+import re
+from pathlib import Path
+
+TRACKER = "latest_checkpointed_iteration.txt"
+RELEASE = "release"
+_ITERATION = re.compile(r"iter_(\d{7,})")
+
+
+def same_directory(one: str | None, other: str | None) -> bool:
+    """Whether both are given and name one directory."""
+    return bool(one and other) and Path(str(one)).resolve() == Path(str(other)).resolve()
+
+
+def iteration_name(iteration: int) -> str:
+    """Megatron's directory name for a checkpoint."""
+    return f"iter_{iteration:07d}"
+
+
+def iterations(directory: str | Path) -> dict[int, Path]:
+    """Iteration -> its directory, oldest first. Only names that Megatron itself would give."""
+    found = {}
+    for path in Path(directory).iterdir() if Path(directory).is_dir() else ():
+        match = _ITERATION.fullmatch(path.name)
+        if match and path.is_dir() and path.name == iteration_name(int(match[1])):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def read_tracker(directory: str | Path) -> str | None:
+    """What the tracker file says: digits, 'release', '' for one that a kill left empty; None without the file.
+
+    Raises ValueError for anything else. Megatron opens the file for writing and then writes it, so that a kill between
+    the two leaves it empty; after a power failure some file systems give zero bytes.
+    """
+    tracker = Path(directory) / TRACKER
+    if not tracker.is_file():
+        return None
+    text = tracker.read_bytes().decode(errors="replace").strip(" \t\r\n\0")
+    if text and text != RELEASE and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{tracker} is corrupt: expected an iteration number, found {text[:40]!r}")
+    return text
+
+
+def write_tracker(directory: str | Path, text: str) -> None:
+    """Write the tracker file in one step: a reader sees the old one or the new one."""
+    part = Path(directory) / f".{TRACKER}.{os.getpid()}"
+    part.write_text(text)
+    part.replace(Path(directory) / TRACKER)
+
+
+def newest_complete(directory: str | Path) -> int | None:
+    """The last iteration whose files are all there and long enough, or None."""
+    return next((number for number, path in reversed(iterations(directory).items()) if is_complete(path)), None)
+
+
+def latest_checkpoint(directory: str | Path, *, repair: bool = False) -> Path | None:
+    """The checkpoint that the tracker names, or None where none was ever finished.
+
+    repair: take the newest complete checkpoint for an empty tracker, as ``retention.clean`` is about to write it down.
+    The save that the kill interrupted had written all its files by then, or the tracker would not have been opened.
+    Raises ValueError when the tracker is empty or unreadable, or names a checkpoint that is not there.
+    """
+    text = read_tracker(directory)
+    if text is None:
+        return None
+    tracker = Path(directory) / TRACKER
+    if not text:
+        newest = newest_complete(directory)
+        if newest is None:
+            raise ValueError(f"{tracker} is empty and no checkpoint is complete; delete it to start from scratch")
+        if not repair:
+            raise ValueError(
+                f"{tracker} is empty, a save was interrupted; the newest complete checkpoint is {newest}: "
+                f"write {newest} into the file to load it"
+            )
+        text = str(newest)
+    checkpoint = Path(directory) / (RELEASE if text == RELEASE else iteration_name(int(text)))
+    if not checkpoint.is_dir():
+        raise ValueError(f"{tracker} names iteration {text}, but {checkpoint} does not exist; correct the tracker")
+    return checkpoint
+
+
+def check_files(checkpoint: Path) -> None:
+    """ValueError when a torch_dist checkpoint lacks a file, or a file is shorter than its index says."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    if not (checkpoint / "metadata.json").is_file():
+        raise ValueError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
+    if not (checkpoint / ".metadata").is_file():
+        return  # not the torch_dist format: Megatron reads it its own way
+    try:
+        stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
+    except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
+        raise ValueError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
+    needed: dict[str, int] = {}
+    for piece in stored.values():
+        needed[piece.relative_path] = max(needed.get(piece.relative_path, 0), piece.offset + piece.length)
+    for name, size in sorted(needed.items()):
+        path = checkpoint / name
+        found = path.stat().st_size if path.is_file() else None
+        if found is None or found < size:
+            state = "is missing" if found is None else f"has {found} bytes of {size}"
+            raise ValueError(f"checkpoint {checkpoint} is corrupt: {name} {state}; load an older one")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether ``check_files`` passes, and metadata.json, written last, is not empty."""
+    try:
+        check_files(checkpoint)
+    except ValueError:
+        return False
+    return (checkpoint / "metadata.json").stat().st_size > 0

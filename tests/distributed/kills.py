@@ -1,0 +1,79 @@
+"""SIGKILL of all ranks at a chosen moment of a save, without patching anything: Python's audit hooks see every open,
+mkdir, rename and remove before it happens."""
+
+import os
+import random
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.training.checkpoint_files import TRACKER, iteration_name
+from tests.distributed.launch import Ended, run_training_ranks
+
+# Stage -> the audit event that the kill comes before, and the path it is about; {} is the iteration's directory.
+STAGES = {
+    "before its directory": ("os.mkdir", "{}$"),
+    "before its data": ("write", r"{}/__\d+_\d+\.distcp$"),
+    "data without index": ("write", r"{}/\.metadata"),
+    "index without metadata.json": ("write", r"{}/metadata\.json$"),
+    "before the tracker": ("write", TRACKER),
+    "empty tracker": ("write", TRACKER),
+    "before a deletion": ("os.rename", r"iter_\d+$"),
+    "in a deletion": ("os.remove", ""),
+}
+
+
+def _kill_all(pids: Path) -> None:
+    others = [int(path.name) for path in pids.iterdir() if int(path.name) != os.getpid()]
+    for pid in [*others, os.getpid()]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def arm(stage: str, iteration: int, pids: Path) -> None:
+    """In a rank, before training: kill all ranks at ``stage`` of the save of ``iteration``.
+
+    stage: a key of STAGES, or 'random SEED' for a moment up to 0.1 s after the save's first file.
+    """
+    (pids / str(os.getpid())).touch()
+    name = iteration_name(iteration)
+    event, pattern = STAGES.get(stage, STAGES["before its data"])
+    wanted = re.compile(pattern.format(name))
+    begun, deleting, done = False, 0, False
+
+    def hook(what: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal begun, deleting, done
+        if done or what not in ("open", "os.mkdir", "os.rename", "os.remove", "shutil.rmtree"):
+            return
+        path = str(arguments[0])
+        if what == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            what = "write"
+        begun = begun or name in path
+        if what == "shutil.rmtree":
+            deleting = 1
+        elif what == "os.remove" and deleting:
+            deleting += 1  # the second file of a directory: one is gone
+        if not begun or what != event or not wanted.search(path) or (what == "os.remove" and deleting < 3):
+            return
+        done = True
+        if stage == "empty tracker":
+            os.truncate(path, 0)
+        if stage in STAGES:
+            _kill_all(pids)
+        else:
+            threading.Timer(random.Random(stage).uniform(0.0, 0.1), _kill_all, [pids]).start()
+
+    sys.addaudithook(hook)
+
+
+def run_until_killed(world: int, flags: list[str], stage: str, iteration: int, pids: Path) -> list[Ended]:
+    """Train until the kill. pids: an empty folder for this run alone."""
+    pids.mkdir(parents=True)
+    before: Callable[[], None] = partial(arm, stage, iteration, pids)
+    ended = run_training_ranks(world, flags, before=before)
+    assert any(rank.code == -signal.SIGKILL for rank in ended), ended[0].output[-3000:]
+    return ended
