@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from megatron_cod.training.checkpoint_files import TRACKER, iteration_name
 from tests.distributed.launch import Ended, run_training_ranks
 
@@ -29,8 +31,10 @@ STAGES = {
 
 
 def _kill_all(pids: Path) -> None:
-    others = [int(path.name) for path in pids.iterdir() if int(path.name) != os.getpid()]
-    for pid in [*others, os.getpid()]:
+    ranks = [int(path.name) for path in pids.iterdir()]
+    # The helpers of Megatron's checkpoint writer too: under torchrun they end with their rank (training/pretrain.py).
+    helpers = [child.pid for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
+    for pid in [*helpers, *(rank for rank in ranks if rank != os.getpid()), os.getpid()]:
         os.kill(pid, signal.SIGKILL)
 
 
