@@ -151,6 +151,15 @@ def test_many_kills_change_nothing(tiny, tmp_path):
     assert losses(tmp_path / "killed") == unbroken(tiny, tmp_path / "whole", steps)
 
 
+def test_the_newest_are_kept_to_the_last_save(tiny, tmp_path):
+    """Multiples of Megatron's own interval as well; --exit-interval leaves Megatron's loop by SystemExit."""
+    save = ["--save", str(tmp_path), "--save-interval", "1", "--keep-last-checkpoints", "2"]
+    succeed(2, [*tiny, *save, "--eval-iters", "0", "--save-retain-interval", "3", "--exit-interval", "7"])
+    assert list(iterations(tmp_path)) == [3, 6, 7]
+    assert read_tracker(tmp_path) == "7"
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
