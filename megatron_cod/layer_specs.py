@@ -7,136 +7,103 @@ the start-up depth check all come with the spec; see docs/megatron_lm.md).
 from dataclasses import replace
 from typing import Any
 
-from megatron.core.extensions.transformer_engine import HAVE_TE
-from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
     get_gpt_mtp_block_spec_for_backend,
 )
-from megatron.core.transformer.dot_product_attention import DotProductAttention
-from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from megatron_cod.backends.torch_attention import SDPACoreAttention
-from megatron_cod.backends.torch_mla import TorchMLASelfAttention
-from megatron_cod.backends.torch_norm import TORCH_NORMS, torch_norm
+from megatron_cod.backends.backend import Backend
+from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.schemes.design import BlockDesign
 from megatron_cod.schemes.init_policy import apply_init_policy
-from megatron_cod.schemes.table import SCHEMES, get_scheme
+from megatron_cod.schemes.table import get_scheme
 
 
-def unsupported_features(config: TransformerConfig) -> list[str]:
+def unsupported_features(config: TransformerConfig, backend: Backend) -> list[str]:
     """Flags set in ``config`` that the specs of this file cannot carry yet. Stock Megatron may well."""
-    recompute = config.recompute_granularity == "selective" and "layernorm" in (config.recompute_modules or [])
-    latent_split = config.multi_latent_attention and config.tensor_model_parallel_size > 1
     features = {
-        f"--transformer-impl {config.transformer_impl}": config.transformer_impl != "local",
         # One layer run K times has no single place in the count.
         "--mtp-use-repeated-layer": bool(config.mtp_num_layers) and config.mtp_use_repeated_layer,
         "--experimental-attention-variant": config.experimental_attention_variant is not None,
         "--heterogeneous-layers-config-path": isinstance(config, HeterogeneousTransformerConfig),
         "--hybrid-layer-pattern": bool(getattr(config, "is_hybrid_model", False)),
-        # The attention of torch sees one rank's part of the sequence only.
-        "--context-parallel-size > 1": config.context_parallel_size > 1,
-        # Without Transformer Engine some gradients of Megatron's attention are wrong there; see backends/torch_mla.py.
-        "--multi-latent-attention under tensor parallelism without --sequence-parallel": (
-            latent_split and not config.sequence_parallel
-        ),
-        # Megatron's own code for it fails with a NameError where Transformer Engine is missing.
-        "--recompute-modules layernorm (without Transformer Engine)": recompute and not HAVE_TE,
+        **backend.unsupported(config),
     }
     return [flag for flag, is_set in features.items() if is_set]
 
 
-def refuse_unsupported(config: TransformerConfig, design: BlockDesign) -> None:
+def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: Backend) -> None:
     """ValueError for what the scheme cannot do yet: refused, never built as another scheme."""
-    asked, scheme = unsupported_features(config), design.scheme
+    asked = unsupported_features(config, backend)
     if asked:
-        impl = config.transformer_impl
-        others = [row.name for row in SCHEMES.values() if impl in row.backends]
-        hint = f" ({impl} runs {', '.join(others)})" if impl not in scheme.backends else ""
-        raise ValueError(f"--norm-scheme {scheme.name} does not support {', '.join(asked)} yet; leave that out{hint}")
-
-
-def _with_torch_backend(
-    submodules: TransformerLayerSubmodules, config: TransformerConfig
-) -> TransformerLayerSubmodules:
-    """The same submodules with fused attention, and with norms that work where Megatron's torch norm refuses."""
-    attention: Any = submodules.self_attention
-    inner: Any = getattr(attention, "submodules", None)
-    changed: dict[str, Any] = {}
-    if inner is not None:
-        if inner.core_attention is DotProductAttention and config.attention_backend != AttnBackend.unfused:
-            changed["core_attention"] = SDPACoreAttention
-        for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
-            if getattr(inner, name, None) is WrappedTorchNorm:
-                changed[name] = torch_norm
-    if changed:
-        attention = replace(attention, submodules=replace(inner, **changed))
-    if getattr(attention, "module", None) is MLASelfAttention and config.tensor_model_parallel_size > 1:
-        attention = replace(attention, module=TorchMLASelfAttention)
-    norms = {
-        name: torch_norm
-        for name in ("input_layernorm", "pre_mlp_layernorm")
-        if getattr(submodules, name) is WrappedTorchNorm
-    }
-    return replace(submodules, self_attention=attention, **norms)
+        raise ValueError(
+            f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; leave that out "
+            f"(backend: {backend.name})"
+        )
 
 
 def scheme_block_spec(
-    config: TransformerConfig, design: BlockDesign, vp_stage: int | None = None, pp_rank: int | None = None
+    config: TransformerConfig,
+    design: BlockDesign,
+    vp_stage: int | None = None,
+    pp_rank: int | None = None,
+    backend: str | None = None,
 ) -> TransformerBlockSubmodules:
-    """The layers of one (virtual) pipeline stage under a design, on the torch backend.
+    """The layers of one (virtual) pipeline stage under a design, on the backend of ``config.transformer_impl``.
 
-    vp_stage, pp_rank: None means this process's own. Raises ValueError for what the scheme does not support.
+    vp_stage, pp_rank: None means this process's own. backend: see ``backends.choice.get_backend``.
+    Raises ValueError for what the scheme does not support.
     """
-    refuse_unsupported(config, design)
+    chosen = get_backend(config, backend)
+    refuse_unsupported(config, design, chosen)
     stock = get_gpt_decoder_block_spec(
         config,
-        use_transformer_engine=False,
+        use_transformer_engine=chosen.transformer_impl == "transformer_engine",
         normalization=config.normalization,
         qk_l2_norm=config.qk_l2_norm,
         vp_stage=vp_stage,
         pp_rank=pp_rank,
     )
-    # The final norm is scaled under no scheme here; only its ability to run under SP may change.
-    final = torch_norm if stock.layer_norm is WrappedTorchNorm else stock.layer_norm
-    layers = [_laid_over(spec, config, design) for spec in stock.layer_specs]
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final if design.scheme.final_norm else None)
+    layers = [_laid_over(spec, config, design, chosen) for spec in stock.layer_specs]
+    # The final norm is scaled under no scheme here.
+    final = chosen.norms.plain if design.scheme.final_norm else None
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final)
 
 
-def _laid_over(spec: ModuleSpec, config: TransformerConfig, design: BlockDesign) -> ModuleSpec:
-    on_torch = replace(spec, submodules=_with_torch_backend(spec.submodules, config))
-    return design.laid_over(on_torch, config, TORCH_NORMS)
+def _laid_over(spec: ModuleSpec, config: TransformerConfig, design: BlockDesign, backend: Backend) -> ModuleSpec:
+    prepared = replace(spec, submodules=backend.prepared(spec.submodules, config))
+    return design.laid_over(prepared, config, backend.norms)
 
 
 def scheme_mtp_spec(
-    config: TransformerConfig, design: BlockDesign, vp_stage: int | None = None
+    config: TransformerConfig, design: BlockDesign, vp_stage: int | None = None, backend: str | None = None
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The multi-token-prediction layers of this chunk under a design; None where it holds none.
 
     The layer inside is the model's last one; its own norms (``enorm``, ``hnorm``, the final one) are not input norms of
     a block and stay unscaled.
     """
+    chosen = get_backend(config, backend)
     stock = get_gpt_decoder_layer_specs(
-        config, use_transformer_engine=False, normalization=config.normalization, qk_l2_norm=config.qk_l2_norm
+        config,
+        use_transformer_engine=chosen.transformer_impl == "transformer_engine",
+        normalization=config.normalization,
+        qk_l2_norm=config.qk_l2_norm,
     )
-    inner: Any = _laid_over(stock[-1], config, design)
+    inner: Any = _laid_over(stock[-1], config, design, chosen)
     block = get_gpt_mtp_block_spec_for_backend(
-        config, TransformerBlockSubmodules(layer_specs=[inner]), LocalSpecProvider(), vp_stage=vp_stage
+        config, TransformerBlockSubmodules(layer_specs=[inner]), chosen.spec_provider(), vp_stage=vp_stage
     )
     if block is None:
         return None
-    norms = dict.fromkeys(("enorm", "hnorm", "layer_norm"), torch_norm)
+    norms = dict.fromkeys(("enorm", "hnorm", "layer_norm"), chosen.norms.plain)
     layers = [replace(spec, submodules=replace(spec.submodules, **norms)) for spec in block.layer_specs]
     return replace(block, layer_specs=layers)
 
@@ -161,5 +128,5 @@ def lns(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
 
 
 def pre_ln(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """Stock Pre-LN on the torch backend (fused attention), as the control: ``--spec megatron_cod.layer_specs pre_ln``."""
+    """Stock Pre-LN, on the torch backend fused, as the control: ``--spec megatron_cod.layer_specs pre_ln``."""
     return _stock_megatron_lm_spec(config, "pre_ln", vp_stage)

@@ -19,6 +19,7 @@ from megatron.training.models import GPTModelConfig
 from megatron.training.models.gpt import GPTModelBuilder
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
 from megatron_cod.schemes.design import BlockDesign, design_from_args
@@ -32,6 +33,8 @@ class SchemeModelConfig(GPTModelConfig):
 
     builder: ClassVar[str] = "megatron_cod.model.SchemeModelBuilder"
     design: BlockDesign = field(default_factory=lambda: BlockDesign(get_scheme("pre_ln")))
+    backend: str | None = None
+    """See ``backends.choice.get_backend``."""
 
 
 class SchemeModelBuilder(GPTModelBuilder):
@@ -68,7 +71,7 @@ class SchemeModelBuilder(GPTModelBuilder):
         return GPTModel(
             config=config,
             transformer_layer_spec=model.transformer_layer_spec(model, vp_stage=vp_stage),
-            mtp_block_spec=scheme_mtp_spec(config, model.design, vp_stage=vp_stage),
+            mtp_block_spec=scheme_mtp_spec(config, model.design, vp_stage=vp_stage, backend=model.backend),
             vocab_size=vocabulary,
             max_sequence_length=model.seq_length,
             pre_process=pre_process,
@@ -80,25 +83,30 @@ class SchemeModelBuilder(GPTModelBuilder):
 
 
 def _layer_spec(
-    model_config: GPTModelConfig, vp_stage: int | None = None, *, design: BlockDesign
+    model_config: GPTModelConfig, vp_stage: int | None = None, *, design: BlockDesign, backend: str | None
 ) -> TransformerBlockSubmodules:
     """The callable that Megatron's builder asks for the layers of one chunk."""
-    return scheme_block_spec(model_config.transformer, design, vp_stage=vp_stage)
+    return scheme_block_spec(model_config.transformer, design, vp_stage=vp_stage, backend=backend)
 
 
-def attach_design(config: GPTModelConfig, design: BlockDesign) -> None:
+def attach_design(config: GPTModelConfig, design: BlockDesign, backend: str | None = None) -> None:
     """Put a design and the depth check on ``config`` in place.
 
-    The design is laid over Megatron's spec on the torch backend (``--transformer-impl local``); what it cannot carry is
-    refused with a ValueError. Stock layers are left to Megatron there, and on every other backend.
+    The design is laid over Megatron's spec on the backend that ``--transformer-impl`` names; what it cannot carry is
+    refused with a ValueError. Stock layers are left to Megatron there, and on every backend but the torch one.
     """
-    apply_init_policy(config.transformer, design.init_policy)
+    transformer = config.transformer
+    apply_init_policy(transformer, design.init_policy)
     if not design.is_stock:
         if config.transformer_layer_spec is not None:
             raise ValueError("--spec and --norm-scheme both name the layers; give one of them")
-        refuse_unsupported(config.transformer, design)  # now, not when the model is built
-    if not design.is_stock or not (config.transformer_layer_spec or unsupported_features(config.transformer)):
-        config.transformer_layer_spec = partial(_layer_spec, design=design)
+        refuse_unsupported(transformer, design, get_backend(transformer, backend))  # now, not when the model is built
+        ours = True
+    else:
+        local = transformer.transformer_impl == "local" and config.transformer_layer_spec is None
+        ours = local and not unsupported_features(transformer, get_backend(transformer, backend))
+    if ours:
+        config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
     config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))
 
 
@@ -107,6 +115,7 @@ def model_config_from_args(args: Namespace) -> tuple[SchemeModelConfig, str]:
     design = design_from_args(args)
     stock: Any = gpt_config_from_args(args)
     held = {one.name: getattr(stock, one.name) for one in fields(stock) if one.init}
-    config = SchemeModelConfig(**held, design=design)
-    attach_design(config, design)
+    backend = None if args.backend == "auto" else args.backend
+    config = SchemeModelConfig(**held, design=design, backend=backend)
+    attach_design(config, design, backend)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.te import emulation
+
+if emulation.is_asked_for():  # before anything imports Megatron
+    emulation.install()
+
 import megatron_cod.training.environment  # noqa: F401
 from megatron_cod import cpu
 from megatron_cod.data.preprocess import PreprocessJob, preprocess

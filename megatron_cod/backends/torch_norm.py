@@ -12,20 +12,9 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cod.backends.gain import scaled_gain
 from megatron_cod.schemes.depth import DepthScaled
-from megatron_cod.schemes.overlay import Norms
 from megatron_cod.schemes.post_norm import Deferred
-
-
-def _gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Tensor:
-    """factor * gamma [h] in weight's dtype; gamma is 1 + weight when zero-centred.
-
-    Zero-centred gamma is added up in fp32: in bf16, s * (1 + g) rounded twice loses up to 2.5% of the gain.
-    """
-    if zero_centered:
-        gain = 1.0 + weight.float()
-        return (gain if factor is None else gain * factor).to(weight.dtype)
-    return weight if factor is None else weight * factor
 
 
 def _rms_norm(x: Tensor, norm: torch.nn.RMSNorm, gain: Tensor) -> Tensor:
@@ -58,21 +47,21 @@ class TorchRMSNorm(_FromConfig, torch.nn.RMSNorm):
     """RMSNorm over the last dimension of [..., h]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _rms_norm(x, self, _gain(self.weight, None, self.zero_centered))
+        return _rms_norm(x, self, scaled_gain(self.weight, None, self.zero_centered))
 
 
 class DepthScaledTorchRMSNorm(DepthScaled, TorchRMSNorm):
     """depth_factor * RMSNorm(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _rms_norm(x, self, _gain(self.weight, self.bound_factor(), self.zero_centered))
+        return _rms_norm(x, self, scaled_gain(self.weight, self.bound_factor(), self.zero_centered))
 
 
 class TorchLayerNorm(_FromConfig, torch.nn.LayerNorm):
     """LayerNorm over the last dimension of [..., h]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _layer_norm(x, self, _gain(self.weight, None, self.zero_centered), self.bias)
+        return _layer_norm(x, self, scaled_gain(self.weight, None, self.zero_centered), self.bias)
 
 
 class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
@@ -80,7 +69,7 @@ class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         factor = self.bound_factor()
-        return _layer_norm(x, self, _gain(self.weight, factor, self.zero_centered), self.bias * factor)
+        return _layer_norm(x, self, scaled_gain(self.weight, factor, self.zero_centered), self.bias * factor)
 
 
 class DeferredTorchRMSNorm(Deferred, TorchRMSNorm):
@@ -118,6 +107,3 @@ def depth_scaled_torch_norm(config: TransformerConfig, hidden_size: int, eps: fl
 def deferred_torch_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
     """A norm that its block may apply after the residual sum (a ``LayerNormBuilder``)."""
     return _pick(_DEFERRED, config)(config, hidden_size, eps)
-
-
-TORCH_NORMS = Norms(plain=torch_norm, depth_scaled=depth_scaled_torch_norm, deferred=deferred_torch_norm)

@@ -64,8 +64,6 @@ class BlockDesign:
         if spec.module not in NUMBERED:
             raise ValueError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")
         submodules = spec.submodules
-        if not self.is_stock and IdentityOp in (submodules.input_layernorm, submodules.pre_mlp_layernorm):
-            raise ValueError(f"--norm-scheme {self.scheme.name} finds a layer without an input norm of its own")
         if self.options.residual_warmup_steps:
             submodules = with_joins(submodules, config, ResidualJoin)
         if self.scheme.overlay is not None:
@@ -83,11 +81,33 @@ class BlockDesign:
         if self.options.residual_warmup_steps:
             start_warmup(layer, number, self.options.residual_warmup_steps)
         if self.options.gamma_init:
-            for norm in (layer.input_layernorm, layer.pre_mlp_layernorm):
-                _start_from(norm.weight, depth_factor(number) - config.layernorm_zero_centered_gamma)
+            for gamma in input_gammas(layer):
+                _start_from(gamma, depth_factor(number) - config.layernorm_zero_centered_gamma)
         rescale = INIT_POLICIES[self.init_policy].rescale
         if rescale is not None:
             rescale(layer, number, config)
+
+
+def input_gammas(layer: Any) -> list[torch.Tensor]:
+    """The gammas [h] of a layer's two input norms, which may be fused with the linear behind them.
+
+    RuntimeError unless there are two.
+    """
+    attention, mlp = layer.self_attention, layer.mlp
+    fused = [getattr(attention, name, None) for name in ("linear_qkv", "linear_qkv_down_proj")]
+    holders: list[tuple[Any, list[Any]]] = [
+        (layer.input_layernorm, fused),
+        (layer.pre_mlp_layernorm, [getattr(mlp, "linear_fc1", None)]),
+    ]
+    found = []
+    for norm, linears in holders:
+        if not isinstance(norm, IdentityOp):
+            found.append(norm.weight)
+        else:
+            found += [linear.layer_norm_weight for linear in linears if hasattr(linear, "layer_norm_weight")]
+    if len(found) != 2:
+        raise RuntimeError(f"layer {layer.layer_number} has {len(found)} input norms, expected 2")
+    return found
 
 
 def _start_from(gamma: torch.Tensor, value: float) -> None:

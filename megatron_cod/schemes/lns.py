@@ -1,6 +1,5 @@
 """LayerNorm Scaling: x + F(l^-1/2 * Norm(x)) for the attention and the MLP branch of block l (arXiv 2502.05795)."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,12 +37,7 @@ def lns_overlay(
     placement = options.lns_placement or "both"
     if placement == "branch_output":
         return with_joins(submodules, config, ScaledBranchJoin)
-    scaled: dict[str, Any] = {}
-    if placement in ("both", "attention"):
-        scaled["input_layernorm"] = norms.depth_scaled
-    if placement in ("both", "mlp"):
-        scaled["pre_mlp_layernorm"] = norms.depth_scaled
-    return replace(submodules, **scaled)
+    return norms.depth_scaled(submodules, ("attention", "mlp") if placement == "both" else (placement,))
 
 
 def bind_depth_factor(

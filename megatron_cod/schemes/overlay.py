@@ -1,6 +1,6 @@
 """What a scheme gets to change of a layer, and with which norms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,16 @@ from megatron_cod.schemes.residual import ResidualJoin
 
 @dataclass(frozen=True)
 class Norms:
-    """Builders of norms that a backend offers; each is called with (config, hidden_size, eps)."""
+    """What a backend does for a scheme's norms: it knows where in its layers they are, fused with a linear or not."""
 
     plain: Callable[..., torch.nn.Module]
-    depth_scaled: Callable[..., torch.nn.Module]
-    """Carries a depth factor, see ``schemes.depth.DepthScaled``."""
-    deferred: Callable[..., torch.nn.Module]
-    """Can be told to do nothing where Megatron calls it, see ``schemes.post_norm``."""
+    """Builds a norm, from (config, hidden_size, eps)."""
+    depth_scaled: Callable[[TransformerLayerSubmodules, Collection[str]], TransformerLayerSubmodules]
+    """The same layer with a depth factor on the input norms of some branches, of "attention" and "mlp" (see
+    ``schemes.depth.DepthScaled``). ValueError where it finds no norm."""
+    deferred: Callable[[TransformerLayerSubmodules], TransformerLayerSubmodules]
+    """The same layer with input norms of their own that can be told to do nothing where Megatron calls them (see
+    ``schemes.post_norm``)."""
 
 
 Overlay = Callable[[TransformerLayerSubmodules, TransformerConfig, Norms, SchemeOptions], TransformerLayerSubmodules]

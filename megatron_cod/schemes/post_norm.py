@@ -5,7 +5,6 @@ the MLP's), so that checkpoint keys are the same in every block of Mix-LN and ov
 layer's call of it passes the stream through, and the join applies it to the sum.
 """
 
-from dataclasses import replace
 from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -52,8 +51,7 @@ def post_norm_overlay(
     submodules: TransformerLayerSubmodules, config: TransformerConfig, norms: Norms, _options: SchemeOptions
 ) -> TransformerLayerSubmodules:
     """Norms that can be deferred, and joins that apply them."""
-    deferred = replace(submodules, input_layernorm=norms.deferred, pre_mlp_layernorm=norms.deferred)
-    return with_joins(deferred, config, PostNormJoin)
+    return with_joins(norms.deferred(submodules), config, PostNormJoin)
 
 
 def _apply_after(layer: Any, alpha: float = 1.0) -> None:

@@ -11,9 +11,6 @@ from megatron_cod.schemes.overlay import Bind, Overlay
 from megatron_cod.schemes.post_norm import bind_deepnorm, bind_mix_ln, bind_post_ln, post_norm_overlay
 from megatron_cod.schemes.sandwich import sandwich_overlay
 
-ALL_BACKENDS = ("local", "transformer_engine", "inference_optimized")
-"""Values of Megatron's --transformer-impl; ``local`` is the torch backend here."""
-
 
 @dataclass(frozen=True)
 class Scheme:
@@ -31,8 +28,6 @@ class Scheme:
     """What it sets in a built layer, once its global number is known."""
     final_norm: bool = True
     """Whether the model's final norm stays: without it the last block's own norm is the last one."""
-    backends: tuple[str, ...] = ("local",)
-    """Values of --transformer-impl that it runs on."""
     options: tuple[str, ...] = ()
     """Fields of ``SchemeOptions`` of its own."""
 
@@ -54,7 +49,6 @@ _ROWS = (
         block="x + F(N(x))",
         reference="Baevski & Auli, arXiv 1809.10853; stock Megatron",
         default_init="scaled",
-        backends=ALL_BACKENDS,
     ),
     Scheme(
         name="lns",

@@ -1,14 +1,12 @@
-"""Our own flags beside Megatron's, the defaults a run gets, and help that can be read."""
+"""Our own flags beside Megatron's, and help that can be read."""
 
 import argparse
-import importlib.util
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from megatron_cod import cpu
 from megatron_cod.schemes.init_policy import INIT_POLICIES
-from megatron_cod.schemes.options import PLACEMENTS, WITH_EVERY_SCHEME, flag_of
+from megatron_cod.schemes.options import PLACEMENTS
 from megatron_cod.schemes.table import SCHEMES, get_scheme
+from megatron_cod.training.backend_flags import CHOICES
 
 _INTRODUCTION = """\
 Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
@@ -114,6 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     _add_scheme_options(group)
     group.add_argument(
+        "--backend",
+        choices=CHOICES,
+        default="auto",
+        help="kernels of the layers: auto takes Transformer Engine, then Apex, then torch, as installed; "
+        "--transformer-impl, Megatron's own flag, wins over it (default: auto)",
+    )
+    group.add_argument(
         "--override-scheme-check",
         action="store_true",
         help="load a checkpoint although it was trained under another norm scheme",
@@ -149,41 +154,3 @@ def build_parser() -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments
 
     return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
-
-
-def _given(flags: Sequence[str], name: str) -> str | None:
-    """The value that follows the last ``name`` in flags, or None."""
-    found = None
-    for index, flag in enumerate(flags):
-        if flag == name and index + 1 < len(flags):
-            found = flags[index + 1]
-        elif flag.startswith(name + "="):
-            found = flag.split("=", 1)[1]
-    return found
-
-
-def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags that come before the recipe, and the lines that explain them.
-
-    On CPU: what cpu.py needs. On GPU: the torch backend where Transformer Engine is missing, or where the scheme asked
-    for does not run on it yet; an explicit ``--transformer-impl`` in ``user_flags`` always wins.
-    """
-    # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
-    # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise.
-    common = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
-    if not cpu.has_cuda():
-        return [*common, *cpu.DEFAULT_FLAGS], ["no GPU found: training on CPU processes over gloo (torch backend)"]
-    if _given(user_flags, "--transformer-impl"):
-        return common, []
-    scheme = _given(user_flags, "--norm-scheme") or "lns"
-    backends = SCHEMES.get(scheme, SCHEMES["lns"]).backends
-    own = [flag for flag in map(flag_of, WITH_EVERY_SCHEME) if flag in user_flags]
-    policy = _given(user_flags, "--init-policy")
-    own += [f"--init-policy {policy}"] if policy in INIT_POLICIES and INIT_POLICIES[policy].rescale else []
-    te_missing = importlib.util.find_spec("transformer_engine") is None
-    if te_missing or own or "transformer_engine" not in backends:
-        what = " with ".join([scheme, *own])
-        why = "Transformer Engine is not installed" if te_missing else f"{what} does not run on Transformer Engine yet"
-        fused = ["--transformer-impl", "local", "--no-persist-layer-norm", "--no-gradient-accumulation-fusion"]
-        return [*common, *fused], [f"backend: torch ({why})"]
-    return common, ["backend: Transformer Engine"]

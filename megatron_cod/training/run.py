@@ -25,7 +25,8 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import checkpoints, recipes, retention
-from megatron_cod.training.arguments import add_arguments, build_parser, default_flags
+from megatron_cod.training.arguments import add_arguments, build_parser
+from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors

@@ -36,7 +36,8 @@ def start_megatron(flags: list[str]) -> Any:
     from megatron.training.arguments import parse_and_validate_args
 
     from megatron_cod import cpu
-    from megatron_cod.training.arguments import add_arguments, default_flags
+    from megatron_cod.training.arguments import add_arguments
+    from megatron_cod.training.backend_flags import default_flags
     from megatron_cod.training.environment import satisfy_make
 
     cpu.install()

@@ -1,0 +1,41 @@
+"""Which backend a model is built on: Transformer Engine, Apex, or torch alone."""
+
+import importlib.util
+
+from megatron.core.fusions.fused_layer_norm import HAVE_FUSED_LAYER_NORM, HAVE_PERSIST_LAYER_NORM
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_cod.backends.backend import Backend
+from megatron_cod.backends.local_specs import APEX, TORCH
+
+BACKENDS = ("transformer_engine", "apex", "torch")
+
+
+def have_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed; asked without importing it."""
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def have_apex() -> bool:
+    """Whether NVIDIA Apex's LayerNorm is installed; PyPI's ``apex`` is another project and has none."""
+    return HAVE_FUSED_LAYER_NORM or HAVE_PERSIST_LAYER_NORM
+
+
+def get_backend(config: TransformerConfig, name: str | None = None) -> Backend:
+    """The backend for a configuration's ``--transformer-impl``.
+
+    name: "torch" or "apex" to say which norms ``local`` is to have; None takes Apex's LayerNorm where there is one.
+    Raises ValueError for an implementation without our schemes, and for a package that is not installed.
+    """
+    if config.transformer_impl == "transformer_engine":
+        if not have_transformer_engine():
+            raise ValueError("--transformer-impl transformer_engine: Transformer Engine is not installed")
+        from megatron_cod.backends.te_specs import TRANSFORMER_ENGINE
+
+        return TRANSFORMER_ENGINE
+    if config.transformer_impl != "local":
+        raise ValueError(f"--transformer-impl {config.transformer_impl} has no norm schemes, only stock layers")
+    if name == "apex" and not have_apex():
+        raise ValueError("--backend apex: NVIDIA Apex is not installed (PyPI's apex is another project)")
+    apex = have_apex() and config.normalization == "LayerNorm" if name is None else name == "apex"
+    return APEX if apex else TORCH

@@ -1,0 +1,239 @@
+"""Transformer Engine's modules with a factor against s * norm(x) written out in float64: outputs and every gradient."""
+
+import pytest
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+pytestmark = pytest.mark.usefixtures("one_process")
+H, OUT, EPS, FACTOR = 48, 40, 1e-6, 126**-0.5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def config(kind: str, zero_centered: bool = False, **more) -> TransformerConfig:
+    return TransformerConfig(
+        num_layers=2,
+        hidden_size=H,
+        ffn_hidden_size=64,
+        num_attention_heads=4,
+        normalization=kind,
+        layernorm_epsilon=EPS,
+        layernorm_zero_centered_gamma=zero_centered,
+        use_cpu_initialization=DEVICE == "cpu",
+        **{"add_bias_linear": False, "gated_linear_unit": True, "activation_func": torch.nn.functional.silu, **more},
+    )
+
+
+def linear(cfg: TransformerConfig) -> torch.nn.Module:
+    from megatron_cod.backends.te_linear import DepthScaledTELayerNormColumnParallelLinear
+
+    return DepthScaledTELayerNormColumnParallelLinear(
+        H,
+        OUT,
+        config=cfg,
+        init_method=torch.nn.init.normal_,
+        gather_output=False,
+        bias=False,
+        skip_bias_add=False,
+        is_expert=False,
+    )
+
+
+def norm(cfg: TransformerConfig) -> torch.nn.Module:
+    from megatron_cod.backends.te_norm import depth_scaled_te_norm
+
+    return depth_scaled_te_norm(cfg, H, EPS)
+
+
+def fused_residual(cfg: TransformerConfig) -> torch.nn.Module:
+    from megatron_cod.backends.te_norm import depth_scaled_te_norm_with_residual
+
+    cfg.fused_residual_rmsnorm = True
+    return depth_scaled_te_norm_with_residual(cfg, H, EPS)
+
+
+def op_fuser_mlp(cfg: TransformerConfig, owner: str = "DepthScaledTEFusedMLP") -> torch.nn.Module:
+    from megatron.core.extensions.transformer_engine import TERowParallelLinear
+    from megatron.core.parallel_state import get_tensor_model_parallel_group
+    from megatron.core.transformer.mlp import MLPSubmodules
+
+    from megatron_cod.backends import te_linear
+
+    parts = MLPSubmodules(
+        linear_fc1=te_linear.DepthScaledTELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
+    )
+    return getattr(te_linear, owner)(cfg, parts, tp_group=get_tensor_model_parallel_group())
+
+
+MODULES = {
+    "linear": (linear, ("RMSNorm", "LayerNorm")),
+    "norm": (norm, ("RMSNorm", "LayerNorm")),
+    "fused residual": (fused_residual, ("RMSNorm",)),
+    "op-fuser MLP": (op_fuser_mlp, ("RMSNorm", "LayerNorm")),
+}
+CASES = [(name, kind, zero) for name, (_, kinds) in MODULES.items() for kind in kinds for zero in (False, True)]
+
+
+def carrier(module: torch.nn.Module) -> torch.nn.Module:
+    """What the layer binds the factor to."""
+    return getattr(module, "linear_fc1", module)
+
+
+def named(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """gamma, beta and weights, whatever the module calls them."""
+    names = {"layer_norm_weight": "gamma", "layer_norm_bias": "beta", "linear_fc1.layer_norm_weight": "gamma"}
+    names |= {"linear_fc1.layer_norm_bias": "beta", "bias": "beta"}
+    alone = not any(name.endswith("layer_norm_weight") for name, _ in module.named_parameters())
+    if alone:
+        names["weight"] = "gamma"
+    return {names.get(name, name): parameter for name, parameter in module.named_parameters()}
+
+
+def outcome(name: str, kind: str, zero: bool, mutate=None, dtype: torch.dtype = torch.float32) -> dict:
+    """Outputs and gradients of the module, and of the formula in float64 on the same numbers."""
+    torch.manual_seed(5)
+    module = MODULES[name][0](config(kind, zero, params_dtype=dtype))
+    with torch.no_grad():
+        for key, parameter in named(module).items():
+            around = (0.0 if zero else 1.0) if key == "gamma" else 0.0
+            parameter.copy_(around + 0.3 * torch.randn(parameter.shape))
+    carrier(module).depth_factor = FACTOR
+    if mutate is not None:
+        mutate(module)
+    x = torch.randn(7, 3, H).to(DEVICE, dtype).requires_grad_()
+    raw = module(x)
+    outputs = [one for one in (raw if isinstance(raw, tuple) else (raw,)) if one is not None]
+    directions = [torch.randn(one.shape).to(one) for one in outputs]
+    torch.autograd.backward(outputs, directions)
+
+    leaves = {key: p.detach().double().cpu().requires_grad_() for key, p in named(module).items()}
+    wide = x.detach().double().cpu().requires_grad_()
+    expected = [formula(name, kind, zero, wide, leaves)]
+    if name == "fused residual":
+        expected.append(wide * 1.0)
+    torch.autograd.backward(expected, [one.double().cpu() for one in directions])
+    found = {f"output {place}": (a, b) for place, (a, b) in enumerate(zip(outputs, expected, strict=True))}
+    found["dx"] = (x.grad, wide.grad)
+    for key, parameter in named(module).items():
+        found[f"d {key}"] = (parameter.grad, leaves[key].grad)
+    return {key: relative(*pair) for key, pair in found.items()}
+
+
+def formula(name: str, kind: str, zero: bool, x: torch.Tensor, leaves: dict) -> torch.Tensor:
+    gamma = leaves["gamma"] + 1 if zero else leaves["gamma"]
+    if kind == "LayerNorm":
+        normalized = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + EPS).sqrt()
+        scaled = FACTOR * (normalized * gamma + leaves["beta"])
+    else:
+        scaled = FACTOR * (x / (x.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * gamma)
+    if name == "linear":
+        return scaled @ leaves["weight"].t()
+    if name == "op-fuser MLP":
+        gate, up = (scaled @ leaves["linear_fc1.weight"].t()).chunk(2, -1)
+        return (torch.nn.functional.silu(gate) * up) @ leaves["linear_fc2.weight"].t()
+    return scaled
+
+
+def relative(ours: torch.Tensor, right: torch.Tensor) -> float:
+    """Largest difference over the largest element."""
+    return float((ours.detach().double().cpu() - right.detach()).abs().max() / right.detach().abs().max())
+
+
+@pytest.mark.parametrize(("name", "kind", "zero"), CASES)
+def test_it_is_the_formula(name, kind, zero):
+    found = outcome(name, kind, zero)
+    assert {"output 0", "dx", "d gamma"} <= found.keys()
+    assert ("d beta" in found) == (kind == "LayerNorm")
+    assert max(found.values()) <= 1e-6, found
+
+
+@pytest.mark.parametrize(("name", "kind", "zero"), CASES)
+def test_in_bf16_it_stays_within_its_rounding(name, kind, zero):
+    found = outcome(name, kind, zero, dtype=torch.bfloat16)
+    assert max(found.values()) <= 3e-2, found
+
+
+@pytest.mark.parametrize(("name", "kind", "zero"), CASES)
+def test_names_keys_and_identity_are_the_stock_modules(name, kind, zero):
+    cfg = config(kind, zero)
+    module = MODULES[name][0](cfg)
+    stock_class = next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("megatron_cod"))
+    carrier(module).depth_factor = FACTOR
+    before = dict(module.named_parameters())
+    module(torch.randn(5, 2, H, device=DEVICE))
+    after = dict(module.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[key] is after[key] for key in before)
+    assert not any("depth" in key for key in module.state_dict())
+    if name == "linear":
+        stock = stock_class(
+            *(H, OUT),
+            **{"config": cfg, "init_method": torch.nn.init.normal_, "gather_output": False, "bias": False},
+            **{"skip_bias_add": False, "is_expert": False},
+        )
+        assert stock.state_dict().keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_without_a_factor_it_does_not_run(name):
+    module = MODULES[name][0](config("RMSNorm"))
+    with pytest.raises(RuntimeError, match="never bound"):
+        module(torch.randn(5, 2, H, device=DEVICE))
+
+
+# The mutants: each is a silent failure that a plain way of scaling has with Transformer Engine.
+
+
+def forward_only(module):
+    """gamma scaled in the forward of the operation alone: the backward reads the raw one."""
+    from megatron_cod.backends.te_norm import _DepthScaledOp
+
+    plain = next(cls for cls in type(module).__mro__ if "op_backward" in vars(cls) and cls is not _DepthScaledOp)
+    module.op_backward = lambda ctx, grad: plain.op_backward(module, ctx, grad)
+
+
+def gradient_unscaled(module):
+    """The backward's kernel sees s * gamma, but its gradient goes to gamma as it is."""
+    module.scaled = tuple
+
+
+def swapped_class(module):
+    """Only the class of the fused-residual norm is ours; its chain is Megatron's."""
+    from megatron.core.extensions.transformer_engine import TEFusedResidualRMSNorm
+
+    module._make_fused_impl = lambda: TEFusedResidualRMSNorm._make_fused_impl(module)
+
+
+def not_registered(module):
+    """Transformer Engine's own fused backward takes the norm, and reads gamma by itself."""
+    from megatron_cod.backends import te_norm
+
+    chain = module._make_fused_impl()
+    module._fused_impl = (chain,)
+    from transformer_engine.pytorch.ops.fuser import OperationFuser
+
+    kept = list(OperationFuser.backward_fusion_functions)
+    OperationFuser.backward_fusion_functions.remove(te_norm._fuse_backward)
+    chain(torch.randn(2, 2, H, device=DEVICE, requires_grad=True))  # the fuser keeps the chain it made
+    OperationFuser.backward_fusion_functions[:] = kept
+
+
+def first_linear_alone(module):
+    """linear_fc1 is scaled, the op fuser's own norm is not."""
+    from megatron.core.extensions.transformer_engine import TEFusedMLP
+
+    module._make_fused_impl = lambda: TEFusedMLP._make_fused_impl(module)
+
+
+MUTANTS = [
+    ("norm", forward_only, "dx"),
+    ("norm", gradient_unscaled, "d gamma"),
+    ("fused residual", swapped_class, "output 0"),
+    ("fused residual", not_registered, "dx"),
+    ("op-fuser MLP", first_linear_alone, "output 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "mutate", "wrong"), MUTANTS, ids=[mutant[1].__name__ for mutant in MUTANTS])
+def test_a_silent_failure_is_caught(name, mutate, wrong):
+    found = outcome(name, "RMSNorm", False, mutate)
+    assert found[wrong] > 0.1, found
