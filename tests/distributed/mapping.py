@@ -72,6 +72,8 @@ def pieces(name: str, layout: Layout, shape: Shape, tp_rank: int, pp_rank: int, 
     simple = {
         "input_layernorm.weight": ("input_layernorm.weight", (everything,)),
         "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight", (everything,)),
+        "self_attention.linear_qkv.layer_norm_weight": ("input_layernorm.weight", (everything,)),
+        "mlp.linear_fc1.layer_norm_weight": ("post_attention_layernorm.weight", (everything,)),
         "self_attention.linear_proj.weight": ("self_attn.o_proj.weight", (everything, share(shape.heads * d))),
         "mlp.linear_fc2.weight": ("mlp.down_proj.weight", (everything, share(shape.ffn))),
         "self_attn_bda.norm.weight": ("attn_out_norm.weight", (everything,)),

@@ -116,7 +116,39 @@ def dswiglu(dy, x, _quantizer, *_, **__):
     return leaf.grad.to(x.dtype)
 
 
-KERNELS = [rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_add, layernorm_fwd, layernorm_bwd, generic_gemm, swiglu, dswiglu]
+def multi_tensor_l2norm(_chunk, _noop, lists, per_tensor):
+    norms = torch.stack([tensor.float().norm() for tensor in lists[0]])
+    return norms.norm()[None], (norms if per_tensor else None)
+
+
+def multi_tensor_scale(_chunk, _noop, lists, scale):
+    for source, target in zip(*lists, strict=True):
+        target.copy_(source * scale)
+
+
+def multi_tensor_adam(_chunk, _noop, lists, lr, beta1, beta2, eps, step, decoupled, correct, decay):
+    assert decoupled == 1, "only AdamW is emulated"
+    first, second = (1 - beta1**step, 1 - beta2**step) if correct else (1.0, 1.0)
+    for gradient, parameter, mean, square in zip(*lists, strict=True):
+        mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = (mean / first) / ((square / second).sqrt() + eps) + decay * parameter
+        parameter.sub_(lr * update)
+
+
+KERNELS = [
+    multi_tensor_l2norm,
+    multi_tensor_scale,
+    multi_tensor_adam,
+    rmsnorm_fwd,
+    rmsnorm_bwd,
+    rmsnorm_bwd_add,
+    layernorm_fwd,
+    layernorm_bwd,
+    generic_gemm,
+    swiglu,
+    dswiglu,
+]
 
 
 class _Bag:
@@ -189,12 +221,14 @@ def install() -> None:
     gemm.get_cublas_workspace = lambda *_: torch.empty(1, dtype=torch.uint8)
     _replace_everywhere("canonicalize_device", lambda device: torch.device("cpu" if device is None else device))
     torch.cuda.is_current_stream_capturing = lambda: False
+    from transformer_engine.pytorch.attention import DotProductAttention
     from transformer_engine.pytorch.module.base import TransformerEngineBaseModule
 
     # It refuses construction and tensors where there is no GPU; only there may torch tell of one.
     _while_patched(TransformerEngineBaseModule, "__init__", lambda: mock.patch("torch.cuda.is_available", lambda: True))
     on_cuda = partial(mock.patch.object, torch.Tensor, "is_cuda", True)
     _while_patched(TransformerEngineBaseModule, "prepare_forward", on_cuda)
+    _while_patched(DotProductAttention, "forward", on_cuda)
 
 
 def _while_patched(cls: type, method: str, patch: Callable[[], Any]) -> None:
