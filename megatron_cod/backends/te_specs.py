@@ -10,7 +10,6 @@ from megatron.core.extensions.transformer_engine import (
     TEFusedMLP,
     TEFusedMLPWithGroupedLinear,
     TELayerNormColumnParallelLinear,
-    TELinear,
     TENorm,
 )
 from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
@@ -67,7 +66,7 @@ def _scale_attention(submodules: TransformerLayerSubmodules) -> TransformerLayer
         return replace(submodules, self_attention=replace(attention, submodules=inner))
     if getattr(inner, "linear_qkv_down_proj", None) is TELayerNormColumnParallelLinear:
         # Megatron's fused latent attention knows its linears by their exact class: the norm stands before it.
-        scaled = _with_input_norm(submodules, depth_scaled_te_norm, linear_qkv_down_proj=TELinear)
+        scaled = _with_input_norm(submodules, depth_scaled_te_norm, linear_qkv_down_proj=TEColumnParallelLinear)
         return replace(scaled, sharded_state_dict_keys_map={})  # which named the fused norm what it is called now
     raise ValueError("found no input norm of the attention in Megatron's Transformer Engine spec")
 
@@ -97,7 +96,7 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
     elif hasattr(inner, "linear_qkv"):
         submodules = _with_input_norm(submodules, deferred_te_norm, linear_qkv=TEColumnParallelLinear)
     else:
-        submodules = _with_input_norm(submodules, deferred_te_norm, linear_qkv_down_proj=TELinear)
+        submodules = _with_input_norm(submodules, deferred_te_norm, linear_qkv_down_proj=TEColumnParallelLinear)
     mlp = dense_mlp(submodules)
     if mlp is not None:
         if mlp.func.__self__ in _SCALED_MLP:
@@ -116,8 +115,8 @@ def _prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig)
 
 
 def _unsupported(config: TransformerConfig) -> dict[str, bool]:
-    # Both read gamma outside the norm's forward.
-    return {"--use-kitchen": config.use_kitchen, "--inference-fuse-tp-communication": _fuses_inference(config)}
+    # Both have norms that are not known here, or read gamma outside the norm's forward.
+    return {"--kitchen-config-file": config.use_kitchen, "--inference-fuse-tp-communication": _fuses_inference(config)}
 
 
 def _fuses_inference(config: TransformerConfig) -> bool:

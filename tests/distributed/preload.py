@@ -5,4 +5,4 @@ from tests.te import emulation
 if emulation.is_asked_for():
     emulation.install()
 
-import megatron_cod.training.run  # noqa: E402, F401
+import megatron_cod.training.run  # noqa: F401

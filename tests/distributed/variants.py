@@ -26,6 +26,15 @@ SCALED = ("input_layernorm", "pre_mlp_layernorm")
 SCHEMES = ("lns", "folded", "unfolded")
 """LNS; Pre-LN with gamma/sqrt(l) in its input norms; Pre-LN with the gammas of LNS."""
 
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+    "self_attention.linear_qkv_down_proj.layer_norm_": "input_layernorm.",
+    "linear_q_up_proj.layer_norm_": "q_layernorm.",
+    "linear_kv_up_proj.layer_norm_": "kv_layernorm.",
+}
+"""Where Transformer Engine keeps a norm's parameters in the linear behind it -> the norm's own name elsewhere."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -64,6 +73,8 @@ class VariantEngine(Engine):
         first = self.layout.first_block(SHAPE.layers, self.pp_rank, chunk) + 1
         name = re.sub(r"(?<=decoder\.layers\.)\d+", lambda found: str(first + int(found[0])), name)
         skipped = self.ep_rank * self.local_experts
+        for fused, alone in FUSED_NORMS.items():
+            name = name.replace(fused, alone)
         name = re.sub(r"(?<=local_experts\.)\d+", lambda found: str(skipped + int(found[0])), name)
         tied = not self.args.untie_embeddings_and_output_weights and name == "output_layer.weight"
         return "embedding.word_embeddings.weight" if tied else name
@@ -93,6 +104,14 @@ class VariantEngine(Engine):
         with torch.no_grad():
             for name, parameter, whole, index in self.shards():
                 parameter.copy_(change(name, values(name, whole)).flatten()[index])
+        self.optimizer.reload_model_params()
+
+    def fill_matrices(self) -> None:
+        """Their values to matrices only: vectors keep what the model's initialisation gave them."""
+        with torch.no_grad():
+            for name, parameter, whole, index in self.shards():
+                if parameter.dim() > 1:
+                    parameter.copy_(values(name, whole).flatten()[index])
         self.optimizer.reload_model_params()
 
     def parts(self, attribute: str) -> Any:

@@ -167,8 +167,12 @@ def test_names_keys_and_identity_are_the_stock_modules(name, kind, zero):
     if name == "linear":
         stock = stock_class(
             *(H, OUT),
-            **{"config": cfg, "init_method": torch.nn.init.normal_, "gather_output": False, "bias": False},
-            **{"skip_bias_add": False, "is_expert": False},
+            config=cfg,
+            init_method=torch.nn.init.normal_,
+            gather_output=False,
+            bias=False,
+            skip_bias_add=False,
+            is_expert=False,
         )
         assert stock.state_dict().keys() == module.state_dict().keys()
 
