@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformer_engine.pytorch as te
-from megatron.core.extensions.transformer_engine import TEFusedResidualRMSNorm, TENorm
+from megatron.core.extensions.transformer_engine import TEFusedResidualRMSNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformer_engine.pytorch import ops
 from transformer_engine.pytorch.ops.fused import BackwardAddRMSNorm
@@ -16,6 +16,17 @@ from transformer_engine.pytorch.ops.fused import BackwardAddRMSNorm
 from megatron_cod.backends.gain import scaled_gain, shadowed
 from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.post_norm import Deferred
+
+
+class _Stateless:
+    """Mixin over Transformer Engine's norms: no ``_extra_state`` in checkpoints.
+
+    It would hold the state of quantizers, of which a norm has none. The norms of the other backends have no such key, and
+    with it no checkpoint would move from there to here.
+    """
+
+    get_extra_state = torch.nn.Module.get_extra_state
+    set_extra_state = torch.nn.Module.set_extra_state
 
 
 class _DepthScaledOp(DepthScaled):
@@ -47,11 +58,11 @@ class _DepthScaledOp(DepthScaled):
         return tuple(gradient * self.bound_factor() for gradient in gradients)
 
 
-class DepthScaledTERMSNorm(_DepthScaledOp, te.RMSNorm):
+class DepthScaledTERMSNorm(_Stateless, _DepthScaledOp, te.RMSNorm):
     """depth_factor * RMSNorm(x), [..., h]."""
 
 
-class DepthScaledTELayerNorm(_DepthScaledOp, te.LayerNorm):
+class DepthScaledTELayerNorm(_Stateless, _DepthScaledOp, te.LayerNorm):
     """depth_factor * LayerNorm(x), [..., h]."""
 
 
@@ -113,7 +124,7 @@ def scale_norm_in_chain(chain: Any, factor: float) -> None:
     chain[places[0]] = scaled
 
 
-class DepthScaledTEFusedResidualRMSNorm(DepthScaled, TEFusedResidualRMSNorm):
+class DepthScaledTEFusedResidualRMSNorm(_Stateless, DepthScaled, TEFusedResidualRMSNorm):
     """``--fused-residual-rmsnorm``: x [s, b, h] -> (depth_factor * RMSNorm(x), x)."""
 
     def _make_fused_impl(self) -> Any:
@@ -122,11 +133,23 @@ class DepthScaledTEFusedResidualRMSNorm(DepthScaled, TEFusedResidualRMSNorm):
         return chain
 
 
-class DeferredTERMSNorm(Deferred, te.RMSNorm):
+class PlainTERMSNorm(_Stateless, te.RMSNorm):
+    """RMSNorm, [..., h]."""
+
+
+class PlainTELayerNorm(_Stateless, te.LayerNorm):
+    """LayerNorm, [..., h]."""
+
+
+class PlainTEFusedResidualRMSNorm(_Stateless, TEFusedResidualRMSNorm):
+    """``--fused-residual-rmsnorm``: x [s, b, h] -> (RMSNorm(x), x)."""
+
+
+class DeferredTERMSNorm(_Stateless, Deferred, te.RMSNorm):
     """RMSNorm before the branch, or after the residual sum."""
 
 
-class DeferredTELayerNorm(Deferred, te.LayerNorm):
+class DeferredTELayerNorm(_Stateless, Deferred, te.LayerNorm):
     """LayerNorm before the branch, or after the residual sum."""
 
 
@@ -171,5 +194,12 @@ def deferred_te_norm(config: TransformerConfig, hidden_size: int, eps: float = 1
 
 
 def te_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
-    """A plain norm: Megatron's own."""
-    return TENorm(config=config, hidden_size=hidden_size, eps=eps)
+    """A plain norm (a ``LayerNormBuilder``)."""
+    return _built({"RMSNorm": PlainTERMSNorm, "LayerNorm": PlainTELayerNorm}, config, hidden_size, eps)
+
+
+def te_norm_with_residual(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
+    """The same where Megatron would fuse the residual fork into the norm, if ``--fused-residual-rmsnorm`` asks for it."""
+    if not config.fused_residual_rmsnorm:
+        return te_norm(config, hidden_size, eps)
+    return _built({"RMSNorm": PlainTEFusedResidualRMSNorm}, config, hidden_size, eps)

@@ -28,6 +28,7 @@ from megatron_cod.backends.te_norm import (
     depth_scaled_te_norm,
     depth_scaled_te_norm_with_residual,
     te_norm,
+    te_norm_with_residual,
 )
 from megatron_cod.schemes.overlay import Norms
 
@@ -37,9 +38,17 @@ _SCALED_MLP: dict[type, type] = {
 }
 
 
-def _scaled_norm(plain: Any) -> NormBuilder:
-    """The depth-scaled norm for one of Megatron's; the one that may fuse the residual is an adapter around TENorm."""
-    return depth_scaled_te_norm if plain is TENorm else depth_scaled_te_norm_with_residual
+_SCALED_NORM: dict[Any, NormBuilder] = {
+    te_norm: depth_scaled_te_norm,
+    te_norm_with_residual: depth_scaled_te_norm_with_residual,
+}
+
+
+def _plain_norm(megatrons: Any) -> Any:
+    """Our norm for one of Megatron's; the one that may fuse the residual is an adapter around TENorm."""
+    if megatrons is TENorm:
+        return te_norm
+    return te_norm_with_residual if getattr(megatrons, "__name__", "") == "_TENormWithResidual" else megatrons
 
 
 def _with_first_linear(mlp: Any, linear: type, owner: type | None = None) -> Any:
@@ -59,7 +68,7 @@ def _with_input_norm(submodules: TransformerLayerSubmodules, norm: NormBuilder, 
 def _scale_attention(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
     inner: Any = submodules.self_attention.submodules  # type: ignore[union-attr]
     if submodules.input_layernorm is not IdentityOp:
-        return replace(submodules, input_layernorm=_scaled_norm(submodules.input_layernorm))
+        return replace(submodules, input_layernorm=_SCALED_NORM[submodules.input_layernorm])
     if getattr(inner, "linear_qkv", None) is TELayerNormColumnParallelLinear:
         attention: Any = submodules.self_attention
         inner = replace(inner, linear_qkv=DepthScaledTELayerNormColumnParallelLinear)
@@ -73,7 +82,7 @@ def _scale_attention(submodules: TransformerLayerSubmodules) -> TransformerLayer
 
 def _scale_mlp(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
     if submodules.pre_mlp_layernorm is not IdentityOp:
-        return replace(submodules, pre_mlp_layernorm=_scaled_norm(submodules.pre_mlp_layernorm))
+        return replace(submodules, pre_mlp_layernorm=_SCALED_NORM[submodules.pre_mlp_layernorm])
     mlp = dense_mlp(submodules)
     if mlp is None or mlp.keywords["submodules"].linear_fc1 is not TELayerNormColumnParallelLinear:
         raise ValueError("found no input norm of the MLP in Megatron's Transformer Engine spec")
@@ -106,7 +115,20 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
 
 
 def _prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
-    """With the op fuser's MLP where it was asked for; Megatron's block specs leave it out."""
+    """With our norms in all places, and the op fuser's MLP where it was asked for: Megatron's block specs leave it out."""
+    attention: Any = submodules.self_attention
+    inner = attention.submodules
+    in_attention = {
+        name: _plain_norm(getattr(inner, name))
+        for name in ("q_layernorm", "k_layernorm", "kv_layernorm")
+        if hasattr(inner, name)
+    }
+    submodules = replace(
+        submodules,
+        input_layernorm=_plain_norm(submodules.input_layernorm),
+        pre_mlp_layernorm=_plain_norm(submodules.pre_mlp_layernorm),
+        self_attention=replace(attention, submodules=replace(inner, **in_attention)),
+    )
     mlp = dense_mlp(submodules)
     if mlp is None or not config.use_transformer_engine_op_fuser:
         return submodules

@@ -116,39 +116,7 @@ def dswiglu(dy, x, _quantizer, *_, **__):
     return leaf.grad.to(x.dtype)
 
 
-def multi_tensor_l2norm(_chunk, _noop, lists, per_tensor):
-    norms = torch.stack([tensor.float().norm() for tensor in lists[0]])
-    return norms.norm()[None], (norms if per_tensor else None)
-
-
-def multi_tensor_scale(_chunk, _noop, lists, scale):
-    for source, target in zip(*lists, strict=True):
-        target.copy_(source * scale)
-
-
-def multi_tensor_adam(_chunk, _noop, lists, lr, beta1, beta2, eps, step, decoupled, correct, decay):
-    assert decoupled == 1, "only AdamW is emulated"
-    first, second = (1 - beta1**step, 1 - beta2**step) if correct else (1.0, 1.0)
-    for gradient, parameter, mean, square in zip(*lists, strict=True):
-        mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        update = (mean / first) / ((square / second).sqrt() + eps) + decay * parameter
-        parameter.sub_(lr * update)
-
-
-KERNELS = [
-    multi_tensor_l2norm,
-    multi_tensor_scale,
-    multi_tensor_adam,
-    rmsnorm_fwd,
-    rmsnorm_bwd,
-    rmsnorm_bwd_add,
-    layernorm_fwd,
-    layernorm_bwd,
-    generic_gemm,
-    swiglu,
-    dswiglu,
-]
+KERNELS = [rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_add, layernorm_fwd, layernorm_bwd, generic_gemm, swiglu, dswiglu]
 
 
 class _Bag:
@@ -218,6 +186,8 @@ def install() -> None:
         common.load_framework_extension = lambda _framework: None
         from transformer_engine.pytorch.cpp_extensions import gemm
 
+    # Megatron then takes torch's AdamW, which cpu.py is made for.
+    sys.modules["transformer_engine.pytorch.optimizers"] = None  # type: ignore[assignment]
     gemm.get_cublas_workspace = lambda *_: torch.empty(1, dtype=torch.uint8)
     _replace_everywhere("canonicalize_device", lambda device: torch.device("cpu" if device is None else device))
     torch.cuda.is_current_stream_capturing = lambda: False
@@ -246,5 +216,5 @@ def _while_patched(cls: type, method: str, patch: Callable[[], Any]) -> None:
 def _replace_everywhere(name: str, function: Any) -> None:
     """Put a function in the place of Transformer Engine's in each of its modules that imported it."""
     for path, module in list(sys.modules.items()):
-        if path.startswith("transformer_engine.") and name in vars(module):
+        if path.startswith("transformer_engine.") and module is not None and name in vars(module):
             setattr(module, name, function)

@@ -45,6 +45,8 @@ MORE = {
     "LayerNorm zero-centred mla": (Variant((*MLA, *LAYER_NORM, *ZERO)), ()),
     "post_ln": (Variant(("--norm-scheme", "post_ln")), ()),
     "post_ln mla": (Variant((*MLA, "--norm-scheme", "post_ln")), ()),
+    "sandwich_ln mla fused residual": (Variant((*MLA, "--norm-scheme", "sandwich_ln")), RESIDUAL),
+    "mtp": (Variant(MTP), ()),
     "sandwich_ln moe": (Variant((*MOE, "--norm-scheme", "sandwich_ln")), ()),
     "lns attention": (Variant(("--lns-placement", "attention")), ()),
     "gamma-init": (Variant(("--gamma-init",)), ()),
@@ -99,7 +101,8 @@ def test_it_is_the_torch_backends_model(name, layout):
     scheme = variant.flags[variant.flags.index("--norm-scheme") + 1] if "--norm-scheme" in variant.flags else "lns"
     held = sorted(factor for rank in ranks[:: layout.tp * layout.dp] for factor in rank["factors"])
     per_layer = 1 if "--lns-placement" in variant.flags else 2
-    right = [number**-0.5 for number in range(SHAPE.layers, 0, -1) for _ in range(per_layer)] if scheme == "lns" else []
+    last = SHAPE.layers + ("--mtp-num-layers" in variant.flags)
+    right = [number**-0.5 for number in range(last, 0, -1) for _ in range(per_layer)] if scheme == "lns" else []
     assert held == pytest.approx(right)
 
 

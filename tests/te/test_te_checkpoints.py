@@ -1,0 +1,33 @@
+"""A checkpoint moves between backends unconverted: dense, mixture of experts, latent attention, Post-LN."""
+
+import pytest
+
+from tests.distributed.test_architectures import MLA, MOE
+from tests.distributed.test_checkpoints import succeed
+from tests.distributed.test_reshard import at_step_4, losses
+from tests.te.test_te_model import TE
+
+MODELS = {
+    "lns": [],
+    "lns distributed optimizer": ["--use-distributed-optimizer"],
+    "post_ln": ["--norm-scheme", "post_ln"],
+    "moe": [*MOE, "--moe-layer-freq", "([0]*1+[1]*3)"],
+    "mla": [*MLA],
+    "sandwich_ln moe": [*MOE, "--norm-scheme", "sandwich_ln"],
+    "qk-norm": ["--qk-layernorm"],
+}
+SAVE = ["--save-interval", "4"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("back", [False, True], ids=["from torch", "to torch"])
+def test_training_goes_on_with_another_backend(name, back, tiny, tmp_path):
+    """4 steps with one, 4 with the other: the losses of 8 steps with one."""
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    before, after = (list(TE), []) if back else ([], list(TE))
+    succeed(1, [*tiny, *MODELS[name], *before, "--save", str(whole), *SAVE])
+    stopped = at_step_4(whole, tmp_path / "stopped")
+    succeed(1, [*tiny, *MODELS[name], *after, "--load", str(stopped), "--save", str(other), *SAVE])
+    expected, train = losses(whole)[0], losses(other)[0]
+    assert set(train) == {5, 6, 7, 8}
+    assert max(abs(train[step] - expected[step]) for step in train) <= 2e-5
