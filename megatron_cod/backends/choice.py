@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from megatron.core.fusions.fused_layer_norm import HAVE_FUSED_LAYER_NORM, HAVE_PERSIST_LAYER_NORM
+from megatron.core.fusions import fused_layer_norm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cod.backends.backend import Backend
@@ -18,7 +18,7 @@ def have_transformer_engine() -> bool:
 
 def have_apex() -> bool:
     """Whether NVIDIA Apex's LayerNorm is installed; PyPI's ``apex`` is another project and has none."""
-    return HAVE_FUSED_LAYER_NORM or HAVE_PERSIST_LAYER_NORM
+    return fused_layer_norm.HAVE_FUSED_LAYER_NORM or fused_layer_norm.HAVE_PERSIST_LAYER_NORM
 
 
 def get_backend(config: TransformerConfig, name: str | None = None) -> Backend:

@@ -241,3 +241,57 @@ MUTANTS = [
 def test_a_silent_failure_is_caught(name, mutate, wrong):
     found = outcome(name, "RMSNorm", False, mutate)
     assert found[wrong] > 0.1, found
+
+
+def with_main_grad(module: torch.nn.Module) -> torch.nn.Module:
+    module.weight.main_grad = torch.ones_like(module.weight)
+    module.weight.grad_added_to_main_grad = False
+    return module
+
+
+@pytest.mark.parametrize("feature", ["gradient_accumulation_fusion", "delay_wgrad_compute"])
+def test_weight_gradients_that_come_another_way(feature):
+    """Added to ``main_grad`` within the product, or computed after the backward: gamma's comes as always."""
+    found = {}
+    for on in (False, True):
+        torch.manual_seed(5)
+        module = linear(config("RMSNorm", **{feature: on}))
+        module.depth_factor = FACTOR
+        fused = on and feature == "gradient_accumulation_fusion"
+        if fused:
+            with_main_grad(module)
+        x = torch.randn(7, 3, H, device=DEVICE, requires_grad=True)
+        module(x)[0].square().sum().backward()
+        if on and not fused:
+            assert module.weight.grad is None
+            module.backward_dw()
+        weight = module.weight.main_grad - 1 if fused else module.weight.grad
+        found[on] = (weight, module.layer_norm_weight.grad, x.grad)
+    for plain, other in zip(found[False], found[True], strict=True):
+        assert relative(other, plain.double().cpu()) <= 1e-6
+
+
+def test_what_comes_in_between_micro_batches_sees_new_weights():
+    """Nothing of gamma is kept from one forward to the next, and a backward uses what its forward used."""
+    module = norm(config("RMSNorm"))
+    module.depth_factor = 0.5
+    x = torch.randn(5, 2, H, device=DEVICE)
+    first = module(x)
+    with torch.no_grad():
+        module.weight.mul_(3.0)
+    assert relative(module(x), 3 * first.detach().double().cpu()) <= 1e-6
+
+
+def test_the_norm_of_the_grouped_mlp_is_scaled():
+    """``--use-grouped-gemm-for-dense-mlp`` needs kernels of Blackwell: only its norm can be seen here."""
+    module = op_fuser_mlp(config("RMSNorm"), "DepthScaledTEFusedMLPWithGroupedLinear")
+    module.linear_fc1.depth_factor = FACTOR
+    try:
+        module._make_fused_impl()
+    except Exception as error:
+        pytest.skip(f"this Transformer Engine cannot build the chain here: {error}")
+    x = torch.randn(6, H, device=DEVICE, requires_grad=True)
+    out = module._norm_seq[0](x)
+    wide = x.detach().double().cpu()
+    right = FACTOR * wide / (wide.pow(2).mean(-1, keepdim=True) + EPS).sqrt()
+    assert relative(out, right) <= 1e-6
