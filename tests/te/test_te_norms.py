@@ -246,6 +246,7 @@ def test_a_silent_failure_is_caught(name, mutate, wrong):
 def with_main_grad(module: torch.nn.Module) -> torch.nn.Module:
     module.weight.main_grad = torch.ones_like(module.weight)
     module.weight.grad_added_to_main_grad = False
+    module.is_first_microbatch = False  # in the first one the product would overwrite what is there
     return module
 
 
@@ -255,7 +256,9 @@ def test_weight_gradients_that_come_another_way(feature):
     found = {}
     for on in (False, True):
         torch.manual_seed(5)
-        module = linear(config("RMSNorm", **{feature: on}))
+        cfg = config("RMSNorm")
+        setattr(cfg, feature, on)  # Megatron's own check asks for expert parallelism with the second
+        module = linear(cfg)
         module.depth_factor = FACTOR
         fused = on and feature == "gradient_accumulation_fusion"
         if fused:
@@ -286,10 +289,7 @@ def test_the_norm_of_the_grouped_mlp_is_scaled():
     """``--use-grouped-gemm-for-dense-mlp`` needs kernels of Blackwell: only its norm can be seen here."""
     module = op_fuser_mlp(config("RMSNorm"), "DepthScaledTEFusedMLPWithGroupedLinear")
     module.linear_fc1.depth_factor = FACTOR
-    try:
-        module._make_fused_impl()
-    except Exception as error:
-        pytest.skip(f"this Transformer Engine cannot build the chain here: {error}")
+    module._make_fused_impl()
     x = torch.randn(6, H, device=DEVICE, requires_grad=True)
     out = module._norm_seq[0](x)
     wide = x.detach().double().cpu()
