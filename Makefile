@@ -19,11 +19,18 @@ venv:
 quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
-test: venv
+test: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m 'not slow'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m 'not slow' tests/te
 
-test-slow: venv
+# Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
+.venv/transformer_engine/.installed: tests/te/requirements.txt | venv
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) -r $<
+	@touch $@
+
+test-slow: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m slow
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
 
 check: venv
 	$(BIN)/ruff check .

@@ -89,11 +89,14 @@ def _layer_spec(
     return scheme_block_spec(model_config.transformer, design, vp_stage=vp_stage, backend=backend)
 
 
-def attach_design(config: GPTModelConfig, design: BlockDesign, backend: str | None = None) -> None:
+def attach_design(
+    config: GPTModelConfig, design: BlockDesign, backend: str | None = None, own_layers: bool = False
+) -> None:
     """Put a design and the depth check on ``config`` in place.
 
     The design is laid over Megatron's spec on the backend that ``--transformer-impl`` names; what it cannot carry is
-    refused with a ValueError. Stock layers are left to Megatron there, and on every backend but the torch one.
+    refused with a ValueError. Stock layers are left to Megatron there, and on every backend but the torch one, unless
+    ``own_layers`` asks for those of our spec.
     """
     transformer = config.transformer
     apply_init_policy(transformer, design.init_policy)
@@ -103,19 +106,22 @@ def attach_design(config: GPTModelConfig, design: BlockDesign, backend: str | No
         refuse_unsupported(transformer, design, get_backend(transformer, backend))  # now, not when the model is built
         ours = True
     else:
-        local = transformer.transformer_impl == "local" and config.transformer_layer_spec is None
-        ours = local and not unsupported_features(transformer, get_backend(transformer, backend))
+        ours = (own_layers or transformer.transformer_impl == "local") and config.transformer_layer_spec is None
+        ours = ours and not unsupported_features(transformer, get_backend(transformer, backend))
     if ours:
         config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
     config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))
 
 
-def model_config_from_args(args: Namespace) -> tuple[SchemeModelConfig, str]:
-    """Megatron's model configuration with our design on it, and the log line about initialisation."""
+def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
+    """Megatron's model configuration with our design on it, and the log line about initialisation.
+
+    own_layers: see ``attach_design``.
+    """
     design = design_from_args(args)
     stock: Any = gpt_config_from_args(args)
     held = {one.name: getattr(stock, one.name) for one in fields(stock) if one.init}
     backend = None if args.backend == "auto" else args.backend
     config = SchemeModelConfig(**held, design=design, backend=backend)
-    attach_design(config, design, backend)
+    attach_design(config, design, backend, own_layers)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_cod import __version__, cpu
 from megatron_cod.schemes.design import BlockDesign, design_from_args
@@ -69,6 +70,22 @@ def checkpoint_to_load(args: Any) -> Path | None:
         if not checkpoint.is_dir():
             raise ValueError(f"--ckpt-step {args.ckpt_step}: {checkpoint} does not exist")
     return checkpoint
+
+
+def lacks_norm_state(args: Any) -> bool:
+    """Whether Megatron's own Transformer Engine layers could not load the checkpoint of ``--load``.
+
+    They keep an empty ``_extra_state`` with every norm and insist on it; no other backend saves one. Then ours, which do
+    without, must be built under ``pre_ln`` too.
+    """
+    if args.transformer_impl != "transformer_engine":
+        return False
+    checkpoint = checkpoint_to_load(args)
+    if checkpoint is None or not (checkpoint / ".metadata").is_file():
+        return False
+    with readable(args.load):
+        saved = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    return not any(name.startswith("decoder.final_layernorm._extra_state") for name in saved)
 
 
 def ignored(args: Any, checkpoint: Path | None) -> list[str]:

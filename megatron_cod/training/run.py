@@ -154,7 +154,7 @@ def main() -> None:
         cpu.install()
         sys.argv = [sys.argv[0], *flags]
         args = parse_and_validate_args(extra_args_provider=add_arguments)
-        model_config, line = model_config_from_args(args)
+        model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
         checkpoints.record(args)

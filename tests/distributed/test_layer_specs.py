@@ -33,7 +33,7 @@ def built(_rank: int, flags: list[str], layout: Layout) -> dict:
     args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *BATCH, *layout.all_flags(), *flags])
     found = {scheme: describe(Engine(args, layout, SHAPE, scheme).model[0]) for scheme in ("pre_ln", "lns")}
     if not args.sequence_parallel:
-        ours.attach_design = lambda config, design, backend: None
+        ours.attach_design = lambda config, design, backend, own_layers: None
         found["megatron"] = describe(Engine(args, layout, SHAPE, "pre_ln").model[0])
     return found
 
@@ -122,7 +122,7 @@ def stock_spec(_rank: int, name: str) -> dict:
     from megatron_cod import model as ours
     from megatron_cod.depth_map import stage_layers
 
-    ours.attach_design = lambda config, design, backend: None
+    ours.attach_design = lambda config, design, backend, own_layers: None
     spec = ["--spec", "megatron_cod.layer_specs", name]
     args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *BATCH, *Layout(pp=2, vp=2).all_flags(), *spec])
     engine = Engine(args, Layout(pp=2, vp=2), SHAPE, "pre_ln")

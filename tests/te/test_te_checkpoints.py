@@ -9,6 +9,7 @@ from tests.te.test_te_model import TE
 
 MODELS = {
     "lns": [],
+    "pre_ln": ["--norm-scheme", "pre_ln"],
     "lns distributed optimizer": ["--use-distributed-optimizer"],
     "post_ln": ["--norm-scheme", "post_ln"],
     "moe": [*MOE, "--moe-layer-freq", "([0]*1+[1]*3)"],
