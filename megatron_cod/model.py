@@ -100,14 +100,18 @@ def attach_design(
     """
     transformer = config.transformer
     apply_init_policy(transformer, design.init_policy)
-    if not design.is_stock:
-        if config.transformer_layer_spec is not None:
-            raise ValueError("--spec and --norm-scheme both name the layers; give one of them")
-        refuse_unsupported(transformer, design, get_backend(transformer, backend))  # now, not when the model is built
-        ours = True
+    if design.is_stock and transformer.transformer_impl not in ("local", "transformer_engine"):
+        ours = False
     else:
-        ours = (own_layers or transformer.transformer_impl == "local") and config.transformer_layer_spec is None
-        ours = ours and not unsupported_features(transformer, get_backend(transformer, backend))
+        chosen = get_backend(transformer, backend)
+        if not design.is_stock:
+            if config.transformer_layer_spec is not None:
+                raise ValueError("--spec and --norm-scheme both name the layers; give one of them")
+            refuse_unsupported(transformer, design, chosen)  # now, not when the model is built
+            ours = True
+        else:
+            ours = own_layers or chosen.transformer_impl == "local"
+            ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
     if ours:
         config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
     config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))

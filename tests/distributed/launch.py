@@ -117,6 +117,14 @@ def run_training_ranks(
         return ended
 
 
+def _skip_without_gpus(world: int) -> None:
+    import pytest
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < world:
+        pytest.skip(f"needs {world} GPUs, there are {torch.cuda.device_count()}")
+
+
 class WorkerError(AssertionError):
     """A rank failed; the text holds its traceback and the end of its log."""
 
@@ -124,8 +132,10 @@ class WorkerError(AssertionError):
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:
     """Call ``function(rank, *arguments)`` in ``world`` processes; returns the results in rank order.
 
-    Raises WorkerError with the first failing rank's traceback; the others are killed.
+    Raises WorkerError with the first failing rank's traceback; the others are killed. Skips the test where each rank
+    needs a GPU of its own and there are too few.
     """
+    _skip_without_gpus(world)
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         processes = [

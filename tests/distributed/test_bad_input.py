@@ -46,7 +46,7 @@ WRONG_FLAGS = {
     ),
     "scheme on another backend": (
         ["--norm-scheme", "sandwich_ln", "--transformer-impl", "transformer_engine"],
-        r"--norm-scheme sandwich_ln does not support --transformer-impl transformer_engine.*runs pre_ln",
+        r"--transformer-impl transformer_engine: Transformer Engine is not installed",
     ),
     "mamba layers": (["--hybrid-layer-pattern", "M*M*"], r"--norm-scheme lns does not support --hybrid-layer-pattern"),
     "heterogeneous blocks": (

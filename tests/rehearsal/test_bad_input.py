@@ -45,7 +45,7 @@ REFUSED = {
         [*SMALL, "--context-parallel-size", "2"],
         "does not support --context-parallel-size > 1",
     ),
-    "backend": (1, [*SMALL, "--transformer-impl", "transformer_engine"], "--norm-scheme lns does not support"),
+    "backend": (1, [*SMALL, "--transformer-impl", "transformer_engine"], "Transformer Engine is not installed"),
     "checkpoint": (1, [*SMALL, "--load", "recipes", "--ckpt-step", "3"], "recipes"),
     "experts": (
         2,

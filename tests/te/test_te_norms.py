@@ -7,6 +7,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 pytestmark = pytest.mark.usefixtures("one_process")
 H, OUT, EPS, FACTOR = 48, 40, 1e-6, 126**-0.5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# A GPU's products of fp32 may run in TF32.
+TOLERANCE = {"linear": 2e-3, "op-fuser MLP": 5e-3} if DEVICE == "cuda" else {}
 
 
 def config(kind: str, zero_centered: bool = False, **more) -> TransformerConfig:
@@ -143,7 +145,7 @@ def test_it_is_the_formula(name, kind, zero):
     found = outcome(name, kind, zero)
     assert {"output 0", "dx", "d gamma"} <= found.keys()
     assert ("d beta" in found) == (kind == "LayerNorm")
-    assert max(found.values()) <= 1e-6, found
+    assert max(found.values()) <= TOLERANCE.get(name, 1e-6), found
 
 
 @pytest.mark.parametrize(("name", "kind", "zero"), CASES)

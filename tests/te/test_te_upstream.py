@@ -2,6 +2,10 @@
 
 import inspect
 
+import pytest
+
+pytest.importorskip("transformer_engine", reason="Transformer Engine is not installed, nor emulated")
+
 from megatron.core.extensions import transformer_engine as megatron_te
 from megatron.core.extensions import transformer_engine_spec_provider as provider
 from megatron.core.models.gpt import gpt_layer_specs
