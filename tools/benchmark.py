@@ -10,6 +10,8 @@ bootstrap 95% interval. docs/benchmarks.md explains the numbers.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 from megatron_cod.errors import run_tool
@@ -55,7 +57,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="any of the project's schemes, and lns_activation (default: pre_ln lns lns_activation)",
     )
-    schemes.add_argument("--recipe", default=str(_RECIPE), metavar="FILE", help="default: recipes/debug.yaml")
+    schemes.add_argument(
+        "--recipe",
+        nargs="+",
+        default=[str(_RECIPE)],
+        metavar="FILE",
+        help="several are measured one after the other, each in a process of its own (default: recipes/debug.yaml)",
+    )
+    schemes.add_argument(
+        "--backends",
+        nargs="+",
+        default=[],
+        choices=["transformer_engine", "apex", "torch"],
+        help="all in one run, interleaved; what is not installed is named and left out (default: the automatic one)",
+    )
+    schemes.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="T",
+        help="dense TFLOP/s of the device, for MFU (default: known GPUs, bf16)",
+    )
+    schemes.add_argument(
+        "--profile",
+        action="store_true",
+        help="also count operators (CPU) or kernels (GPU) a layer, by size of operands",
+    )
+    schemes.add_argument("--nvtx", action="store_true", help="NVTX ranges around layers on a GPU, for Nsight Systems")
     _common(schemes, rounds=40, warmup=3)
 
     hf = commands.add_parser(
@@ -79,6 +106,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _one_by_one(args: argparse.Namespace) -> int:
+    """The same command for each recipe alone, since Megatron starts once a process; returns the first exit code not 0.
+
+    Files are named after the recipe: ``out.json`` becomes ``out.llama_130m.json``.
+    """
+    words = sys.argv[1:]
+    start = words.index("--recipe")
+    for recipe in args.recipe:
+        command = [*words[: start + 1], recipe, *words[start + 1 + len(args.recipe) :]]
+        for flag in ("--json", "--markdown"):
+            if flag in command:
+                place = command.index(flag) + 1
+                command[place] = str(
+                    Path(command[place]).with_suffix(f".{Path(recipe).stem}{Path(command[place]).suffix}")
+                )
+        print(f"--- {Path(recipe).stem}", flush=True)
+        code = subprocess.run([sys.executable, __file__, *command]).returncode
+        if code:
+            return code
+    return 0
+
+
 def main() -> None:
     args, megatron_flags = _parser().parse_known_args()
     for path in (args.json, args.markdown):
@@ -95,7 +144,17 @@ def main() -> None:
     if args.command == "schemes":
         from megatron_cod.benchmark.schemes import compare_schemes
 
-        report = compare_schemes(args.schemes, ["--recipe", args.recipe, *megatron_flags], **measurement)
+        if len(args.recipe) > 1:
+            raise SystemExit(_one_by_one(args))
+        report = compare_schemes(
+            args.schemes,
+            ["--recipe", args.recipe[0], *megatron_flags],
+            backends=args.backends,
+            peak=args.peak_tflops,
+            profile=args.profile,
+            nvtx=args.nvtx,
+            **measurement,
+        )
     else:
         from megatron_cod.benchmark.hf import compare_with_transformers
         from megatron_cod.benchmark.llama import LlamaShape

@@ -17,6 +17,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.rerun_state_machine import RerunDataIterator
+from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from megatron.core.utils import get_model_config
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
@@ -26,6 +27,7 @@ from megatron_cod import cpu
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.model import model_config_from_args
+from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.environment import forget_make, satisfy_make
@@ -77,8 +79,12 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
 class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
-    def __init__(self, args: Any, scheme: str) -> None:
+    def __init__(self, args: Any, scheme: str, backend: str | None = None) -> None:
+        """backend: a name of ``backends.choice.BACKENDS``; None leaves what the arguments say."""
         args.norm_scheme = scheme
+        if backend is not None:
+            args.backend = backend
+            args.transformer_impl = "transformer_engine" if backend == "transformer_engine" else "local"
         self.args = args
         with redirect_stdout(io.StringIO()), activation_scaling.registered():
             model_config, _ = model_config_from_args(args)
@@ -101,6 +107,19 @@ class Engine:
         """Parameters under the names they have in Megatron's GPTModel."""
         for name, parameter in self.model[0].named_parameters():
             yield name.removeprefix("module.").removeprefix("module."), parameter
+
+    def forward_backward(self, batch: Microbatch) -> None:
+        """Loss and gradients of one micro-batch, and nothing of the optimizer."""
+        losses = self.model[0](batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        losses.float().mean().backward()
+
+    def mark_layers(self) -> None:
+        """NVTX ranges "SCHEME layer L" around every layer's forward, for Nsight Systems."""
+        for module in self.model[0].modules():
+            if isinstance(module, BaseTransformerLayer):
+                name = f"{self.args.norm_scheme} layer {global_layer_number(module)}"
+                module.register_forward_pre_hook(lambda *_, name=name: torch.cuda.nvtx.range_push(name))
+                module.register_forward_hook(lambda *_: torch.cuda.nvtx.range_pop())
 
     def logits(self, batch: Microbatch) -> Tensor:
         """Logits [b, s, v] of one micro-batch, without gradient."""

@@ -116,14 +116,17 @@ class TransformersLlama:
     def step(self, batches: Sequence[dict[str, Tensor]], clock: Callable[[], float]) -> Lap:
         """Forward, transformers' own loss, backward, AdamW; ``batches`` holds one micro-batch."""
         (batch,) = batches
+        torch.cuda.synchronize()  # nothing to wait for on a CPU, where cpu.py stands in
         start = clock()
         self.optimizer.zero_grad()
         labels = batch["labels"]
         # shift_labels: Megatron's labels are shifted already.
         out = self.model(input_ids=batch["tokens"], labels=labels, shift_labels=labels, use_cache=False)
         out.loss.backward()
+        torch.cuda.synchronize()
         before_optimizer = clock()
         self.optimizer.step()
         loss = out.loss.item()
+        torch.cuda.synchronize()
         end = clock()
         return Lap(end - start, end - before_optimizer, loss)

@@ -28,6 +28,10 @@ class Row:
     tokens_per_s: float
     ratio: Ratio
     """Against the reference's same part."""
+    mfu: float | None = None
+    """Share of the device's peak, 0 to 1; None where that is not known."""
+    peak_bytes: int | None = None
+    """Device memory; None where it is not measured."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Report:
     """Printed below the table on a terminal only."""
 
     def _cells(self) -> list[tuple[str, ...]]:
-        head = ("", "part", "median ms", "tokens/s", f"ratio to {self.reference}", "95% interval")
+        head = ("", "part", "median ms", "tokens/s", f"ratio to {self.reference}", "95% interval", "MFU", "peak GiB")
         body = [
             (
                 row.name,
@@ -53,10 +57,15 @@ class Report:
                 f"{row.tokens_per_s:.0f}" if row.part == "step" else "",
                 f"{row.ratio.median:.4f}",
                 f"{row.ratio.low:.4f} .. {row.ratio.high:.4f}",
+                "" if row.mfu is None else f"{100 * row.mfu:.1f}%",
+                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f}",
             )
             for row in self.rows
         ]
-        return [head, *body]
+        table = [head, *body]
+        # Columns that nothing fills are left out.
+        filled = [place for place in range(len(head)) if place < 2 or any(row[place] for row in body)]
+        return [tuple(row[place] for place in filled) for row in table]
 
     def _facts_line(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.facts.items())
@@ -78,7 +87,7 @@ class Report:
     def markdown(self) -> str:
         """The table for a document."""
         head, *body = self._cells()
-        lines = [" | ".join(row) for row in (head, ("---",) * 2 + ("---:",) * 4, *body)]
+        lines = [" | ".join(row) for row in (head, ("---",) * 2 + ("---:",) * (len(head) - 2), *body)]
         return "\n".join(
             [f"**{self.title}** ({self._facts_line()})", "", *(f"| {line} |" for line in lines), "", *self.notes, ""]
         )

@@ -1,0 +1,53 @@
+"""Model FLOPs of a step and what a device could do: the two halves of MFU (Chowdhery et al., arXiv 2204.02311, B)."""
+
+from typing import Any
+
+import torch
+
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100": 989.0,  # SXM; the PCIe card does 756
+    "H800": 989.0,
+    "B200": 2250.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+}
+"""Dense bf16 by NVIDIA's data sheets, by a part of torch's device name; first match."""
+
+
+def flops_per_token(matrix_parameters: int, layers: int, seq_length: int, attention_size: int) -> float:
+    """Forward and backward of one token: 6 for every weight of a matrix product, 12 * L * s * heads * d for attention.
+
+    Attention is counted in full although it is causal, as PaLM and Megatron do; recomputation is not counted. The
+    embedding is a look-up and stays out, the output layer is a product and counts.
+    """
+    return 6.0 * matrix_parameters + 12.0 * layers * seq_length * attention_size
+
+
+def matrix_parameters(model: torch.nn.Module) -> int:
+    """Weights that every token is multiplied with. Mixtures of experts are not supported: ValueError."""
+    total = 0
+    for name, parameter in model.named_parameters():
+        if "experts" in name:
+            raise ValueError("MFU of mixtures of experts is not counted; leave out --peak-tflops")
+        if parameter.dim() == 2 and "word_embeddings" not in name:
+            total += parameter.numel()
+    return total
+
+
+def peak_tflops(given: float | None) -> float | None:
+    """TFLOP/s of this device in dense bf16: what the user says, or the table's; None where neither knows it."""
+    if given is not None:
+        return given
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_name()
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in device), None)
+
+
+def mfu(args: Any, model: torch.nn.Module, tokens_per_s: float, peak: float) -> float:
+    """Model FLOPs utilisation of one device, 0 to 1."""
+    size = args.num_attention_heads * args.kv_channels
+    per_token = flops_per_token(matrix_parameters(model), args.num_layers, args.seq_length, size)
+    return per_token * tokens_per_s / (peak * 1e12)
