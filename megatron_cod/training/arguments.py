@@ -129,6 +129,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="K",
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
+    group.add_argument(
+        "--depth-monitor-interval",
+        type=_at_least_one,
+        metavar="N",
+        help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
+    )
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(
         "--dry-run",

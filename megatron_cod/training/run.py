@@ -16,6 +16,7 @@ from megatron.core.enums import ModelType
 from megatron.training import get_tensorboard_writer, get_tokenizer, pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
+from megatron.training.global_vars import get_wandb_writer
 
 from megatron_cod import cpu
 from megatron_cod.analysis.metrics import PARAMETERS
@@ -28,6 +29,7 @@ from megatron_cod.training import checkpoints, recipes, retention
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
+from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
@@ -123,6 +125,15 @@ def report_parameters(model: list[Any]) -> list[Any]:
     return model
 
 
+def write_scalar(name: str, value: float, step: int) -> None:
+    """One value to the metrics, TensorBoard and W&B, on the rank that keeps them."""
+    writer, wandb = get_tensorboard_writer(), get_wandb_writer()
+    if isinstance(writer, MetricsWriter):
+        writer.add_scalar(name, value, step)
+    if wandb:
+        wandb.log({name: value}, step)
+
+
 class StartMark:
     """Notes when the forward step is first called."""
 
@@ -170,11 +181,16 @@ def main() -> None:
         install_metrics_writer(partial(_metrics_writer, args))
     variance = StreamVariance()
     model_config.post_wrap_hooks += [report_parameters, variance.attach]
+    watched = forward_step
+    if args.depth_monitor_interval:
+        monitor = DepthMonitor(args.depth_monitor_interval, write_scalar, partial(print, flush=True))
+        model_config.post_wrap_hooks.append(monitor.attach)
+        watched = monitor.watch(forward_step, args)
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
     started = StartMark()
-    step = started.watch(forward_step)
+    step = started.watch(watched)
     with (
         user_errors(DepthMapError),
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),

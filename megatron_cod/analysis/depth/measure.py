@@ -1,0 +1,130 @@
+"""Every metric on one model and one budget of tokens."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_cod.analysis.depth.angles import AngularDistance
+from megatron_cod.analysis.depth.estimate import estimate
+from megatron_cod.analysis.depth.jacobian import distance, squared_distances
+from megatron_cod.analysis.depth.stream import StreamStatistics
+from megatron_cod.analysis.depth.surgery import Surgery
+from megatron_cod.analysis.depth.traced import Trace, TracedModel
+from megatron_cod.analysis.depth.usefulness import LinearFit, is_useful, loss_with_linear
+from megatron_cod.analysis.metrics import perplexity
+
+METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
+"""Cheapest first. ``surgery`` is removal, permutation and causal score."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens for each purpose, in batches of [b, s]."""
+
+    judge: Sequence[Tensor]
+    """What all metrics are measured on."""
+    fit: Sequence[Tensor] = ()
+    """What linear replacements are fitted on; none of it is in ``judge``."""
+    jacobian_draws: int = 4
+    """Random vectors for each block and batch of ``judge``."""
+    seed: int = 0
+
+
+Step = Callable[[str, int], None]
+"""Told of each piece of work: what it was, and the tokens that went through the whole model for it."""
+
+
+def measure(
+    model: TracedModel, budget: Budget, metrics: Collection[str], step: Step = lambda *_: None
+) -> dict[str, Any]:
+    """Results for JSON. ValueError for NaN streams (naming the block), and for too few tokens to fit on."""
+    found: dict[str, Any] = {"depth": model.depth, "tokens": sum(batch.numel() for batch in budget.judge)}
+    stream, angle, surgery = StreamStatistics(), AngularDistance(), Surgery(model.depth)
+    losses: list[float] = []
+    lens: list[list[float]] = [[] for _ in range(model.depth + 1)]
+    jacobians: list[list[float]] = [[] for _ in range(model.depth)]
+    generator = torch.Generator().manual_seed(budget.seed)
+    maps = _fit(model, budget, step) if "usefulness" in metrics else []
+    replaced: list[list[float]] = [[] for _ in maps]
+    with torch.no_grad():
+        for batch in budget.judge:
+            trace = traced(model, batch)
+            losses += model.losses(trace).tolist()
+            step("forward", batch.numel())
+            if "stream" in metrics:
+                stream.add(trace)
+            if "angle" in metrics:
+                angle.add(trace)
+            if "lens" in metrics:
+                for after, one in enumerate(trace.streams):
+                    lens[after] += model.losses(trace, one).tolist()
+                step("logit lens", batch.numel())
+            for number in range(1, model.depth + 1):
+                if "surgery" in metrics:
+                    surgery.add(model, trace, number)
+                    step("removal, permutation, causal score", batch.numel())
+                if "jacobian" in metrics:
+                    draws = squared_distances(model, trace, number, budget.jacobian_draws, generator)
+                    jacobians[number - 1] += draws
+                    step("Jacobian", batch.numel())
+                if maps:
+                    replaced[number - 1] += loss_with_linear(model, trace, number, maps[number - 1]).tolist()
+                    step("linear replacement", batch.numel())
+    whole = estimate(losses)
+    found |= {"loss": whole.as_dict(), "perplexity": perplexity(whole.mean)}
+    if "stream" in metrics:
+        found["stream"] = [_plain(asdict(row)) for row in stream.rows()]
+    if "angle" in metrics:
+        for which in ("last token", "token mean"):
+            mean, error = angle.distance(which)
+            found[f"angle, {which}"] = {"mean": mean.tolist(), "error": _finite(error.tolist())}
+    if "lens" in metrics:
+        found["logit lens"] = [estimate(one).as_dict() for one in lens]
+    if "surgery" in metrics:
+        found["removal"] = [one.as_dict() for one in surgery.removal()]
+        found["permutation"] = [one.as_dict() for one in surgery.permutation()]
+        found["causal"] = surgery.causal()
+    if "jacobian" in metrics:
+        found["jacobian"] = [distance(samples).as_dict() for samples in jacobians]
+    if maps:
+        means = [estimate(one).mean for one in replaced]
+        useful = [is_useful(whole.mean, one) for one in means]
+        found["usefulness"] = {"loss": means, "useful": useful, "share": sum(useful) / len(useful)}
+    return found
+
+
+def traced(model: TracedModel, batch: Tensor) -> Trace:
+    """A trace whose streams are all finite; ValueError naming the first block that made another value."""
+    trace = model.trace(batch)
+    for after, stream in enumerate(trace.streams):
+        if not torch.isfinite(stream).all():
+            where = f"block {after}" if after else "the embedding"
+            raise ValueError(f"the residual stream is not finite from {where} on: NaN or infinite weights?")
+    return trace
+
+
+def _fit(model: TracedModel, budget: Budget, step: Step) -> list[Tensor]:
+    fits = [LinearFit() for _ in range(model.depth)]
+    with torch.no_grad():
+        for batch in budget.fit:
+            trace = traced(model, batch)
+            for number, fit in enumerate(fits, 1):
+                fit.add(trace.streams[number - 1], trace.streams[number])
+            step("fitting linear maps", batch.numel())
+        return [fit.solve() for fit in fits]
+
+
+def _plain(value: Any) -> Any:
+    """Infinite errors, of a single sequence, as None."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return _finite(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return value if not isinstance(value, float) or value - value == 0 else None

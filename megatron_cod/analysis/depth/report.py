@@ -1,0 +1,139 @@
+"""Results as files: JSON, CSV, PNGs, and one HTML page with everything in it."""
+
+import base64
+import csv
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.analysis.depth.figures import Results, plot_curves, plot_heat_maps
+from megatron_cod.analysis.depth.summary import effective_depth, sentences
+
+RESULT = "depth.json"
+
+_STYLE = """
+body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-size: 0.85rem; } th, td { padding: 0.2rem 0.6rem; text-align: right; }
+th { border-bottom: 1px solid #333; } td:first-child, th:first-child { text-align: left; }
+img { max-width: 100%; } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+figure { margin: 0; break-inside: avoid; } .facts { color: #444; font-size: 0.9rem; }
+@media print { body { margin: 0; max-width: none; } .grid { grid-template-columns: 1fr 1fr; } a { color: inherit; } }
+"""
+
+_MEANING = """
+<p>Every figure is measured on the tokens named above; bars are standard errors over sequences. The heat map shows raw
+arccos(cosine)/pi, not normalised by row. Blocks that are left out, swapped or replaced keep the depth factor of their own
+place. Linear maps are fitted on other tokens than those judged on. A summary counts blocks over fixed thresholds; look at
+the curves before believing a count.</p>
+"""
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What an earlier run found. ValueError when the folder holds none."""
+    path = folder / RESULT
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} holds no {RESULT} of tools/analyze_depth.py") from None
+    if not isinstance(found, dict) or "depth" not in found:
+        raise ValueError(f"{path} is not a result of tools/analyze_depth.py")
+    return found
+
+
+def table_rows(found: dict[str, Any]) -> list[dict[str, float | int | bool | None]]:
+    """A row a block, of every per-block number."""
+    rows = []
+    for number in range(1, found["depth"] + 1):
+        row: dict[str, float | int | bool | None] = {"block": number}
+        if "stream" in found:
+            after = found["stream"][number]
+            row["variance after"] = after["variance"]["mean"]
+            row["variance after, first token left out"] = after["variance_without_first"]["mean"]
+            row["largest / median"] = after["largest_over_median"]
+        if "angle, last token" in found:
+            row["angle to next"] = found["angle, last token"]["mean"][number - 1][number]
+        for name in ("removal", "permutation", "jacobian"):
+            if name in found and number <= len(found[name]):
+                row[name] = found[name][number - 1]["mean"]
+                row[f"{name} error"] = found[name][number - 1]["error"]
+        if "causal" in found and number <= len(found["causal"]):
+            row["causal score"] = found["causal"][number - 1]
+        if "usefulness" in found:
+            row["loss, block made linear"] = found["usefulness"]["loss"][number - 1]
+            row["useful"] = found["usefulness"]["useful"][number - 1]
+        if "logit lens" in found:
+            row["logit lens loss"] = found["logit lens"][number]["mean"]
+        rows.append(row)
+    return rows
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """All files of a report into ``folder``; with several models, overlaid. Returns the HTML page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, found in results.items():
+        stem = "depth" if len(results) == 1 else f"depth_{name}"
+        (folder / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (folder / f"{stem}.csv").write_text(_csv(found))
+    pictures = [*plot_heat_maps(results, folder), *plot_curves(results, folder)]
+    page = folder / "report.html"
+    page.write_text(_page(results, pictures))
+    return page
+
+
+def _csv(found: dict[str, Any]) -> str:
+    rows = table_rows(found)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _page(results: Results, pictures: list[Path]) -> str:
+    title = "Depth report: " + ", ".join(results)
+    parts = [
+        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>",
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
+    ]
+    for name, found in results.items():
+        facts = ", ".join(f"{key} {value}" for key, value in found.get("facts", {}).items())
+        lines = "".join(f"<li>{html.escape(line)}</li>" for line in sentences(found))
+        parts.append(f"<h2>{html.escape(name)}</h2><p class=facts>{html.escape(facts)}</p><ul>{lines}</ul>")
+    parts.append("<h2>Effective depth</h2>" + _effective(results) + _MEANING)
+    figures = "".join(
+        f"<figure><img alt='{html.escape(path.stem)}' src='data:image/png;base64,{_encoded(path)}'></figure>"
+        for path in pictures
+    )
+    parts.append(f"<h2>Figures</h2><div class=grid>{figures}</div>")
+    for name, found in results.items():
+        parts.append(f"<h2>Blocks of {html.escape(name)}</h2>{_table(table_rows(found))}")
+    return "".join([*parts, "</body></html>\n"])
+
+
+def _encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _effective(results: Results) -> str:
+    counts = {name: effective_depth(found) for name, found in results.items()}
+    keys = list(dict.fromkeys(key for held in counts.values() for key in held))
+    return _table([{"": key, **{name: held.get(key) for name, held in counts.items()}} for key in keys])
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in names) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))

@@ -1,0 +1,95 @@
+"""Text for the diagnostics: sequences of one length to judge on, and others to fit on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def documents(path: Path, key: str = "text") -> Iterator[str]:
+    """The documents of a ``.jsonl`` file, or a text file as one. ValueError, with the line, for what cannot be read."""
+    try:
+        if path.suffix == ".jsonl":
+            with path.open(encoding="utf-8") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield _field(path, number, line, key)
+        else:
+            yield path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _field(path: Path, number: int, line: str, key: str) -> str:
+    try:
+        found = json.loads(line)[key]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}:{number} has no {key!r}") from None
+    if not isinstance(found, str):
+        raise ValueError(f"{path}:{number}: {key!r} is no text")
+    return found
+
+
+def ids_of(path: Path, tokenizer: Any, needed: int) -> list[int]:
+    """At least ``needed`` token ids from the start of a file, if it has as many; a ``.bin``/``.idx`` prefix too."""
+    if path.with_name(path.name + ".idx").is_file():
+        return _indexed(path, needed)
+    ids: list[int] = []
+    for text in documents(path):
+        ids += tokenizer.encode(text)
+        if len(ids) >= needed:
+            break
+    return ids
+
+
+def _indexed(prefix: Path, needed: int) -> list[int]:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    dataset, ids = IndexedDataset(str(prefix)), []
+    for document in range(len(dataset)):
+        ids += dataset[document].tolist()
+        if len(ids) >= needed:
+            break
+    return ids
+
+
+def sequences(ids: list[int], length: int, batch: int, vocab: int | None) -> list[Tensor]:
+    """Ids cut into rows of ``length``, in batches [<= batch, length]; the rest is left.
+
+    ValueError for ids beyond ``vocab``.
+    """
+    if ids and vocab is not None and max(ids) >= vocab:
+        raise ValueError(
+            f"the tokenizer does not fit the model: it gives id {max(ids)}, the model has {vocab} embeddings"
+        )
+    rows = torch.tensor(ids[: len(ids) // length * length], dtype=torch.long).view(-1, length)
+    return list(rows.split(batch))
+
+
+def split_text(
+    path: Path, tokenizer: Any, *, length: int, batch: int, judge: int, fit: int, vocab: int | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Batches to judge on, then batches to fit on, from one file: ``judge`` and ``fit`` tokens, whole sequences.
+
+    Raises ValueError when the text is too short.
+    """
+    if length < 2:
+        raise ValueError(f"--seq-length {length} is too short to predict a token")
+    rows = {"judge": -(-judge // length), "fit": -(-fit // length)}
+    needed = sum(rows.values()) * length
+    ids = ids_of(path, tokenizer, needed)
+    if len(ids) < needed:
+        raise ValueError(
+            f"{path} gives {len(ids)} tokens, too few: --tokens {judge} and --fit-tokens {fit} need {needed}"
+        )
+    cut = rows["judge"] * length
+    return sequences(ids[:cut], length, batch, vocab), sequences(ids[cut:needed], length, batch, vocab)

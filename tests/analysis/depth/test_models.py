@@ -1,0 +1,118 @@
+"""Blocks of transformers' models, found and run alone; every metric on tiny ones of the paper's families."""
+
+import pytest
+import torch
+import transformers
+
+from megatron_cod.analysis.depth.measure import METRICS, Budget, measure
+from megatron_cod.analysis.depth.models import find_blocks, traced_transformers
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 61,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+}
+FAMILIES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 2}),
+    "mistral": ("MistralConfig", "MistralForCausalLM", {"num_key_value_heads": 2, "sliding_window": 8}),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"num_key_value_heads": 2, "head_dim": 8}),
+    "deepseek v2": (
+        *("DeepseekV2Config", "DeepseekV2ForCausalLM"),
+        {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1, **LATENT},
+    ),
+    "deepseek v3": (
+        *("DeepseekV3Config", "DeepseekV3ForCausalLM"),
+        {"num_key_value_heads": 4, "first_k_dense_replace": 1, "n_shared_experts": 1, **LATENT},
+    ),
+    # Not of the paper: another code base, where blocks are called otherwise.
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64}),
+}
+
+
+def build(family: str):
+    config, model, more = FAMILIES[family]
+    torch.manual_seed(0)
+    sizes = {**SMALL, **more}
+    if family == "gpt2":
+        sizes = {"vocab_size": 61, **more}
+    return getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval()
+
+
+def text(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_run_alone_are_the_model(family):
+    model = build(family)
+    traced, tokens = traced_transformers(model), text(2, 16)
+    with torch.no_grad():
+        trace = traced.trace(tokens)
+        assert traced.depth == 3
+        hidden = model(tokens, output_hidden_states=True, use_cache=False).hidden_states
+        for ours, theirs in zip(trace.streams[:-1], hidden[:-1], strict=True):  # theirs ends behind the final norm
+            assert torch.allclose(ours, theirs, atol=1e-6)
+        again = traced.through(trace, trace.streams[0], [1, 2, 3])
+        assert torch.allclose(again, trace.streams[3], atol=1e-5)
+        assert torch.allclose(traced.head(trace, again), model(tokens).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_metric_runs(family):
+    found = measure(
+        traced_transformers(build(family)), Budget([text(2, 16)], [text(8, 16, 1)], jacobian_draws=1), METRICS
+    )
+    assert len(found["removal"]) == len(found["jacobian"]) == len(found["usefulness"]["useful"]) == 3
+    assert all(one["mean"] == one["mean"] for one in (*found["removal"], *found["jacobian"], *found["logit lens"]))
+
+
+def test_removal_is_a_model_without_the_block():
+    """Against transformers itself with the layer deleted."""
+    model, tokens = build("llama"), text(2, 16)
+    found = measure(traced_transformers(model), Budget([tokens]), ("surgery",))
+    for number in range(3):
+        shorter = build("llama")
+        del shorter.model.layers[number]
+        for place, layer in enumerate(shorter.model.layers):
+            layer.self_attn.layer_idx = place
+        shorter.config.num_hidden_layers = 2
+        with torch.no_grad():
+            losses = [float(m(tokens, labels=tokens).loss) for m in (shorter, model)]
+        assert found["removal"][number]["mean"] == pytest.approx(losses[0] - losses[1], abs=1e-4)
+
+
+def test_blocks_that_cannot_be_told_are_named():
+    model = build("llama")
+    model.config.num_hidden_layers = 7
+    with pytest.raises(ValueError, match=r"give --blocks, one of: model\.layers \(3\)"):
+        find_blocks(model)
+    assert len(find_blocks(model, "model.layers")) == 3
+    with pytest.raises(ValueError, match="--blocks layers: the model has no such list"):
+        find_blocks(model, "layers")
+
+
+def test_experts_as_many_as_layers_are_not_taken_for_blocks():
+    inner = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
+    blocks = torch.nn.ModuleList(
+        [torch.nn.ModuleDict({"experts": inner}), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    )
+    model = torch.nn.ModuleDict({"layers": blocks})
+    model.config = type("Config", (), {"num_hidden_layers": 3})()
+    assert find_blocks(model) is blocks

@@ -1,0 +1,127 @@
+"""Look into the depth of a trained model: what each block does, and what is lost without it.
+
+    python tools/analyze_depth.py --model DIR --data text.jsonl --output report
+    python tools/analyze_depth.py --compare report_pre_ln report_lns --output both
+
+DIR is a Hugging Face directory or a Megatron checkpoint of any layout. The report is one page, report.html, with its
+figures beside it as PNG, CSV and JSON. docs/depth_diagnostics.md says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.errors import run_tool
+
+METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory, or a Megatron run or iter_N")
+    parser.add_argument("--data", type=Path, metavar="FILE", help=".txt, .jsonl with 'text', or a .bin/.idx prefix")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="where the report goes; must not exist"
+    )
+    parser.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="overlay earlier reports instead")
+    parser.add_argument("--name", help="what the model is called in figures (default: the folder's name)")
+    parser.add_argument("--step", type=int, metavar="N", help="iteration of a Megatron run (default: the newest)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's own")
+    parser.add_argument("--blocks", metavar="NAME", help="the model's list of blocks, where it cannot be found")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="default float32")
+    parser.add_argument("--device", default=None, help="default: cuda where there is one, else cpu")
+    budget = parser.add_argument_group("budget")
+    budget.add_argument("--tokens", type=int, default=4096, help="to measure on (default %(default)s)")
+    budget.add_argument("--fit-tokens", type=int, default=8192, help="to fit linear maps on (default %(default)s)")
+    budget.add_argument("--seq-length", type=int, default=256, help="default %(default)s")
+    budget.add_argument("--batch", type=int, default=4, help="sequences at a time (default %(default)s)")
+    budget.add_argument("--jacobian-draws", type=int, default=2, help="a block and batch (default %(default)s)")
+    budget.add_argument("--seed", type=int, default=0, help="of those draws (default 0)")
+    budget.add_argument(
+        "--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="default: all; the first are the cheapest"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="load model and text, say what would be done, do nothing"
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    if bool(args.compare) == bool(args.model):
+        raise ValueError("give either --model with --data, or --compare")
+    if args.model and not args.data:
+        raise ValueError("--model needs --data: text to measure on")
+    for name in ("tokens", "fit_tokens", "batch", "jacobian_draws"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.output.exists():
+        raise ValueError(f"--output {args.output} exists already")
+
+
+def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
+    # After parsing, so that --help and wrong options answer at once.
+    import torch
+
+    from megatron_cod.analysis.depth.measure import Budget, measure
+    from megatron_cod.analysis.depth.models import open_model
+    from megatron_cod.analysis.depth.progress import Progress
+    from megatron_cod.analysis.depth.text import split_text
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = open_model(
+        args.model, step=args.step, tokenizer=args.tokenizer, blocks=args.blocks, dtype=args.dtype
+    )
+    fit = args.fit_tokens if "usefulness" in args.metrics else 0
+    sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}
+    judging, fitting = split_text(args.data, tokenizer, vocab=model.vocab_size, **sizes)
+    facts = {
+        "model": args.model.name,
+        "text": args.data.name,
+        "sequences": sum(len(batch) for batch in judging),
+        "of tokens": args.seq_length,
+        "dtype": args.dtype,
+    }
+    if args.dry_run:
+        print(f"{model.depth} blocks; " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        return None
+    model.to(device)
+    budget = Budget(
+        judge=[batch.to(device) for batch in judging],
+        fit=[batch.to(device) for batch in fitting],
+        jacobian_draws=args.jacobian_draws,
+        seed=args.seed,
+    )
+    with Progress(budget, model.depth, args.metrics) as progress:
+        return {"facts": facts, **measure(model, budget, args.metrics, progress.step)}
+
+
+def main() -> None:
+    args = _parser().parse_args()
+    _check(args)
+    from megatron_cod.analysis.depth.report import read_result, write_report
+    from megatron_cod.analysis.depth.summary import sentences
+
+    results: dict[str, Any]
+    if args.compare:
+        results = {folder.name: read_result(folder) for folder in args.compare}
+        if len(results) != len(args.compare):
+            raise ValueError("--compare: two folders have the same name")
+    else:
+        found = _measured(args)
+        if found is None:
+            return
+        results = {args.name or args.model.resolve().name: found}
+    page = write_report(results, args.output)
+    for name, found in results.items():
+        print(f"{name}:")
+        for line in sentences(found):
+            print(f"  {line}")
+    print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
