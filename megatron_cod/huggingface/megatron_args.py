@@ -104,7 +104,9 @@ def architecture_of_args(args: Any, vocab: int | None = None, family: str | None
         raise ValueError(f"--vocab-size {vocab}: the checkpoint has {padded} rows")
     latent = None
     if getattr(args, "multi_latent_attention", False):
-        latent = Latent(args.kv_lora_rank, args.qk_head_dim, args.qk_pos_emb_head_dim, args.v_head_dim, args.q_lora_rank)
+        latent = Latent(
+            args.kv_lora_rank, args.qk_head_dim, args.qk_pos_emb_head_dim, args.v_head_dim, args.q_lora_rank
+        )
         if not args.qk_layernorm:
             raise ValueError("--multi-latent-attention without --qk-layernorm is in no stock model")
     heads = args.num_attention_heads

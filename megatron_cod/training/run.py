@@ -17,7 +17,7 @@ from megatron.training import get_tensorboard_writer, get_tokenizer, pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu
+from megatron_cod import cpu, identity
 from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
@@ -156,7 +156,7 @@ def main() -> None:
         model_config, line = model_config_from_args(args)
         check_built(args, model_config.transformer)
         say(line)
-        checkpoints.record(args)
+        identity.record(args)
         check_inputs(args)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")

@@ -167,7 +167,7 @@ def _write_deepseek_v2(arch: Architecture) -> dict[str, Any]:
 
 def _write_deepseek_v3(arch: Architecture) -> dict[str, Any]:
     found = arch.experts or Experts(1, 1, arch.ffn)
-    own = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
+    own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
     own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
     return {**_write_deepseek(arch), **own, "scoring_func": "sigmoid"}
 
@@ -256,9 +256,7 @@ def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
     for row in _ROWS:
         if row.expresses(arch):
             return row
-    raise ValueError(
-        f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}"
-    )
+    raise ValueError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
 
 
 def describe(arch: Architecture) -> str:
