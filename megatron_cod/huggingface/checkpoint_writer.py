@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 
 _COMMON = "common_state/shard_0_1"
+# Megatron's linear layers each have a state of fp8 recipes, which is empty here, and do not load without.
+_LINEAR = re.compile(r"(decoder\.layers\..*\.linear_\w+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Piece:
     """Of this piece, with leading ones for the axes of layer and expert."""
     whole: tuple[int, ...]
     dtype: torch.dtype
+    lead: int
+    """How many axes count layers and experts."""
     make: Callable[[], Tensor]
     """Called when the piece is written; gives any view of ``shape``."""
 
@@ -57,6 +62,15 @@ class Piece:
     def chunk(self) -> ChunkStorageMetadata:
         return ChunkStorageMetadata(torch.Size(self.offsets), torch.Size(self.shape))
 
+    @property
+    def extra_state(self) -> str | None:
+        """The key of the empty state beside the weight of a linear layer; None for other tensors."""
+        linear = _LINEAR.fullmatch(self.key)
+        if linear is None:
+            return None
+        at, of = self.offsets[: self.lead] or (0,), self.whole[: self.lead] or (1,)
+        return f"{linear[1]}._extra_state/shard_{'.'.join(map(str, at))}_{'.'.join(map(str, of))}"
+
     def item(self) -> WriteItem:
         data = TensorWriteData(self.chunk, TensorProperties(self.dtype), torch.Size(self.whole))
         return WriteItem(self.index, WriteItemType.SHARD, tensor_data=data)
@@ -65,15 +79,17 @@ class Piece:
 class _Resolve(DefaultSavePlanner):
     """What torch's writer asks while it writes: the data of an item."""
 
-    def __init__(self, pieces: Sequence[Piece], state: io.BytesIO | None, wrote: Callable[[int], None]) -> None:
+    def __init__(self, pieces: Sequence[Piece], states: dict[str, Any], wrote: Callable[[int], None]) -> None:
         super().__init__()
         self._pieces = {piece.index: piece for piece in pieces}
-        self._state, self._wrote = state, wrote
+        self._states, self._wrote = states, wrote
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         if write_item.type == WriteItemType.BYTE_IO:
-            assert self._state is not None
-            return self._state
+            # As Megatron's serialisation puts it: a list of the objects of one shard.
+            stream = io.BytesIO()
+            torch.save([self._states[write_item.index.fqn]], stream)
+            return stream
         piece = self._pieces[write_item.index]
         made = piece.make().reshape(piece.shape).to(piece.dtype).contiguous()
         self._wrote(piece.bytes)
@@ -110,7 +126,7 @@ class CheckpointWriter:
     def write(self, number: int, pieces: Sequence[Piece]) -> list[list[Any]]:
         """Write one file; returns its index as plain JSON, for ``resume``."""
         plan = SavePlan([piece.item() for piece in pieces], storage_data=_StoragePrefix(f"__{number}_"))
-        results = self._write(plan, _Resolve(pieces, None, self._wrote))
+        results = self._write(plan, _Resolve(pieces, {}, self._wrote))
         self._add(pieces, results)
         return [
             [r.index.fqn, list(r.index.offset or ()), r.storage_data.offset, r.storage_data.length] for r in results
@@ -136,14 +152,11 @@ class CheckpointWriter:
 
     def finish(self, number: int, args: Namespace) -> None:
         """Write the state that is no tensor (file ``number``), the index, and what marks the directory complete."""
-        state = io.BytesIO()
-        # What Megatron's serialisation puts there: a list of the objects of one shard.
-        common = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
-        torch.save([common], state)
-        plan = SavePlan([WriteItem(MetadataIndex(_COMMON), WriteItemType.BYTE_IO)])
-        plan = replace(plan, storage_data=_StoragePrefix(f"__{number}_"))
-        results = self._write(plan, _Resolve([], state, self._wrote))
-        index: dict[str, Any] = {_COMMON: BytesStorageMetadata()}
+        states: dict[str, Any] = {piece.extra_state: None for piece in self._pieces if piece.extra_state}
+        states[_COMMON] = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
+        items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in states]
+        results = self._write(SavePlan(items, storage_data=_StoragePrefix(f"__{number}_")), _Resolve([], states, _none))
+        index: dict[str, Any] = {key: BytesStorageMetadata() for key in states}
         for piece in self._pieces:
             held = index.setdefault(
                 piece.key, TensorStorageMetadata(TensorProperties(piece.dtype), torch.Size(piece.whole), [])
@@ -158,3 +171,7 @@ class CheckpointWriter:
 
 def _written() -> Tensor:
     raise AssertionError("this piece is on disk already")
+
+
+def _none(_bytes: int) -> None:
+    """States are no progress."""

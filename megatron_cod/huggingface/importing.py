@@ -163,7 +163,7 @@ def _pieces(
             name = key
             if unit.layer is not None and not stacked:
                 name = key.replace("decoder.layers.", f"decoder.layers.{unit.layer - 1}.", 1)
-            yield Piece(name, tuple(offsets), (*[1] * lead, *shape), tuple(whole), dtype, make)
+            yield Piece(name, tuple(offsets), (*[1] * lead, *shape), tuple(whole), dtype, lead, make)
 
 
 def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> argparse.Namespace:
