@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_cod.backends.torch_attention import SDPACoreAttention
-from megatron_cod.backends.torch_mla import TorchMLASelfAttention
+from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_norm import TORCH_NORMS, torch_norm
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.schemes.design import BlockDesign
@@ -82,8 +82,8 @@ def _with_torch_backend(
                 changed[name] = torch_norm
     if changed:
         attention = replace(attention, submodules=replace(inner, **changed))
-    if getattr(attention, "module", None) is MLASelfAttention and config.tensor_model_parallel_size > 1:
-        attention = replace(attention, module=TorchMLASelfAttention)
+    if getattr(attention, "module", None) is MLASelfAttention:
+        attention = replace(attention, module=torch_mla(config))
     norms = {
         name: torch_norm
         for name in ("input_layernorm", "pre_mlp_layernorm")

@@ -152,7 +152,7 @@ def _write_deepseek(arch: Architecture) -> dict[str, Any]:
         "n_routed_experts": found.count,
         "num_experts_per_tok": found.chosen,
         "moe_intermediate_size": found.ffn,
-        "n_shared_experts": found.shared_ffn // found.ffn or None,
+        "n_shared_experts": max(found.shared_ffn // found.ffn, 1),
         "first_k_dense_replace": found.dense_layers,
         "routed_scaling_factor": found.scale,
         "moe_layer_freq": 1,
