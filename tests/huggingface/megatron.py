@@ -36,7 +36,7 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
     flags = [
         *("--recipe", recipe, "--load", folder, "--mock-data", "--eval-iters", "0", "--train-iters", "1"),
         *("--lr", "1e-4", "--micro-batch-size", "1", "--global-batch-size", str(batch)),
-        *("--seq-length", str(length), "--tokenizer-type", "NullTokenizer", "--exit-on-missing-checkpoint"),
+        *("--seq-length", str(length), "--tokenizer-type", "NullTokenizer", "--no-load-optim"),
         *layout.all_flags(),
         *more,
     ]
