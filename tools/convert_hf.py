@@ -45,7 +45,9 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
 
 def _add_import(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("import", help="Hugging Face directory -> Megatron checkpoint", allow_abbrev=False)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="directory with config.json and weights")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="directory with config.json and weights"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to make; --load takes it")
     parser.add_argument(
         "--as-scheme",

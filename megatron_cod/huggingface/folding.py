@@ -108,19 +108,12 @@ def fold(weight: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:
 def unfold(folded: Tensor, factor: float) -> tuple[Tensor, int]:
     """A weight in fp32 with fold(weight, factor, folded.dtype) == folded, and for how many elements there is none.
 
-    folded: [...]. From bf16 or fp16 there always is one. fp32 is not wide enough for it everywhere: there the nearest
-    is taken, which folds to a neighbour of the element.
+    folded: [...]. The number nearest to the quotient has the product nearest to ``folded``: where it does not fold back,
+    no number does. For bf16 and fp16 it always does; fp32 is not wide enough for it everywhere, unless ``folded`` is
+    such a product itself. Then the product is a neighbour.
     """
     if factor == 1.0:
         return folded.float(), 0
-    exact = folded.double() / torch.tensor(factor, dtype=torch.float32).double()
-    best = exact.float()
-    wrong = fold(best, factor, folded.dtype) != folded
-    for direction in (float("inf"), -float("inf")):
-        if not wrong.any():
-            break
-        neighbour = torch.nextafter(exact.float(), torch.full_like(best, direction))
-        right = wrong & (fold(neighbour, factor, folded.dtype) == folded)
-        best = torch.where(right, neighbour, best)
-        wrong &= ~right
-    return best, int(wrong.sum())
+    # The factor as fp32 has it, which is what the forward multiplies by; the quotient is rounded once.
+    found = (folded.double() / torch.tensor(factor, dtype=torch.float32).double()).float()
+    return found, int((fold(found, factor, folded.dtype) != folded).sum())

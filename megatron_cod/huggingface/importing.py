@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from megatron_cod.checkpoint_files import RELEASE, TRACKER
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
+from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, groups
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, fold, folding_of, unfold
+from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, folding_of
+from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.megatron_args import namespace_of, recipe_of
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
@@ -54,28 +53,6 @@ class Outcome:
     tensors: int = 0
     bytes: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """From the scheme of the source's numbers to that of the checkpoint's."""
-
-    held: Folding
-    """What the stored numbers still lack: a stock model's lack nothing."""
-    wanted: Folding
-    originals: companions.Originals
-
-    def factors(self, unit: Unit) -> tuple[float, float]:
-        part = unit.row.part
-        return self.held.factor(part, unit.layer), self.wanted.factor(part, unit.layer)
-
-    def original(self, source: Source, unit: Unit) -> Tensor | None:
-        """What the export kept of a weight before it folded it, as long as it still folds to the weight."""
-        held, wanted = self.factors(unit)
-        name = unit.names[0]
-        if held != 1.0 or wanted == 1.0 or name not in self.originals.names:
-            return None
-        return self.originals.take(name, source.read(name), wanted)
 
 
 def _schemes(job: ImportJob, config: dict[str, Any]) -> tuple[Folding, Folding]:
@@ -122,50 +99,6 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
     return notes
 
 
-def _make(
-    source: Source, unit: Unit, arch: Architecture, factors: tuple[float, float], inexact: Callable[[int], None]
-) -> Tensor:
-    parts = [source.read(name) for name in unit.names]
-    held, wanted = factors
-    if held != wanted:
-        (stored,) = parts
-        found, lost = unfold(stored if held == 1.0 else fold(stored, held, torch.float32), wanted)
-        inexact(lost)
-        parts = [found]
-    return unit.row.join.to_megatron(parts, arch)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _pieces(
-    source: Source, wanted: list[Unit], arch: Architecture, change: _Change, inexact: Callable[[int], None]
-) -> Iterator[Piece]:
-    layered = arch.experts is not None and arch.experts.dense_layers > 0
-    for unit in wanted:
-        shape = unit.megatron_shape(arch)
-        whole, offsets, lead = list(shape), [0] * len(shape), 0
-        if unit.expert is not None and arch.experts is not None:
-            whole, offsets, lead = [arch.experts.count, *whole], [unit.expert, *offsets], lead + 1
-        # Layers of one kind are one stack in Megatron's checkpoints; of two kinds, keys with the number from 0.
-        stacked = unit.layer is not None and not layered
-        if stacked:
-            assert unit.layer is not None
-            whole, offsets, lead = [arch.layers, *whole], [unit.layer - 1, *offsets], lead + 1
-        factors = change.factors(unit)
-        dtype = source.dtype(unit.names) if factors[0] == factors[1] else torch.float32
-        make: Callable[[], Tensor] = partial(_make, source, unit, arch, factors, inexact)
-        original = change.original(source, unit)
-        if original is not None:
-            dtype, make = original.dtype, partial(_same, original)
-        for key in unit.row.megatron:
-            name = key
-            if unit.layer is not None and not stacked:
-                name = key.replace("decoder.layers.", f"decoder.layers.{unit.layer - 1}.", 1)
-            yield Piece(name, tuple(offsets), (*[1] * lead, *shape), tuple(whole), dtype, lead, make)
-
-
 def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> argparse.Namespace:
     args = namespace_of(recipe)
     args.norm_scheme, args.init_policy = scheme.scheme, None
@@ -198,7 +131,7 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
     source = Source(job.model)
     wanted = list(units(get_family(arch.family).rows, arch))
     notes += _check_tensors(source, wanted, arch)
-    change = _Change(held, scheme, companions.Originals(job.model))
+    change = Change(held, scheme, companions.Originals(job.model))
     for note in notes:
         say(f"note: {note}")
 
@@ -208,7 +141,7 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
         {"job": [str(value) for value in vars(job).values()], "files": files, "config": config},
     )
     lost: list[int] = []
-    pieces = list(_pieces(source, wanted, arch, change, lost.append))
+    pieces = plan_pieces(source, wanted, arch, change, lost.append)
     parcels = groups(pieces, job.file_bytes)
     done = [part.done(f"{RELEASE}/{CheckpointWriter.file_of(i)}") for i in range(len(parcels))]
     part.check_space(sum(p.bytes for note, parcel in zip(done, parcels, strict=True) if note is None for p in parcel))

@@ -36,4 +36,6 @@ def test_the_export_has_the_same_bits(pair):
     _, folder = pair
     export_model(ExportJob(folder / "megatron", folder / "back"))
     assert same_tensors(tensors(folder / "back"), tensors(folder / "hf"))
-    assert (transformers_logits(folder / "back", tokens()) - transformers_logits(folder / "hf", tokens())).abs().max() == 0
+    assert (
+        transformers_logits(folder / "back", tokens()) - transformers_logits(folder / "hf", tokens())
+    ).abs().max() == 0

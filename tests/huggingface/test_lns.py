@@ -149,9 +149,9 @@ def test_fp32_exported_as_bf16(train, tmp_path):
     folder = train("lns", *SLOW)
     found = export_model(ExportJob(folder, tmp_path / "hf", dtype="bfloat16"))
     assert any("rounded from float32 to bfloat16" in note for note in found.notes)
-    theirs = transformers_logits(tmp_path / "hf", tokens(257), torch.bfloat16)
-    # Weights and every activation are rounded here: 1e-2 of the largest logit.
-    assert (ours(folder, "lns") - theirs).abs().max() <= 1e-2 * theirs.abs().max()
+    # Computed in fp32: what is left is the rounding of the weights. (In bf16 each activation's rounding comes on top.)
+    difference = (ours(folder, "lns") - transformers_logits(tmp_path / "hf", tokens(257))).abs()
+    assert 1e-5 < difference.max() <= 1e-2
 
 
 def test_a_release_as_pre_ln_computes_the_same(train, tmp_path):
