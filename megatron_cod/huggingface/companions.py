@@ -104,4 +104,23 @@ def copy_tokenizer_of(args: Any, target: Path) -> list[str]:
     # Megatron's SentencePiece tokenizers add no special tokens by themselves.
     said = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": False}
     (target / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
-    return ["tokenizer.model", "tokenizer_config.json"]
+    if _reads_alike(path, target):
+        return ["tokenizer.model", "tokenizer_config.json"]
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (target / name).unlink()
+    return []
+
+
+_PROBE = "The state of our Union is strong: 3 of 4 agree, (really) they do."
+
+
+def _reads_alike(model: Path, folder: Path) -> bool:
+    """Whether transformers gives the ids of SentencePiece: it reads every model as BPE, which a unigram one is not."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(_PROBE)
+    try:
+        return AutoTokenizer.from_pretrained(folder).encode(_PROBE) == expected
+    except Exception:  # transformers has its own errors for each kind of model that it cannot read
+        return False
