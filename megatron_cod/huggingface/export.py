@@ -27,7 +27,10 @@ from megatron_cod.huggingface.target import Parcel, missing_bytes, shards, write
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a config of another model would say of RoPE and precision, and must not once ours has said it.
-_OVERRIDDEN = ("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version")
+_OVERRIDDEN = (
+    *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
+    "layer_types",
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def exported(
     like = like or {}
     if vocab is None and like.get("vocab_size"):
         vocab = int(like["vocab_size"])
-    arch = architecture_of_args(checkpoint.args, vocab, family or like.get("model_type"))
+    arch = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch)
     if scheme.learned and not fold_factors:
@@ -152,9 +155,7 @@ def _short(dtype: torch.dtype) -> str:
 def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) -> Exported:
     """Write ``job.output``. Raises ValueError, and leaves nothing under that name, for what cannot be converted."""
     path = find_checkpoint(job.checkpoint, job.step)
-    like = job.like
-    if like is None and (path.parent / companions.FOLDER / "config.json").is_file():
-        like = path.parent / companions.FOLDER
+    like = job.like or _came_with(path)
     found = exported(
         path,
         dtype=DTYPES[job.dtype] if job.dtype else None,
@@ -189,6 +190,13 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
     part.finish()
     return found
+
+
+def _came_with(checkpoint: Path) -> Path | None:
+    """The directory with the companions of the imported model that a checkpoint is, or was trained on from."""
+    named = getattr(MegatronCheckpoint(checkpoint).args, "tokenizer_model", None)
+    folders = [checkpoint.parent / companions.FOLDER, *([Path(named)] if named else [])]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def _other_keys(config: dict[str, Any], family: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
-from megatron_cod.huggingface.families.table import choose_family
+from megatron_cod.huggingface.families.table import FAMILIES, choose_family
 
 # Arguments that change the function in a way no stock model has: name -> the values that do not. Absent counts as fine.
 _STOCK: dict[str, tuple[Any, ...]] = {
@@ -87,11 +87,13 @@ def _experts(args: Any) -> Experts | None:
     )
 
 
-def architecture_of_args(args: Any, vocab: int | None = None, family: str | None = None) -> Architecture:
+def architecture_of_args(
+    args: Any, vocab: int | None = None, family: str | None = None, rather: str | None = None
+) -> Architecture:
     """The architecture that a checkpoint's arguments built.
 
     vocab: rows to keep of the padded vocabulary; None is what the arguments say, all where they say nothing. family:
-    which stock model to write, None for the first that computes it. Raises ValueError where none does.
+    which stock model to write, None for the first that computes it, ``rather`` before others. Raises ValueError where none does.
     """
     for name, values in _STOCK.items():
         found = getattr(args, name, values[0])
@@ -130,6 +132,8 @@ def architecture_of_args(args: Any, vocab: int | None = None, family: str | None
         latent=latent,
         experts=_experts(args),
     )
+    if family is None and rather in FAMILIES and FAMILIES[rather].expresses(arch):
+        family = rather
     chosen = choose_family(arch, family)
     return Architecture(**{**vars(arch), "family": chosen.name})
 

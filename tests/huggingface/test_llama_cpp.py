@@ -1,6 +1,6 @@
 """A consumer that is not transformers: an exported LNS model in llama.cpp, through GGUF.
 
-llama.cpp comes as the wheel llama-cpp-py-sync, GGUF is written with llama.cpp's own gguf package. The writing here does
+llama.cpp comes with the package llama-cpp-python, GGUF is written with llama.cpp's own gguf package. The writing here does
 what llama.cpp's converter does to a Llama, by hand: its names, and rotary channels in pairs instead of halves.
 """
 
@@ -15,7 +15,7 @@ from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.distributed.launch import run_ranks
 from tests.huggingface.models import make_model, tensors, tokens, transformers_logits
 
-MISSING = [name for name in ("gguf", "llama_cpp_py_sync") if importlib.util.find_spec(name) is None]
+MISSING = [name for name in ("gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install -e '.[real-model]')"
 )
@@ -72,28 +72,25 @@ def write_gguf(folder, path) -> None:
 
 def llama_cpp_logits(_rank: int, path: str, ids: list[int]) -> torch.Tensor:
     """[s, v] by llama.cpp on the CPU, keys and values in fp32. In a process of its own: its errors end the process."""
-    from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
+    import llama_cpp
 
-    ffi, lib = get_ffi(), get_lib()
-    lib.llama_backend_init()
-    model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
-    assert model != ffi.NULL
-    params = lib.llama_context_default_params()
+    llama_cpp.llama_backend_init()
+    model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+    assert model
+    params = llama_cpp.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = 128
     params.n_threads = params.n_threads_batch = 1
-    params.type_k = params.type_v = 0  # fp32
-    params.flash_attn_type = 0
-    context = lib.llama_init_from_model(model, params)
-    assert context != ffi.NULL
-    batch = lib.llama_batch_init(len(ids), 0, 1)
+    params.type_k = params.type_v = params.flash_attn_type = 0  # fp32, and no kernel with fp16 inside
+    context = llama_cpp.llama_init_from_model(model, params)
+    assert context
+    batch = llama_cpp.llama_batch_init(len(ids), 0, 1)
     batch.n_tokens = len(ids)
     for i, token in enumerate(ids):
         batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, i, 1
         batch.seq_id[i][0], batch.logits[i] = 0, 1
-    assert lib.llama_decode(context, batch) == 0
-    size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-    rows = [ffi.unpack(lib.llama_get_logits_ith(context, i), size) for i in range(len(ids))]
-    return torch.tensor(rows)
+    assert llama_cpp.llama_decode(context, batch) == 0
+    size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+    return torch.tensor([llama_cpp.llama_get_logits_ith(context, i)[:size] for i in range(len(ids))])
 
 
 @pytest.fixture(scope="module")
