@@ -25,7 +25,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, metavar="DIR", help="Megatron checkpoint: what --save named, or iter_N")
+    source.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="Megatron checkpoint: what --save named, or iter_N"
+    )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
     parser.add_argument("prompt", help="text to go on from")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run (default: the latest)")

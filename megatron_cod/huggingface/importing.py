@@ -18,9 +18,9 @@ from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, groups
 from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, folding_of
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
-from megatron_cod.huggingface.megatron_args import namespace_of, recipe_of
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
+from megatron_cod.huggingface.recipe import namespace_of, recipe_of
 from megatron_cod.huggingface.rows import Unit, units
 from megatron_cod.huggingface.source import Source, read_json
 from megatron_cod.identity import record

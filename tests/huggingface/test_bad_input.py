@@ -153,7 +153,7 @@ def test_no_disk_space(model, tmp_path, monkeypatch):
     monkeypatch.undo()
     import_model(ImportJob(model, tmp_path / "megatron"))
     monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="disk has 0.00 GB free"):
+    with pytest.raises(ValueError, match=r"disk has 0\.00 GB free"):
         export_model(ExportJob(tmp_path / "megatron", tmp_path / "back"))
     assert not (tmp_path / "back").exists() and not (tmp_path / "back.part").exists()
 

@@ -48,7 +48,9 @@ def write_llama(folder, layers: int) -> None:
     def made(*shape):
         return torch.full(shape, 0.5, dtype=torch.bfloat16)
 
-    files = {"outside.safetensors": {"model.embed_tokens.weight": made(VOCAB, HIDDEN), "model.norm.weight": made(HIDDEN)}}
+    files = {
+        "outside.safetensors": {"model.embed_tokens.weight": made(VOCAB, HIDDEN), "model.norm.weight": made(HIDDEN)}
+    }
     files["outside.safetensors"]["lm_head.weight"] = made(VOCAB, HIDDEN)
     weight_map = {name: file for file, held in files.items() for name in held}
     for file, held in files.items():

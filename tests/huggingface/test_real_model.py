@@ -102,13 +102,12 @@ def test_as_lns_and_trained_on(smollm2, text, theirs, tmp_path):
     choice = TokenizerChoice("HuggingFaceTokenizer", folder / "huggingface")
     preprocess(PreprocessJob(inputs=(str(source),), output_prefix=str(tmp_path / "some"), tokenizer=choice))
     recipe = ["--recipe", str(folder / "recipe.yaml"), "--seq-length", "128", "--load", str(folder)]
-    data = ["--train-data-path", str(tmp_path / "some_text_document"), "--eval-iters", "0", "--eval-interval", "100", "--num-workers", "0"]
+    data = ["--train-data-path", str(tmp_path / "some_text_document"), "--num-workers", "0"]
+    data += ["--eval-iters", "0", "--eval-interval", "100"]
     rate = ["--lr", "1e-5", "--micro-batch-size", "1", "--global-batch-size", "2", "--train-iters", "3"]
     succeed(1, [*recipe, *data, *rate, "--save", str(tmp_path / "on"), "--save-interval", "3"])
 
-    trained = perplexity(
-        megatron_logits(tmp_path / "on", ONE, text, recipe=folder / "recipe.yaml", timeout=600), text
-    )
+    trained = perplexity(megatron_logits(tmp_path / "on", ONE, text, recipe=folder / "recipe.yaml", timeout=600), text)
     # The tokenizer is found where the run's arguments say.
     export_model(ExportJob(tmp_path / "on", tmp_path / "served"))
     served = perplexity(transformers_logits(tmp_path / "served", text), text)

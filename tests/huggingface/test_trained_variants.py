@@ -70,7 +70,16 @@ def test_training_goes_on_from_an_import_at_a_layout(tiny, tmp_path):
     make_model("llama", tmp_path / "hf")
     import_model(ImportJob(tmp_path / "hf", tmp_path / "lns", as_scheme="lns"))
     data = [*("--mock-data", "--eval-iters", "0", "--eval-interval", "10", "--lr", "1e-3", "--num-workers", "0")]
-    batch = ["--micro-batch-size", "1", "--global-batch-size", "2", "--save", str(tmp_path / "on"), "--save-interval", "2"]
+    batch = [
+        "--micro-batch-size",
+        "1",
+        "--global-batch-size",
+        "2",
+        "--save",
+        str(tmp_path / "on"),
+        "--save-interval",
+        "2",
+    ]
     start = ["--recipe", str(tmp_path / "lns" / "recipe.yaml"), *data, *batch]
     layout = Layout(tp=2, pp=2)
     succeed(4, [*start, *layout.all_flags(), "--load", str(tmp_path / "lns"), "--train-iters", "2"])

@@ -1,7 +1,11 @@
 """DeepSeek V2 and V3: multi-latent attention, dense layers first, then routed and shared experts."""
 
-from megatron_cod.huggingface.architecture import Architecture
+from dataclasses import replace
+from typing import Any
+
+from megatron_cod.huggingface.architecture import Architecture, Experts, Latent
 from megatron_cod.huggingface.families import parts
+from megatron_cod.huggingface.families.fields import Config, need, only
 from megatron_cod.huggingface.rows import GATE_UP, Part, Row
 
 _ATTENTION, _MLP = "decoder.layers.self_attention.", "decoder.layers.mlp."
@@ -89,3 +93,104 @@ ROWS = (
     parts.FINAL_NORM,
     parts.HEAD,
 )
+
+
+def _read_latent(config: Config) -> dict[str, Any]:
+    # transformers gives the norms inside the attention its default epsilon, whatever rms_norm_eps says.
+    only(config, attention_bias=False, mlp_bias=False, rms_norm_eps=1e-6, rope_interleave=True, moe_layer_freq=1)
+    rank = config.get("q_lora_rank")
+    latent = Latent(
+        kv_rank=int(need(config, "kv_lora_rank")),
+        nope=int(need(config, "qk_nope_head_dim")),
+        rope=int(need(config, "qk_rope_head_dim")),
+        value=int(need(config, "v_head_dim")),
+        q_rank=None if rank is None else int(rank),
+    )
+    heads = int(need(config, "num_attention_heads"))
+    only(config, num_key_value_heads=heads)
+    return {"latent": latent, "groups": heads, "head_dim": latent.nope + latent.rope}
+
+
+def _read_experts(config: Config, score: str) -> Experts | None:
+    dense_layers = int(config.get("first_k_dense_replace") or 0)
+    if dense_layers >= int(need(config, "num_hidden_layers")):
+        return None
+    ffn = int(need(config, "moe_intermediate_size"))
+    return Experts(
+        count=int(need(config, "n_routed_experts")),
+        chosen=int(need(config, "num_experts_per_tok")),
+        ffn=ffn,
+        shared_ffn=ffn * int(config.get("n_shared_experts") or 0),
+        dense_layers=dense_layers,
+        score=score,
+        scale=float(config.get("routed_scaling_factor") or 1.0),
+    )
+
+
+def read_v2(config: Config) -> dict[str, Any]:
+    if config.get("topk_method", "greedy") != "greedy":
+        raise ValueError(
+            f"config.json has topk_method {config['topk_method']!r}: Megatron ranks groups of experts by another sum; "
+            f"DeepSeek V2 is only known with greedy (V2-Lite)"
+        )
+    only(config, norm_topk_prob=False, scoring_func="softmax")
+    return {**_read_latent(config), "experts": _read_experts(config, "pre_softmax")}
+
+
+def read_v3(config: Config) -> dict[str, Any]:
+    only(config, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc")
+    experts = _read_experts(config, "sigmoid")
+    groups, chosen = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
+    if experts is not None and groups > 1:
+        if experts.chosen // chosen != 2:
+            raise ValueError(
+                f"config.json chooses {experts.chosen} experts of {chosen} groups: Megatron ranks a group by its best "
+                f"{experts.chosen // chosen}, DeepSeek V3 always by its best 2"
+            )
+        experts = replace(experts, groups=groups, chosen_groups=chosen)
+    return {**_read_latent(config), "experts": experts}
+
+
+def _write(arch: Architecture) -> dict[str, Any]:
+    assert arch.latent is not None
+    found = arch.experts or Experts(1, 1, arch.ffn, dense_layers=arch.layers)
+    return {
+        "kv_lora_rank": arch.latent.kv_rank,
+        "q_lora_rank": arch.latent.q_rank,
+        "qk_nope_head_dim": arch.latent.nope,
+        "qk_rope_head_dim": arch.latent.rope,
+        "v_head_dim": arch.latent.value,
+        "head_dim": arch.latent.rope,  # transformers takes the rotary size from it
+        "num_key_value_heads": arch.heads,
+        "n_routed_experts": found.count,
+        "num_experts_per_tok": found.chosen,
+        "moe_intermediate_size": found.ffn,
+        "n_shared_experts": max(found.shared_ffn // found.ffn, 1),
+        "first_k_dense_replace": found.dense_layers,
+        "routed_scaling_factor": found.scale,
+        "moe_layer_freq": 1,
+        "attention_bias": False,
+    }
+
+
+def write_v2(arch: Architecture) -> dict[str, Any]:
+    own = {"topk_method": "greedy", "n_group": None, "topk_group": None, "norm_topk_prob": False}
+    return {**_write(arch), **own, "scoring_func": "softmax"}
+
+
+def write_v3(arch: Architecture) -> dict[str, Any]:
+    found = arch.experts or Experts(1, 1, arch.ffn)
+    own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
+    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
+    return {**_write(arch), **own, "scoring_func": "sigmoid"}
+
+
+def expresses(arch: Architecture, score: str) -> bool:
+    found = arch.experts
+    if arch.latent is None or not parts.unbiased(arch) or arch.eps != 1e-6 or arch.rope.kind not in ("default", "yarn"):
+        return False
+    if found is None:
+        return score == "sigmoid"
+    whole = found.shared_ffn and found.shared_ffn % found.ffn == 0  # transformers always builds shared experts
+    grouped = found.groups == 1 or (score == "sigmoid" and found.chosen // found.chosen_groups == 2)
+    return bool(found.score == score and whole and grouped)

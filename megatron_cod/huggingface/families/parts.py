@@ -110,3 +110,8 @@ DENSE_MLP = (
         when=lambda arch, layer: _dense(arch, layer) and arch.linear_bias,
     ),
 )
+
+
+def unbiased(arch: Architecture) -> bool:
+    """Whether no projection has a bias."""
+    return not (arch.qkv_bias or arch.linear_bias)
