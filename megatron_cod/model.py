@@ -127,5 +127,7 @@ def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[S
     held = {one.name: getattr(stock, one.name) for one in fields(stock) if one.init}
     backend = None if args.backend == "auto" else args.backend
     config = SchemeModelConfig(**held, design=design, backend=backend)
+    if args.use_rope_scaling:  # Megatron 0.19.2 reads this flag and forgets it: every model was scaled by 8
+        config.rope_scaling_factor = args.rope_scaling_factor
     attach_design(config, design, backend, own_layers)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

@@ -67,14 +67,14 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     import torch
 
     from megatron_cod.analysis.depth.measure import Budget, measure
-    from megatron_cod.analysis.depth.models import open_model
+    from megatron_cod.analysis.depth.models import traced_transformers
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
+    from megatron_cod.huggingface.generation import open_model
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = open_model(
-        args.model, step=args.step, tokenizer=args.tokenizer, blocks=args.blocks, dtype=args.dtype
-    )
+    found, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)
+    model = traced_transformers(found, args.blocks)
     fit = args.fit_tokens if "usefulness" in args.metrics else 0
     sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}
     judging, fitting = split_text(args.data, tokenizer, vocab=model.vocab_size, **sizes)

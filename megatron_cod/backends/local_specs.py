@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from megatron_cod.backends.apex_norm import apex_norm, deferred_apex_norm, depth_scaled_apex_norm
 from megatron_cod.backends.backend import Backend, NormBuilder, with_common_keys
 from megatron_cod.backends.torch_attention import SDPACoreAttention
-from megatron_cod.backends.torch_mla import TorchMLASelfAttention
+from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
 from megatron_cod.schemes.overlay import Norms
 
@@ -61,8 +61,8 @@ def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred:
                 if getattr(inner, norm, None) is submodules.input_layernorm:
                     changed[norm] = plain
             attention = replace(attention, submodules=replace(inner, **changed))
-        if getattr(attention, "module", None) is MLASelfAttention and config.tensor_model_parallel_size > 1:
-            attention = replace(attention, module=TorchMLASelfAttention)
+        if getattr(attention, "module", None) is MLASelfAttention:
+            attention = replace(attention, module=torch_mla(config))
         norms = _replaced(submodules, plain, INPUT_NORMS)
         return with_common_keys(replace(norms, self_attention=attention))
 

@@ -16,7 +16,7 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
-from megatron_cod import cpu
+from megatron_cod import cpu, identity
 from megatron_cod.data.check import check_prefix
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
@@ -96,7 +96,7 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
             _vocabulary(args)
             model_config, _ = model_config_from_args(args)
             check_built(args, model_config.transformer)
-            checkpoints.record(args)
+            identity.record(args)
             loaded = checkpoints.check_load(args, args.override_scheme_check)
     except AssertionError as error:
         raise ValueError(one_line(error)) from None

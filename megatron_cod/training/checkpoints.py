@@ -11,10 +11,7 @@ from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, Distribut
 from torch.distributed.checkpoint import FileSystemReader
 
 from megatron_cod import __version__, cpu
-from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.schemes.options import options_from_args
-from megatron_cod.schemes.table import SCHEMES, get_scheme
-from megatron_cod.training.checkpoint_files import (
+from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
     check_files,
@@ -23,6 +20,8 @@ from megatron_cod.training.checkpoint_files import (
     latest_checkpoint,
     same_directory,
 )
+from megatron_cod.identity import recorded_identity
+from megatron_cod.schemes.design import design_from_args
 
 RESOLVED = "resolved_args.yaml"
 
@@ -36,15 +35,6 @@ _BUCKET_LAYOUT = {
     "EP": "expert_model_parallel_size",
     "VPP": "virtual_pipeline_model_parallel_size",
 }
-
-
-def record(args: Any) -> None:
-    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
-    design = design_from_args(args)
-    args.init_policy = design.init_policy
-    for name, value in design.identity(args).items():
-        setattr(args, name, value)
-    args.megatron_cod_version = __version__
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
@@ -129,21 +119,12 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
     return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
 
 
-def _identity(saved: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint says of its scheme. One that records none is stock Megatron's: pre_ln."""
-    scheme = getattr(saved, "norm_scheme", "pre_ln")
-    if scheme not in SCHEMES:
-        return {"norm_scheme": scheme}
-    found = BlockDesign(get_scheme(scheme), options_from_args(saved)).identity(saved)
-    return {name: getattr(saved, name, default) for name, default in found.items()}
-
-
 def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
     """ValueError, or with ``override`` a warning, for another norm scheme, or the same one with other options.
 
     A checkpoint that does not say what its scheme's exponent was has the paper's.
     """
-    theirs, ours = _identity(saved), design_from_args(args).identity(args)
+    theirs, ours = recorded_identity(saved), design_from_args(args).identity(args)
     if theirs == ours:
         return []
     if theirs["norm_scheme"] != ours["norm_scheme"]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.training.checkpoint_files import (
+from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
     is_complete,

@@ -18,7 +18,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 from megatron.training.global_vars import get_wandb_writer
 
-from megatron_cod import cpu
+from megatron_cod import cpu, identity
 from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
@@ -168,7 +168,7 @@ def main() -> None:
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
-        checkpoints.record(args)
+        identity.record(args)
         check_inputs(args)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")

@@ -10,7 +10,7 @@ import pytest
 
 import megatron_cod
 from megatron_cod.analysis.metrics import read_metrics
-from megatron_cod.training.checkpoint_files import TRACKER, check_files, iterations, latest_checkpoint, read_tracker
+from megatron_cod.checkpoint_files import TRACKER, check_files, iterations, latest_checkpoint, read_tracker
 from megatron_cod.training.checkpoints import check_scheme, differences, saved_state
 from tests.distributed.kills import STAGES, run_until_killed
 from tests.distributed.launch import run_training_ranks

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_cod.checkpoint_files import TRACKER, iteration_name, iterations, latest_checkpoint
 from megatron_cod.training import retention
 from megatron_cod.training.arguments import UsageError, build_parser
-from megatron_cod.training.checkpoint_files import TRACKER, iteration_name, iterations, latest_checkpoint
 from megatron_cod.training.checkpoints import check_save
 from megatron_cod.training.retention import DELETING, Retention, clean, surplus
 

@@ -1,0 +1,106 @@
+"""What a model is, in neither house's words: read from a Hugging Face config or from Megatron's arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions. kind: default, linear, llama3, yarn (with latent attention only)."""
+
+    theta: float = 10000.0
+    kind: str = "default"
+    factor: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 0.0
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-latent attention (DeepSeek): ranks and head sizes in channels."""
+
+    kv_rank: int
+    nope: int
+    """Channels of a query and key head without positions."""
+    rope: int
+    """Channels of a query and key head with rotary positions; the keys' are shared by all heads."""
+    value: int
+    q_rank: int | None = None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Mixture of experts."""
+
+    count: int
+    chosen: int
+    ffn: int
+    shared_ffn: int = 0
+    """Of all shared experts together; 0 for none."""
+    dense_layers: int = 0
+    """The first so many layers have one MLP instead."""
+    score: str = "softmax"
+    """softmax (over the chosen), pre_softmax (over all, not normalised again) or sigmoid (with a bias for the choice)."""
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only model: RMSNorm before each branch, SwiGLU, rotary positions."""
+
+    family: str
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    groups: int
+    head_dim: int
+    vocab: int
+    """Rows of the embedding on Hugging Face's side."""
+    padded_vocab: int
+    """Rows on Megatron's side."""
+    eps: float
+    positions: int
+    tied: bool = False
+    qkv_bias: bool = False
+    linear_bias: bool = False
+    """On every projection of attention and MLP."""
+    qk_norm: bool = False
+    rope: Rope = field(default_factory=Rope)
+    latent: Latent | None = None
+    experts: Experts | None = None
+
+    def is_expert_layer(self, layer: int) -> bool:
+        """Whether a layer (from 1) has experts."""
+        return self.experts is not None and layer > self.experts.dense_layers
+
+    def dims(self) -> dict[str, int]:
+        """The sizes that the mapping tables name."""
+        found = {
+            "hidden": self.hidden,
+            "vocab": self.vocab,
+            "ffn": self.ffn,
+            "q": self.heads * self.head_dim,
+            "kv": self.groups * self.head_dim,
+            "head": self.head_dim,
+        }
+        if self.latent is not None:
+            key = self.latent.nope + self.latent.rope
+            found |= {
+                "q_rank": self.latent.q_rank or 0,
+                "q_heads": self.heads * key,
+                "kv_rank": self.latent.kv_rank,
+                "kv_down": self.latent.kv_rank + self.latent.rope,
+                "kv_heads": self.heads * (self.latent.nope + self.latent.value),
+                "values": self.heads * self.latent.value,
+            }
+        if self.experts is not None:
+            found |= {
+                "experts": self.experts.count,
+                "expert_ffn": self.experts.ffn,
+                "shared_ffn": self.experts.shared_ffn,
+            }
+        return found

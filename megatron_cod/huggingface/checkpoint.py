@@ -1,0 +1,101 @@
+"""A Megatron checkpoint as the converter sees it: found, opened, read unit by unit, whatever layout it was saved at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_cod.analysis.checkpoint_tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
+from megatron_cod.checkpoint_files import iteration_name, latest_checkpoint
+from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.folding import LEARNED
+from megatron_cod.huggingface.rows import Unit
+
+_NOT_MAPPED = tuple(key.removeprefix("decoder.layers.") for key in LEARNED.values())
+
+
+def find_checkpoint(folder: Path, step: int | None = None) -> Path:
+    """The checkpoint in ``folder``: itself, or the one its tracker names, or that of ``step``. ValueError without one."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist")
+    if is_checkpoint(folder):
+        return folder
+    found = folder / iteration_name(step) if step is not None else latest_checkpoint(folder)
+    if found is None:
+        raise ValueError(f"{folder} holds no finished Megatron checkpoint (no latest_checkpointed_iteration.txt)")
+    if not is_checkpoint(found):
+        raise ValueError(f"{found} is no finished checkpoint in the torch_dist format")
+    return found
+
+
+class MegatronCheckpoint:
+    """Weights by unit, arguments, iteration. ValueError when it is damaged or records no arguments."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened = Checkpoint(path)
+        state = self._opened.common_state()
+        self.args: Any = state.get("args")
+        if self.args is None:
+            raise ValueError(f"checkpoint {path} records no arguments: what model it is cannot be known")
+        self.iteration = int(state.get("iteration") or 0)
+
+    def _slice(self, unit: Unit) -> Slice:
+        for key in unit.row.megatron:
+            found = self._opened.slices.get((key, unit.layer))
+            if found is not None:
+                return found
+        raise KeyError(unit.where)
+
+    def dtype(self, unit: Unit) -> torch.dtype:
+        """Of the unit's tensor as it is stored."""
+        return self._slice(unit).dtype
+
+    def check(self, wanted: list[Unit], arch: Architecture) -> list[str]:
+        """Notes on what is left out. ValueError that names every missing, unexpected or misshapen tensor."""
+        used: set[tuple[str, int | None]] = set()
+        faults = []
+        for unit in wanted:
+            used |= {(key, unit.layer) for key in unit.row.megatron}
+            try:
+                shape = self._slice(unit).shape
+            except KeyError:
+                faults.append(f"{unit.where} is missing")
+                continue
+            shape = shape[1:] if unit.expert is not None else shape
+            expected = unit.megatron_shape(arch)
+            if shape != expected:
+                faults.append(f"{unit.where} is {list(shape)}, expected {list(expected)}")
+        held = {name for name in self._opened.slices if kind_of(name[0]) == WEIGHTS and not _derived(name[0])}
+        extra = sorted({name for name, _ in held - used})
+        notes = []
+        prediction = [name for name in extra if name.startswith("mtp.")]
+        if prediction:
+            notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+        unknown = [name for name in extra if name not in prediction and not name.endswith(_NOT_MAPPED)]
+        faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
+        if faults:
+            raise ValueError(f"checkpoint {self.path}: {'; '.join(dict.fromkeys(faults))}")
+        return notes
+
+    def read(self, unit: Unit) -> Tensor:
+        """The unit's tensor, of one layer and expert."""
+        part = self._slice(unit)
+        if unit.expert is not None:
+            return self._opened.read(part, unit.expert, unit.expert + 1).squeeze(0)
+        return self._opened.read(part, 0, part.shape[0] if part.shape else 1)
+
+    def learned_scale(self, unit: Unit) -> Tensor:
+        """LayerScale's or SkipInit's vector of the branch that the unit ends, [hidden] or [1]."""
+        part = self._opened.slices.get((LEARNED[unit.row.part], unit.layer))
+        if part is None:
+            raise ValueError(f"checkpoint {self.path} has no {LEARNED[unit.row.part]} for layer {unit.layer}")
+        return self._opened.read(part, 0, part.shape[0])
+
+
+def _derived(key: str) -> bool:
+    """States of the run that are stored beside the weights, and no part of the function."""
+    return key.startswith(("rng_state", "rerun_state", "common_state")) or "local_tokens_per_expert" in key

@@ -1,0 +1,126 @@
+"""What lies beside the weights: tokenizer and generation files, our key in the config, and the unfolded originals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_cod.huggingface.folding import fold
+
+KEY = "megatron_cod"
+"""Our key in ``config.json``; loaders ignore it."""
+FOLDER = "huggingface"
+"""Where an imported checkpoint keeps config, tokenizer and generation files of the model that it came from."""
+_ORIGINALS = Path(KEY) / "unfolded.safetensors"
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+_OTHERS = ("generation_config.json",)
+
+
+def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
+    """Copy what is there of tokenizer and generation files, and the config; returns their names."""
+    names = [*TOKENIZER_FILES, *_OTHERS, *(["config.json"] if config else [])]
+    found = [name for name in names if (source / name).is_file()]
+    if found:
+        target.mkdir(exist_ok=True)
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found
+
+
+def tokenizer_recipe(copied: list[str], output: Path) -> dict[str, Any]:
+    """The recipe keys with which training reads text as the model does; without tokenizer files, ids only."""
+    folder = output.resolve() / FOLDER
+    if "tokenizer.json" in copied or "vocab.json" in copied:
+        return {"tokenizer-type": "HuggingFaceTokenizer", "tokenizer-model": str(folder)}
+    if "tokenizer.model" in copied:
+        return {"tokenizer-type": "SentencePieceTokenizer", "tokenizer-model": str(folder / "tokenizer.model")}
+    return {"tokenizer-type": "NullTokenizer"}
+
+
+def save_originals(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Keep the weights as they were before folding: dividing by a factor again does not bring back every bit.
+
+    In a folder of its own, and a few vectors only, so that no loader takes it for weights of the model.
+    """
+    path = folder / _ORIGINALS
+    path.parent.mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+class Originals:
+    """The weights that ``save_originals`` kept, each given out only while it still folds to what the model holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: Any = None
+        self._stale: list[str] = []
+        path = folder / _ORIGINALS
+        if path.is_file():
+            try:
+                self._file = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path} is damaged or half-written: {error}") from None
+        self.names: set[str] = set(self._file.keys()) if self._file else set()
+
+    def take(self, name: str, folded: Tensor, factor: float) -> Tensor | None:
+        """The original whose product with ``factor`` is ``folded`` to the bit, or None."""
+        original = self._file.get_tensor(name)
+        if original.shape == folded.shape and torch.equal(fold(original, factor, folded.dtype), folded):
+            return original
+        self._stale.append(name)
+        return None
+
+    def notes(self) -> list[str]:
+        """A line when weights were changed after the export."""
+        if not self._stale:
+            return []
+        return [
+            f"{len(self._stale)} folded weights were changed since the export ({self._stale[0]}, ...): they are divided "
+            f"by their factor, which is exact to the last bit or two only"
+        ]
+
+
+def copy_tokenizer_of(args: Any, target: Path) -> list[str]:
+    """Copy the tokenizer that a checkpoint's arguments name, when it is still there and Hugging Face can read it."""
+    model = getattr(args, "tokenizer_model", None)
+    if not model or not Path(model).exists():
+        return []
+    path = Path(model)
+    if path.is_dir() or path.name == "tokenizer.json":
+        return copy(path if path.is_dir() else path.parent, target, config=False)
+    if path.suffix != ".model":
+        return []
+    shutil.copyfile(path, target / "tokenizer.model")
+    # Megatron's SentencePiece tokenizers add no special tokens by themselves.
+    said = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": False}
+    (target / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
+    if _reads_alike(path, target):
+        return ["tokenizer.model", "tokenizer_config.json"]
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (target / name).unlink()
+    return []
+
+
+_PROBE = "The state of our Union is strong: 3 of 4 agree, (really) they do."
+
+
+def _reads_alike(model: Path, folder: Path) -> bool:
+    """Whether transformers gives the ids of SentencePiece: it reads every model as BPE, which a unigram one is not."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    expected = sentencepiece.SentencePieceProcessor(model_file=str(model)).encode(_PROBE)
+    try:
+        return AutoTokenizer.from_pretrained(folder).encode(_PROBE) == expected
+    except Exception:  # transformers has its own errors for each kind of model that it cannot read
+        return False

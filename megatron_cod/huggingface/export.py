@@ -1,0 +1,206 @@
+"""Megatron checkpoint -> a directory that stock transformers, vLLM, llama.cpp and lm-eval load, unit by unit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_cod import __version__
+from megatron_cod.huggingface import companions
+from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
+from megatron_cod.huggingface.families.table import config_of, get_family
+from megatron_cod.huggingface.folding import Folding, fold, folding_of_checkpoint
+from megatron_cod.huggingface.megatron_args import architecture_of_args
+from megatron_cod.huggingface.partial import PartialDirectory
+from megatron_cod.huggingface.progress import Progress
+from megatron_cod.huggingface.rows import NORMS, OUTPUTS, Unit, units
+from megatron_cod.huggingface.source import read_json
+from megatron_cod.huggingface.target import Parcel, missing_bytes, shards, write_shards
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What a config of another model would say of RoPE and precision, and must not once ours has said it.
+_OVERRIDDEN = (
+    *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
+    "layer_types",
+)
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What the user asked for."""
+
+    checkpoint: Path
+    output: Path
+    step: int | None = None
+    dtype: str | None = None
+    """Of ``DTYPES``; None keeps each tensor's own."""
+    fold: bool = True
+    family: str | None = None
+    vocab: int | None = None
+    like: Path | None = None
+    """A Hugging Face directory whose tokenizer, generation files and further config keys are taken over."""
+    shard_bytes: int = 5_000_000_000
+
+
+@dataclass
+class Exported:
+    """A checkpoint as stock Hugging Face tensors, made one unit at a time."""
+
+    arch: Architecture
+    scheme: Folding
+    folded: bool
+    config: dict[str, Any]
+    parcels: list[Parcel]
+    originals: dict[str, Callable[[], Tensor]]
+    """The norms before folding, by the name of the folded one."""
+    args: Any
+    notes: list[str] = field(default_factory=list)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of the whole model."""
+        for parcel in self.parcels:
+            yield from zip(parcel.names, parcel.make(), strict=True)
+
+
+def _plain_norm(checkpoint: MegatronCheckpoint, unit: Unit) -> Tensor:
+    """gamma itself, [hidden]; Megatron's zero-centred ones are stored less 1."""
+    weight = checkpoint.read(unit)
+    if getattr(checkpoint.args, "layernorm_zero_centered_gamma", False) and weight.dim() == 1:
+        weight = 1.0 + weight.float()
+    return weight
+
+
+def _is_norm(unit: Unit) -> bool:
+    return unit.row.megatron[0].endswith(("layernorm.weight", "layer_norm_weight"))
+
+
+def _make(
+    checkpoint: MegatronCheckpoint, unit: Unit, arch: Architecture, scheme: Folding, dtype: torch.dtype
+) -> list[Tensor]:
+    weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
+    factor: float | Tensor = scheme.factor(unit.row.part, unit.layer)
+    if scheme.learned and unit.row.part in OUTPUTS:
+        factor = checkpoint.learned_scale(unit)
+    return unit.row.join.to_hf(fold(weight, factor, dtype), arch)
+
+
+def exported(
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    fold_factors: bool = True,
+    family: str | None = None,
+    vocab: int | None = None,
+    like: dict[str, Any] | None = None,
+) -> Exported:
+    """Open a checkpoint directory (``iter_N``) as stock tensors; nothing is read yet but what it says of itself.
+
+    dtype: of every tensor; None keeps each one's own. like: a config whose other keys (token ids, ...) are taken over.
+    Raises ValueError for a damaged checkpoint, an architecture or a norm scheme that no stock model computes.
+    """
+    checkpoint = MegatronCheckpoint(path)
+    scheme = folding_of_checkpoint(checkpoint.args, checkpoint.iteration)
+    like = like or {}
+    if vocab is None and like.get("vocab_size"):
+        vocab = int(like["vocab_size"])
+    arch = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
+    wanted = list(units(get_family(arch.family).rows, arch))
+    notes = checkpoint.check(wanted, arch)
+    if scheme.learned and not fold_factors:
+        raise ValueError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
+    applied = scheme if fold_factors else Folding()
+    parcels: list[Parcel] = []
+    originals: dict[str, Callable[[], Tensor]] = {}
+    for unit in wanted:
+        kept = dtype or checkpoint.dtype(unit)
+        make = partial(_make, checkpoint, unit, arch, applied, kept)
+        # The choice of experts hangs on this bias: transformers holds it in fp32 too.
+        if unit.row.megatron[0].endswith("expert_bias"):
+            kept = torch.float32
+            make = partial(_make, checkpoint, unit, arch, applied, kept)
+        parcels.append(Parcel(unit.names, unit.shapes, (kept,) * len(unit.names), make))
+        if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0:
+            originals[unit.names[0]] = partial(_plain_norm, checkpoint, unit)
+    widest = dtype or max((parcel.dtypes[0] for parcel in parcels), key=lambda found: found.itemsize)
+    if not fold_factors and scheme.scheme != "pre_ln":
+        notes.append(
+            "WARNING: --no-fold: the weights are those of lns without its depth factors; stock transformers loads them "
+            "without a word and computes something else"
+        )
+    stored = max((checkpoint.dtype(unit) for unit in wanted), key=lambda found: found.itemsize)
+    if stored.itemsize > widest.itemsize:
+        notes.append(f"weights are rounded from {_short(stored)} to {_short(widest)}: an import gives the rounded ones")
+    config = {**{key: value for key, value in like.items() if key not in _OVERRIDDEN}, **config_of(arch)}
+    config |= {"torch_dtype": _short(widest), "dtype": _short(widest)}
+    config[companions.KEY] = {
+        **scheme.identity(),
+        "folded": bool(fold_factors),
+        "version": __version__,
+    }
+    return Exported(arch, scheme, fold_factors, config, parcels, originals, checkpoint.args, notes)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) -> Exported:
+    """Write ``job.output``. Raises ValueError, and leaves nothing under that name, for what cannot be converted."""
+    path = find_checkpoint(job.checkpoint, job.step)
+    like = job.like or _came_with(path)
+    found = exported(
+        path,
+        dtype=DTYPES[job.dtype] if job.dtype else None,
+        fold_factors=job.fold,
+        family=job.family,
+        vocab=job.vocab,
+        like=_other_keys(read_json(like / "config.json"), job.family) if like else None,
+    )
+    for note in found.notes:
+        say(note if note.startswith("WARNING") else f"note: {note}")
+    planned = shards(found.parcels, job.shard_bytes)
+    stat = (path / ".metadata").stat()
+    part = PartialDirectory(
+        job.output,
+        {"job": [str(value) for value in vars(job).values()], "source": [str(path), stat.st_size, stat.st_mtime_ns]},
+    )
+    part.check_space(missing_bytes(part, planned))
+    progress = Progress(sum(parcel.bytes for parcel in found.parcels))
+    try:
+        write_shards(part, planned, progress.add, progress.skip)
+    finally:
+        progress.close()
+    if found.originals:
+        companions.save_originals(part.folder, {name: make() for name, make in found.originals.items()})
+    copied = companions.copy(like, part.folder, config=False) if like else []
+    if not set(copied) & set(companions.TOKENIZER_FILES):
+        copied += companions.copy_tokenizer_of(found.args, part.folder)
+    if not set(copied) & set(companions.TOKENIZER_FILES):
+        note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
+        found.notes.append(note)
+        say(f"note: {note}")
+    (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
+    part.finish()
+    return found
+
+
+def _came_with(checkpoint: Path) -> Path | None:
+    """The directory with the companions of the imported model that a checkpoint is, or was trained on from."""
+    named = getattr(MegatronCheckpoint(checkpoint).args, "tokenizer_model", None)
+    folders = [checkpoint.parent / companions.FOLDER, *([Path(named)] if named else [])]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
+def _other_keys(config: dict[str, Any], family: str | None) -> dict[str, Any]:
+    """A config without what an earlier export said of itself; of another family, only the ids of special tokens."""
+    if family is not None and config.get("model_type") != family:
+        return {key: value for key, value in config.items() if key.endswith("_token_id")}
+    return {key: value for key, value in config.items() if key != companions.KEY}

@@ -1,0 +1,1 @@
+"""Mapping tables: one row per parameter, one table per family."""

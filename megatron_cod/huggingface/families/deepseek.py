@@ -1,0 +1,196 @@
+"""DeepSeek V2 and V3: multi-latent attention, dense layers first, then routed and shared experts."""
+
+from dataclasses import replace
+from typing import Any
+
+from megatron_cod.huggingface.architecture import Architecture, Experts, Latent
+from megatron_cod.huggingface.families import parts
+from megatron_cod.huggingface.families.fields import Config, need, only
+from megatron_cod.huggingface.rows import GATE_UP, Part, Row
+
+_ATTENTION, _MLP = "decoder.layers.self_attention.", "decoder.layers.mlp."
+_HF_ATTENTION, _HF_MLP = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
+
+
+def _ranked(arch: Architecture, _layer: int) -> bool:
+    return arch.latent is not None and arch.latent.q_rank is not None
+
+
+def _unranked(arch: Architecture, layer: int) -> bool:
+    return not _ranked(arch, layer)
+
+
+def _experts(arch: Architecture, layer: int) -> bool:
+    return arch.is_expert_layer(layer)
+
+
+def _shared(arch: Architecture, layer: int) -> bool:
+    return arch.is_expert_layer(layer) and arch.experts is not None and arch.experts.shared_ffn > 0
+
+
+def _sigmoid(arch: Architecture, layer: int) -> bool:
+    return arch.is_expert_layer(layer) and arch.experts is not None and arch.experts.score == "sigmoid"
+
+
+def _latent(megatron: str, hf: str, sizes: str, **more: object) -> Row:
+    return Row((_ATTENTION + megatron,), ((_HF_ATTENTION + hf, sizes),), **more)  # type: ignore[arg-type]
+
+
+def _norm(name: str, inside: str, hf: str, sizes: str, **more: object) -> Row:
+    keys = (f"{_ATTENTION}{name}.weight", f"{_ATTENTION}{inside}.layer_norm_weight")
+    return Row(keys, ((_HF_ATTENTION + hf, sizes),), **more)  # type: ignore[arg-type]
+
+
+ROWS = (
+    parts.EMBEDDING,
+    parts.ATTENTION_NORM,
+    _latent("linear_q_proj.weight", "q_proj.weight", "q_heads hidden", when=_unranked),
+    _latent("linear_q_down_proj.weight", "q_a_proj.weight", "q_rank hidden", when=_ranked),
+    _norm("q_layernorm", "linear_q_up_proj", "q_a_layernorm.weight", "q_rank", when=_ranked),
+    _latent("linear_q_up_proj.weight", "q_b_proj.weight", "q_heads q_rank", when=_ranked),
+    _latent("linear_kv_down_proj.weight", "kv_a_proj_with_mqa.weight", "kv_down hidden"),
+    _norm("kv_layernorm", "linear_kv_up_proj", "kv_a_layernorm.weight", "kv_rank"),
+    _latent("linear_kv_up_proj.weight", "kv_b_proj.weight", "kv_heads kv_rank"),
+    _latent("linear_proj.weight", "o_proj.weight", "hidden values", part=Part.ATTENTION_OUTPUT),
+    parts.MLP_NORM,
+    *parts.DENSE_MLP,
+    Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), when=_experts),
+    Row(
+        (_MLP + "router.expert_bias",),
+        ((_HF_MLP + "gate.e_score_correction_bias", "experts"),),
+        when=_sigmoid,
+    ),
+    Row(
+        (_MLP + "experts.experts.linear_fc1.weight",),
+        (
+            (_HF_MLP + "experts.{e}.gate_proj.weight", "expert_ffn hidden"),
+            (_HF_MLP + "experts.{e}.up_proj.weight", "expert_ffn hidden"),
+        ),
+        join=GATE_UP,
+        when=_experts,
+    ),
+    Row(
+        (_MLP + "experts.experts.linear_fc2.weight",),
+        ((_HF_MLP + "experts.{e}.down_proj.weight", "hidden expert_ffn"),),
+        part=Part.MLP_OUTPUT,
+        when=_experts,
+    ),
+    Row(
+        (_MLP + "shared_experts.linear_fc1.weight",),
+        (
+            (_HF_MLP + "shared_experts.gate_proj.weight", "shared_ffn hidden"),
+            (_HF_MLP + "shared_experts.up_proj.weight", "shared_ffn hidden"),
+        ),
+        join=GATE_UP,
+        when=_shared,
+    ),
+    Row(
+        (_MLP + "shared_experts.linear_fc2.weight",),
+        ((_HF_MLP + "shared_experts.down_proj.weight", "hidden shared_ffn"),),
+        part=Part.MLP_OUTPUT,
+        when=_shared,
+    ),
+    parts.FINAL_NORM,
+    parts.HEAD,
+)
+
+
+def _read_latent(config: Config) -> dict[str, Any]:
+    # transformers gives the norms inside the attention its default epsilon, whatever rms_norm_eps says.
+    only(config, attention_bias=False, mlp_bias=False, rms_norm_eps=1e-6, rope_interleave=True, moe_layer_freq=1)
+    rank = config.get("q_lora_rank")
+    latent = Latent(
+        kv_rank=int(need(config, "kv_lora_rank")),
+        nope=int(need(config, "qk_nope_head_dim")),
+        rope=int(need(config, "qk_rope_head_dim")),
+        value=int(need(config, "v_head_dim")),
+        q_rank=None if rank is None else int(rank),
+    )
+    heads = int(need(config, "num_attention_heads"))
+    only(config, num_key_value_heads=heads)
+    return {"latent": latent, "groups": heads, "head_dim": latent.nope + latent.rope}
+
+
+def _read_experts(config: Config, score: str) -> Experts | None:
+    dense_layers = int(config.get("first_k_dense_replace") or 0)
+    if dense_layers >= int(need(config, "num_hidden_layers")):
+        return None
+    ffn = int(need(config, "moe_intermediate_size"))
+    return Experts(
+        count=int(need(config, "n_routed_experts")),
+        chosen=int(need(config, "num_experts_per_tok")),
+        ffn=ffn,
+        shared_ffn=ffn * int(config.get("n_shared_experts") or 0),
+        dense_layers=dense_layers,
+        score=score,
+        scale=float(config.get("routed_scaling_factor") or 1.0),
+    )
+
+
+def read_v2(config: Config) -> dict[str, Any]:
+    if config.get("topk_method", "greedy") != "greedy":
+        raise ValueError(
+            f"config.json has topk_method {config['topk_method']!r}: Megatron ranks groups of experts by another sum; "
+            f"DeepSeek V2 is only known with greedy (V2-Lite)"
+        )
+    only(config, norm_topk_prob=False, scoring_func="softmax")
+    return {**_read_latent(config), "experts": _read_experts(config, "pre_softmax")}
+
+
+def read_v3(config: Config) -> dict[str, Any]:
+    only(config, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc")
+    experts = _read_experts(config, "sigmoid")
+    groups, chosen = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
+    if experts is not None and groups > 1:
+        if experts.chosen // chosen != 2:
+            raise ValueError(
+                f"config.json chooses {experts.chosen} experts of {chosen} groups: Megatron ranks a group by its best "
+                f"{experts.chosen // chosen}, DeepSeek V3 always by its best 2"
+            )
+        experts = replace(experts, groups=groups, chosen_groups=chosen)
+    return {**_read_latent(config), "experts": experts}
+
+
+def _write(arch: Architecture) -> dict[str, Any]:
+    assert arch.latent is not None
+    found = arch.experts or Experts(1, 1, arch.ffn, dense_layers=arch.layers)
+    return {
+        "kv_lora_rank": arch.latent.kv_rank,
+        "q_lora_rank": arch.latent.q_rank,
+        "qk_nope_head_dim": arch.latent.nope,
+        "qk_rope_head_dim": arch.latent.rope,
+        "v_head_dim": arch.latent.value,
+        "head_dim": arch.latent.rope,  # transformers takes the rotary size from it
+        "num_key_value_heads": arch.heads,
+        "n_routed_experts": found.count,
+        "num_experts_per_tok": found.chosen,
+        "moe_intermediate_size": found.ffn,
+        "n_shared_experts": max(found.shared_ffn // found.ffn, 1),
+        "first_k_dense_replace": found.dense_layers,
+        "routed_scaling_factor": found.scale,
+        "moe_layer_freq": 1,
+        "attention_bias": False,
+    }
+
+
+def write_v2(arch: Architecture) -> dict[str, Any]:
+    own = {"topk_method": "greedy", "n_group": None, "topk_group": None, "norm_topk_prob": False}
+    return {**_write(arch), **own, "scoring_func": "softmax"}
+
+
+def write_v3(arch: Architecture) -> dict[str, Any]:
+    found = arch.experts or Experts(1, 1, arch.ffn)
+    own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
+    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
+    return {**_write(arch), **own, "scoring_func": "sigmoid"}
+
+
+def expresses(arch: Architecture, score: str) -> bool:
+    found = arch.experts
+    if arch.latent is None or not parts.unbiased(arch) or arch.eps != 1e-6 or arch.rope.kind not in ("default", "yarn"):
+        return False
+    if found is None:
+        return score == "sigmoid"
+    whole = found.shared_ffn and found.shared_ffn % found.ffn == 0  # transformers always builds shared experts
+    grouped = found.groups == 1 or (score == "sigmoid" and found.chosen // found.chosen_groups == 2)
+    return bool(found.score == score and whole and grouped)

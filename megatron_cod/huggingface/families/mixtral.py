@@ -1,0 +1,55 @@
+"""Mixtral: experts in every layer, probabilities by softmax over the chosen ones."""
+
+from typing import Any
+
+from megatron_cod.huggingface.architecture import Architecture, Experts
+from megatron_cod.huggingface.families import parts
+from megatron_cod.huggingface.families.fields import Config, need
+from megatron_cod.huggingface.rows import GATE_UP, Part, Row
+
+_MLP, _HF = "decoder.layers.mlp.", "model.layers.{l}.block_sparse_moe."
+
+ROWS = (
+    parts.EMBEDDING,
+    parts.ATTENTION_NORM,
+    *parts.ATTENTION,
+    parts.MLP_NORM,
+    Row((_MLP + "router.weight",), ((_HF + "gate.weight", "experts hidden"),)),
+    Row(
+        (_MLP + "experts.experts.linear_fc1.weight",),
+        ((_HF + "experts.{e}.w1.weight", "expert_ffn hidden"), (_HF + "experts.{e}.w3.weight", "expert_ffn hidden")),
+        join=GATE_UP,
+    ),
+    Row(
+        (_MLP + "experts.experts.linear_fc2.weight",),
+        ((_HF + "experts.{e}.w2.weight", "hidden expert_ffn"),),
+        part=Part.MLP_OUTPUT,
+    ),
+    parts.FINAL_NORM,
+    parts.HEAD,
+)
+
+
+def read(config: Config) -> dict[str, Any]:
+    ffn = int(need(config, "intermediate_size"))
+    count, chosen = int(need(config, "num_local_experts")), int(need(config, "num_experts_per_tok"))
+    return {"experts": Experts(count, chosen, ffn)}
+
+
+def write(arch: Architecture) -> dict[str, Any]:
+    assert arch.experts is not None
+    return {
+        "num_local_experts": arch.experts.count,
+        "num_experts_per_tok": arch.experts.chosen,
+        "intermediate_size": arch.experts.ffn,
+        "router_aux_loss_coef": 0.001,
+        "output_router_logits": False,
+        "router_jitter_noise": 0.0,
+        "sliding_window": None,
+    }
+
+
+def expresses(arch: Architecture) -> bool:
+    found = arch.experts
+    stock = found is not None and found == Experts(found.count, found.chosen, found.ffn)
+    return stock and arch.latent is None and parts.unbiased(arch) and not arch.qk_norm

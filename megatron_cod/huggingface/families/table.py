@@ -1,0 +1,188 @@
+"""FAMILIES: one row per Hugging Face architecture, with its mapping table and how its config reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.families import deepseek, dense, mixtral, parts
+from megatron_cod.huggingface.families.fields import Config, only, read_common, write_rope
+from megatron_cod.huggingface.rows import Row
+
+
+@dataclass(frozen=True)
+class Family:
+    """A stock architecture of Hugging Face."""
+
+    name: str
+    """Its ``model_type``."""
+    model_class: str
+    """What ``architectures`` names."""
+    rows: tuple[Row, ...]
+    read: Callable[[Config], dict[str, Any]]
+    """Fields of ``Architecture`` beyond ``read_common``; ValueError for what Megatron's model does not compute."""
+    write: Callable[[Architecture], dict[str, Any]]
+    """Keys of the config beyond ``write_common``."""
+    expresses: Callable[[Architecture], bool]
+    """Whether the stock model computes this architecture."""
+
+
+def _plain(arch: Architecture) -> bool:
+    return arch.latent is None and arch.experts is None and arch.rope.kind != "yarn"
+
+
+def _read_llama(config: Config) -> dict[str, Any]:
+    attention, mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    if attention != mlp:
+        raise ValueError("config.json has attention_bias and mlp_bias differ; Megatron has both or neither")
+    return {"linear_bias": attention}
+
+
+def _read_mistral(_config: Config) -> dict[str, Any]:
+    return {}
+
+
+def _read_qwen2(_config: Config) -> dict[str, Any]:
+    return {"qkv_bias": True}
+
+
+def _read_qwen3(config: Config) -> dict[str, Any]:
+    only(config, attention_bias=False)
+    return {"qk_norm": True}
+
+
+_ROWS = (
+    Family(
+        "llama",
+        "LlamaForCausalLM",
+        dense.ROWS,
+        _read_llama,
+        lambda arch: {"attention_bias": arch.linear_bias, "mlp_bias": arch.linear_bias},
+        lambda arch: _plain(arch) and not arch.qk_norm and (arch.linear_bias or not arch.qkv_bias),
+    ),
+    Family(
+        "mistral",
+        "MistralForCausalLM",
+        dense.ROWS,
+        _read_mistral,
+        lambda _: {"sliding_window": None},
+        lambda arch: _plain(arch) and not arch.qk_norm and parts.unbiased(arch),
+    ),
+    Family(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        dense.ROWS,
+        _read_qwen2,
+        lambda _: {"use_sliding_window": False, "sliding_window": None},
+        lambda arch: _plain(arch) and not arch.qk_norm and arch.qkv_bias and not arch.linear_bias,
+    ),
+    Family(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        dense.ROWS,
+        _read_qwen3,
+        lambda _: {"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
+        lambda arch: _plain(arch) and arch.qk_norm and parts.unbiased(arch),
+    ),
+    Family("mixtral", "MixtralForCausalLM", mixtral.ROWS, mixtral.read, mixtral.write, mixtral.expresses),
+    Family(
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        deepseek.ROWS,
+        deepseek.read_v2,
+        deepseek.write_v2,
+        lambda arch: deepseek.expresses(arch, "pre_softmax"),
+    ),
+    Family(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        deepseek.ROWS,
+        deepseek.read_v3,
+        deepseek.write_v3,
+        lambda arch: deepseek.expresses(arch, "sigmoid"),
+    ),
+)
+
+FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
+
+
+def get_family(name: str) -> Family:
+    """The row called ``name``; ValueError names the known ones."""
+    if name not in FAMILIES:
+        raise ValueError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
+    """The first family whose stock model computes this architecture, or ``wanted``; ValueError when none does."""
+    if wanted is not None:
+        family = get_family(wanted)
+        if not family.expresses(arch):
+            fits = [row.name for row in _ROWS if row.expresses(arch)]
+            raise ValueError(f"{wanted} does not compute this model; {', '.join(fits) or 'no known family'} does")
+        return family
+    for row in _ROWS:
+        if row.expresses(arch):
+            return row
+    raise ValueError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
+
+
+def describe(arch: Architecture) -> str:
+    """What sets an architecture apart, for messages."""
+    found = [
+        "latent attention" if arch.latent else "",
+        f"experts ({arch.experts})" if arch.experts else "",
+        "norms of queries and keys" if arch.qk_norm else "",
+        "biases of q, k, v" if arch.qkv_bias else "",
+        "biases" if arch.linear_bias else "",
+        f"{arch.rope.kind} RoPE",
+        f"norm epsilon {arch.eps:g}",
+    ]
+    return ", ".join(filter(None, found))
+
+
+def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
+    """The architecture of a Hugging Face config, and notes on what is not carried over without harm.
+
+    Raises ValueError for an unknown architecture, or a value that Megatron's model does not compute.
+    """
+    family = get_family(str(config.get("model_type") or "(none)"))
+    arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
+    if arch.rope.kind == "yarn" and arch.latent is None:
+        raise ValueError("yarn RoPE scaling is only known with DeepSeek's attention")
+    if arch.rope.kind in ("linear", "llama3") and arch.latent is not None:
+        raise ValueError(f"{arch.rope.kind} RoPE scaling is not known with DeepSeek's attention")
+    notes = []
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    if window and int(window) < arch.positions:
+        notes.append(
+            f"the attention window of {window} tokens is not carried over: the function is the same up to that length, "
+            f"so --max-position-embeddings is {window} instead of {arch.positions}"
+        )
+        arch = replace(arch, positions=int(window))
+    return arch, notes
+
+
+def config_of(arch: Architecture) -> dict[str, Any]:
+    """A ``config.json`` for an architecture, of its family."""
+    family = get_family(arch.family)
+    return {
+        "architectures": [family.model_class],
+        "model_type": family.name,
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.hidden,
+        "intermediate_size": arch.ffn,
+        "num_hidden_layers": arch.layers,
+        "num_attention_heads": arch.heads,
+        "num_key_value_heads": arch.groups,
+        "head_dim": arch.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": arch.positions,
+        "rms_norm_eps": arch.eps,
+        "tie_word_embeddings": arch.tied,
+        "attention_dropout": 0.0,
+        **write_rope(arch.rope),
+        **family.write(arch),
+    }

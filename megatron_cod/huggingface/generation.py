@@ -1,0 +1,157 @@
+"""Text from a model: greedy or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import torch
+
+from megatron_cod.huggingface import companions
+from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
+from megatron_cod.huggingface.export import DTYPES
+from megatron_cod.huggingface.memory import load_as_transformers
+from megatron_cod.huggingface.source import read_json
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens. ValueError for values that leave nothing to draw from."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    """0 is all."""
+    top_p: float = 1.0
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("--temperature must be more than 0, --top-k at least 0, --top-p from above 0 to 1")
+
+
+class Tokenizer(Protocol):
+    """What generation needs of one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text."""
+
+
+class ByteTokenizer:
+    """Bytes as ids, 256 ends a text: what ``tools/preprocess_data.py --tokenizer-type ByteLevelTokenizer`` writes."""
+
+    eos_token_id = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(one for one in ids if one < 256).decode(errors="replace")
+
+
+def _tokenizer_in(folder: Path) -> Any | None:
+    if not any((folder / name).is_file() for name in companions.TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from None
+
+
+def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -> Any:
+    if given is not None:
+        folders, vocab = [given], 0  # what the user names is taken, or refused
+    for folder in folders:
+        found = _tokenizer_in(folder)
+        if found is not None:
+            return found
+    if vocab in (256, 257):
+        return ByteTokenizer()
+    raise ValueError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
+
+
+def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "float32") -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer) of a Hugging Face directory. ValueError when there is none."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_json(folder / "config.json")
+    found = _tokenizer([folder], int(config.get("vocab_size") or 0), tokenizer)
+    said = config.get(companions.KEY)
+    if isinstance(said, dict) and not said.get("folded", True):
+        raise ValueError(f"{folder} was exported with --no-fold: transformers would compute something else")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be loaded: {error}") from None
+    return model.eval(), found
+
+
+def open_checkpoint(
+    folder: Path, step: int | None = None, tokenizer: Path | None = None, dtype: str = "float32"
+) -> tuple[Any, Any]:
+    """The same of a Megatron checkpoint, in memory."""
+    path = find_checkpoint(folder, step)
+    model = load_as_transformers(path, dtype=DTYPES[dtype])
+    vocab = model.config.vocab_size
+    with TemporaryDirectory() as own:  # those of the run, as an export would have them
+        companions.copy_tokenizer_of(MegatronCheckpoint(path).args, Path(own))
+        return model, _tokenizer([path.parent / companions.FOLDER, Path(own)], vocab, tokenizer)
+
+
+def open_model(
+    folder: Path, step: int | None = None, tokenizer: Path | None = None, dtype: str = "float32"
+) -> tuple[Any, Any]:
+    """The same of either; of a checkpoint the depth factors are folded, block by block. ValueError for another folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist")
+    if (folder / "config.json").is_file():
+        return open_directory(folder, tokenizer, dtype)
+    return open_checkpoint(folder, step, tokenizer, dtype)
+
+
+def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch.Generator) -> int:
+    """The next id, from logits [v]: the likeliest, or a drawn one."""
+    if sampling is None:
+        return int(logits.argmax())
+    scaled = logits.float() / sampling.temperature
+    if sampling.top_k:
+        smallest = scaled.topk(min(sampling.top_k, scaled.numel())).values[-1]
+        scaled = scaled.masked_fill(scaled < smallest, float("-inf"))
+    shares, order = scaled.softmax(-1).sort(descending=True)
+    # A token stays while those before it do not make up top_p: so the first always does.
+    shares = shares.masked_fill(shares.cumsum(-1) - shares >= sampling.top_p, 0.0)
+    return int(order[torch.multinomial(shares.cpu(), 1, generator=generator)])
+
+
+@torch.no_grad()
+def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling | None = None) -> str:
+    """The prompt and up to ``count`` tokens behind it; a text's end, or the model's longest sequence, ends it earlier.
+
+    Raises ValueError for a prompt that gives no token, or too many.
+    """
+    ids = list(tokenizer.encode(prompt))
+    longest = model.config.max_position_embeddings
+    if not 0 < len(ids) < longest:
+        raise ValueError(f"the prompt is {len(ids)} tokens; it must be from 1 to {longest - 1}")
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
+    step, cache = torch.tensor([ids], device=device), None
+    for _ in range(min(count, longest - len(ids))):
+        out = model(step, past_key_values=cache, use_cache=True)
+        token, cache = next_token(out.logits[0, -1], sampling, generator), out.past_key_values
+        if token == tokenizer.eos_token_id:
+            break
+        ids.append(token)
+        step = torch.tensor([[token]], device=device)
+    return tokenizer.decode(ids)

@@ -1,0 +1,185 @@
+"""Hugging Face directory -> Megatron checkpoint, unit by unit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from megatron_cod.checkpoint_files import RELEASE, TRACKER
+from megatron_cod.huggingface import companions
+from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, groups
+from megatron_cod.huggingface.families.table import architecture_of, get_family
+from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, folding_of
+from megatron_cod.huggingface.import_plan import Change, plan_pieces
+from megatron_cod.huggingface.partial import PartialDirectory
+from megatron_cod.huggingface.progress import Progress
+from megatron_cod.huggingface.recipe import namespace_of, recipe_of
+from megatron_cod.huggingface.rows import Unit, units
+from megatron_cod.huggingface.source import Source, read_json
+from megatron_cod.identity import record
+
+RECIPE = "recipe.yaml"
+_FILE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class ImportJob:
+    """What the user asked for."""
+
+    model: Path
+    output: Path
+    as_scheme: str | None = None
+    """pre_ln or lns; None is pre_ln, or for unfolded weights the scheme they are of."""
+    unfolded_lns: bool = False
+    """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
+    padded_vocab: int | None = None
+    file_bytes: int = _FILE_BYTES
+
+
+@dataclass
+class Outcome:
+    """What a conversion has to say when it is done."""
+
+    output: Path
+    arch: Architecture
+    scheme: Folding
+    tensors: int = 0
+    bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def _schemes(job: ImportJob, config: dict[str, Any]) -> tuple[Folding, Folding]:
+    """(scheme of the stored numbers, scheme to write). ValueError for contradictory wishes."""
+    said = config.get(companions.KEY)
+    made = folding_of(said) if isinstance(said, dict) else PRE_LN
+    folded = not isinstance(said, dict) or bool(said.get("folded", True))
+    if job.unfolded_lns and isinstance(said, dict) and folded:
+        raise ValueError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
+    held = LNS if job.unfolded_lns else PRE_LN if folded else made
+    if job.as_scheme is None:
+        return held, held
+    if job.as_scheme == "pre_ln":
+        return held, PRE_LN
+    if job.as_scheme != "lns":
+        raise ValueError(f"--as-scheme {job.as_scheme}: an existing model can go on as pre_ln or lns")
+    return held, held if held.scheme == "lns" else made if made.scheme == "lns" else LNS
+
+
+def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> list[str]:
+    """Notes; ValueError that names every missing, extra or misshapen tensor."""
+    expected = {name: shape for unit in wanted for name, shape in zip(unit.names, unit.shapes, strict=True)}
+    notes, faults = [], []
+    extra = sorted(source.shapes.keys() - expected.keys())
+    if arch.tied and "lm_head.weight" in extra:
+        if not torch.equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight")):
+            raise ValueError("lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true")
+        extra.remove("lm_head.weight")
+    behind = tuple(f"model.layers.{arch.layers + k}." for k in range(8)) if arch.latent is not None else ()
+    prediction = [name for name in extra if behind and name.startswith(behind)]
+    if prediction:
+        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+    extra = [name for name in extra if name not in prediction]
+    missing = sorted(expected.keys() - source.shapes.keys())
+    if missing:
+        faults.append(f"missing: {', '.join(missing)}")
+    if extra:
+        faults.append(f"not known in {arch.family}: {', '.join(extra)}")
+    for name in expected.keys() & source.shapes.keys():
+        if expected[name] != source.shapes[name]:
+            faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
+    if faults:
+        raise ValueError(f"{source.folder}: {'; '.join(faults)}")
+    return notes
+
+
+def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> argparse.Namespace:
+    args = namespace_of(recipe)
+    args.norm_scheme, args.init_policy = scheme.scheme, None
+    if scheme.scheme == "lns":
+        args.lns_placement, args.lns_exponent = scheme.placement, -scheme.exponent
+    record(args)
+    args.consumed_train_samples = args.consumed_valid_samples = 0
+    args.tensor_model_parallel_size = args.pipeline_model_parallel_size = 1
+    return args
+
+
+def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) -> Outcome:
+    """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
+
+    Raises ValueError, and leaves nothing under the output's name, for what cannot be converted.
+    """
+    if not job.model.is_dir():
+        raise ValueError(f"{job.model} is no directory")
+    config = read_json(job.model / "config.json")
+    arch, notes = architecture_of(config)
+    if job.padded_vocab is not None:
+        if job.padded_vocab < arch.vocab:
+            raise ValueError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
+        arch = Architecture(**{**vars(arch), "padded_vocab": job.padded_vocab})
+        if job.padded_vocab > arch.vocab:
+            notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
+    held, scheme = _schemes(job, config)
+    if scheme.scheme == "pre_ln" and (config.get(companions.KEY) or {}).get("norm_scheme") == "lns":
+        notes.append("the model was trained with lns; it goes on as pre_ln, --as-scheme lns goes on as lns")
+    source = Source(job.model)
+    wanted = list(units(get_family(arch.family).rows, arch))
+    notes += _check_tensors(source, wanted, arch)
+    change = Change(held, scheme, companions.Originals(job.model))
+    for note in notes:
+        say(f"note: {note}")
+
+    files = list(source.fingerprint())
+    part = PartialDirectory(
+        job.output,
+        {"job": [str(value) for value in vars(job).values()], "files": files, "config": config},
+    )
+    lost: list[int] = []
+    pieces = plan_pieces(source, wanted, arch, change, lost.append)
+    parcels = groups(pieces, job.file_bytes)
+    done = [part.done(f"{RELEASE}/{CheckpointWriter.file_of(i)}") for i in range(len(parcels))]
+    part.check_space(sum(p.bytes for note, parcel in zip(done, parcels, strict=True) if note is None for p in parcel))
+    total = sum(piece.bytes for piece in pieces)
+    progress = Progress(total)
+    try:
+        writer = CheckpointWriter(part.folder / RELEASE, progress.add)
+        for number, (note, parcel) in enumerate(zip(done, parcels, strict=True)):
+            if note is not None:
+                writer.resume(number, parcel, note["index"])
+                lost.append(note["lost"])
+                progress.skip(sum(piece.bytes for piece in parcel))
+                continue
+            before = sum(lost)
+            index = writer.write(number, parcel)
+            part.mark(f"{RELEASE}/{writer.file_of(number)}", {"index": index, "lost": sum(lost) - before})
+        recipe = recipe_of(arch)
+        writer.finish(len(parcels), _arguments(arch, scheme, recipe))
+    finally:
+        progress.close()
+    copied = companions.copy(job.model, part.folder / companions.FOLDER)
+    _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
+    (part.folder / TRACKER).write_text(RELEASE)
+    part.finish()
+    notes += change.originals.notes()
+    if sum(lost):
+        notes.append(
+            f"{sum(lost)} elements have no fp32 number that the factor brings back to them exactly: those are "
+            f"off by one unit in the last place"
+        )
+    return Outcome(job.output, arch, scheme, len(pieces), total, notes)
+
+
+def _write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:
+    own: dict[str, Any] = {"norm-scheme": scheme.scheme}
+    if scheme.scheme == "lns":
+        own |= {"lns-placement": scheme.placement, "lns-exponent": -scheme.exponent}
+    length = min(int(recipe["max-position-embeddings"]), 2048)
+    own |= {"seq-length": length, "no-create-attention-mask-in-dataloader": True}
+    text = yaml.safe_dump({**recipe, **own, **tokenizer}, sort_keys=False)
+    path.write_text(f"# The imported model; training is yours to choose: --micro-batch-size, --lr, data.\n{text}")

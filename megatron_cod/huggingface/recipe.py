@@ -1,0 +1,110 @@
+"""The recipe that builds an architecture in Megatron, and the arguments that it comes to."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def recipe_of(arch: Architecture) -> dict[str, Any]:
+    """The architecture as recipe keys (Megatron's argument names)."""
+    recipe: dict[str, Any] = {
+        "num-layers": arch.layers,
+        "hidden-size": arch.hidden,
+        "ffn-hidden-size": arch.ffn,
+        "num-attention-heads": arch.heads,
+        "max-position-embeddings": arch.positions,
+        "normalization": "RMSNorm",
+        "norm-epsilon": arch.eps,
+        "swiglu": True,
+        "disable-bias-linear": not arch.linear_bias,
+        "position-embedding-type": "rope",
+        "rotary-base": int(arch.rope.theta),
+        "untie-embeddings-and-output-weights": not arch.tied,
+        "attention-dropout": 0.0,
+        "hidden-dropout": 0.0,
+        "vocab-size": arch.vocab,
+        "make-vocab-size-divisible-by": 1,
+        "padded-vocab-size": arch.padded_vocab,
+    }
+    if arch.latent is None:
+        recipe |= {"kv-channels": arch.head_dim}
+        if arch.groups != arch.heads:
+            recipe |= {"group-query-attention": True, "num-query-groups": arch.groups}
+    else:
+        recipe |= _latent_recipe(arch.latent, arch.rope)
+    if arch.qkv_bias:
+        recipe["add-qkv-bias"] = True
+    if arch.qk_norm:
+        recipe["qk-layernorm"] = True
+    if arch.rope.kind == "llama3":
+        recipe |= {"use-rope-scaling": True, "rope-scaling-factor": arch.rope.factor}
+    if arch.rope.kind == "linear":
+        recipe["rotary-seq-len-interpolation-factor"] = int(arch.rope.factor)
+    if arch.experts is not None:
+        recipe |= _experts_recipe(arch, arch.experts)
+    return recipe
+
+
+def _latent_recipe(latent: Latent, rope: Rope) -> dict[str, Any]:
+    recipe: dict[str, Any] = {
+        "multi-latent-attention": True,
+        "qk-layernorm": True,
+        "kv-lora-rank": latent.kv_rank,
+        "qk-head-dim": latent.nope,
+        "qk-pos-emb-head-dim": latent.rope,
+        "v-head-dim": latent.value,
+        "rope-type": "yarn" if rope.kind == "yarn" else "rope",
+        "rotary-scaling-factor": rope.factor,
+        "mscale": rope.mscale,
+        "mscale-all-dim": rope.mscale_all_dim,
+    }
+    return recipe | ({"q-lora-rank": latent.q_rank} if latent.q_rank else {})
+
+
+def _experts_recipe(arch: Architecture, experts: Experts) -> dict[str, Any]:
+    recipe: dict[str, Any] = {
+        "num-experts": experts.count,
+        "moe-router-topk": experts.chosen,
+        "moe-ffn-hidden-size": experts.ffn,
+        "moe-token-dispatcher-type": "alltoall",
+        # Training's own choice; a loss to balance them does not change the function.
+        "moe-router-load-balancing-type": "none",
+        "moe-router-dtype": "fp32",
+    }
+    if experts.dense_layers:
+        recipe["moe-layer-freq"] = f"([0]*{experts.dense_layers}+[1]*{arch.layers - experts.dense_layers})"
+    if experts.shared_ffn:
+        recipe["moe-shared-expert-intermediate-size"] = experts.shared_ffn
+    if experts.score == "pre_softmax":
+        recipe["moe-router-pre-softmax"] = True
+    if experts.score == "sigmoid":
+        recipe |= {"moe-router-score-function": "sigmoid", "moe-router-enable-expert-bias": True}
+    if experts.scale != 1.0:
+        recipe["moe-router-topk-scaling-factor"] = _whole(experts.scale)
+    if experts.groups > 1:
+        recipe |= {"moe-router-num-groups": experts.groups, "moe-router-group-topk": experts.chosen_groups}
+    return recipe
+
+
+def namespace_of(recipe: dict[str, Any]) -> argparse.Namespace:
+    """Megatron's arguments for a recipe, as its own parser gives them: what a checkpoint keeps of a run.
+
+    Fields that Megatron derives when it validates (``group_query_attention`` is one) are as the recipe has them.
+    """
+    from megatron.training.arguments import add_megatron_arguments
+
+    flags: list[str] = []
+    for key, value in recipe.items():
+        if isinstance(value, bool):
+            flags += [f"--{key}"] if value else []
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
+    return parser.parse_args(flags)

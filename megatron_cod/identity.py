@@ -1,0 +1,30 @@
+"""What a checkpoint's arguments say of the function of its weights, beside their names and shapes."""
+
+import argparse
+from typing import Any
+
+from megatron_cod import __version__
+from megatron_cod.schemes.design import BlockDesign, design_from_args
+from megatron_cod.schemes.options import options_from_args
+from megatron_cod.schemes.table import SCHEMES, get_scheme
+
+
+def record(args: Any) -> None:
+    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
+    design = design_from_args(args)
+    args.init_policy = design.init_policy
+    for name, value in design.identity(args).items():
+        setattr(args, name, value)
+    args.megatron_cod_version = __version__
+
+
+def recorded_identity(saved: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint says of its scheme. One that records none is stock Megatron's: pre_ln.
+
+    A checkpoint that does not say what its scheme's exponent was has the paper's.
+    """
+    scheme = getattr(saved, "norm_scheme", "pre_ln")
+    if scheme not in SCHEMES:
+        return {"norm_scheme": scheme}
+    found = BlockDesign(get_scheme(scheme), options_from_args(saved)).identity(saved)
+    return {name: getattr(saved, name, default) for name, default in found.items()}

@@ -1,0 +1,104 @@
+"""Load a checkpoint as the training entry does, in one worker of a layout, and say what the model computes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.distributed.launch import run_ranks
+from tests.distributed.mapping import Layout
+
+ONE, TP2, PP2 = Layout(), Layout(tp=2), Layout(pp=2)
+TP2_SP = Layout(tp=2, flags=("--sequence-parallel",))
+
+
+def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[str], recipe: str) -> dict[str, Any]:
+    import megatron.training.training as loop
+    from megatron.core import mpu
+    from megatron.core.enums import ModelType
+    from megatron.core.num_microbatches_calculator import get_num_microbatches
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import pretrain_cfg_container_from_args
+    from megatron.training.arguments import parse_and_validate_args
+
+    from megatron_cod import cpu
+    from megatron_cod.model import model_config_from_args
+    from megatron_cod.training import checkpoints
+    from megatron_cod.training.arguments import add_arguments
+    from megatron_cod.training.batches import forward_step
+    from megatron_cod.training.environment import satisfy_make
+    from megatron_cod.training.run import resolve_command_line
+
+    batch, length = tokens.shape
+    flags = [
+        *("--recipe", recipe, "--load", folder, "--mock-data", "--eval-iters", "0", "--train-iters", "1"),
+        *("--lr", "1e-4", "--micro-batch-size", "1", "--global-batch-size", str(batch)),
+        *("--seq-length", str(length), "--tokenizer-type", "NullTokenizer", "--no-load-optim"),
+        *layout.all_flags(),
+        *more,
+    ]
+    cpu.install()
+    sys.argv = ["test", *resolve_command_line(flags)[0]]
+    args = parse_and_validate_args(extra_args_provider=add_arguments)
+    satisfy_make()
+    loop.initialize_megatron()
+    config, _ = model_config_from_args(args)
+    checkpoints.check_load(args, False)
+    args.curr_iteration = 10**6
+    model, *_ = loop.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        checkpointing_context={},
+        cfg_container=pretrain_cfg_container_from_args(args, config),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    logits: list[Tensor] = []
+    for chunk in model:
+        chunk.eval()
+        for name, module in chunk.named_modules():
+            if name.endswith("output_layer"):
+                module.register_forward_hook(lambda _m, _i, out: logits.append(out[0].detach().transpose(0, 1).clone()))
+
+    def rows() -> Any:
+        for row in tokens:
+            yield {
+                "tokens": row[None],
+                "labels": row[None],
+                "loss_mask": torch.ones(1, length),
+                "position_ids": torch.arange(length)[None],
+            }
+
+    with torch.no_grad():
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=[rows() for _ in model] if layout.vp > 1 else rows(),
+            model=model,
+            num_microbatches=get_num_microbatches(),
+            seq_length=length,
+            micro_batch_size=1,
+            forward_only=True,
+        )
+    result: dict[str, Any] = {"tp_rank": mpu.get_tensor_model_parallel_rank()}
+    if mpu.is_pipeline_last_stage(ignore_virtual=True):
+        result["logits"] = torch.cat(logits).float()
+    return result
+
+
+def megatron_logits(
+    folder: Path, layout: Layout, tokens: Tensor, *more: str, recipe: Path | None = None, timeout: float = 240.0
+) -> Tensor:
+    """Logits [b, s, v] of the checkpoint in ``folder``, loaded at a layout with the recipe that lies beside it."""
+    found = run_ranks(
+        layout.world,
+        _worker,
+        str(folder),
+        layout,
+        tokens,
+        list(more),
+        str(recipe or folder / "recipe.yaml"),
+        timeout=timeout,
+    )
+    held = {result["tp_rank"]: result["logits"] for result in found if "logits" in result}
+    return torch.cat([held[rank] for rank in range(layout.tp)], dim=-1)

@@ -1,0 +1,90 @@
+"""Mistakes in a table that a round trip would not see, since export undoes what import did: Megatron's logits do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_cod.huggingface import recipe, rows
+from megatron_cod.huggingface.families import table
+from megatron_cod.huggingface.importing import ImportJob, import_model
+from tests.huggingface.megatron import ONE, megatron_logits
+from tests.huggingface.models import make_model, tokens, transformers_logits
+
+
+def with_join(change):
+    """Every family's table with other joins."""
+
+    def put(monkeypatch):
+        for name, family in table.FAMILIES.items():
+            changed = tuple(replace(row, join=change(row.join)) for row in family.rows)
+            monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))
+
+    return put
+
+
+def stacked(join):
+    """All queries, then all keys, then all values, as transformers' fused models have them."""
+    if join is not rows.QKV:
+        return join
+    return replace(join, to_megatron=lambda parts, _: torch.cat(list(parts)))
+
+
+def up_first(join):
+    if join is not rows.GATE_UP:
+        return join
+    return replace(join, to_megatron=lambda parts, _: torch.cat(list(parts)[::-1]))
+
+
+def other_base(monkeypatch):
+    """RoPE's base is not carried over."""
+    right = recipe.recipe_of
+    monkeypatch.setattr("megatron_cod.huggingface.importing.recipe_of", lambda arch: {**right(arch), "rotary-base": 10})
+
+
+def other_epsilon(monkeypatch):
+    right = recipe.recipe_of
+    changed = {"norm-epsilon": 1e-2}
+    monkeypatch.setattr("megatron_cod.huggingface.importing.recipe_of", lambda arch: {**right(arch), **changed})
+
+
+def swapped_norms(monkeypatch):
+    """The gammas of the two norms of a block are exchanged."""
+    for name, family in table.FAMILIES.items():
+        norms = [row for row in family.rows if row.part in rows.NORMS]
+        other = {norms[0]: replace(norms[0], hf=norms[1].hf), norms[1]: replace(norms[1], hf=norms[0].hf)}
+        changed = tuple(other.get(row, row) for row in family.rows)
+        monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))
+
+
+def unscaled_experts(monkeypatch):
+    """The factor on the chosen experts' sum is not carried over."""
+    right = recipe.recipe_of
+
+    def without(arch):
+        return {key: value for key, value in right(arch).items() if key != "moe-router-topk-scaling-factor"}
+
+    monkeypatch.setattr("megatron_cod.huggingface.importing.recipe_of", without)
+
+
+MUTANTS = {
+    "none": ("llama", lambda _: None),
+    "queries, keys, values stacked": ("llama", with_join(stacked)),
+    "up before gate": ("llama", with_join(up_first)),
+    "up before gate, experts": ("mixtral", with_join(up_first)),
+    "RoPE's base": ("llama", other_base),
+    "epsilon": ("llama", other_epsilon),
+    "norms swapped": ("qwen3", swapped_norms),
+    "experts' factor": ("deepseek v3", unscaled_experts),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_wrong_table_is_seen(tmp_path, monkeypatch, name):
+    model, mutate = MUTANTS[name]
+    make_model(model, tmp_path / "hf")
+    mutate(monkeypatch)
+    import_model(ImportJob(tmp_path / "hf", tmp_path / "megatron"))
+    difference = megatron_logits(tmp_path / "megatron", ONE, tokens()) - transformers_logits(tmp_path / "hf", tokens())
+    assert (difference.abs().max() <= 1e-5) == (name == "none")
+    assert name == "none" or difference.abs().max() > 1e-3
