@@ -11,7 +11,7 @@ from megatron_cod.analysis.depth.traced import TracedModel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[torch.nn.Module]:
@@ -28,7 +28,7 @@ def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[tor
             raise ValueError(f"--blocks {name}: the model has no such list of modules; it has {known}")
         return lists[name]
     config = getattr(model, "config", None)
-    depth = next((getattr(config, one) for one in _COUNTS if getattr(config, one, None)), None)
+    depth = next((getattr(config, one) for one in COUNTS if getattr(config, one, None)), None)
     fitting = [found for found in lists.values() if len(found) == depth]
     # Experts of a layer may be as many as layers: their list lies within a block.
     outer = [found for found in fitting if not any(_within(found, other) for other in fitting if other is not found)]

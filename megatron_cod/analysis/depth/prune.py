@@ -1,0 +1,89 @@
+"""A model with some of its blocks left out, or neighbours merged into one.
+
+It works on a model that transformers computes: of an LNS checkpoint the depth factors are in the gammas by then, each
+block's own, and stay with it wherever it ends up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from megatron_cod.analysis.depth.models import COUNTS, find_blocks
+
+_PER_LAYER = ("layer_types", "mlp_layer_types", "block_types")
+"""Lists of a configuration with an entry a block."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which blocks, counted from 1, become which."""
+
+    groups: tuple[tuple[int, ...], ...]
+    """For each block of the new model the old ones it is made of: one, or neighbours whose weights are averaged."""
+
+    @staticmethod
+    def removing(depth: int, removed: set[int]) -> Plan:
+        """All but ``removed``. ValueError for numbers that are no blocks, and for nothing left."""
+        _check(depth, removed)
+        kept = [number for number in range(1, depth + 1) if number not in removed]
+        if not kept:
+            raise ValueError(f"all {depth} blocks would be removed")
+        return Plan(tuple((number,) for number in kept))
+
+    @staticmethod
+    def merging(depth: int, first: int, last: int) -> Plan:
+        """Blocks ``first`` to ``last`` as one. ValueError for numbers that are no blocks in this order."""
+        _check(depth, {first, last})
+        if first >= last:
+            raise ValueError(f"--merge {first} {last}: the first must come before the last")
+        before, after = range(1, first), range(last + 1, depth + 1)
+        return Plan((*((n,) for n in before), tuple(range(first, last + 1)), *((n,) for n in after)))
+
+
+def _check(depth: int, numbers: set[int]) -> None:
+    wrong = sorted(number for number in numbers if not 1 <= number <= depth)
+    if wrong:
+        raise ValueError(f"no block {', '.join(map(str, wrong))}: the model has blocks 1 to {depth}")
+
+
+def prune(model: Any, plan: Plan, blocks: str | None = None) -> None:
+    """Change a transformers model, its configuration too, in place. ValueError for blocks that cannot be averaged."""
+    old: Any = find_blocks(model, blocks)
+    made = [_merged([old[number - 1] for number in group], group) for group in plan.groups]
+    for place, block in enumerate(made):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place
+    while len(old):
+        del old[-1]
+    old.extend(made)
+    _shorten(model.config, plan)
+
+
+def _merged(members: list[torch.nn.Module], group: tuple[int, ...]) -> torch.nn.Module:
+    first, states = members[0], [member.state_dict() for member in members]
+    if len(members) == 1:
+        return first
+    if any(state.keys() != states[0].keys() for state in states):
+        raise ValueError(f"blocks {group[0]} to {group[-1]} are not built alike: they cannot be averaged")
+    mean = {name: torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype) for name, t in states[0].items()}
+    first.load_state_dict(mean)
+    return first
+
+
+def _shorten(config: Any, plan: Plan) -> None:
+    firsts = [group[0] - 1 for group in plan.groups]
+    for name in _PER_LAYER:
+        held = getattr(config, name, None)
+        if isinstance(held, list):
+            setattr(config, name, [held[place] for place in firsts])
+    dense = getattr(config, "first_k_dense_replace", None)
+    if dense is not None:
+        config.first_k_dense_replace = sum(place < dense for place in firsts)
+    for name in COUNTS:
+        if hasattr(config, name):
+            setattr(config, name, len(firsts))
+            return
