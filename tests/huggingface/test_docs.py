@@ -24,7 +24,9 @@ def test_the_commands_of_the_page(tiny, text_data, tmp_path):
     assert len(blocks) == 2
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     for block in blocks:
-        done = subprocess.run(["bash", "-e"], input=block, text=True, cwd=tmp_path, env=environment, capture_output=True)
+        done = subprocess.run(
+            ["bash", "-e"], input=block, text=True, cwd=tmp_path, env=environment, capture_output=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "hf" / "first" / "config.json").is_file()
     assert (tmp_path / "runs" / "continued" / "latest_checkpointed_iteration.txt").read_text() == "10"
