@@ -20,7 +20,7 @@ from pathlib import Path
 from megatron_cod.errors import run_tool
 
 
-def _add_export(commands: argparse._SubParsersAction) -> None:
+def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser("export", help="Megatron checkpoint -> Hugging Face directory", allow_abbrev=False)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="DIR", help="what --save named, or an iter_N")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to make")
@@ -41,9 +41,10 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
         "--no-fold", action="store_true", help="leave the depth factors out: stock loaders then compute something else"
     )
     parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="X", help="size of a file (%(default)s)")
+    return parser
 
 
-def _add_import(commands: argparse._SubParsersAction) -> None:
+def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser("import", help="Hugging Face directory -> Megatron checkpoint", allow_abbrev=False)
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="directory with config.json and weights"
@@ -62,6 +63,7 @@ def _add_import(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--padded-vocab-size", type=int, metavar="N", help="pad the vocabulary, to divide it over tensor parallelism"
     )
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
-    _add_export(commands)
-    _add_import(commands)
+    for add in (_add_export, _add_import):
+        add(commands).add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     return parser
 
 
@@ -94,20 +96,32 @@ def _export(args: argparse.Namespace) -> None:
             vocab=args.vocab_size,
             like=args.like,
             shard_bytes=int(args.max_shard_gb * 1e9),
+            dry_run=args.dry_run,
         ),
         _say,
     )
     folded = ", factors folded into the weights" if found.folded and found.scheme.scheme != "pre_ln" else ""
     size = sum(parcel.bytes for parcel in found.parcels)
-    print(f"{args.output}: {found.arch.family}, {found.scheme.scheme}{folded}, {size / 1e9:.3f} GB")
+    would = "would be " if args.dry_run else ""
+    print(f"{args.output}: {would}{found.arch.family}, {found.scheme.scheme}{folded}, {size / 1e9:.3f} GB")
 
 
 def _import(args: argparse.Namespace) -> None:
     from megatron_cod.huggingface.importing import RECIPE, ImportJob, import_model
 
-    job = ImportJob(args.model, args.output, args.as_scheme, args.unfolded_lns, args.padded_vocab_size)
+    job = ImportJob(
+        args.model,
+        args.output,
+        args.as_scheme,
+        args.unfolded_lns,
+        args.padded_vocab_size,
+        dry_run=args.dry_run,
+    )
     found = import_model(job, _say)
-    print(f"{args.output}: {found.arch.family} as {found.scheme.scheme}, {found.bytes / 1e9:.3f} GB")
+    would = "would be " if args.dry_run else ""
+    print(f"{args.output}: {would}{found.arch.family} as {found.scheme.scheme}, {found.bytes / 1e9:.3f} GB")
+    if args.dry_run:
+        return
     print(f"go on with: --recipe {args.output / RECIPE} --load {args.output} (docs/huggingface.md)")
 
 

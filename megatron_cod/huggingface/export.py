@@ -48,6 +48,8 @@ class ExportJob:
     like: Path | None = None
     """A Hugging Face directory whose tokenizer, generation files and further config keys are taken over."""
     shard_bytes: int = 5_000_000_000
+    dry_run: bool = False
+    """Check everything, write nothing."""
 
 
 @dataclass
@@ -166,6 +168,8 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
     )
     for note in found.notes:
         say(note if note.startswith("WARNING") else f"note: {note}")
+    if job.dry_run:
+        return found
     planned = shards(found.parcels, job.shard_bytes)
     stat = (path / ".metadata").stat()
     part = PartialDirectory(

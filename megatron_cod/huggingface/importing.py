@@ -14,7 +14,7 @@ import yaml
 from megatron_cod.checkpoint_files import RELEASE, TRACKER
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, groups
+from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
 from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, folding_of
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
@@ -41,6 +41,8 @@ class ImportJob:
     """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
     padded_vocab: int | None = None
     file_bytes: int = _FILE_BYTES
+    dry_run: bool = False
+    """Check everything, write nothing."""
 
 
 @dataclass
@@ -131,25 +133,48 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
     source = Source(job.model)
     wanted = list(units(get_family(arch.family).rows, arch))
     notes += _check_tensors(source, wanted, arch)
-    change = Change(held, scheme, companions.Originals(job.model))
+    originals = companions.Originals(job.model)
+    lost: list[int] = []
+    pieces = plan_pieces(source, wanted, arch, Change(held, scheme, originals), lost.append)
+    notes += originals.notes()
     for note in notes:
         say(f"note: {note}")
+    outcome = Outcome(job.output, arch, scheme, len(pieces), sum(piece.bytes for piece in pieces), notes)
+    if job.dry_run:
+        return outcome
 
-    files = list(source.fingerprint())
-    part = PartialDirectory(
-        job.output,
-        {"job": [str(value) for value in vars(job).values()], "files": files, "config": config},
-    )
-    lost: list[int] = []
-    pieces = plan_pieces(source, wanted, arch, change, lost.append)
-    parcels = groups(pieces, job.file_bytes)
-    done = [part.done(f"{RELEASE}/{CheckpointWriter.file_of(i)}") for i in range(len(parcels))]
+    asked = {"job": [str(value) for value in vars(job).values()], "files": list(source.fingerprint()), "config": config}
+    part = PartialDirectory(job.output, asked)
+    recipe = recipe_of(arch)
+    _write_checkpoint(part, pieces, _arguments(arch, scheme, recipe), job.file_bytes, lost)
+    copied = companions.copy(job.model, part.folder / companions.FOLDER)
+    _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
+    (part.folder / TRACKER).write_text(RELEASE)
+    part.finish()
+    if sum(lost):
+        notes.append(
+            f"{sum(lost)} elements have no fp32 number that the factor brings back to them exactly: those are "
+            f"off by one unit in the last place"
+        )
+        say(f"note: {notes[-1]}")
+    return outcome
+
+
+def _write_checkpoint(
+    part: PartialDirectory, pieces: list[Piece], args: argparse.Namespace, file_bytes: int, lost: list[int]
+) -> None:
+    """All files of the checkpoint, but for those that an interrupted run has written.
+
+    lost: grows by the elements that do not come back exactly; what a kept file lost is taken from its note.
+    """
+    parcels = groups(pieces, file_bytes)
+    names = [f"{RELEASE}/{CheckpointWriter.file_of(number)}" for number in range(len(parcels))]
+    done = [part.done(name) for name in names]
     part.check_space(sum(p.bytes for note, parcel in zip(done, parcels, strict=True) if note is None for p in parcel))
-    total = sum(piece.bytes for piece in pieces)
-    progress = Progress(total)
+    progress = Progress(sum(piece.bytes for piece in pieces))
     try:
         writer = CheckpointWriter(part.folder / RELEASE, progress.add)
-        for number, (note, parcel) in enumerate(zip(done, parcels, strict=True)):
+        for number, (name, note, parcel) in enumerate(zip(names, done, parcels, strict=True)):
             if note is not None:
                 writer.resume(number, parcel, note["index"])
                 lost.append(note["lost"])
@@ -157,22 +182,10 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
                 continue
             before = sum(lost)
             index = writer.write(number, parcel)
-            part.mark(f"{RELEASE}/{writer.file_of(number)}", {"index": index, "lost": sum(lost) - before})
-        recipe = recipe_of(arch)
-        writer.finish(len(parcels), _arguments(arch, scheme, recipe))
+            part.mark(name, {"index": index, "lost": sum(lost) - before})
+        writer.finish(len(parcels), args)
     finally:
         progress.close()
-    copied = companions.copy(job.model, part.folder / companions.FOLDER)
-    _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
-    (part.folder / TRACKER).write_text(RELEASE)
-    part.finish()
-    notes += change.originals.notes()
-    if sum(lost):
-        notes.append(
-            f"{sum(lost)} elements have no fp32 number that the factor brings back to them exactly: those are "
-            f"off by one unit in the last place"
-        )
-    return Outcome(job.output, arch, scheme, len(pieces), total, notes)
 
 
 def _write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:

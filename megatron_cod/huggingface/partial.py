@@ -23,8 +23,6 @@ class PartialDirectory:
         self.folder = output.with_name(output.name + ".part")
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ValueError(f"{output} exists already; give another --output, or remove it")
-        if not output.absolute().parent.is_dir():
-            raise ValueError(f"{output.absolute().parent} does not exist")
         self._job = json.loads(json.dumps(job))
         self._done: dict[str, Any] = {}
         if self.folder.exists():
@@ -36,7 +34,7 @@ class PartialDirectory:
                 self._done = kept["done"]
             else:
                 shutil.rmtree(self.folder)
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def done(self, name: str) -> Any:
         """What ``mark`` noted of a file that is there in full, or None."""

@@ -13,8 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+# In the order of preference; an index names several files.
+_CANDIDATES = (
+    *("model.safetensors.index.json", "model.safetensors"),
+    *("pytorch_model.bin.index.json", "pytorch_model.bin"),
+)
 # Buffers that old checkpoints hold and that follow from the config.
 _DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
 _OPEN_FILES = 2
@@ -113,20 +116,21 @@ class Source:
             del self.shapes[name], self._file_of[name]
 
     def _files(self) -> Sequence[str]:
-        for name in _INDEXES:
-            if (self.folder / name).is_file():
-                mapped = read_json(self.folder / name).get("weight_map")
-                if not isinstance(mapped, dict) or not mapped:
-                    raise ValueError(f"{self.folder / name} has no weight_map")
-                files = sorted(set(map(str, mapped.values())))
-                missing = [file for file in files if not (self.folder / file).is_file()]
-                if missing:
-                    raise ValueError(f"{self.folder} is half-written: {', '.join(missing)} missing")
-                return files
-        for name in _SINGLE:
-            if (self.folder / name).is_file():
+        for name in _CANDIDATES:
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            if not name.endswith(".json"):
                 return [name]
-        raise ValueError(f"{self.folder} holds none of {', '.join((*_SINGLE, *_INDEXES))}")
+            mapped = read_json(path).get("weight_map")
+            if not isinstance(mapped, dict) or not mapped:
+                raise ValueError(f"{path} has no weight_map")
+            files = sorted(set(map(str, mapped.values())))
+            missing = [file for file in files if not (self.folder / file).is_file()]
+            if missing:
+                raise ValueError(f"{self.folder} is half-written: {', '.join(missing)} missing")
+            return files
+        raise ValueError(f"{self.folder} holds none of {', '.join(_CANDIDATES)}")
 
     def _opened(self, file: str) -> _Safetensors | _Pickle:
         if file not in self._open:

@@ -1,6 +1,8 @@
 """Bad input: one line that names what is wrong, and nothing under the final name."""
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -156,6 +158,31 @@ def test_no_disk_space(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"disk has 0\.00 GB free"):
         export_model(ExportJob(tmp_path / "megatron", tmp_path / "back"))
     assert not (tmp_path / "back").exists() and not (tmp_path / "back.part").exists()
+
+
+@pytest.mark.parametrize("way", ["import", "export"])
+def test_the_disk_fills_up_while_writing(model, tmp_path, monkeypatch, way):
+    import_model(ImportJob(model, tmp_path / "megatron"))
+
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
+
+    monkeypatch.setattr(partial.PartialDirectory, "mark", full)
+    with pytest.raises(OSError, match="No space left"):
+        if way == "import":
+            import_model(ImportJob(model, tmp_path / "out"))
+        else:
+            export_model(ExportJob(tmp_path / "megatron", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_checks_and_writes_nothing(model, tmp_path):
+    assert import_model(ImportJob(model, tmp_path / "out", dry_run=True)).bytes > 0
+    import_model(ImportJob(model, tmp_path / "megatron"))
+    export_model(ExportJob(tmp_path / "megatron", tmp_path / "out", dry_run=True))
+    assert not list(tmp_path.glob("out*"))
+    change_tensors(model, lambda held: held.pop("model.norm.weight"))
+    refused(model, "missing: model.norm.weight", dry_run=True)
 
 
 @pytest.mark.parametrize("fault", ["none", "empty", "truncated"])

@@ -17,7 +17,7 @@ from tests.huggingface.models import make_model, tensors, tokens, transformers_l
 
 MISSING = [name for name in ("gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install -e '.[real-model]')"
+    bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install -e '.[consumers]')"
 )
 NAMES = {
     "self_attn.q_proj": "attn_q",

@@ -19,7 +19,7 @@ from tests.huggingface.models import MODELS, make_model, transformers_logits
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("lm_eval") is None, reason="not installed: lm-eval (pip install -e '.[real-model]')"
+        importlib.util.find_spec("lm_eval") is None, reason="not installed: lm-eval (pip install -e '.[consumers]')"
     ),
 ]
 TASK = """\
