@@ -79,7 +79,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}
     judging, fitting = split_text(args.data, tokenizer, vocab=model.vocab_size, **sizes)
     facts = {
-        "model": args.model.name,
+        "model": args.name or args.model.resolve().name,
         "text": args.data.name,
         "sequences": sum(len(batch) for batch in judging),
         "of tokens": args.seq_length,

@@ -38,7 +38,7 @@ def _common(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     keep_lines = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,hf}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,monitor,hf}")
 
     schemes = commands.add_parser(
         "schemes",
@@ -84,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     schemes.add_argument("--nvtx", action="store_true", help="NVTX ranges around layers on a GPU, for Nsight Systems")
     _common(schemes, rounds=40, warmup=3)
+
+    monitor = commands.add_parser(
+        "monitor",
+        help="what --depth-monitor-interval costs",
+        description="Step time without the depth monitor, with it between its steps, and on its steps.",
+        formatter_class=keep_lines,
+        allow_abbrev=False,
+    )
+    monitor.add_argument("--recipe", default=str(_RECIPE), metavar="FILE", help="default: recipes/debug.yaml")
+    _common(monitor, rounds=20, warmup=2)
 
     hf = commands.add_parser(
         "hf",
@@ -155,6 +165,10 @@ def main() -> None:
             nvtx=args.nvtx,
             **measurement,
         )
+    elif args.command == "monitor":
+        from megatron_cod.benchmark.monitor import time_monitor
+
+        report = time_monitor(["--recipe", args.recipe, *megatron_flags], **measurement)
     else:
         from megatron_cod.benchmark.hf import compare_with_transformers
         from megatron_cod.benchmark.llama import LlamaShape

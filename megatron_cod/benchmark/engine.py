@@ -100,6 +100,7 @@ class Engine:
         self.config.grad_scale_func = self.optimizer.scale_loss
         for chunk in self.model:
             chunk.train()
+        self.forward_step: Callable[..., Any] = forward_step
         self._seconds_in_optimizer = 0.0
         self._inner_step = self.optimizer.step
 
@@ -140,7 +141,7 @@ class Engine:
         torch.cuda.synchronize()
         start = clock()
         reported, *_ = loop.train_step(
-            forward_step,
+            self.forward_step,
             RerunDataIterator(iter(batches)),  # as train() does: the rerun check is part of a real step
             self.model,
             self.optimizer,

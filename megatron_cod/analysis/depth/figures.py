@@ -75,8 +75,10 @@ def plot_curves(results: Results, folder: Path) -> list[Path]:
         if panel in _LOG:
             axis.set_yscale("log")
         elif panel.startswith("rise"):
-            axis.axhline(0.0, color="black", linewidth=0.8)
-            axis.set_yscale("symlog", linthresh=0.01)
+            lowest = min(value for held in curves.values() if panel in held for value in held[panel][1])
+            axis.set_yscale("log") if lowest > 0 else axis.set_yscale("symlog", linthresh=0.01)
+            if lowest <= 0:
+                axis.axhline(0.0, color="black", linewidth=0.8)
         axis.set(xlabel="block", ylabel=panel)
         axis.grid(alpha=0.3)
         if len(results) > 1:

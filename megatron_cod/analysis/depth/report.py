@@ -18,6 +18,7 @@ body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; 
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-size: 0.85rem; } th, td { padding: 0.2rem 0.6rem; text-align: right; }
 th { border-bottom: 1px solid #333; } td:first-child, th:first-child { text-align: left; }
+.wide { overflow-x: auto; } @media print { .wide { overflow: visible; } table { font-size: 0.6rem; } }
 img { max-width: 100%; } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 figure { margin: 0; break-inside: avoid; } .facts { color: #444; font-size: 0.9rem; }
 @media print { body { margin: 0; max-width: none; } .grid { grid-template-columns: 1fr 1fr; } a { color: inherit; } }
@@ -128,7 +129,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in names) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,41 @@
+"""What the depth monitor costs: a step without it, one that it looks away from, and one that it measures."""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle
+
+from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
+from megatron_cod.benchmark.report import Report, rows_of
+from megatron_cod.benchmark.schemes import QUIET, facts_of
+from megatron_cod.benchmark.timing import CLOCKS, Lap, interleave
+from megatron_cod.training.depth_monitor import DepthMonitor
+
+INTERVAL = 100
+AIM = 0.01
+
+
+def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, threads: int, clock: str) -> Report:
+    """Interleaved steps of three equal models. The note says what an interval of 100 comes to."""
+    args = start_megatron([*QUIET, *megatron_flags], threads)
+    args.curr_iteration = 0
+    engines = {name: Engine(args, "lns") for name in ("without", "between", "measuring")}
+    for name, interval in (("between", 10**9), ("measuring", 1)):
+        monitor = DepthMonitor(interval, lambda *_: None, lambda _: None)
+        monitor.attach(engines[name].model)
+        engines[name].forward_step = monitor.watch(engines[name].forward_step, args)
+    batches = random_batches(args, 4)
+
+    def stepper(engine: Engine) -> partial[Lap]:
+        turn = cycle(batches)
+        return partial(lambda: engine.step(next(turn), CLOCKS[clock]))
+
+    laps = interleave({name: stepper(engine) for name, engine in engines.items()}, rounds=rounds, warmup=warmup)
+    rows = rows_of(laps, "without", args.global_batch_size * args.seq_length)
+    between, measuring = (row.ratio.median - 1 for row in rows[1:])
+    cost = ((INTERVAL - 1) * between + measuring) / INTERVAL
+    alone = measuring / INTERVAL
+    note = (
+        f"every {INTERVAL} steps: {cost:+.2%} of the step time, of it {alone:+.2%} for the measured step itself "
+        f"(aim: under {AIM:.0%})"
+    )
+    return Report("Cost of the depth monitor", "without", facts_of(args, rounds, threads, clock), rows, laps, [note])

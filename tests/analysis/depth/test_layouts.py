@@ -1,0 +1,52 @@
+"""The same numbers from checkpoints of every layout, and from the exported Hugging Face directory."""
+
+import pytest
+import torch
+
+from megatron_cod.analysis.depth.measure import METRICS, Budget, measure
+from megatron_cod.analysis.depth.models import traced_transformers
+from megatron_cod.huggingface.export import ExportJob, export_model
+from megatron_cod.huggingface.generation import open_checkpoint, open_directory
+from tests.distributed.test_resume import succeed
+
+LAYOUTS = {
+    "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
+    "tp2": (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+    "pp2 vp2": (2, ["--pipeline-model-parallel-size", "2", "--num-virtual-stages-per-pipeline-rank", "2"]),
+}
+STILL = ["--finetune", "--lr", "0", "--min-lr", "0", "--weight-decay", "0", "--train-iters", "1"]
+
+
+@pytest.fixture(scope="module", params=["lns", "pre_ln"])
+def trained(request, tiny, tmp_path_factory):
+    """8 steps in one process: flags, and the run's directory."""
+    folder, flags = tmp_path_factory.mktemp("one") / "run", [*tiny, "--norm-scheme", request.param]
+    succeed(1, [*flags, "--save", str(folder), "--save-interval", "8", "--lr", "1e-2"])
+    return flags, folder
+
+
+def found(model) -> dict:
+    text = torch.randint(0, 256, (26, 16), generator=torch.Generator().manual_seed(1))
+    return measure(traced_transformers(model), Budget([text[:4]], [text[4:]], jacobian_draws=2), METRICS)
+
+
+def numbers(value, path="") -> dict[str, float]:
+    if isinstance(value, dict):
+        return {key: one for name, held in value.items() for key, one in numbers(held, f"{path}/{name}").items()}
+    if isinstance(value, list):
+        return {key: one for place, held in enumerate(value) for key, one in numbers(held, f"{path}/{place}").items()}
+    return {} if value is None or path.endswith("error") else {path: float(value)}
+
+
+def test_layouts_and_export_agree(trained, tmp_path):
+    flags, folder = trained
+    right = numbers(found(open_checkpoint(folder, None, None)[0]))
+    assert len(right) > 100
+    for name, (world, layout) in LAYOUTS.items():
+        saved = tmp_path / name.replace(" ", "_")
+        # Megatron writes the weights anew at this layout; at learning rate 0 they stay what they are.
+        succeed(world, [*flags, *layout, *STILL, "--load", str(folder), "--save", str(saved), "--save-interval", "1"])
+        assert numbers(found(open_checkpoint(saved, None, None)[0])) == pytest.approx(right, rel=1e-4, abs=1e-4), name
+    export_model(ExportJob(folder, tmp_path / "hf"))
+    exported = numbers(found(open_directory(tmp_path / "hf", None)[0]))
+    assert exported == pytest.approx(right, rel=1e-4, abs=1e-4)
