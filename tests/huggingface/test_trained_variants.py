@@ -42,7 +42,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SLOW = ("qwen2", "llama tied", "mixtral", "deepseek_v2")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])
 def test_training_writes_what_the_table_reads(tiny, tmp_path, name):
     flags, layout = VARIANTS[name]
     tied = ["--unset", "untie-embeddings-and-output-weights"] if name == "llama tied" else []
