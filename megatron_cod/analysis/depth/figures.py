@@ -98,6 +98,8 @@ def plot_heat_maps(results: Results, folder: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     files = []
+    shown = [found["angle, last token"]["mean"] for found in results.values() if "angle, last token" in found]
+    largest = max((one for mean in shown for row in mean for one in row), default=1.0)  # one scale for all
     for name, found in results.items():
         if "angle, last token" not in found:
             continue
@@ -109,7 +111,7 @@ def plot_heat_maps(results: Results, folder: Path) -> list[Path]:
         ]
         figure, axis = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
         extent = (0.5, depth + 0.5, 0.5, depth + 0.5)
-        image = axis.imshow(grid, origin="lower", cmap="viridis", vmin=0.0, extent=extent, aspect="auto")
+        image = axis.imshow(grid, origin="lower", cmap="viridis", vmin=0.0, vmax=largest, extent=extent, aspect="auto")
         axis.set(xlabel="block l", ylabel="n blocks on", title=f"{name}: angular distance d(l, n), last token, raw")
         figure.colorbar(image, label="arccos(cosine) / pi")
         path = folder / f"angles_{_slug(name)}.png"
