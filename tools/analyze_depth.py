@@ -62,19 +62,32 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} exists already")
 
 
+def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, its blocks ready to be run alone, and its tokenizer."""
+    # First, as Megatron reads what it prepares.
+    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.analysis.depth.models import traced_transformers
+    from megatron_cod.huggingface.generation import checkpoint_tokenizer, foldable, open_model
+
+    if args.model.is_dir() and not (args.model / "config.json").is_file() and not foldable(args.model, args.step):
+        from megatron_cod.training.loading import trace_megatron
+
+        model = trace_megatron(args.model, args.step, args.seq_length)
+        return model, checkpoint_tokenizer(args.model, args.step, args.tokenizer, model.vocab_size or 0)
+    found, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)
+    return traced_transformers(found, args.blocks), tokenizer
+
+
 def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     # After parsing, so that --help and wrong options answer at once.
     import torch
 
     from megatron_cod.analysis.depth.measure import Budget, measure
-    from megatron_cod.analysis.depth.models import traced_transformers
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
-    from megatron_cod.huggingface.generation import open_model
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)
-    model = traced_transformers(found, args.blocks)
+    model, tokenizer = _opened(args)
     fit = args.fit_tokens if "usefulness" in args.metrics else 0
     sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}
     judging, fitting = split_text(args.data, tokenizer, vocab=model.vocab_size, **sizes)

@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -32,6 +31,7 @@ from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.environment import forget_make, satisfy_make
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.launch import free_port
 from megatron_cod.training.run import resolve_command_line
 
 Microbatch = dict[str, Tensor]
@@ -41,19 +41,13 @@ Microbatch = dict[str, Tensor]
 logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
 
     Megatron's own log is dropped. Raises ValueError for what it refuses.
     """
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     torch.set_num_threads(threads)
     with redirect_stdout(io.StringIO()):
         flags, _, _ = resolve_command_line(list(command_line))

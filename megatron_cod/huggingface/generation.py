@@ -13,6 +13,7 @@ import torch
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export import DTYPES
+from megatron_cod.huggingface.folding import folding_of_checkpoint
 from megatron_cod.huggingface.memory import load_as_transformers
 from megatron_cod.huggingface.source import read_json
 
@@ -103,10 +104,25 @@ def open_checkpoint(
     """The same of a Megatron checkpoint, in memory."""
     path = find_checkpoint(folder, step)
     model = load_as_transformers(path, dtype=DTYPES[dtype])
-    vocab = model.config.vocab_size
+    return model, checkpoint_tokenizer(path, None, tokenizer, model.config.vocab_size)
+
+
+def foldable(folder: Path, step: int | None = None) -> bool:
+    """Whether a stock architecture computes what a Megatron checkpoint does."""
+    held = MegatronCheckpoint(find_checkpoint(folder, step))
+    try:
+        folding_of_checkpoint(held.args, held.iteration)
+    except ValueError:
+        return False
+    return True
+
+
+def checkpoint_tokenizer(folder: Path, step: int | None, given: Path | None, vocab: int) -> Any:
+    """The tokenizer of a Megatron checkpoint, or of the directory ``given``. ValueError when there is none."""
+    path = find_checkpoint(folder, step)
     with TemporaryDirectory() as own:  # those of the run, as an export would have them
         companions.copy_tokenizer_of(MegatronCheckpoint(path).args, Path(own))
-        return model, _tokenizer([path.parent / companions.FOLDER, Path(own)], vocab, tokenizer)
+        return _tokenizer([path.parent / companions.FOLDER, Path(own)], vocab, given)
 
 
 def open_model(

@@ -1,6 +1,7 @@
 """Start a training run as torchrun would, and pass its progress lines on. For tools that train several runs."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,13 @@ _PROGRESS = ("step ", "validation at ", "depth map", "  pipeline stage", "error:
 
 class RunFailed(RuntimeError):
     """A run ended with an error; its text is the run's own one-line error, or where its log is."""
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def launch_command(processes: int, flags: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from megatron_cod.analysis.depth.measure import METRICS, Budget, measure
 from megatron_cod.analysis.depth.models import traced_transformers
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import open_checkpoint, open_directory
+from tests.distributed.launch import run_ranks
 from tests.distributed.test_resume import succeed
 
 LAYOUTS = {
@@ -50,3 +51,36 @@ def test_layouts_and_export_agree(trained, tmp_path):
     export_model(ExportJob(folder, tmp_path / "hf"))
     exported = numbers(found(open_directory(tmp_path / "hf", None)[0]))
     assert exported == pytest.approx(right, rel=1e-4, abs=1e-4)
+
+
+def native(_rank: int, folder) -> dict:
+    """What is found in Megatron's own model of a checkpoint."""
+    from megatron_cod.training.loading import trace_megatron
+
+    text = torch.randint(0, 256, (26, 16), generator=torch.Generator().manual_seed(1))
+    return measure(trace_megatron(folder, None, 16), Budget([text[:4]], [text[4:]], jacobian_draws=2), METRICS)
+
+
+def test_megatrons_own_model_has_the_numbers_of_its_export(trained):
+    """So its own model may stand for the schemes that cannot be exported."""
+    _, folder = trained
+    right = numbers(found(open_checkpoint(folder, None, None)[0]))
+    assert numbers(run_ranks(1, native, folder)[0]) == pytest.approx(right, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["post_ln", "mix_ln", "deepnorm", "sandwich_ln"])
+def test_schemes_that_no_stock_architecture_computes(tiny, tmp_path, scheme):
+    """Saved at PP 2, run in one process: all metrics, and a head that agrees with the model."""
+    flags = [*tiny, "--norm-scheme", scheme, "--save", str(tmp_path / "run"), "--save-interval", "8"]
+    succeed(2, [*flags, "--pipeline-model-parallel-size", "2"])
+    numbers_found = run_ranks(1, native, tmp_path / "run")[0]
+    assert len(numbers_found["removal"]) == 4
+    assert 4.0 < numbers_found["loss"]["mean"] < 7.0  # 8 steps on bytes, then random text
+    assert numbers_found["logit lens"][-1]["mean"] == pytest.approx(numbers_found["loss"]["mean"], abs=1e-5)
+
+
+def test_without_resolved_arguments_it_is_refused(tmp_path):
+    from megatron_cod.training.loading import load_megatron
+
+    with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which tells how its model is built"):
+        load_megatron(tmp_path, None, 16)
