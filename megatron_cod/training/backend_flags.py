@@ -9,8 +9,10 @@ from megatron_cod.backends.choice import BACKENDS, have_apex, have_transformer_e
 CHOICES = ("auto", *BACKENDS)
 
 # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
-# loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise.
+# loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
+# last a signal ends a run after the step at hand is done and saved (training/interruptions.py).
 _COMMON = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
+_COMMON += ["--exit-signal-handler"]
 _IMPLEMENTATION = "--transformer-impl"
 
 

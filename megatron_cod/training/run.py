@@ -32,6 +32,8 @@ from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
+from megatron_cod.training.interruptions import Events
+from megatron_cod.training.interruptions import watched as watched_training
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
@@ -194,6 +196,7 @@ def main() -> None:
     with (
         user_errors(DepthMapError),
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),
+        watched_training(args, Events(args.save, this_rank())),
         checkpoints.readable(args.load),
         ExitStack() as at_exit,
     ):

@@ -1,0 +1,83 @@
+"""Stopping on a signal, and what happened to a run, a line an event, in ``events.jsonl`` beside its checkpoints.
+
+Megatron's own ``--exit-signal-handler``, which our runs have by default, finishes the step, saves on all ranks together
+and leaves. Here SIGUSR1, which Slurm sends before a time limit, counts as SIGTERM, and a run that a signal ended says so by
+its exit code, so that a job script can tell it from one that is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+STOPPED = 85
+"""Exit code of a run that a signal stopped after it saved: to be started again. Slurm's ``RequeueExit`` may name it."""
+
+
+class Events:
+    """Appends to ``SAVE/events.jsonl`` on one rank; without ``--save``, or on the others, nowhere."""
+
+    def __init__(self, save: str | None, rank: int) -> None:
+        self._path = Path(save) / EVENTS if save and rank == 0 else None
+
+    def add(self, event: str, **facts: Any) -> None:
+        """One line: {"time", "event", ...}."""
+        if self._path is None:
+            return
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def restarts() -> int:
+    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
+    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return max(int(count) for count in told if count.isdigit())
+
+
+@contextmanager
+def watched(args: Any, events: Events) -> Iterator[None]:
+    """Around the training: events of its start and end, SIGUSR1 as SIGTERM, and exit code 85 after either."""
+    received: list[str] = []
+
+    def forward(number: int, _frame: Any) -> None:
+        received.append(signal.Signals(number).name)
+        signal.raise_signal(signal.SIGTERM)  # Megatron's, once it has one; before, nothing is lost
+
+    before = signal.signal(signal.SIGUSR1, forward)
+    events.add("start", restarts=restarts(), world_size=args.world_size, load=args.load, train_iters=args.train_iters)
+    try:
+        yield
+    except SystemExit as end:
+        if not end.code and _stopped():
+            step = int(args.curr_iteration) + 1
+            events.add("stopped by a signal", signal=(received or ["SIGTERM"])[0], step=step, saved=bool(args.save))
+            sys.exit(STOPPED)
+        events.add("end", code=end.code or 0, step=_step(args))
+        raise
+    except BaseException as error:
+        events.add("failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", step=_step(args))
+        raise
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    events.add("finished", step=_step(args))
+
+
+def _step(args: Any) -> int:
+    return int(getattr(args, "iteration", 0) or 0)
+
+
+def _stopped() -> bool:
+    """Whether a signal ended the run on any rank: Megatron asks all of them before it leaves."""
+    from megatron.training.global_vars import get_signal_handler
+
+    handler = get_signal_handler()
+    return bool(handler is not None and any(handler.signals_received()))
