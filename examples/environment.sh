@@ -1,0 +1,28 @@
+# shellcheck shell=sh
+# What every launch needs, in one place (docs/launching.md explains each). Sourced by the scripts beside it.
+# Everything may be set before: what is set already stays.
+
+PYTHON=${PYTHON:-python}
+export PYTHON
+
+# Restarts within torchrun fail at random while an attempt finds the addresses of the one before.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# One thread a process: the GPUs compute, and on CPUs the processes are the parallelism.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Megatron overlaps communication by launch order; more connections reorder it.
+export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
+# The network between the nodes. INTERFACE=ib0 or eth0 where the default route is not it.
+if [ -n "${INTERFACE:-}" ]; then
+    export NCCL_SOCKET_IFNAME="$INTERFACE" GLOO_SOCKET_IFNAME="$INTERFACE"
+fi
+# A dead peer ends the job with a message instead of hanging it.
+export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"
+
+# GPUs of this machine; 2 CPU processes where there is none.
+processes_here() {
+    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
+        nvidia-smi -L | wc -l
+    else
+        echo 2
+    fi
+}

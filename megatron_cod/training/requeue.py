@@ -1,0 +1,69 @@
+"""Whether a job is to be queued again: for job scripts, which cannot know it from an exit code.
+
+    python -m megatron_cod.training.requeue SAVE --retries 3
+
+ends with 0 for "queue it again", 1 for "it is done" and 2 for "give up": that is after RETRIES times at the same step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.checkpoint_files import latest_checkpoint
+from megatron_cod.training.interruptions import EVENTS, Events
+
+AGAIN, DONE, GIVE_UP = 0, 1, 2
+QUEUED = "queued again"
+
+
+def read_events(save: Path) -> list[dict[str, Any]]:
+    """The events of a run, a torn last line left out; none where there is no file."""
+    path = save / EVENTS
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def newest_step(save: Path) -> int:
+    """The step of the newest whole checkpoint, 0 without one."""
+    checkpoint = latest_checkpoint(save) if save.is_dir() else None
+    number = checkpoint.name.removeprefix("iter_") if checkpoint else ""
+    return int(number) if number.isdigit() else 0
+
+
+def decide(save: Path, retries: int) -> tuple[int, str]:
+    """The exit code, and the line that says why. An answer of "again" is recorded, so that the next can count."""
+    events, step = read_events(save), newest_step(save)
+    if any(one.get("event") == "finished" for one in events[-1:]):
+        return DONE, f"finished at step {events[-1].get('step')}"
+    tried = 0
+    for one in reversed([one for one in events if one.get("event") == QUEUED]):
+        if one.get("step") != step:
+            break
+        tried += 1
+    if tried >= retries:
+        return GIVE_UP, f"no step of progress since step {step} in {tried} tries: not queued again"
+    Events(str(save), 0).add(QUEUED, step=step)
+    return AGAIN, f"queued again at step {step}" + (f", try {tried + 1} of {retries} there" if tried else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("save", type=Path, metavar="SAVE", help="the run's --save")
+    parser.add_argument("--retries", type=int, default=3, metavar="N", help="at one and the same step (default 3)")
+    args = parser.parse_args()
+    code, line = decide(args.save, args.retries)
+    print(line, flush=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""When a job script queues a job again, and when it stops doing so."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron_cod.training.interruptions import Events, restarts
+from megatron_cod.training.requeue import AGAIN, DONE, GIVE_UP, decide, read_events
+
+
+def at_step(save, step: int) -> None:
+    (save / f"iter_{step:07d}").mkdir()
+    (save / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def test_a_run_that_never_saved_is_tried_a_few_times(tmp_path):
+    assert [decide(tmp_path, 2)[0] for _ in range(4)] == [AGAIN, AGAIN, GIVE_UP, GIVE_UP]
+    assert decide(tmp_path, 2)[1] == "no step of progress since step 0 in 2 tries: not queued again"
+
+
+def test_progress_starts_the_count_anew(tmp_path, monkeypatch):
+    from megatron_cod.training import requeue
+
+    steps = iter([10, 10, 20, 20, 20, 20])
+    monkeypatch.setattr(requeue, "newest_step", lambda _: next(steps))
+    assert [decide(tmp_path, 2)[0] for _ in range(6)] == [AGAIN, AGAIN, AGAIN, AGAIN, GIVE_UP, GIVE_UP]
+
+
+def test_a_finished_run_is_not_queued(tmp_path):
+    events = Events(str(tmp_path), 0)
+    events.add("start")
+    events.add("finished", step=40)
+    assert decide(tmp_path, 3) == (DONE, "finished at step 40")
+    events.add("start")  # queued again by mistake and killed: it was not finished then
+    assert decide(tmp_path, 3)[0] == AGAIN
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+    Events(str(tmp_path), 0).add("start")
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"time": "20')
+    assert [one["event"] for one in read_events(tmp_path)] == ["start"]
+
+
+def test_only_one_rank_writes(tmp_path):
+    Events(str(tmp_path), 1).add("start")
+    Events(None, 0).add("start")
+    assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_restarts_are_those_of_the_scheduler(monkeypatch):
+    assert restarts() == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarts() == 2
+
+
+@pytest.mark.parametrize("code", [AGAIN, GIVE_UP])
+def test_as_a_job_script_calls_it(tmp_path, code):
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_cod.training.requeue",
+        str(tmp_path),
+        "--retries",
+        str(int(code == AGAIN)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    event = (
+        [one["event"] for one in map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())]
+        if not code
+        else []
+    )
+    assert event == (["queued again"] if code == AGAIN else [])
