@@ -3,12 +3,13 @@ PYTHON ?=
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help quickstart test test-slow check format venv clean
+.PHONY: help quickstart test test-slow test-launch check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
+	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
 	@echo 'make check        ruff, mypy, import contract'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
@@ -20,8 +21,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest -m 'not slow'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m 'not slow' tests/te
+	$(BIN)/python -m pytest -m 'not slow and not launch'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m 'not slow and not launch' tests/te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
@@ -31,6 +32,9 @@ test: venv .venv/transformer_engine/.installed
 test-slow: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m slow
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
+
+test-launch: venv
+	$(BIN)/python -m pytest -m launch
 
 check: venv
 	$(BIN)/ruff check .

@@ -58,7 +58,7 @@ def watched(args: Any, events: Events) -> Iterator[None]:
         yield
     except SystemExit as end:
         if not end.code and _stopped():
-            step = int(args.curr_iteration) + 1
+            step = _step(args)
             events.add("stopped by a signal", signal=(received or ["SIGTERM"])[0], step=step, saved=bool(args.save))
             sys.exit(STOPPED)
         events.add("end", code=end.code or 0, step=_step(args))
@@ -72,7 +72,9 @@ def watched(args: Any, events: Events) -> Iterator[None]:
 
 
 def _step(args: Any) -> int:
-    return int(getattr(args, "iteration", 0) or 0)
+    """Steps behind the weights: those of the checkpoint, or since then."""
+    current = getattr(args, "curr_iteration", None)
+    return int(getattr(args, "iteration", 0) or 0) if current is None else int(current) + 1
 
 
 def _stopped() -> bool:

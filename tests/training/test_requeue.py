@@ -1,6 +1,5 @@
 """When a job script queues a job again, and when it stops doing so."""
 
-import json
 import subprocess
 import sys
 
@@ -69,9 +68,5 @@ def test_as_a_job_script_calls_it(tmp_path, code):
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == code
-    event = (
-        [one["event"] for one in map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())]
-        if not code
-        else []
-    )
-    assert event == (["queued again"] if code == AGAIN else [])
+    events = [one["event"] for one in read_events(tmp_path)]
+    assert events == (["queued again"] if code == AGAIN else [])
