@@ -16,6 +16,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+def leave_signals_to_parent() -> None:
+    """Ignore what tells a run to save and stop: Slurm signals every process of a step, and the save needs its helpers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def main() -> None:
     """Run the training; see ``run.py``."""
     from megatron_cod.training import run
@@ -25,5 +31,6 @@ def main() -> None:
 
 if __name__ == "__mp_main__":  # the name a multiprocessing helper imports this module under
     die_with_parent()
+    leave_signals_to_parent()
 elif __name__ == "__main__":
     main()
