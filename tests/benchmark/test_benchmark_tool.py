@@ -73,6 +73,6 @@ def test_user_errors_are_one_line(arguments, message):
 
 
 def test_help_names_the_commands_and_what_they_compare():
-    assert "{schemes,hf}" in benchmark("--help").stdout
+    assert "{schemes,monitor,hf}" in benchmark("--help").stdout
     assert "lns_activation" in benchmark("schemes", "--help").stdout
     assert "--fused-adam" in benchmark("hf", "--help").stdout
