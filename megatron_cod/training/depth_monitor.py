@@ -14,6 +14,7 @@ import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from megatron_cod.schemes.design import input_gammas
 
@@ -90,7 +91,7 @@ class DepthMonitor:
     def _report(self) -> None:
         self._active = False
         for number, layer in self._layers.items():
-            gammas = torch.cat([gamma.detach().double().flatten() for gamma in input_gammas(layer)])
+            gammas = torch.cat([_whole(gamma.detach()).double().flatten() for gamma in input_gammas(layer)])
             offset = 1.0 if layer.config.layernorm_zero_centered_gamma else 0.0
             self._table[number - 1, len(COLUMNS) - 1] = gammas.mean() + offset
             self._table[number - 1, -1] = 1.0
@@ -103,6 +104,11 @@ class DepthMonitor:
         broken = first_broken(values)
         if broken:
             self._say(f"depth monitor: step {self._step}: the first values that are not finite are {broken}")
+
+
+def _whole(gamma: Tensor) -> Tensor:
+    """Under ``--use-torch-fsdp2`` a rank holds a piece of it. Collective then, over ranks with the same layers."""
+    return gamma.full_tensor() if isinstance(gamma, DTensor) else gamma
 
 
 def _sums(before: Tensor, after: Tensor) -> Tensor:

@@ -120,6 +120,17 @@ def test_experts(tiny, tmp_path):
     assert all(0 < found[depth_tag("gradient norm", number)][8] < 1e3 for number in range(1, 5))
 
 
+def test_fully_sharded_gammas(tiny, tmp_path):
+    """Each rank holds a piece of every gamma there; its checkpoints are another matter, so none is written."""
+    file = tmp_path / "metrics.jsonl"
+    flags = [*tiny, "--micro-batch-size", "1", "--use-torch-fsdp2", "--metrics-file", str(file)]
+    ended = run_training_ranks(2, [*flags, "--depth-monitor-interval", "4"])
+    assert [rank.code for rank in ended] == [0, 0], ended[0].output[-3000:]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    gammas = [one["value"] for one in records if one["name"].startswith("depth/gamma mean") and one["step"] == 4]
+    assert len(gammas) == 4 and all(0.9 < gamma < 1.1 for gamma in gammas)
+
+
 def counted_in_the_stage() -> None:
     """The mutant: layers are numbered within their stage."""
     from megatron_cod.training import depth_monitor
