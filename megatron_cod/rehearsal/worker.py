@@ -88,6 +88,7 @@ def _short(args: Any, job: Job) -> None:
     args.save = args.load = args.pretrained_checkpoint = args.tensorboard_dir = args.non_persistent_save_interval = None
     args.save_interval = args.exit_interval = args.exit_duration_in_mins = None
     args.async_save = args.use_checkpoint_args = False
+    args.exit_signal_handler = False  # it asks all ranks, over backends that it knows
     args.do_train = True  # ranks without data of their own are told by broadcast that there is some
     if job.mock_data:
         args.mock_data = True

@@ -43,6 +43,21 @@ def restarts() -> int:
     return max(int(count) for count in told if count.isdigit())
 
 
+class UntilTraining:
+    """Before the first step a SIGTERM ends the process as it does by default; from then on Megatron's handler has it.
+
+    Megatron installs its handler when it parses the arguments. A rank that waits for others while the run is set up
+    could then not be ended by the launcher.
+    """
+
+    def __init__(self) -> None:
+        self._training = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def over(self) -> None:
+        """The first step begins: the handler that was there is back."""
+        signal.signal(signal.SIGTERM, self._training)
+
+
 @contextmanager
 def watched(args: Any, events: Events) -> Iterator[None]:
     """Around the training: events of its start and end, SIGUSR1 as SIGTERM, and exit code 85 after either."""
@@ -50,7 +65,7 @@ def watched(args: Any, events: Events) -> Iterator[None]:
 
     def forward(number: int, _frame: Any) -> None:
         received.append(signal.Signals(number).name)
-        signal.raise_signal(signal.SIGTERM)  # Megatron's, once it has one; before, nothing is lost
+        signal.raise_signal(signal.SIGTERM)  # Megatron's from the first step; before, nothing is lost
 
     before = signal.signal(signal.SIGUSR1, forward)
     events.add("start", restarts=restarts(), world_size=args.world_size, load=args.load, train_iters=args.train_iters)

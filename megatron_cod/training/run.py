@@ -32,7 +32,7 @@ from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
-from megatron_cod.training.interruptions import Events
+from megatron_cod.training.interruptions import Events, UntilTraining
 from megatron_cod.training.interruptions import watched as watched_training
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
@@ -137,10 +137,11 @@ def write_scalar(name: str, value: float, step: int) -> None:
 
 
 class StartMark:
-    """Notes when the forward step is first called."""
+    """Notes when the forward step is first called, and has ``first`` called then."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: Callable[[], None]) -> None:
         self._started = False
+        self._first = first
 
     def not_yet(self) -> bool:
         return not self._started
@@ -149,7 +150,9 @@ class StartMark:
         """The same step, noting that it ran."""
 
         def watched(*args: Any) -> Any:
-            self._started = True
+            if not self._started:
+                self._started = True
+                self._first()
             return step(*args)
 
         return watched
@@ -167,6 +170,7 @@ def main() -> None:
         cpu.install()
         sys.argv = [sys.argv[0], *flags]
         args = parse_and_validate_args(extra_args_provider=add_arguments)
+        until_training = UntilTraining()
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
@@ -191,7 +195,7 @@ def main() -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
-    started = StartMark()
+    started = StartMark(until_training.over)
     step = started.watch(watched)
     with (
         user_errors(DepthMapError),
