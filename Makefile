@@ -1,6 +1,8 @@
 # Two commands to know: make quickstart, make test. Each prepares .venv first, and says what it does.
 PYTHON ?=
 BIN := .venv/bin
+# Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
+TWO := --numprocesses 2 --dist loadfile
 export PYTHON
 
 .PHONY: help quickstart test test-slow test-launch check format venv clean
@@ -21,8 +23,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest -m 'not slow and not launch'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m 'not slow and not launch' tests/te
+	$(BIN)/python -m pytest $(TWO) -m 'not slow and not launch'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m 'not slow and not launch' tests/te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
