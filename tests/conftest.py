@@ -1,8 +1,6 @@
 """Shared by all tests; the environment that Megatron reads is prepared before anything imports it."""
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -36,11 +34,7 @@ def one_process():
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     cpu.install()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1)
     yield

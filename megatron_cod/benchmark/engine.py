@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -31,7 +30,7 @@ from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.environment import forget_make, satisfy_make
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.launch import free_port
+from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.run import resolve_command_line
 
 Microbatch = dict[str, Tensor]
@@ -46,8 +45,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
 
     Megatron's own log is dropped. Raises ValueError for what it refuses.
     """
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    launch_alone()
     torch.set_num_threads(threads)
     with redirect_stdout(io.StringIO()):
         flags, _, _ = resolve_command_line(list(command_line))

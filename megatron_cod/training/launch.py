@@ -1,7 +1,6 @@
 """Start a training run as torchrun would, and pass its progress lines on. For tools that train several runs."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +13,12 @@ class RunFailed(RuntimeError):
     """A run ended with an error; its text is the run's own one-line error, or where its log is."""
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def launch_alone() -> None:
+    """Make this process the only rank of a job, as the launcher's environment would; for tools that start Megatron."""
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    # Nobody else joins, so any port will do: the kernel gives a free one. No launcher holds a store there.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
 
 
 def launch_command(processes: int, flags: Sequence[str]) -> list[str]:

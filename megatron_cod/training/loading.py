@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -26,7 +25,7 @@ from megatron_cod.training import (
 )
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.launch import free_port
+from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.recipes import load_recipe
 from megatron_cod.training.run import resolve_command_line
 
@@ -59,8 +58,7 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
         *("--seq-length", str(length), "--logging-level", "40"),
         *(["--ckpt-step", str(step)] if step is not None else []),
     ]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    launch_alone()
     command = sys.argv
     with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
         try:

@@ -1,13 +1,13 @@
 """Run a function in real processes that talk over gloo, and bring back what each returns.
 
 Processes are forked from one server that has Megatron imported, so a launch costs a second instead of ten. Each worker
-sets up RANK and friends as torchrun would.
+sets up RANK and friends as torchrun would. As there, the launcher holds the store of the rendezvous: a port that is only
+looked up here and opened in a worker may be somebody else's by then.
 """
 
 import multiprocessing
 import os
 import pickle
-import socket
 import tempfile
 import time
 import traceback
@@ -20,10 +20,11 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def open_store() -> Any:
+    """The rendezvous of one launch, on a port of its own until the store is let go."""
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
 def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: str, arguments: tuple) -> None:
@@ -37,6 +38,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     # Data loaders of this process fork, as they do under torchrun; a fork server's child would use the server.
     multiprocessing.set_start_method("fork", force=True)
@@ -87,10 +89,10 @@ def run_training_ranks(
     Unlike in ``run_ranks`` a failing rank is a result. AssertionError after ``timeout`` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
+        store = open_store()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, port, folder, (flags, before)))
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (flags, before)))
             for rank in range(world)
         ]
         for process in processes:
@@ -137,9 +139,9 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
     """
     _skip_without_gpus(world)
     with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
+        store = open_store()
         processes = [
-            _CONTEXT.Process(target=_enter, args=(function, rank, world, port, folder, arguments), daemon=True)
+            _CONTEXT.Process(target=_enter, args=(function, rank, world, store.port, folder, arguments), daemon=True)
             for rank in range(world)
         ]
         for process in processes:
