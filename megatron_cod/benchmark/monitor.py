@@ -1,8 +1,9 @@
 """What the depth monitor costs: a step without it, one that it looks away from, and one that it measures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
 from megatron_cod.benchmark.report import Report, rows_of
@@ -14,15 +15,25 @@ INTERVAL = 100
 AIM = 0.01
 
 
+def _at_each_call(step: Callable[..., Any], look: Callable[[], None]) -> Callable[..., Any]:
+    """The step with a look before it: here each call is a training step of its own."""
+
+    def watched(*rest: Any) -> Any:
+        look()
+        return step(*rest)
+
+    return watched
+
+
 def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, threads: int, clock: str) -> Report:
     """Interleaved steps of three equal models. The note says what an interval of 100 comes to."""
     args = start_megatron([*QUIET, *megatron_flags], threads)
     args.curr_iteration = 0
     engines = {name: Engine(args, "lns") for name in ("without", "between", "measuring")}
     for name, interval in (("between", 10**9), ("measuring", 1)):
-        monitor = DepthMonitor(interval, lambda *_: None, lambda _: None)
+        monitor = DepthMonitor(interval, args, lambda *_: None, lambda _: None)
         monitor.attach(engines[name].model)
-        engines[name].forward_step = monitor.watch(engines[name].forward_step, args)
+        engines[name].forward_step = _at_each_call(engines[name].forward_step, monitor.step_begins)
     batches = random_batches(args, 4)
 
     def stepper(engine: Engine) -> partial[Lap]:

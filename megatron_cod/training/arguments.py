@@ -7,6 +7,7 @@ from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import PLACEMENTS
 from megatron_cod.schemes.table import SCHEMES, get_scheme
 from megatron_cod.training.backend_flags import CHOICES
+from megatron_cod.training.faults.flags import add_fault_options
 
 _INTRODUCTION = """\
 Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
@@ -135,6 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
     )
+    add_fault_options(group)
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(
         "--dry-run",

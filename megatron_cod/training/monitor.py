@@ -33,14 +33,16 @@ class MetricsWriter:
         tokens_per_step: int,
         log_interval: int,
         emit: Callable[[str], None],
+        see_loss: Callable[[int, float], str | None] = lambda step, loss: None,
     ) -> None:
-        """inner: a SummaryWriter or None. path: the JSON lines, or None. emit: prints one line."""
+        """inner: a SummaryWriter or None. path: the JSON lines, or None. emit: prints one line. see_loss: takes each
+        step's training loss, and answers with a line where there is something to say."""
         self._inner = inner
         self._file = path.open("a", buffering=1) if path else None
         self._train_iters = train_iters
         self._tokens_per_step = tokens_per_step
         self._log_interval = max(1, log_interval)
-        self._emit = emit
+        self._emit, self._see_loss = emit, see_loss
         self._learning_rate: float | None = None
         # (step, time) of the first and of the latest step; steps and seconds since the last line. The first step is slow
         # (allocation, first communication) and an interval with a validation in it is not a step's: neither counts.
@@ -69,6 +71,8 @@ class MetricsWriter:
             self._learning_rate = number
         elif name == TRAIN_LOSS:
             self._progress(int(step), number)
+            if line := self._see_loss(int(step), number):
+                self._emit(line)
         elif name == VALID_LOSS:
             self._clean = False
             self._emit(f"validation at step {step}: loss {number:.4f} | perplexity {perplexity(number):.2f}")

@@ -32,11 +32,15 @@ from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
-from megatron_cod.training.interruptions import Events, UntilTraining
-from megatron_cod.training.interruptions import watched as watched_training
+from megatron_cod.training.faults import rewind
+from megatron_cod.training.faults.events import Events
+from megatron_cod.training.faults.handling import FaultHandling, check_flags, put_in_order
+from megatron_cod.training.faults.nonfinite import NonFiniteError
+from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
+from megatron_cod.training.steps import Steps
 
 
 def say(text: str) -> None:
@@ -98,7 +102,7 @@ def check_inputs(args: Any) -> None:
         say(line)
 
 
-def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
+def _metrics_writer(args: Any, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +113,7 @@ def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
         tokens_per_step=args.global_batch_size * args.seq_length,
         log_interval=args.log_interval,
         emit=partial(print, flush=True),
+        see_loss=see_loss,
     )
 
 
@@ -136,34 +141,13 @@ def write_scalar(name: str, value: float, step: int) -> None:
         wandb.log({name: value}, step)
 
 
-class StartMark:
-    """Notes when the forward step is first called, and has ``first`` called then."""
-
-    def __init__(self, first: Callable[[], None]) -> None:
-        self._started = False
-        self._first = first
-
-    def not_yet(self) -> bool:
-        return not self._started
-
-    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The same step, noting that it ran."""
-
-        def watched(*args: Any) -> Any:
-            if not self._started:
-                self._started = True
-                self._first()
-            return step(*args)
-
-        return watched
-
-
 def main() -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError):
         flags, raw, resolved = resolve_command_line(sys.argv[1:])
         check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
         check_schedule(raw)
+        check_flags(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
@@ -179,40 +163,43 @@ def main() -> None:
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
+        events = Events(args.save, this_rank())
         if args.save and this_rank() == 0:
-            retention.clean(args.save, say, spare=args.ckpt_step)
+            put_in_order(args, say, events)
             checkpoints.write_resolved(args.save, resolved)
 
+    faults = FaultHandling(args, events, say)
     if args.world_size - 1 == this_rank():
-        install_metrics_writer(partial(_metrics_writer, args))
+        install_metrics_writer(partial(_metrics_writer, args, faults.see_loss))
     variance = StreamVariance()
-    model_config.post_wrap_hooks += [report_parameters, variance.attach]
-    watched = forward_step
+    steps = Steps(args)
+    steps.first.append(until_training.over)
+    steps.each_step.append(faults.step_begins)
+    steps.each_forward.append(faults.forward_begins)
+    model_config.post_wrap_hooks += [report_parameters, variance.attach, faults.attach]
     if args.depth_monitor_interval:
-        monitor = DepthMonitor(args.depth_monitor_interval, write_scalar, partial(print, flush=True))
+        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, partial(print, flush=True))
         model_config.post_wrap_hooks.append(monitor.attach)
-        watched = monitor.watch(forward_step, args)
+        steps.each_step.append(monitor.step_begins)
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
-    # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
-    started = StartMark(until_training.over)
-    step = started.watch(watched)
     with (
-        user_errors(DepthMapError),
-        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=started.not_yet),
-        watched_training(args, Events(args.save, this_rank())),
+        user_errors(DepthMapError, NonFiniteError),
+        # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
+        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
+        faults.around_training(),
         checkpoints.readable(args.load),
         ExitStack() as at_exit,
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:
             keeper = retention.Retention(args, say)
-            step = keeper.watch(step)
+            steps.each_step.append(keeper.look)
             at_exit.enter_context(keeper.until_the_end())
         pretrain(
             pretrain_cfg_container_from_args(args, model_config),
-            datasets_provider,
+            rewind.passing_over(datasets_provider, args.save),
             ModelType.encoder_or_decoder,
-            step,
+            steps.watch(forward_step),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
             get_embedding_ranks=partial(embedding_ranks, args),
