@@ -1,6 +1,7 @@
 """How a distributed run ends on bad input: one clear line, from one rank, exit code not 0, no hang."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +37,7 @@ def fail(message: str, *, exit_code: int = 2) -> NoReturn:
     alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
     """
     rank = this_rank()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in training it asks for a save, of which there is none now
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
         message = f"rank {rank}: {message}"

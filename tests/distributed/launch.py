@@ -98,12 +98,17 @@ def run_training_ranks(
         for process in processes:
             process.start()
         deadline = time.monotonic() + timeout
+        failed_at = None
         try:
             while any(process.exitcode is None for process in processes):
                 assert time.monotonic() < deadline, f"still running after {timeout} s"
                 if any(process.exitcode for process in processes):
+                    failed_at = failed_at or time.monotonic()
                     for process in processes:
-                        process.terminate()
+                        if time.monotonic() - failed_at < 5:  # torchrun: 30
+                            process.terminate()
+                        else:
+                            process.kill()
                 time.sleep(0.02)
         finally:
             for process in processes:

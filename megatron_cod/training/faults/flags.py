@@ -40,7 +40,7 @@ def add_fault_options(group: Any) -> None:
         type=_not_negative(float),
         default=10.0,
         metavar="F",
-        help="warn of a loss F robust standard deviations above the median of the last 128; 0: never "
+        help="warn of a loss F standard deviations of its noise above that of the last steps; 0: never "
         "(default: %(default)s)",
     )
     group.add_argument(

@@ -93,10 +93,10 @@ class FaultHandling:
         spike = self._spikes.see(loss) if self._spikes else None
         if spike is None:
             return None
-        median, threshold = spike
-        self._events.add_here("loss spike", step=step, loss=loss, median=median, threshold=threshold)
+        usual, threshold = spike
+        self._events.add_here("loss spike", step=step, loss=loss, usual=usual, threshold=threshold)
         return (
-            f"WARNING: loss spike at step {step}: {loss:.4f}, where {median:.4f} is usual; should it stay, "
+            f"WARNING: loss spike at step {step}: {loss:.4f}, where {usual:.4f} is usual; should it stay, "
             f"--rewind-to an earlier checkpoint with --rewind-skip passes over this data"
         )
 

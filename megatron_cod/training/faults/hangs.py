@@ -181,7 +181,8 @@ class HangWatch:
             print(f"error: {line}; the job ends", file=sys.stderr, flush=True)
         else:
             time.sleep(min(2 * self._interval, 5.0))  # the line first
-        faulthandler.dump_traceback(all_threads=False)
+        # Of the main thread too: where this rank was.
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
         self._end(HUNG)
 
     def _watch_store(self) -> None:
