@@ -36,6 +36,7 @@ from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.handling import FaultHandling, check_flags, put_in_order
 from megatron_cod.training.faults.nonfinite import NonFiniteError
+from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
@@ -184,11 +185,12 @@ def main() -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     with (
-        user_errors(DepthMapError, NonFiniteError),
+        user_errors(DepthMapError, NonFiniteError, SaveError),
         # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
         faults.around_training(),
         checkpoints.readable(args.load),
+        failed_saves(args),
         ExitStack() as at_exit,
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:

@@ -69,7 +69,7 @@ class BrokenLoss:
 
 @dataclass(frozen=True)
 class Stuck:
-    """One rank stops at a step: 'stopped' by a signal, 'loading' for ever, 'collective': it waits for a message of nobody."""
+    """One rank stops at a step: 'stopped' by a signal, or 'loading' for ever."""
 
     rank: int
     step: int

@@ -1,4 +1,4 @@
-"""NaN and infinity: the layer and the rank are named, the weights stay sound, a step is left out where that is asked for."""
+"""NaN and infinity: the layer and the rank are named, the weights stay sound, a step is left out where asked."""
 
 import math
 import re

@@ -1,6 +1,7 @@
 """A rewind goes back to a checkpoint, passes over data, and is done once."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -46,7 +47,7 @@ def data_of(path, world: int) -> dict[int, list]:
     for rank in range(world):
         mine: dict[int, list] = {}
         last = None
-        for line in open(f"{path}.{rank}"):
+        for line in Path(f"{path}.{rank}").read_text().splitlines():
             step, tokens = json.loads(line)
             if step != last:
                 mine[step] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,17 @@ class Events:
         if self._path is None:
             return
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with self._path.open("ab+") as file:
-            end = file.seek(0, os.SEEK_END)
-            torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"  # by a kill, or a disk that was full
-            file.write((torn * "\n" + json.dumps(line) + "\n").encode())
+        try:
+            _append(self._path, json.dumps(line) + "\n")
+        except OSError as error:  # on a full disk what happened to the run matters more than the note of it
+            print(f"WARNING: {self._path} cannot be written ({error}): {json.dumps(line)}", file=sys.stderr, flush=True)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"  # by a kill, or a disk that was full
+        file.write((torn * "\n" + line).encode())
 
 
 def read_events(save: Path) -> list[dict[str, Any]]:
