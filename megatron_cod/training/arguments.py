@@ -136,20 +136,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
     )
-    add_fault_options(group)
+    group.add_argument(
+        "--rank-log-dir",
+        metavar="DIR",
+        help="a file for each rank but the first and the last, which have the console; 'none': all ranks on the console "
+        "(default: SAVE/logs)",
+    )
+    group.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="X",
+        help="dense bf16 TFLOP/s of one device, for MFU (default: known for NVIDIA's A100, H100, H200, B200, L40S)",
+    )
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(
         "--dry-run",
         action="store_true",
         help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
     )
+    faults = parser.add_argument_group("when something goes wrong (docs/faults.md)")
+    add_fault_options(faults)
     group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")
 
     def print_help(*_: Any) -> None:
         formatter = argparse.HelpFormatter(prog="pretrain", max_help_position=32)
-        formatter.start_section("megatron_cod flags")
-        formatter.add_arguments(group._group_actions)
-        formatter.end_section()
+        for title, section in (("megatron_cod flags", group), (faults.title, faults)):
+            formatter.start_section(title)
+            formatter.add_arguments(section._group_actions)
+            formatter.end_section()
         print(_INTRODUCTION + "\n" + formatter.format_help() + "\n" + _COMMON)
 
     parser.error = _one_line_error  # type: ignore[method-assign]

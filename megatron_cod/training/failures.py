@@ -2,12 +2,13 @@
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from megatron_cod.training import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
@@ -41,8 +42,7 @@ def fail(message: str, *, exit_code: int = 2) -> NoReturn:
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
         message = f"rank {rank}: {message}"
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    rank_logs.speak(f"error: {message}")
     # Not sys.exit: process groups and loader threads of a half-started run must not hold the exit up.
     os._exit(exit_code)
 

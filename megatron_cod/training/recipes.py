@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-_ORIGIN = "recipe"
+_ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
+"""Arguments of one start, which a recipe that reproduces the run does not have."""
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser, alw
         by_destination.setdefault(action.dest, (key, action))
     resolved: dict[str, Any] = {name.replace("_", "-"): value for name, value in always.items()}
     for destination, value in vars(args).items():
-        if destination not in by_destination or destination in (_ORIGIN, "unset", "dry_run", "override_scheme_check"):
+        if destination not in by_destination or destination in _ONCE:
             continue
         key, action = by_destination[destination]
         if value == action.default or destination in always:

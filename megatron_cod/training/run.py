@@ -3,7 +3,6 @@
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,19 +12,17 @@ from megatron_cod.training import environment
 
 # isort: split
 from megatron.core.enums import ModelType
-from megatron.training import get_tensorboard_writer, get_tokenizer, pretrain
+from megatron.training import get_tokenizer, pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
-from megatron.training.global_vars import get_wandb_writer
 
 from megatron_cod import cpu, identity
-from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import checkpoints, recipes, retention
+from megatron_cod.training import checkpoints, rank_logs, recipes, retention
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
@@ -38,16 +35,9 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
-from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
+from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
 from megatron_cod.training.steps import Steps
-
-
-def say(text: str) -> None:
-    """Print a line of the log, on rank 0."""
-    if this_rank() == 0:
-        print(text, flush=True)
 
 
 def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace, str]:
@@ -103,53 +93,21 @@ def check_inputs(args: Any) -> None:
         say(line)
 
 
-def _metrics_writer(args: Any, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
-    path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return MetricsWriter(
-        inner,
-        path,
-        train_iters=args.train_iters,
-        tokens_per_step=args.global_batch_size * args.seq_length,
-        log_interval=args.log_interval,
-        emit=partial(print, flush=True),
-        see_loss=see_loss,
-    )
-
-
 def _forget_make(model: list[Any]) -> list[Any]:
     environment.forget_make()
     return model
-
-
-def report_parameters(model: list[Any]) -> list[Any]:
-    """Megatron post-wrap hook: say and record how many parameters the model has."""
-    total = count_parameters(model)
-    say(f"parameters: {total:,}")
-    writer = get_tensorboard_writer()
-    if isinstance(writer, MetricsWriter):
-        writer.add_scalar(PARAMETERS, total, 0)
-    return model
-
-
-def write_scalar(name: str, value: float, step: int) -> None:
-    """One value to the metrics, TensorBoard and W&B, on the rank that keeps them."""
-    writer, wandb = get_tensorboard_writer(), get_wandb_writer()
-    if isinstance(writer, MetricsWriter):
-        writer.add_scalar(name, value, step)
-    if wandb:
-        wandb.log({name: value}, step)
 
 
 def main() -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError):
         flags, raw, resolved = resolve_command_line(sys.argv[1:])
-        check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        check_layout(raw, world_size)
         check_schedule(raw)
         check_flags(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
+        rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
@@ -170,8 +128,6 @@ def main() -> None:
             checkpoints.write_resolved(args.save, resolved)
 
     faults = FaultHandling(args, events, say)
-    if args.world_size - 1 == this_rank():
-        install_metrics_writer(partial(_metrics_writer, args, faults.see_loss))
     variance = StreamVariance()
     steps = Steps(args)
     steps.first.append(until_training.over)
@@ -191,6 +147,7 @@ def main() -> None:
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),
+        reported(args, faults.see_loss),
         ExitStack() as at_exit,
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:

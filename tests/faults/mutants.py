@@ -97,3 +97,23 @@ class Stuck:
             time.sleep(0.01)
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class FailsAt:
+    """One rank raises in the forward step of a training step."""
+
+    rank: int
+    step: int
+
+    def __call__(self) -> None:
+        from megatron_cod.training import batches
+
+        get_batch = batches.get_batch
+
+        def failing(*args: Any) -> Any:
+            if current_step() == self.step and int(os.environ["RANK"]) == self.rank:
+                raise ZeroDivisionError(f"in step {self.step}")
+            return get_batch(*args)
+
+        batches.get_batch = failing

@@ -25,6 +25,14 @@ class Events:
         if self._rank == 0:
             self.add_here(event, **facts)
 
+    def add_first(self, event: str, **facts: Any) -> None:
+        """What the first rank that meets it writes: the others fail since that one did."""
+        if self._path is None:
+            return
+        since = [one.get("event") for one in reversed(read_events(self._path.parent))]
+        if event not in since[: since.index("start") if "start" in since else None]:
+            self.add_here(event, rank=self._rank, host=this_host(), **facts)
+
     def add_here(self, event: str, **facts: Any) -> None:
         """What this rank alone knows. A short line at the end of a file goes there whole, whoever else writes."""
         if self._path is None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, TCPStore
 
+from megatron_cod.training import rank_logs
 from megatron_cod.training.faults.events import Events, this_host
 
 HUNG = 86
@@ -178,11 +179,10 @@ class HangWatch:
 
     def _leave(self, line: str, speak: bool) -> None:
         if speak:
-            print(f"error: {line}; the job ends", file=sys.stderr, flush=True)
+            rank_logs.speak(f"error: {line}; the job ends")
         else:
             time.sleep(min(2 * self._interval, 5.0))  # the line first
-        # Of the main thread too: where this rank was.
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=2, all_threads=True)  # where this rank was
         self._end(HUNG)
 
     def _watch_store(self) -> None:

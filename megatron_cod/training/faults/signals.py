@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from megatron_cod.training import rank_logs
 from megatron_cod.training.faults.events import Events, restarts
 
 STOPPED = 85
@@ -58,7 +59,10 @@ def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterat
         events.add("end", code=end.code or 0, step=_step(args))
         raise
     except BaseException as error:
-        events.add("failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", step=_step(args))
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        events.add_first("failed", error=text, step=_step(args))
+        if rank_logs.where():
+            rank_logs.speak(f"rank {args.rank} failed: {text}{rank_logs.where()}")
         raise
     finally:
         signal.signal(signal.SIGUSR1, before)
