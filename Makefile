@@ -3,14 +3,16 @@ PYTHON ?=
 BIN := .venv/bin
 # Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
 TWO := --numprocesses 2 --dist loadfile
+FAST := not slow and not launch and not campaign
 export PYTHON
 
-.PHONY: help quickstart test test-slow test-launch check format venv clean
+.PHONY: help quickstart test test-slow test-kills test-launch check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
+	@echo 'make test-kills   50 random kills of a run (40 minutes)'
 	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
 	@echo 'make check        ruff, mypy, import contract'
 	@echo 'make format       rewrite the code as ruff wants it'
@@ -23,8 +25,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest $(TWO) -m 'not slow and not launch'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m 'not slow and not launch' tests/te
+	$(BIN)/python -m pytest $(TWO) -m '$(FAST)'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m '$(FAST)' tests/te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
@@ -34,6 +36,9 @@ test: venv .venv/transformer_engine/.installed
 test-slow: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m slow
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
+
+test-kills: venv
+	$(BIN)/python -m pytest -m campaign
 
 test-launch: venv
 	$(BIN)/python -m pytest -m launch

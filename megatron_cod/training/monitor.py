@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, perplexity
 from megatron_cod.training.summary import Summary, format_duration
@@ -38,7 +38,7 @@ class MetricsWriter:
         takes each step's training loss, and answers with a line where there is something to say. also: takes what is
         written here and Megatron does not know, for W&B."""
         self._inner = inner
-        self._file = path.open("a", buffering=1) if path else None
+        self._file = _open_lines(path) if path else None
         self._train_iters, self._batch_size = train_iters, batch_size
         self._job = job
         self._log_interval = max(1, log_interval)
@@ -111,6 +111,15 @@ class MetricsWriter:
             self._also(values, step)
             self._samples, self._seconds = 0, 0.0
         self._emit(line)
+
+
+def _open_lines(path: Path) -> TextIO:
+    """To append whole lines: one that a full disk or a kill tore is cut off, or it would take the next with it."""
+    file = path.open("a", buffering=1)
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+    return file
 
 
 def install_metrics_writer(writer_factory: Callable[[Any], MetricsWriter]) -> None:

@@ -117,6 +117,16 @@ def test_everything_reaches_tensorboard_and_the_file(tmp_path):
     assert [(r["name"], r["step"], r["value"]) for r in records] == [("lm loss", 1, 2.0)]
 
 
+@pytest.mark.parametrize("torn", ['{"step": 2, "na', '{"step": 1, "name": "x", "value": 1.0}\n{"st', ""])
+def test_a_torn_line_does_not_take_the_next_with_it(tmp_path, torn):
+    path = tmp_path / "m.jsonl"
+    path.write_text(torn)
+    made, _ = writer(path)
+    made.add_scalar("lm loss", 2.0, 1)
+    made.add_scalar("lm loss", 1.0, 2)
+    assert read_metrics(path).series("lm loss") == ([1, 2], [2.0, 1.0])
+
+
 def test_a_writer_without_tensorboard_is_still_a_writer():
     made, _ = writer()
     assert made
