@@ -24,7 +24,8 @@ from megatron_cod.training import checkpoints
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
-from megatron_cod.training.run import data_prefixes, resolve_command_line
+from megatron_cod.training.pretraining import data_prefixes
+from megatron_cod.training.run import resolve_command_line
 
 
 @dataclass(frozen=True)

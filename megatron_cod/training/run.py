@@ -1,4 +1,4 @@
-"""The training run: parse, check, train. ``pretrain.py`` is its command."""
+"""The training run: parse, check, train. ``pretrain.py`` is its command; what it is for, a ``Task`` says."""
 
 import os
 import sys
@@ -20,7 +20,6 @@ from megatron.training.global_vars import get_wandb_writer
 
 from megatron_cod import cpu, identity
 from megatron_cod.analysis.metrics import PARAMETERS
-from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
@@ -28,7 +27,6 @@ from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import checkpoints, recipes, retention
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
-from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
@@ -37,6 +35,7 @@ from megatron_cod.training.interruptions import watched as watched_training
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
+from megatron_cod.training.task import Task
 
 
 def say(text: str) -> None:
@@ -45,12 +44,12 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace, str]:
+def resolve_command_line(command_line: list[str], task: Task | None = None) -> tuple[list[str], Namespace, str]:
     """Defaults, then the recipe, then the command line: the flags for Megatron, their plain parse, and it as YAML.
 
     Raises ValueError for an unknown flag, recipe or recipe key.
     """
-    parser = build_parser()
+    parser = build_parser(task)
     given = parser.parse_args(command_line)
     from_recipe = []
     if given.recipe:
@@ -58,23 +57,13 @@ def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace,
     defaults, lines = default_flags([*from_recipe, *command_line])
     for line in lines:
         say(line)
-    flags = [*defaults, *from_recipe, *command_line]
+    flags = [*defaults, *(task.default_flags if task else ()), *from_recipe, *command_line]
     raw = parser.parse_args(flags)
     always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
     return flags, raw, recipes.resolved_yaml(raw, parser, always)
 
 
-def data_prefixes(args: Any) -> list[str]:
-    """Every dataset prefix the arguments name; weights of a blend are numbers and drop out."""
-    words = [
-        word
-        for group in (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
-        for word in group or []
-    ]
-    return [word for word in words if not word.replace(".", "", 1).replace("e-", "", 1).isdigit()]
-
-
-def check_inputs(args: Any) -> None:
+def check_inputs(args: Any, task: Task) -> None:
     """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line.
 
     Files are read by one rank a node: thousands of ranks reading the same index would be a load of its own.
@@ -88,17 +77,12 @@ def check_inputs(args: Any) -> None:
         )
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
-    if not args.mock_data:
-        prefixes = data_prefixes(args)
-        if not prefixes and not (args.data_args_path or args.per_split_data_args_path):
-            raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
-        for prefix in prefixes:
-            check_prefix(prefix, vocab_size=model_size)
+    task.check_data(args, model_size)
     for line in checkpoints.check_load(args, args.override_scheme_check):
         say(line)
 
 
-def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
+def _metrics_writer(args: Any, share_of_tokens: float, inner: Any) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +90,7 @@ def _metrics_writer(args: Any, inner: Any) -> MetricsWriter:
         inner,
         path,
         train_iters=args.train_iters,
-        tokens_per_step=args.global_batch_size * args.seq_length,
+        tokens_per_step=round(args.global_batch_size * args.seq_length * share_of_tokens),
         log_interval=args.log_interval,
         emit=partial(print, flush=True),
     )
@@ -158,24 +142,26 @@ class StartMark:
         return watched
 
 
-def main() -> None:
+def main(task: Task) -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError):
-        flags, raw, resolved = resolve_command_line(sys.argv[1:])
+        flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
         check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
+        flags = task.prepare(flags, raw)
+        raw = build_parser(task).parse_args(flags)
         check_schedule(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
         sys.argv = [sys.argv[0], *flags]
-        args = parse_and_validate_args(extra_args_provider=add_arguments)
+        args = parse_and_validate_args(extra_args_provider=partial(add_arguments, task=task))
         until_training = UntilTraining()
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
         identity.record(args)
-        check_inputs(args)
+        check_inputs(args, task)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
@@ -184,14 +170,14 @@ def main() -> None:
             checkpoints.write_resolved(args.save, resolved)
 
     if args.world_size - 1 == this_rank():
-        install_metrics_writer(partial(_metrics_writer, args))
+        install_metrics_writer(partial(_metrics_writer, args, task.share_of_tokens()))
     variance = StreamVariance()
     model_config.post_wrap_hooks += [report_parameters, variance.attach]
-    watched = forward_step
+    watched = task.forward_step
     if args.depth_monitor_interval:
         monitor = DepthMonitor(args.depth_monitor_interval, write_scalar, partial(print, flush=True))
         model_config.post_wrap_hooks.append(monitor.attach)
-        watched = monitor.watch(forward_step, args)
+        watched = monitor.watch(watched, args)
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
@@ -210,7 +196,7 @@ def main() -> None:
             at_exit.enter_context(keeper.until_the_end())
         pretrain(
             pretrain_cfg_container_from_args(args, model_config),
-            datasets_provider,
+            task.datasets_provider,
             ModelType.encoder_or_decoder,
             step,
             non_loss_data_func=variance.collect,

@@ -68,21 +68,24 @@ class Ended:
     output: str
 
 
-def _train(_rank: int, flags: list[str], before: Callable[[], None] | None) -> None:
+def _train(_rank: int, entry: str, flags: list[str], before: Callable[[], None] | None) -> None:
+    import importlib
     import sys
-
-    from megatron_cod.training.run import main
 
     if before is not None:
         before()
-    sys.argv = ["pretrain", *flags]
-    main()
+    sys.argv = [entry, *flags]
+    importlib.import_module(f"megatron_cod.training.{entry}").main()
 
 
 def run_training_ranks(
-    world: int, flags: list[str], timeout: float = 240.0, before: Callable[[], None] | None = None
+    world: int,
+    flags: list[str],
+    timeout: float = 240.0,
+    before: Callable[[], None] | None = None,
+    entry: str = "pretrain",
 ) -> list[Ended]:
-    """The training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
+    """A training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
 
     before: called in each rank first, to put a mutant in.
 
@@ -92,7 +95,7 @@ def run_training_ranks(
         store = open_store()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (flags, before)))
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before)))
             for rank in range(world)
         ]
         for process in processes:
