@@ -34,7 +34,8 @@ save load tensorboard wandb metrics keep-last log- eval- pipeline-model-parallel
 expert-model-parallel expert-tensor-parallel num-virtual-stages num-layers-per-virtual decoder-first-pipeline
 decoder-last-pipeline account-for- sequence-parallel context-parallel recompute- use-distributed-optimizer overlap-
 data-path train- valid-data test-data split tokenizer global-batch micro-batch rampup lr min-lr num-workers exit-
-depth-monitor finetune no-load no-save ckpt-step recipe seq-length
+depth-monitor finetune no-load no-save ckpt-step recipe seq-length sft- no-sft- train-epochs pretrained-checkpoint
+chat-template
 """
 """Beginnings of resolved arguments that say how a model was trained, and not what it is."""
 

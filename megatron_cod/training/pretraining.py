@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from megatron_cod.training import environment  # noqa: F401
+
+# isort: split
 from megatron_cod.data.check import check_prefix
 from megatron_cod.training.batches import datasets_provider, forward_step
 from megatron_cod.training.task import Task
