@@ -57,7 +57,7 @@ def _of_prompt(record: Mapping[str, Any]) -> list[Message]:
 
 def _of_instruction(record: Mapping[str, Any]) -> list[Message]:
     """Alpaca's and Commonsense170K's: an input, where there is one, follows the instruction; other keys are not read."""
-    given = record.get("input") or ""
+    given = "" if record.get("input") is None else record["input"]
     if not isinstance(given, str):
         raise ValueError(f"key 'input' holds a {type(given).__name__}, not a string")
     return _turn("\n\n".join(part for part in (_text(record, "instruction"), given) if part), _text(record, "output"))
