@@ -174,7 +174,9 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
     the directory of ``--save``. ValueError where there are no weights.
     """
     own = [flag for flag in flags if flag != "--finetune"]
-    if raw.save and latest_checkpoint(raw.save, repair=True) is not None:
+    newest = latest_checkpoint(raw.save, repair=True) if raw.save else None
+    if newest is not None:
+        say(f"going on from {newest}")
         if not same_directory(raw.save, raw.load):
             own = without(own, "--ckpt-step")  # it says which weights to begin with
         return [*own, "--load", raw.save]
@@ -184,6 +186,7 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
     if latest_checkpoint(base) is None:
         hint = "; --pretrained-checkpoint names the one to begin with" if same_directory(base, raw.save) else ""
         raise ValueError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
+    say(f"starting from the weights of {base}")
     return [*own, "--load", base, "--finetune"]
 
 
