@@ -6,7 +6,7 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from megatron_cod.data.inputs import InputFile, open_input
 
@@ -77,16 +77,21 @@ def _without_line_end(content: bytes) -> bytes:
     return content.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def texts_of_json(line: bytes, keys: Sequence[str]) -> list[str]:
-    """The values of `keys` in one JSON line; raises ValueError saying what is wrong with the line."""
+def json_value(line: bytes) -> Any:
+    """What one line of JSON holds; raises ValueError saying what is wrong with it."""
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(error)) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
+
+
+def texts_of_json(line: bytes, keys: Sequence[str]) -> list[str]:
+    """The values of `keys` in one JSON line; raises ValueError saying what is wrong with the line."""
+    record = json_value(line)
     if not isinstance(record, dict):
         raise ValueError(f"needs a JSON object on each line, found a {type(record).__name__}")
     texts = []

@@ -103,7 +103,7 @@ class MetricsWriter:
             # Tokens/s is the training step alone; the time left counts validation and saving too.
             rate = Rate(self._job, self._samples, self._seconds)
             left = (now - self._first[1]) / (step - self._first[0]) * (self._train_iters - step)
-            seen = self._consumed() * self._job.seq_length
+            seen = self._consumed() * self._job.tokens_per_sample
             line += f" | {rate.text()} | {tokens_text(seen)} tokens seen | ETA {format_duration(left)}"
             values = {**rate.scalars(), "tokens seen": float(seen)}
             for name, value in values.items():

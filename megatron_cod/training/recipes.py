@@ -60,11 +60,13 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
         raise ValueError(f"--unset {', '.join(sorted(strangers))}: the recipe has no such key")
     flags: list[str] = []
     for key, value in recipe.items():
+        if key in dropped:
+            continue
         if key not in actions:
             near = get_close_matches(key, actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"unknown recipe key {key!r}{hint}")
-        if key in dropped or value is None:
+        if value is None:
             continue
         takes_value = actions[key].nargs != 0
         if isinstance(value, bool) and not takes_value:

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.training import environment  # noqa: F401
+
+# isort: split
 from megatron.training import get_tensorboard_writer
 from megatron.training.global_vars import get_wandb_writer
 from megatron.training.training import num_floating_point_operations
@@ -27,13 +30,13 @@ def say(text: str) -> None:
         _print(text)
 
 
-def job_of(args: Any) -> Job:
-    """What the rates of a run are reckoned with."""
+def job_of(args: Any, share_of_tokens: float) -> Job:
+    """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
     flops = float(num_floating_point_operations(args, 1))
-    return Job(args.world_size, args.seq_length, flops, peak_tflops(args.peak_tflops))
+    return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
 
 
-def _metrics_writer(args: Any, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
+def _metrics_writer(args: Any, job: Job, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def _metrics_writer(args: Any, see_loss: Callable[[int, float], str | None], inn
         train_iters=args.train_iters,
         batch_size=args.global_batch_size,
         consumed=lambda: int(args.consumed_train_samples),
-        job=job_of(args),
+        job=job,
         log_interval=args.log_interval,
         emit=_print,
         see_loss=see_loss,
@@ -74,12 +77,12 @@ def report_parameters(model: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def reported(args: Any, see_loss: Callable[[int, float], str | None]) -> Iterator[None]:
+def reported(args: Any, share_of_tokens: float, see_loss: Callable[[int, float], str | None]) -> Iterator[None]:
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
     if args.world_size - 1 != this_rank():
         yield
         return
-    install_metrics_writer(partial(_metrics_writer, args, see_loss))
+    install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), see_loss))
     try:
         yield
     finally:

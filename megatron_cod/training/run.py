@@ -1,8 +1,7 @@
-"""The training run: parse, check, train. ``pretrain.py`` is its command."""
+"""The training run: parse, check, train. ``pretrain.py`` is its command; what it is for, a ``Task`` says."""
 
 import os
 import sys
-from argparse import Namespace
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,12 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
 from megatron_cod import cpu, identity
-from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import checkpoints, rank_logs, recipes, retention
+from megatron_cod.training import checkpoints, rank_logs, retention
 from megatron_cod.training.arguments import add_arguments, build_parser
-from megatron_cod.training.backend_flags import default_flags
-from megatron_cod.training.batches import datasets_provider, forward_step
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
@@ -38,38 +34,10 @@ from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.preflight import check_built, check_layout, check_schedule
 from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
 from megatron_cod.training.steps import Steps
+from megatron_cod.training.task import Task
 
 
-def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace, str]:
-    """Defaults, then the recipe, then the command line: the flags for Megatron, their plain parse, and it as YAML.
-
-    Raises ValueError for an unknown flag, recipe or recipe key.
-    """
-    parser = build_parser()
-    given = parser.parse_args(command_line)
-    from_recipe = []
-    if given.recipe:
-        from_recipe = recipes.recipe_flags(recipes.load_recipe(given.recipe), parser, given.unset)
-    defaults, lines = default_flags([*from_recipe, *command_line])
-    for line in lines:
-        say(line)
-    flags = [*defaults, *from_recipe, *command_line]
-    raw = parser.parse_args(flags)
-    always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
-    return flags, raw, recipes.resolved_yaml(raw, parser, always)
-
-
-def data_prefixes(args: Any) -> list[str]:
-    """Every dataset prefix the arguments name; weights of a blend are numbers and drop out."""
-    words = [
-        word
-        for group in (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
-        for word in group or []
-    ]
-    return [word for word in words if not word.replace(".", "", 1).replace("e-", "", 1).isdigit()]
-
-
-def check_inputs(args: Any) -> None:
+def check_inputs(args: Any, task: Task) -> None:
     """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line.
 
     Files are read by one rank a node: thousands of ranks reading the same index would be a load of its own.
@@ -83,12 +51,7 @@ def check_inputs(args: Any) -> None:
         )
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
-    if not args.mock_data:
-        prefixes = data_prefixes(args)
-        if not prefixes and not (args.data_args_path or args.per_split_data_args_path):
-            raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
-        for prefix in prefixes:
-            check_prefix(prefix, vocab_size=model_size)
+    task.check_data(args, model_size)
     for line in checkpoints.check_load(args, args.override_scheme_check):
         say(line)
 
@@ -98,12 +61,14 @@ def _forget_make(model: list[Any]) -> list[Any]:
     return model
 
 
-def main() -> None:
+def main(task: Task) -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError):
-        flags, raw, resolved = resolve_command_line(sys.argv[1:])
+        flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         check_layout(raw, world_size)
+        flags = task.prepare(flags, raw)
+        raw = build_parser(task).parse_args(flags)
         check_schedule(raw)
         check_flags(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
@@ -112,13 +77,13 @@ def main() -> None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
         sys.argv = [sys.argv[0], *flags]
-        args = parse_and_validate_args(extra_args_provider=add_arguments)
+        args = parse_and_validate_args(extra_args_provider=partial(add_arguments, task=task))
         until_training = UntilTraining()
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
         identity.record(args)
-        check_inputs(args)
+        check_inputs(args, task)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
@@ -147,7 +112,7 @@ def main() -> None:
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),
-        reported(args, faults.see_loss),
+        reported(args, task.share_of_tokens(), faults.see_loss),
         ExitStack() as at_exit,
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:
@@ -156,9 +121,9 @@ def main() -> None:
             at_exit.enter_context(keeper.until_the_end())
         pretrain(
             pretrain_cfg_container_from_args(args, model_config),
-            rewind.passing_over(datasets_provider, args.save),
+            rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
-            steps.watch(forward_step),
+            steps.watch(task.forward_step),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
             get_embedding_ranks=partial(embedding_ranks, args),

@@ -53,7 +53,7 @@ class Summary:
         """For the log; nothing where nothing was trained. save: ``--save``."""
         if not self._steps:
             return []
-        length = self._job.seq_length
+        length = self._job.tokens_per_sample
         took = format_duration(time.monotonic() - self._begun)
         first, last = self._steps
         lines = [f"  trained        steps {first} to {last}, {tokens_text(self._samples * length)} tokens, in {took}"]

@@ -33,7 +33,8 @@ class Job:
     """What rates are reckoned with."""
 
     processes: int
-    seq_length: int
+    tokens_per_sample: float
+    """The sequence length, or less where rows hold padding."""
     flops_per_sample: float
     """Forward and backward of one sequence, as Megatron counts them: recomputation left out."""
     peak_tflops: float | None
@@ -60,7 +61,7 @@ class Rate:
     @property
     def tokens(self) -> float:
         """Tokens a second, over all processes."""
-        return self.samples * self.job.seq_length / self.seconds
+        return self.samples * self.job.tokens_per_sample / self.seconds
 
     @property
     def tokens_each(self) -> float:

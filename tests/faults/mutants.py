@@ -85,10 +85,10 @@ class Stuck:
 
         get_batch = batches.get_batch
 
-        def stuck(*args: Any) -> Any:
+        def stuck(*args: Any, **kwargs: Any) -> Any:
             if current_step() == self.step:
                 time.sleep(1000)
-            return get_batch(*args)
+            return get_batch(*args, **kwargs)
 
         batches.get_batch = stuck
 
@@ -111,9 +111,9 @@ class FailsAt:
 
         get_batch = batches.get_batch
 
-        def failing(*args: Any) -> Any:
+        def failing(*args: Any, **kwargs: Any) -> Any:
             if current_step() == self.step and int(os.environ["RANK"]) == self.rank:
                 raise ZeroDivisionError(f"in step {self.step}")
-            return get_batch(*args)
+            return get_batch(*args, **kwargs)
 
         batches.get_batch = failing

@@ -58,9 +58,9 @@ class Slow:
 
         get_batch = batches.get_batch
 
-        def slow(*args):
+        def slow(*args, **kwargs):
             time.sleep(1.0 if os.environ["RANK"] == "1" else 0.0)
-            return get_batch(*args)
+            return get_batch(*args, **kwargs)
 
         batches.get_batch = slow
 

@@ -32,8 +32,8 @@ class Recorder:
 
         get_batch = batches.get_batch
 
-        def recorded(*args):
-            batch = get_batch(*args)
+        def recorded(*args, **kwargs):
+            batch = get_batch(*args, **kwargs)
             with open(f"{self.path}.{os.environ['RANK']}", "a") as file:
                 file.write(json.dumps([current_step(), batch["tokens"][:, :8].tolist()]) + "\n")
             return batch

@@ -32,7 +32,7 @@ class Inner:
         return call
 
 
-JOB = Job(processes=1, seq_length=25, flops_per_sample=0.0, peak_tflops=None)
+JOB = Job(processes=1, tokens_per_sample=25, flops_per_sample=0.0, peak_tflops=None)
 
 
 def writer(path=None, inner=None, interval=2, job=JOB, consumed=lambda: 48, **more):
