@@ -31,7 +31,7 @@ from megatron_cod.training.faults.events import read_events
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]
 MODEL += ["--pipeline-model-parallel-size", "2", "--eval-interval", "100", "--eval-iters", "1"]
-STEPS, SAVE_INTERVAL = 800, 3
+STEPS, SAVE_INTERVAL = 500, 3
 _LONGEST_WAIT = 180.0
 
 
