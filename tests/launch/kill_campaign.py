@@ -31,7 +31,7 @@ from megatron_cod.training.faults.events import read_events
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]
 MODEL += ["--pipeline-model-parallel-size", "2", "--eval-interval", "100", "--eval-iters", "1"]
-STEPS, SAVE_INTERVAL = 500, 3
+STEPS, SAVE_INTERVAL = 900, 3
 _LONGEST_WAIT = 180.0
 
 
@@ -151,8 +151,9 @@ def campaign(save: Path, data: str, kills: int, seed: int, say: Callable[[str], 
                 time.sleep(draw.uniform(0.0, 0.1))
             else:
                 assert wait(lambda: len(ranks_of(process.pid)) == 2, process), f"no ranks: see {log}"
-                time.sleep(draw.uniform(0.0, 20.0))
+                time.sleep(draw.uniform(0.0, 15.0))
                 ranks = ranks_of(process.pid)
+            assert ranks, f"the run ended before kill {number}: see {log}"
             done.append(_kill(number, ranks, save, draw))
             say(f"kill {number}/{kills}: rank {done[-1].rank} {done[-1].moment}; newest checkpoint {done[-1].tracked}")
             begun, old = _starts(save), set(ranks.values())
