@@ -5,13 +5,14 @@ BIN := .venv/bin
 TWO := --numprocesses 2 --dist loadfile
 export PYTHON
 
-.PHONY: help quickstart test test-slow test-launch check format venv clean
+.PHONY: help quickstart test test-slow test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
 	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
+	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make check        ruff, mypy, import contract'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
@@ -23,8 +24,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest $(TWO) -m 'not slow and not launch'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m 'not slow and not launch' tests/te
+	$(BIN)/python -m pytest $(TWO) -m 'not slow and not launch and not containers'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m 'not slow and not launch and not containers' tests/te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
@@ -37,6 +38,9 @@ test-slow: venv .venv/transformer_engine/.installed
 
 test-launch: venv
 	$(BIN)/python -m pytest -m launch
+
+test-containers: venv
+	$(BIN)/python -m pytest -m containers -s
 
 check: venv
 	$(BIN)/ruff check .
