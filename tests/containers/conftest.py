@@ -22,7 +22,7 @@ NEEDED_BYTES = 40e9
 NGC_STAND_IN = """
 FROM localhost/torch
 RUN python3 -m pip install --quiet rich==14.2.0 \
-    && cd /usr/local/lib/python3.12/site-packages && mv torch-*.dist-info torch-2.15.0a0+stand.in.dist-info \
+    && cd /usr/local/lib/python3.*/site-packages && mv torch-*.dist-info torch-2.15.0a0+stand.in.dist-info \
     && sed -i 's/^Version: .*/Version: 2.15.0a0+stand.in/' torch-*.dist-info/METADATA \
     && mkdir /etc/pip && python3 -m pip freeze --all > /etc/pip/constraint.txt \
     && printf '\\n# not installed here\\npsutil==7.1.3\\n' >> /etc/pip/constraint.txt

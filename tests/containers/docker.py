@@ -25,6 +25,8 @@ def missing() -> str | None:
 class Daemon:
     """``with Daemon(folder) as docker: ...``. Any user may talk to it: ``environment`` has where."""
 
+    WARNING = "WARNING: IPv4 forwarding is disabled. Networking will not work."  # which is meant so here
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         # A socket's path has 107 characters at most, and other users must reach it.
