@@ -1,6 +1,6 @@
 # GPUs: NVIDIA's PyTorch image brings CUDA, NCCL, Transformer Engine and Apex; the project comes on top (docs/containers.md).
 #   docker build -t megatron_cod .
-#   docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/workspace/runs" --user "$(id -u):$(id -g)" megatron_cod ...
+#   examples/docker/run.sh --tensor-model-parallel-size 8
 ARG BASE=nvcr.io/nvidia/pytorch:25.10-py3
 FROM ${BASE}
 

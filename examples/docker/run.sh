@@ -18,7 +18,7 @@ gpus=()
 [ -z "$GPUS" ] || gpus=(--gpus "$GPUS" --ulimit memlock=-1 --ulimit stack=67108864)
 # Signals reach the training, which saves before it ends; shared memory is for the workers that load data; what is written
 # belongs to the user who runs this.
-exec docker run --rm --init --stop-timeout 300 "${gpus[@]}" --shm-size 8g --user "$(id -u):$(id -g)" \
+exec docker run --rm --init --stop-timeout 600 "${gpus[@]}" --shm-size 8g --user "$(id -u):$(id -g)" \
     --volume "$RUNS:/workspace/runs" --env RECIPE="$RECIPE" --env SAVE="${SAVE:-runs/docker}" \
     --env TRAIN="${DATA}_train_text_document" --env VALID="${DATA}_valid_text_document" \
     --env PROCESSES="${PROCESSES:-auto}" --env SAVE_INTERVAL="${SAVE_INTERVAL:-1000}" --env RESTARTS="${RESTARTS:-3}" \

@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
@@ -47,11 +48,16 @@ static int failed(const char *what, const char *path) {
     return -1;
 }
 
-/* Bind a directory into the image. */
+/* Bind a directory or file into the image. */
 static int bind_in(const char *source, const char *inside) {
     char target[PATH_MAX];
+    struct stat found;
     snprintf(target, sizeof target, "%s%s", given[IMAGE], inside);
-    mkdir(target, 0755);
+    if (stat(source, &found)) return failed("mount", source);
+    if (S_ISDIR(found.st_mode))
+        mkdir(target, 0755);
+    else
+        close(open(target, O_CREAT | O_WRONLY, 0644));
     return mount(source, target, NULL, MS_BIND | MS_REC, NULL) ? failed("mount", source) : 0;
 }
 
@@ -72,7 +78,7 @@ static int take_environment(spank_t spank) {
 }
 
 int slurm_spank_task_init(spank_t spank, int count, char **words) {
-    static const char *system[] = {"/proc", "/sys", "/dev", "/tmp"};
+    static const char *system[] = {"/proc", "/sys", "/dev", "/tmp", "/etc/hosts", "/etc/resolv.conf"};
     (void)count, (void)words;
     if (!given[IMAGE]) return 0;
     if (unshare(CLONE_NEWNS) || mount("", "/", NULL, MS_REC | MS_PRIVATE, NULL)) return failed("unshare", "mounts");

@@ -35,17 +35,6 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slurm")
-    plugin = folder / "pyxis.so"
-    source = Path(__file__).with_name("pyxis.c")
-    command = ("gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(plugin), str(source))
-    subprocess.run(command, check=True)
-    with slurm.Cluster(folder / "c", plugstack=f"required {plugin}\n") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def image(store, cpu_image):
     """The image's files as a directory, its variables where enroot writes them."""
     template = "{{range .OCIv1.Config.Env}}{{println .}}{{end}}"
@@ -53,6 +42,18 @@ def image(store, cpu_image):
     with store.mounted(cpu_image) as root:
         (root / "etc" / "environment").write_text(variables)
         yield root
+
+
+@pytest.fixture(scope="module")
+def cluster(image, tmp_path_factory):
+    """After ``image``: what is mounted later its nodes need not see."""
+    folder = tmp_path_factory.mktemp("slurm")
+    plugin = folder / "pyxis.so"
+    source = Path(__file__).with_name("pyxis.c")
+    command = ("gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(plugin), str(source))
+    subprocess.run(command, check=True)
+    with slurm.Cluster(folder / "c", plugstack=f"required {plugin}\n") as made:
+        yield made
 
 
 def submit(cluster, checkout: Path, image: Path, runs: Path) -> str:
