@@ -31,6 +31,7 @@ ReturnToService=2
 SlurmdTimeout=20
 KillWait=5
 GresTypes=gpu
+PlugStackConfig={folder}/plugstack.conf
 NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=2 RealMemory=4000 Gres=gpu:2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -55,10 +56,14 @@ def _ports(count: int) -> list[int]:
 
 
 class Cluster:
-    """Two nodes of two CPUs and two devices that stand for GPUs. ``with Cluster(folder) as cluster: ...``"""
+    """Two nodes of two CPUs and two devices that stand for GPUs. ``with Cluster(folder) as cluster: ...``
 
-    def __init__(self, folder: Path) -> None:
+    ``plugstack`` is what Slurm's plugstack.conf says: the plugins of tasks.
+    """
+
+    def __init__(self, folder: Path, plugstack: str = "") -> None:
         self.folder = folder
+        self.plugstack = plugstack
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":
@@ -76,6 +81,7 @@ class Cluster:
             last=first + 1,
         )
         (self.folder / "slurm.conf").write_text(config)
+        (self.folder / "plugstack.conf").write_text(self.plugstack)
         self.run("slurmctld", "-f", self.environment["SLURM_CONF"], "-c")
         for node in ("node1", "node2"):
             self.run("slurmd", "-f", self.environment["SLURM_CONF"], "-N", node, "-b")
