@@ -12,7 +12,7 @@ help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
-	@echo 'make test-kills   50 random kills of a run (40 minutes)'
+	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make check        ruff, mypy, import contract'
