@@ -15,10 +15,11 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_args
 
 from megatron_cod.checkpoint_files import latest_checkpoint, same_directory
+from megatron_cod.data.chat.cache import cached_samples
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.packing import Epochs, Repeated
 from megatron_cod.data.chat.rows import Rows
-from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out, read_samples
+from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
 from megatron_cod.training.fine_tuning_flags import INTRODUCTION, add_arguments, check_flags
@@ -36,13 +37,14 @@ class Conversations:
         """raw: the plain parse of the command line. ValueError for data that cannot be trained on."""
         self.chat = chat_format_of(raw.tokenizer_type, raw.tokenizer_model, raw.vocab_size, raw.chat_template)
         reading = Reading(raw.seq_length, raw.sft_too_long, raw.sft_layout, raw.sft_skip_bad_lines)
-        self.train, counts = read_samples(raw.sft_data_path, self.chat, reading, say)
+        read = partial(cached_samples, raw.data_cache_path, chat=self.chat, reading=reading, say=say)
+        self.train, counts = read(raw.sft_data_path)
         _tell("training data", self.train, counts)
         first = counts.first if len(counts.first) <= _SHOWN else f"{counts.first[:_SHOWN]} ..."
         say(f"the first conversation, what is trained in [[ ]]: {first!r}")
         valid: Samples | None = None
         if raw.sft_valid_data_path:
-            valid, counts = read_samples(raw.sft_valid_data_path, self.chat, reading, say)
+            valid, counts = read(raw.sft_valid_data_path)
             _tell("validation data", valid, counts)
         elif raw.sft_valid_share:
             self.train, valid = held_out(self.train, raw.sft_valid_share)
