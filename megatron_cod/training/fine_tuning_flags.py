@@ -105,6 +105,7 @@ def check_flags(raw: argparse.Namespace) -> None:
         "--multiple-validation-sets": raw.multiple_validation_sets,
         "--residual-warmup-steps (it would begin anew, on weights that are past it)": raw.residual_warmup_steps,
         "--rampup-batch-size": raw.rampup_batch_size,
+        "an --eval-micro-batch-size of its own": raw.eval_micro_batch_size not in (None, raw.micro_batch_size),
         "--dataloader-type (rows are shuffled every epoch)": raw.dataloader_type not in (None, "single"),
     }
     refused = [flag for flag, is_set in asked.items() if is_set]
@@ -120,6 +121,7 @@ def _check_packing(raw: argparse.Namespace) -> None:
     asked = {
         "--context-parallel-size > 1": raw.context_parallel_size > 1,
         "--mtp-num-layers": raw.mtp_num_layers,
+        "--cuda-graph-impl": raw.cuda_graph_impl not in (None, "none"),
         "--attention-backend unfused without Transformer Engine": (
             raw.transformer_impl == "local" and getattr(raw.attention_backend, "name", "") == "unfused"
         ),

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from megatron_cod.huggingface.generation import answer, open_model
 from tests.conftest import ROOT
 from tests.data.chat.toys import CHATML_UNMARKED, hugging_face_tokenizer
 from tests.distributed.launch import run_training_ranks
@@ -36,8 +37,9 @@ def tool(name, *arguments):
     return done.stdout
 
 
-def ask(*where) -> dict[str, str]:
-    return {question: tool("generate.py", *where, "--chat", question).strip() for question in KNOWN}
+def ask(folder) -> dict[str, str]:
+    model, tokenizer = open_model(folder)
+    return {question: answer(model, tokenizer, question, 50) for question in KNOWN}
 
 
 def test_bytes(toy, answers, tmp_path):  # noqa: F811
@@ -45,10 +47,12 @@ def test_bytes(toy, answers, tmp_path):  # noqa: F811
     flags = toy[: toy.index("--sft-data-path")]
     flags += ["--unset", "train-epochs", *LEARN, *answers, "--pipeline-model-parallel-size", "2"]
     fine_tune(2, flags, tmp_path / "run")
-    assert ask("--checkpoint", tmp_path / "run") == KNOWN
+    assert ask(tmp_path / "run") == KNOWN
     tool("convert_hf.py", "export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text()) == {"eos_token_id": [256]}
-    assert ask("--model", tmp_path / "hf") == KNOWN
+    assert ask(tmp_path / "hf") == KNOWN
+    question = next(iter(KNOWN))
+    assert tool("generate.py", "--model", tmp_path / "hf", "--chat", question) == f"{KNOWN[question]}\n"
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +73,9 @@ def test_an_imported_model_with_its_own_template(imported, answers, tmp_path):
 
     flags = ["--recipe", str(imported / "recipe.yaml"), "--load", str(imported), "--seq-length", "64", *LEARN, *answers]
     fine_tune(2, [*flags, "--tensor-model-parallel-size", "2", "--sequence-parallel"], tmp_path / "run")
-    assert ask("--checkpoint", tmp_path / "run") == KNOWN
+    assert ask(tmp_path / "run") == KNOWN
     tool("convert_hf.py", "export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
-    assert ask("--model", tmp_path / "hf") == KNOWN
+    assert ask(tmp_path / "hf") == KNOWN
     # And without any of this project's code, as a user of transformers would ask.
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
