@@ -6,6 +6,7 @@ from typing import Any
 from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
+from megatron_cod.training.arguments import at_least_one
 
 INTRODUCTION = """\
 Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on the answers only (docs/sft.md).
@@ -32,12 +33,6 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def add_arguments(group: Any) -> None:
@@ -75,7 +70,10 @@ def add_arguments(group: Any) -> None:
         help="one conversation a row, padded (default: as many as fit, none of which sees another)",
     )
     group.add_argument(
-        "--train-epochs", type=_count, metavar="E", help="pass over the conversations E times; wins over --train-iters"
+        "--train-epochs",
+        type=at_least_one,
+        metavar="E",
+        help="pass over the conversations E times; wins over --train-iters",
     )
     # Not the user's: every rank's arguments, and so every checkpoint, are to say what was trained on.
     group.add_argument("--sft-data-fingerprint", help=argparse.SUPPRESS)
