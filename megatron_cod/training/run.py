@@ -26,6 +26,7 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import checkpoints, recipes, retention
+from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
@@ -36,7 +37,6 @@ from megatron_cod.training.interruptions import Events, UntilTraining
 from megatron_cod.training.interruptions import watched as watched_training
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
-from megatron_cod.training.preflight import check_built, check_layout, check_schedule
 
 
 def say(text: str) -> None:
