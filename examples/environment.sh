@@ -7,6 +7,8 @@ export PYTHON
 
 # Restarts within torchrun fail at random while an attempt finds the addresses of the one before.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Seconds that a save may take after a signal, before torchrun kills its ranks.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # One thread a process: the GPUs compute, and on CPUs the processes are the parallelism.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Megatron overlaps communication by launch order; more connections reorder it.

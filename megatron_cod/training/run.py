@@ -25,7 +25,7 @@ from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import checkpoints, recipes, retention
+from megatron_cod.training import agreement, checkpoints, recipes, retention
 from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
@@ -160,7 +160,7 @@ class StartMark:
 
 def main() -> None:
     """Parse, check, train."""
-    with user_errors(ValueError, AssertionError, OSError):
+    with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
         flags, raw, resolved = resolve_command_line(sys.argv[1:])
         check_layout(raw, int(os.environ.get("WORLD_SIZE", "1")))
         check_schedule(raw)
@@ -176,6 +176,7 @@ def main() -> None:
         say(line)
         identity.record(args)
         check_inputs(args)
+        agree(args)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return
