@@ -28,3 +28,13 @@ processes_here() {
         echo 2
     fi
 }
+
+# MASTER_ADDR and MASTER_PORT of a Slurm job, in its batch script, which runs on the first node.
+slurm_rendezvous() {
+    # A node's name in Slurm need not be a name in the network.
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    # The job's number leads to a port of its own; where somebody has it, the next free one.
+    MASTER_PORT=$("$PYTHON" -m megatron_cod.network $((20000 + SLURM_JOB_ID % 10000)))
+    export MASTER_ADDR MASTER_PORT
+}

@@ -44,6 +44,11 @@ def optimizer_bytes(args: Any) -> int:
     return main + 8
 
 
+def checkpoint_bytes(args: Any, parameters: int) -> int:
+    """Bytes of a checkpoint of a model with so many parameters: weights, and optimizer states unless left out."""
+    return parameters * (_size(args.params_dtype) + (0 if args.no_save_optim else optimizer_bytes(args)))
+
+
 def model_memory(args: Any, dense: int, experts: int) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer states for so many parameters on a rank outside and in the experts.
 

@@ -11,8 +11,9 @@ from argparse import Namespace
 from datetime import timedelta
 from typing import Any
 
-import psutil
 from torch.distributed import DistError, TCPStore
+
+from megatron_cod.network import holder, is_here
 
 _DEFAULT_PORT = 29400  # torchrun's
 _MACHINES = "megatron_cod/machines"
@@ -29,11 +30,7 @@ class Head:
         self.name, self.port = (name, int(port)) if colon else (port, _DEFAULT_PORT)
         conf = dict(word.split("=", 1) for word in args.rdzv_conf.split(",") if "=" in word)
         self.seconds = float(conf.get("join_timeout", 600))
-        try:
-            found = socket.getaddrinfo(self.name, None, proto=socket.IPPROTO_TCP)
-        except socket.gaierror as error:
-            raise ValueError(f"HEAD {self.name} is not a host name known here ({error.strerror})") from None
-        self.is_here = any(_is_mine(str(info[4][0])) for info in found)
+        self.is_here = is_here(self.name)
         self._store: Any = None
         # The store's own time-out of 60 s would end an agent whose cable was out for longer.
         conf = {"read_timeout": f"{self.seconds:.0f}", **conf, "is_host": str(int(self.is_here))}
@@ -54,7 +51,7 @@ class Head:
             raise ValueError(f"what listens at {self} is not a rendezvous: does another program hold that port?")
         if isinstance(opened[0], Exception):
             if self.is_here and "EADDRINUSE" in str(opened[0]):
-                raise ValueError(f"port {self.port} of {self.name} is in use ({_holder(self.port)}); give another PORT")
+                raise ValueError(f"port {self.port} of {self.name} is in use ({holder(self.port)}); give another PORT")
             raise ValueError(f"the rendezvous at {self} cannot be opened: {' '.join(str(opened[0]).split())[:150]}")
         self._store = opened[0]
         self._store.append(_MACHINES, socket.gethostname() + "\n")
@@ -89,24 +86,3 @@ class Head:
     def machines(self) -> list[str]:
         """The machines that have come since HEAD began."""
         return sorted(set(self._store.get(_MACHINES).decode().split()))
-
-
-def _is_mine(address: str) -> bool:
-    """Whether an address is one of this machine's: only such can be bound."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True
-
-
-def _holder(port: int) -> str:
-    """Who listens on a port of this machine, as far as this user may see."""
-    try:
-        for one in psutil.net_connections("tcp"):
-            if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid:
-                return f"process {one.pid}: {' '.join(psutil.Process(one.pid).cmdline())[:100]}"
-    except psutil.Error:
-        pass
-    return "by a process that this user may not see"

@@ -83,6 +83,10 @@ class Host:
         place.mkdir(parents=True, exist_ok=True)
         self._binds[place] = own
 
+    def own_nothing(self) -> None:
+        """Processes started from now on see every directory as the others do."""
+        self._binds.clear()
+
     def command(self, words: Sequence[str]) -> list[str]:
         """The command that runs ``words`` on this host; it becomes them, under the same process id."""
         binds = "\n".join(f"{own} {place}" for place, own in self._binds.items())
