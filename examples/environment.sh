@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=bash
 # What every launch needs, in one place (docs/launching.md explains each). Sourced by the scripts beside it.
 # Everything may be set before: what is set already stays.
 
@@ -35,6 +35,7 @@ slurm_rendezvous() {
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
     MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
     # The job's number leads to a port of its own; where somebody has it, the next free one.
-    MASTER_PORT=$("$PYTHON" -m megatron_cod.network $((20000 + SLURM_JOB_ID % 10000)))
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    while (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
     export MASTER_ADDR MASTER_PORT
 }

@@ -5,7 +5,8 @@
 #   salloc --nodes=2 ... examples/preflight.sh [flags]       in an allocation, or as the script of sbatch
 # One table, machine by machine; exit code 1 when something failed. docs/launching.md says what is looked at.
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+cd "$(dirname "$0")/.."
+[ -f examples/environment.sh ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy that lies elsewhere
 
 # ---- the five things to change ----
 HEAD=${HEAD:-localhost} # Slurm knows both of these
@@ -23,7 +24,7 @@ launch=(--recipe "$RECIPE" --train-data-path "${DATA}_train_text_document"
 
 if [ -n "${SLURM_JOB_ID:-}" ]; then
     slurm_rendezvous
-    exec srun "${look[@]}" --head "$MASTER_ADDR" --port "$MASTER_PORT" "${launch[@]}"
+    exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${look[@]}" --head "$MASTER_ADDR" --port "$MASTER_PORT" "${launch[@]}"
 fi
 PROCESSES=${PROCESSES:-$(processes_here)}
 started=()

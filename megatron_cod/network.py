@@ -1,12 +1,6 @@
-"""Names, addresses and ports, as this machine sees them.
-
-    python -m megatron_cod.network 20123
-
-prints the first port from there on that is free on all interfaces of this machine, for job scripts.
-"""
+"""Names, addresses and ports, as this machine sees them."""
 
 import socket
-import sys
 
 import psutil
 
@@ -44,26 +38,3 @@ def holder(port: int) -> str:
     except psutil.Error:
         pass
     return "by a process that this user may not see"
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen here on all interfaces; ports of connections that are just over count as free."""
-    dual = socket.has_dualstack_ipv6()
-    try:
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        with socket.create_server(("", port), family=family, dualstack_ipv6=dual):
-            return True
-    except OSError:
-        return False
-
-
-def free_port(first: int, most: int = 1000) -> int:
-    """The first free port of ``first`` and the following. ValueError where so many in a row are taken."""
-    for port in range(first, first + most):
-        if is_free(port):
-            return port
-    raise ValueError(f"no port from {first} to {first + most - 1} is free on {socket.gethostname()}")
-
-
-if __name__ == "__main__":
-    print(free_port(int(sys.argv[1])))

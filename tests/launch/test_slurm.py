@@ -36,7 +36,15 @@ def whole(text_data, tmp_path_factory):
 def submit(cluster: Cluster, text_data: Path, save: Path, steps: int, *options: str) -> str:
     """The template on 2 nodes x 2 tasks; the job's number."""
     found = cluster.run(
-        *("sbatch", "--parsable", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={save}.out", *options),
+        *(
+            "sbatch",
+            "--parsable",
+            "--ntasks-per-node=2",
+            "--gpus-per-node=2",
+            "--cpus-per-task=1",
+            f"--output={save}.out",
+        ),
+        *options,
         *(str(TEMPLATES / "pretrain.sbatch"), *MODEL, "--train-iters", str(steps)),
         cwd=ROOT,
         RECIPE="recipes/debug.yaml",

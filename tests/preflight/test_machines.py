@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from megatron_cod.network import free_port, is_free
 from megatron_cod.preflight import clocks, gpus, interfaces, ports, versions
 from megatron_cod.preflight.service import Answer, Service, ask
 from megatron_cod.preflight.table import open_service
 from megatron_cod.versions import code_digest, versions_here
+from tests.ports import free_port, is_free
 from tests.preflight.here import here, judge
 
 SAME = {"python": "3.12.1", "torch": "2.15.0", "megatron-core": "0.19.2", "megatron_cod": "0.1.0 (code 1)"}
