@@ -21,6 +21,7 @@ from megatron_cod.preflight.meeting import Member
 _MIB = 1 << 20
 _MEASURE_SECONDS = 1.0
 _MOST_CALLS = 20
+_COLLECTIVE_SECONDS = 60.0
 _OUTLIER = 0.5
 """A machine is slow when even its best pair has less than this share of the best of all."""
 
@@ -58,13 +59,17 @@ def partitions(members: Sequence[Member]) -> dict[str, list[list[int]]]:
 def _seconds(group: Any, buffer: torch.Tensor) -> float:
     """Seconds of one all_reduce, the same figure on all ranks of the group: the slowest rank's."""
 
+    def finished() -> None:
+        if buffer.is_cuda:
+            torch.cuda.synchronize()
+
     def timed(calls: int) -> float:
         dist.barrier(group)
+        finished()
         begun = time.perf_counter()
         for _ in range(calls):
             dist.all_reduce(buffer, group=group)
-        if buffer.is_cuda:
-            torch.cuda.synchronize()
+        finished()
         taken = torch.tensor([(time.perf_counter() - begun) / calls], dtype=torch.float64, device=buffer.device)
         dist.all_reduce(taken, op=dist.ReduceOp.MAX, group=group)
         return float(taken)
@@ -82,12 +87,13 @@ def look(here: Here) -> dict[str, float]:
     if backend == "nccl":
         torch.cuda.set_device(meeting.me.local % torch.cuda.device_count())
     position = meeting.members.index(meeting.me)
+    seconds = here.settings.check_timeout or _COLLECTIVE_SECONDS
     dist.init_process_group(
         backend,
-        store=meeting.scope("bandwidth"),
+        store=dist.PrefixStore("bandwidth", meeting.connection(seconds)),
         rank=position,
         world_size=len(meeting.members),
-        timeout=timedelta(seconds=here.settings.check_timeout or 60.0),
+        timeout=timedelta(seconds=seconds),
     )
     device = "cuda" if backend == "nccl" else "cpu"
     buffer = torch.zeros(here.settings.size_mib * _MIB // 4, dtype=torch.float32, device=device)

@@ -6,9 +6,9 @@ import ipaddress
 import json
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -18,6 +18,7 @@ from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
 from megatron_cod.preflight.service import Service, ask
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+_NEIGHBOUR_SECONDS = 15.0
 
 
 def interface_addresses() -> dict[str, list[str]]:
@@ -92,8 +93,7 @@ def look(here: Here) -> dict[str, Any]:
     place = firsts.index(meeting.me)
     neighbour = firsts[(place + 1) % len(firsts)]
     if neighbour != meeting.me:
-        meeting.store.wait([f"listens/{neighbour.rank}"], timedelta(seconds=15))
-        where = json.loads(meeting.store.get(f"listens/{neighbour.rank}"))
+        where = meeting.read(f"listens/{neighbour.rank}", time.monotonic() + _NEIGHBOUR_SECONDS)
         try:
             if where and ask(where[0], where[1])[0].secret != here.shared["secret"]:
                 unreached = f"another machine answers at {where[0]}"

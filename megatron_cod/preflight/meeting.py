@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import DistError, TCPStore
 
 from megatron_cod.network import holder
 from megatron_cod.preflight.place import Place
@@ -69,14 +69,9 @@ class Meeting:
 
     def __init__(self, place: Place, head: str, port: int, seconds: float) -> None:
         """Raises ValueError when HEAD's store cannot be opened, or reached within so many seconds."""
-        self.place = place
-
-        def open_store() -> Any:
-            wait = timedelta(seconds=seconds)
-            return TCPStore(head, port, is_master=place.is_head, timeout=wait, wait_for_workers=False)
-
+        self.place, self._head, self._port = place, head, port
         try:
-            self.store = in_time(open_store, seconds + 5.0)
+            self.store = in_time(lambda: self._open(place.is_head, seconds), seconds + 5.0)
         except (DistError, TimeoutError) as error:
             if place.is_head and "EADDRINUSE" in str(error):
                 raise ValueError(
@@ -89,8 +84,12 @@ class Meeting:
         self.members: list[Member] = []
         self.rank = -1
 
-    def gather(self, seconds: float) -> list[str]:
-        """Meet. HEAD waits so long for all; who has come by then takes part. Returns what is missing, a line each."""
+    def _open(self, holds: bool, seconds: float) -> Any:
+        wait = timedelta(seconds=seconds)
+        return TCPStore(self._head, self._port, is_master=holds, timeout=wait, wait_for_workers=False)
+
+    def gather(self, seconds: float) -> list[list[str]]:
+        """HEAD waits so long for all; who has come by then takes part. Returns [machine, line] for who is missing."""
         place = self.place
         number = self.store.add("came", 1)
         self.store.set(f"came/{number}", json.dumps([place.node, place.local, place.is_head]))
@@ -114,14 +113,12 @@ class Meeting:
         self._take(members, number)
         return missing
 
-    def _missing(self, members: Sequence[dict[str, Any]], seconds: float) -> list[str]:
+    def _missing(self, members: Sequence[dict[str, Any]], seconds: float) -> list[list[str]]:
         here = {member["node"] for member in members}
-        lines = [f"{node}: not there within {seconds:.0f} s" for node in self.place.expected if node not in here]
+        lines = [[node, f"not there within {seconds:.0f} s"] for node in self.place.expected if node not in here]
         if not lines and len(members) < self.place.world:
-            lines = [
-                f"{len(members)} of {self.place.world} processes came within {seconds:.0f} s, from "
-                f"{', '.join(sorted(here))}"
-            ]
+            came = f"{len(members)} of {self.place.world} processes came within {seconds:.0f} s"
+            lines = [["?", f"{came}, from {', '.join(sorted(here))}"]]
         return lines
 
     def _take(self, members: Sequence[dict[str, Any]], number: int) -> None:
@@ -180,9 +177,17 @@ class Meeting:
         self.store.set(f"left/{key}", json.dumps([one.rank for one in self.members]))
         return answers
 
-    def scope(self, name: str) -> Any:
-        """A part of the store for one use, as a process group's."""
-        return PrefixStore(name, self.store)
+    def connection(self, seconds: float) -> Any:
+        """Another connection to the store, for one who waits on it: a wait keeps all other calls of a connection back."""
+        return self._open(False, seconds)
+
+    def read(self, key: str, deadline: float) -> Any:
+        """What a member has set under a key. TimeoutError when ``time.monotonic()`` passes the deadline before."""
+        while not self.store.check([key]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another machine set no {key} in time")
+            time.sleep(_POLL_SECONDS)
+        return json.loads(self.store.get(key))
 
     def depart(self, seconds: float = 10.0) -> None:
         """The last word has been shared. HEAD, which holds the store, stays until all have it."""

@@ -25,13 +25,10 @@ def failed(results: Sequence[Result], missing: Sequence[Finding]) -> bool:
     return any(finding.state == FAIL for finding in _all(results, missing))
 
 
-def missing_findings(lines: Sequence[str]) -> list[Finding]:
-    """A line a machine that did not come (``Meeting.gather``), as findings."""
+def missing_findings(missing: Sequence[Sequence[str]]) -> list[Finding]:
+    """Who did not come (``Meeting.gather``), as findings."""
     hint = "is the machine up, and was the preflight started there?"
-    return [
-        Finding(*(line.split(": ", 1)[0] if ": " in line else "?", MEETING, FAIL, line.split(": ", 1)[-1], hint))
-        for line in lines
-    ]
+    return [Finding(node, MEETING, FAIL, text, hint) for node, text in missing]
 
 
 def format_table(results: Sequence[Result], missing: Sequence[Finding]) -> str:
@@ -61,10 +58,8 @@ def format_table(results: Sequence[Result], missing: Sequence[Finding]) -> str:
     if marked:
         lines.append("")
     for finding in marked:
-        lines.append(
-            f"{finding.state} {finding.node} {finding.check}: {finding.text}"
-            + (f"; {finding.hint}" if finding.hint else "")
-        )
+        hint = f"; {finding.hint}" if finding.hint else ""
+        lines.append(f"{finding.state} {finding.node} {finding.check}: {finding.text}{hint}")
     return "\n".join(lines)
 
 

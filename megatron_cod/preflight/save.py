@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
 from megatron_cod.shared_directory import leave_mark, not_seen
 
-_SEEN_WITHIN_SECONDS = 10.0
+_WRITTEN_WITHIN_SECONDS, _SEEN_WITHIN_SECONDS = 20.0, 10.0
 _MARGIN = 1.2
 GIB = 1 << 30
 
@@ -35,11 +35,9 @@ def look_shared(here: Here) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     mark = leave_mark(directory)
     here.marks.append(mark)
-    meeting.store.set(f"mark/{meeting.rank}", mark.name)
-    nodes = {}
-    for member in meeting.firsts:
-        meeting.store.wait([f"mark/{member.rank}"], timedelta(seconds=20))
-        nodes[meeting.store.get(f"mark/{member.rank}").decode()] = member.node
+    meeting.store.set(f"mark/{meeting.rank}", json.dumps(mark.name))
+    deadline = time.monotonic() + _WRITTEN_WITHIN_SECONDS
+    nodes = {meeting.read(f"mark/{member.rank}", deadline): member.node for member in meeting.firsts}
     begun = time.monotonic()
     lost = not_seen(directory, list(nodes), _SEEN_WITHIN_SECONDS)
     return {

@@ -27,7 +27,7 @@ _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
 """How long a file that one machine wrote into ``--save`` may take to be seen on another."""
 _LINGER_SECONDS = 5.0
-_SHORT_SECONDS = 15.0
+_SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
 
 _server: Any = None
 """Rank 0's store, for as long as the process lives: the process group's shares its port."""

@@ -86,9 +86,9 @@ def test_one_that_gives_no_answer_is_left_out_and_the_rest_goes_on():
 def test_who_does_not_come_is_named_where_names_are_known():
     head = Meeting(place("a", 3, True, ("a", "b", "c")), "127.0.0.1", free_port(22000), 5)
     missing = head.gather(0.5)
-    assert missing == ["b: not there within 0 s", "c: not there within 0 s"]
+    assert missing == [["b", "not there within 0 s"], ["c", "not there within 0 s"]]
     head = Meeting(place("a", 3, True), "127.0.0.1", free_port(22000), 5)
-    assert head.gather(0.5) == ["1 of 3 processes came within 0 s, from a"]
+    assert head.gather(0.5) == [["?", "1 of 3 processes came within 0 s, from a"]]
 
 
 def test_without_head_there_is_one_line_in_time():
@@ -126,7 +126,7 @@ def results(states: dict[str, str]) -> list[Result]:
 
 
 def test_the_table():
-    text = format_table(results({"a": "OK", "b": "FAIL"}), missing_findings(["c: not there within 9 s"]))
+    text = format_table(results({"a": "OK", "b": "FAIL"}), missing_findings([["c", "not there within 9 s"]]))
     lines = text.splitlines()
     assert [line.split() for line in lines[:4]] == [["node", "x"], ["a", "OK"], ["b", "FAIL"], ["c", "absent"]]
     assert "x: line" in lines and "FAIL b x: text; hint" in lines
@@ -135,7 +135,7 @@ def test_the_table():
 
 def test_what_fails_and_what_does_not():
     assert failed(results({"a": "FAIL"}), [])
-    assert failed(results({"a": "OK"}), missing_findings(["c: not there"]))
+    assert failed(results({"a": "OK"}), missing_findings([["c", "not there"]]))
     assert not failed(results({"a": "OK", "b": "WARN"}), [])
     assert as_json(results({"a": "FAIL"}), [])["passed"] is False
 
