@@ -56,6 +56,11 @@ def partitions(members: Sequence[Member]) -> dict[str, list[list[int]]]:
     return found
 
 
+def is_measured(name: str, group: Sequence[Member]) -> bool:
+    """Whether a group has something to measure: not one rank alone, nor a machine that sits a round of pairs out."""
+    return len(group) > 1 and (not name.startswith("pairs") or len(_nodes(group)) > 1)
+
+
 def _seconds(group: Any, buffer: torch.Tensor) -> float:
     """Seconds of one all_reduce, the same figure on all ranks of the group: the slowest rank's."""
 
@@ -100,7 +105,8 @@ def look(here: Here) -> dict[str, float]:
     found = {}
     for name, groups in partitions(meeting.members).items():
         group, _ = dist.new_subgroups_by_enumeration(groups)
-        if dist.get_world_size(group) > 1:
+        ranks = next(one for one in groups if position in one)
+        if is_measured(name, [meeting.members[one] for one in ranks]):
             found[name] = _seconds(group, buffer)
     dist.destroy_process_group()
     return found
@@ -116,7 +122,7 @@ def judge(answers: Answers, here: Here) -> Verdict:
     figures: list[dict[str, Any]] = []
     for name, groups in partitions(members).items():
         for group in groups:
-            if len(group) < 2 or name not in answers[members[group[0]]]:
+            if not is_measured(name, [members[one] for one in group]):
                 continue
             seconds = max(answers[members[one]][name] for one in group)
             nodes = list(dict.fromkeys(members[one].node for one in group))

@@ -54,16 +54,16 @@ def choose(
 
     own: what the machine's own name stands for. alone: no other machine takes part, so loopback will do.
     """
-    present = f"this machine has {', '.join(sorted(interfaces))}"
-    nccl = variables.get(NCCL)
-    if nccl and not any(nccl_takes(nccl, name) for name in interfaces):
+    present = f"this machine has {', '.join(sorted(name for name, listed in interfaces.items() if listed))}"
+    gloo, nccl = variables.get(GLOO), variables.get(NCCL)
+    name = gloo.split(",")[0] if gloo else ""
+    if gloo and name not in interfaces:
+        raise ValueError(f"{GLOO}={gloo}: no interface {name}; {present}")
+    if gloo and not interfaces[name]:
+        raise ValueError(f"{GLOO}={gloo}: {name} has no address; {present}")
+    if nccl and not any(nccl_takes(nccl, one) for one in interfaces):
         raise ValueError(f"{NCCL}={nccl}: no such interface; {present}")
-    if gloo := variables.get(GLOO):
-        name = gloo.split(",")[0]
-        if name not in interfaces:
-            raise ValueError(f"{GLOO}={gloo}: no interface {name}; {present}")
-        if not interfaces[name]:
-            raise ValueError(f"{GLOO}={gloo}: {name} has no address")
+    if gloo:
         return name, interfaces[name][0]
     holders = [(name, one) for one in own for name, listed in interfaces.items() if one in listed]
     outward = [(name, one) for name, one in holders if not ipaddress.ip_address(one.split("%")[0]).is_loopback]

@@ -119,7 +119,7 @@ PRESENT = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.2"], "ib0": ["10.1.0.2"], "down
         (
             {"GLOO_SOCKET_IFNAME": "ib1"},
             ["10.0.0.2"],
-            "GLOO_SOCKET_IFNAME=ib1: no interface ib1; this machine has down0, eth0",
+            "GLOO_SOCKET_IFNAME=ib1: no interface ib1; this machine has eth0, ib0, lo",
         ),
         ({"GLOO_SOCKET_IFNAME": "down0"}, ["10.0.0.2"], "down0 has no address"),
         ({"NCCL_SOCKET_IFNAME": "ib"}, ["10.0.0.2"], ("eth0", "10.0.0.2")),
