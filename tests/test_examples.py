@@ -1,5 +1,7 @@
-"""The launch templates: linted, short, and not different where they need not be."""
+"""Launch templates: linted, short, not different where they need not be; executed on one machine."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
+from megatron_cod.preflight import job
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 SCRIPTS = sorted([*ROOT.glob("examples/**/*.sh"), *ROOT.glob("examples/**/*.sbatch")])
 SHELL = [*SCRIPTS, *sorted(ROOT.glob("tools/*.sh"))]
@@ -56,6 +61,7 @@ def test_templates_are_short_and_say_what_to_change(script):
         what = (
             "megatron_cod.training.pretrain",
             "preprocess_data.py",
+            "preflight.py",
             "examples/single_node.sh",
             "slurm/pretrain.sbatch",
         )
@@ -68,3 +74,79 @@ def test_no_sbatch_line_has_a_hash_in_it(script):
     for line in script.read_text().splitlines():
         if line.startswith("#SBATCH"):
             assert "#" not in line[1:], line
+
+
+TOY = [
+    "--num-layers",
+    "4",
+    "--hidden-size",
+    "64",
+    "--ffn-hidden-size",
+    "192",
+    "--seq-length",
+    "32",
+    "--eval-iters",
+    "1",
+]
+
+
+def execute(name: str, save: Path, text_data: Path, *flags: str, expect: int = 0, **variables: str) -> str:
+    """Run a script of ``examples/`` from another directory; what it said."""
+    data = {f"{part.upper()}": str(text_data / f"some_{part}_text_document") for part in ("train", "valid")}
+    paths = {"SAVE": str(save), "DATA": str(text_data / "some"), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **data, **paths, "PROCESSES": "2", **variables}
+    command = [str(ROOT / "examples" / name), *TOY, *flags]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, cwd=save.parent, env=environment, text=True, timeout=300, **pipe)
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_single_node_trains_and_goes_on(text_data, tmp_path):
+    save = tmp_path / "run"
+    flags = ["--pipeline-model-parallel-size", "2", "--train-iters", "12"]
+    execute("single_node.sh", save, text_data, *flags, "--exit-interval", "6", SAVE_INTERVAL="6")
+    size = sum(path.stat().st_size for path in (save / "iter_0000006").glob("*.distcp"))
+    output = execute("single_node.sh", save, text_data, *flags, SAVE_INTERVAL="6")
+    assert "step 12/12 | loss" in output
+    assert sorted(read_metrics(save / "metrics.jsonl").scalars[TRAIN_LOSS]) == list(range(1, 13))
+    # What the preflight says a checkpoint takes.
+    data = ["--train-data-path", str(text_data / "some_train_text_document")]
+    flags = ["--recipe", str(ROOT / "recipes" / "debug.yaml"), *TOY, *flags, *data]
+    assert job.describe(2, flags)["checkpoint_bytes"] == pytest.approx(size, rel=0.05)
+
+
+def test_single_node_ends_with_one_line_on_bad_input_and_does_not_try_again(text_data, tmp_path):
+    output = execute("single_node.sh", tmp_path / "run", text_data, expect=2, TRAIN=str(tmp_path / "none"))
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert (
+        lines[0].startswith(f"error: dataset {tmp_path}/none does not exist") and lines[-1] == output.splitlines()[-1]
+    )
+    assert len(lines) == 2 and lines[0] == lines[1]  # the rank's, and torchrun's last
+
+
+def test_preflight_on_this_machine(text_data, tmp_path):
+    port, table = str(free_port(26000)), tmp_path / "table.json"
+    output = execute("preflight.sh", tmp_path / "run", text_data, "--json", str(table), PORT=port)
+    rows = [line.split() for line in output.splitlines()]
+    assert [
+        "node",
+        "versions",
+        "clocks",
+        "ports",
+        "interfaces",
+        "gpus",
+        "bandwidth",
+        "save",
+        "disk",
+        "data",
+        "job",
+    ] in rows
+    assert output.splitlines()[-1] == "preflight passed"
+    found = json.loads(table.read_text())
+    assert found["passed"] and found["figures"]["bandwidth"]["all_reduce"][0]["bus"] > 0
+    assert not list((tmp_path / "run").glob(".mark*"))
+    wrong = ["--json", str(table), "--global-batch-size", "3"]
+    output = execute("preflight.sh", tmp_path / "run", text_data, *wrong, expect=1, PORT=port)
+    assert output.splitlines()[-1] == "preflight failed" and not json.loads(table.read_text())["passed"]
+    assert "job: would be refused: --global-batch-size 3 is not a multiple of" in output

@@ -21,10 +21,10 @@ from megatron_cod.data.check import check_prefix
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
+from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.preflight import check_built, check_layout, check_schedule
 from megatron_cod.training.pretraining import data_prefixes
 
 

@@ -59,7 +59,14 @@ def cluster(image, tmp_path_factory):
 def submit(cluster, checkout: Path, image: Path, runs: Path) -> str:
     """The container template on 2 nodes x 2 tasks; the job's number. Nothing of this Python is known to it."""
     found = cluster.run(
-        *("sbatch", "--parsable", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={runs}/out"),
+        *(
+            "sbatch",
+            "--parsable",
+            "--ntasks-per-node=2",
+            "--gpus-per-node=2",
+            "--cpus-per-task=1",
+            f"--output={runs}/out",
+        ),
         *("examples/slurm/pretrain_container.sbatch", *FLAGS),
         cwd=checkout,
         IMAGE=str(image),
