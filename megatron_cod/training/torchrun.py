@@ -27,8 +27,8 @@ from torch.distributed.elastic.rendezvous.api import (
 from torch.distributed.launcher import api as launcher
 
 from megatron_cod.training.failures import USER_ERROR
-from megatron_cod.training.head import Head
 from megatron_cod.training.faults.signals import STOPPED
+from megatron_cod.training.head import Head
 
 
 class Agent(LocalElasticAgent):
