@@ -3,6 +3,7 @@
 from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
+from megatron.training import get_tokenizer
 
 from megatron_cod import cpu
 from megatron_cod.backends.torch_attention import SDPACoreAttention
@@ -137,6 +138,18 @@ def _check_interleaving(args: Any) -> None:
             f"--global-batch-size {args.global_batch_size} / (--micro-batch-size {args.micro_batch_size} x "
             f"{args.data_parallel_size} replicas) gives {count}"
         )
+
+
+def check_vocabulary(args: Any) -> int:
+    """Rows of the model's vocabulary; ValueError where the tokenizer has more. args: after Megatron's validation."""
+    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
+    model_size = args.padded_vocab_size or args.vocab_size
+    if tokenizer_size and model_size and tokenizer_size > model_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
+            f"raise --vocab-size or leave it to the tokenizer"
+        )
+    return model_size
 
 
 def check_built(args: Any, config: Any) -> None:
