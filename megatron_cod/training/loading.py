@@ -50,7 +50,7 @@ WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-ite
 """Megatron's flags for a model without optimizer, gradients and data."""
 
 
-def find_checkpoint(load: str | Path, step: int | None) -> tuple[Path, Path]:
+def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     """(run's directory, checkpoint in it) for a run's directory or an ``iter_N`` in it.
 
     step: of the run's, instead of the newest. ValueError where there is none.
@@ -142,7 +142,7 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
     Raises ValueError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
     """
     flags = [
-        *model_flags(*find_checkpoint(folder, step)),
+        *model_flags(*locate(folder, step)),
         *("--tokenizer-type", "NullTokenizer", "--micro-batch-size", "1", "--global-batch-size", "1"),
         *("--seq-length", str(length), "--logging-level", "40"),
     ]

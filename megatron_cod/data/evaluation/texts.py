@@ -80,8 +80,6 @@ def _documents(file: InputFile) -> Iterator[tuple[int, bytes]]:
 def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, str]:
     """(domain, text) of one document; the domain of plain text is ''."""
     if file.format == "text":
-        if reading.domain_key is not None:
-            raise ValueError("--eval-domain-key is for JSON lines, and this is plain text")
         return "", text_of_plain(content)
     record = json_value(content)
     if not isinstance(record, dict):

@@ -60,12 +60,12 @@ def _check_output(path: str | None) -> None:
         raise ValueError(f"--output {path} is a folder; name a file")
 
 
-def _resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
+def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     """(the flags for Megatron, the checkpoint, their plain parse)."""
     given = build_parser(PROGRAM).parse_args(command_line)
     check_flags(given)
     _check_output(given.output)
-    folder, checkpoint = loading.find_checkpoint(given.load, given.ckpt_step)
+    folder, checkpoint = loading.locate(given.load, given.ckpt_step)
     flags = loading.model_flags(folder, checkpoint, _KEPT, given.unset)
     # Last as well: the command line may name the checkpoint itself.
     flags += [*command_line, "--load", str(folder)]
@@ -183,7 +183,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with user_errors(ValueError, AssertionError, OSError):
-        flags, checkpoint, _ = _resolved(sys.argv[1:])
+        flags, checkpoint, _ = resolved(sys.argv[1:])
         args, config = loading.parse(flags, PROGRAM)
         UntilTraining()  # a SIGTERM ends it
         check_built(args, config.transformer)
