@@ -6,11 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from megatron_cod.analysis.metrics import VALID_LOSS, read_metrics
 from tests.distributed.launch import Ended, run_training_ranks
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.test_resume import PP2
 from tests.evaluation import direct
-from tests.evaluation.conftest import EOD, write_dataset
+from tests.evaluation.conftest import EOD
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 VP2 = ["--num-virtual-stages-per-pipeline-rank", "2"]
@@ -105,16 +104,3 @@ def test_the_same_at_every_layout(one_rank, tmp_path, name):
     largest = max(abs(rows[row]["loss"] / expected[row]["loss"] - 1) for row in rows)
     print(name, largest)
     assert largest <= 1e-6
-
-
-def test_megatrons_own_validation(tiny, tmp_path):
-    """A validation over exactly the rows of a dataset: its mean over all of them."""
-    draw = np.random.default_rng(3)
-    write_dataset(tmp_path / "valid", [draw.integers(32, 120, 12 * 32 + 1)])
-    flags = [*tiny, "--train-iters", "2", "--eval-interval", "9", "--eval-iters", "3", "--save-interval", "2"]
-    succeed(1, [*flags, "--valid-data-path", str(tmp_path / "valid"), "--save", str(tmp_path / "run")])
-    validated = read_metrics(tmp_path / "run" / "metrics.jsonl").last(VALID_LOSS)
-    flags = ["--load", str(tmp_path / "run"), "--eval-data", str(tmp_path / "valid")]
-    row = result(tmp_path, 2, flags)["rows"]["valid"]
-    assert row["tokens"] == 12 * 32
-    assert row["loss"] == pytest.approx(validated, rel=1e-6)
