@@ -56,10 +56,10 @@ def add_arguments(group: Any) -> None:
     group.add_argument("--eval-json-key", default="text", metavar="KEY", help="where JSON lines have their text")
     group.add_argument("--eval-domain-key", metavar="KEY", help="a row for each value of this key of JSON lines")
     group.add_argument(
-        "--eval-append-eod",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="text: put the end of document behind each, and predict it (default: where the tokenizer has one)",
+        "--no-eval-append-eod",
+        dest="eval_append_eod",
+        action="store_false",
+        help="text: leave out the end of document behind each, which is predicted where the tokenizer has one",
     )
     group.add_argument(
         "--eval-skip-bad-lines", action="store_true", help="text: leave out what cannot be read, and count it"

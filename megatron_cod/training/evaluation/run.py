@@ -84,13 +84,6 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     return [*flags, "--global-batch-size", str(batch)], checkpoint, raw
 
 
-def _special(name: str, tokenizer: Any, flag: str) -> int:
-    found = getattr(tokenizer, name, None)
-    if not isinstance(found, int) or found < 0:
-        raise ValueError(f"{flag}: the tokenizer has no {name}")
-    return found
-
-
 def _encoder(args: Any, tokenizer: Any) -> Any:
     if args.tokenizer_type == "NullTokenizer":
         if args.vocab_size != BYTE_VOCABULARY:
@@ -103,12 +96,12 @@ def _encoder(args: Any, tokenizer: Any) -> Any:
 
 
 def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
-    has_end = isinstance(getattr(tokenizer, "eod", None), int) and tokenizer.eod >= 0
-    wanted = has_end if args.eval_append_eod is None else args.eval_append_eod
+    end = getattr(tokenizer, "eod", None)
+    has_end = isinstance(end, int) and end >= 0
     return TextReading(
         encode=_encoder(args, tokenizer),
         vocabulary=vocabulary,
-        end=_special("eod", tokenizer, "--eval-append-eod") if wanted else None,
+        end=end if has_end and args.eval_append_eod else None,
         json_key=args.eval_json_key,
         domain_key=args.eval_domain_key,
         skip_bad=args.eval_skip_bad_lines,
@@ -130,7 +123,9 @@ def read_sets(args: Any) -> list[TokenSet]:
 def plan(args: Any, sets: list[TokenSet]) -> Job:
     """How the sets are cut into windows. ValueError for a set in which nothing can be predicted."""
     stride = check_window(args.stride, args.seq_length)
-    prefix = None if args.eval_prefix == "none" else _special(args.eval_prefix, get_tokenizer(), "--eval-prefix")
+    prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
+    if args.eval_prefix != "none" and (prefix is None or prefix < 0):
+        raise ValueError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
     cut = partial(plan_windows, size=args.seq_length, stride=stride, prefixed=prefix is not None)
     windows = [cut(one.streams(args.eval_mode == "document")) for one in sets]
     for one, rows in zip(sets, windows, strict=True):
