@@ -9,6 +9,7 @@ from megatron_cod.schemes.table import SCHEMES, get_scheme
 from megatron_cod.training.backend_flags import CHOICES
 from megatron_cod.training.faults.flags import add_fault_options
 from megatron_cod.training.task import Program
+from megatron_cod.training.token_counts import add_token_options
 
 _COMMON = """\
 Megatron flags used most (all of them: --help-megatron):
@@ -148,6 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         action="store_true",
         help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
     )
+    add_token_options(group)
     faults = parser.add_argument_group("when something goes wrong (docs/faults.md)")
     add_fault_options(faults)
     group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
+from megatron_cod.training.token_counts import KINDS
 
 INTRODUCTION = """\
 Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on the answers only (docs/sft.md).
@@ -105,6 +106,10 @@ def check_flags(raw: argparse.Namespace) -> None:
         "--multiple-validation-sets": raw.multiple_validation_sets,
         "--residual-warmup-steps (it would begin anew, on weights that are past it)": raw.residual_warmup_steps,
         "--rampup-batch-size": raw.rampup_batch_size,
+        "--step-batch-size-schedule": raw.step_batch_size_schedule,
+        "lengths in tokens (rows hold padding; --train-epochs, and --lr-warmup-iters and its like)": any(
+            getattr(raw, f"{kind}_tokens") for kind in KINDS
+        ),
         "--dataloader-type (rows are shuffled every epoch)": raw.dataloader_type not in (None, "single"),
     }
     refused = [flag for flag, is_set in asked.items() if is_set]

@@ -31,8 +31,9 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.preflight import check_built, check_layout, check_schedule, check_vocabulary
+from megatron_cod.training.preflight import check_built, check_layout, check_vocabulary
 from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
+from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
 
