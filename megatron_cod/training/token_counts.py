@@ -53,13 +53,10 @@ def overruled(recipe: Collection[str], given: Any) -> set[str]:
 
 def _refuse_two(raw: Any) -> None:
     """ValueError where the same is said in two units."""
-    for kind in KINDS:
-        if getattr(raw, f"{kind}_tokens") is None:
-            continue
-        for other in (f"{kind}_iters", f"{kind}_samples", *_ALSO.get(kind, ())):
-            if getattr(raw, other, None):
-                flag = other.replace("_", "-")
-                raise ValueError(f"{_flag(kind, 'tokens')} and --{flag} both say the same; give one of them")
+    for same in _SAME[1:]:
+        given = [f"--{name}".replace("_", "-") for name in same if getattr(raw, name, None)]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]} and {given[1]} both say the same; give one of them")
 
 
 def _samples(raw: Any, kind: str, sizes: BatchSizes) -> int | None:

@@ -77,10 +77,7 @@ def test_what_is_left_is_reckoned_in_samples(clock):
     told = {int(line.split()[1].split("/")[0]): line for line in lines if "ETA" in line}
     assert told[4].endswith("100 tokens/s | 400 tokens seen | ETA 0:11")  # of 60 samples 44 are left, 4 a second
     assert told[8].endswith("100 tokens/s | 1.10K tokens seen | ETA 0:04")
-    assert (
-        made.summary.lines(None)[1].split(",")[0].endswith("steps 1 to 10")
-        and "1.50K tokens" in made.summary.lines(None)[1]
-    )
+    assert "steps 1 to 10, 1.50K tokens" in made.summary.lines(None)[1]
 
 
 def test_rates_are_of_all_and_of_each_and_of_what_the_devices_could_do(clock):
