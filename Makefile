@@ -3,17 +3,18 @@ PYTHON ?=
 BIN := .venv/bin
 # Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
 TWO := --numprocesses 2 --dist loadfile
-FAST := not slow and not launch and not campaign
+FAST := not slow and not launch and not containers and not campaign
 export PYTHON
 
-.PHONY: help quickstart test test-slow test-kills test-launch check format venv clean
+.PHONY: help quickstart test test-slow test-kills test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
-	@echo 'make test-kills   50 random kills of a run (40 minutes)'
-	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
+	@echo 'make test-kills   50 random kills of a run (15 minutes)'
+	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
+	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make check        ruff, mypy, import contract'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
@@ -42,6 +43,9 @@ test-kills: venv
 
 test-launch: venv
 	$(BIN)/python -m pytest -m launch
+
+test-containers: venv
+	$(BIN)/python -m pytest -m containers -s
 
 check: venv
 	$(BIN)/ruff check .

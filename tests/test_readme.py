@@ -15,9 +15,9 @@ from tests.conftest import ROOT
 TOY = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--eval-iters", "1"]
 
 
-def run(command: list[str], cwd: Path, expect: int = 0) -> str:
+def run(command: list[str], cwd: Path, expect: int = 0, timeout: float = 300) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 

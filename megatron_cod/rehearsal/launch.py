@@ -21,11 +21,11 @@ from megatron_cod.data.check import check_prefix
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
+from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.preflight import check_built, check_layout
 from megatron_cod.training.pretraining import data_prefixes
 from megatron_cod.training.schedule_checks import check_schedule
 

@@ -29,7 +29,8 @@ def _one_line_error(message: str) -> NoReturn:
     raise UsageError(f"{message} (--help lists the flags)")
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A flag's type: a whole number from 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
@@ -121,13 +122,13 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument(
         "--keep-last-checkpoints",
-        type=_at_least_one,
+        type=at_least_one,
         metavar="K",
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
     group.add_argument(
         "--depth-monitor-interval",
-        type=_at_least_one,
+        type=at_least_one,
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
     )

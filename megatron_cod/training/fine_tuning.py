@@ -1,11 +1,8 @@
 """The task of ``sft.py``: conversations from JSON lines, packed into rows, loss per token of the answers."""
 
 import argparse
-import hashlib
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from megatron_cod.training import environment  # noqa: F401
 
@@ -15,76 +12,15 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_args
 
 from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_directory
-from megatron_cod.data.chat.chat_format import chat_format_of
-from megatron_cod.data.chat.packing import Epochs, Repeated
+from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
-from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out, read_samples
 from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
+from megatron_cod.training.fine_tuning_data import Conversations
 from megatron_cod.training.fine_tuning_flags import INTRODUCTION, add_arguments, check_flags
-from megatron_cod.training.run import say
+from megatron_cod.training.reporting import say
 from megatron_cod.training.task import Task
-
-_SHOWN = 400
-"""Characters of the first conversation that the log shows."""
-
-
-class Conversations:
-    """The data of one run, read once: samples, and the plan of rows for training and validation."""
-
-    def __init__(self, raw: argparse.Namespace) -> None:
-        """raw: the plain parse of the command line. ValueError for data that cannot be trained on."""
-        self.chat = chat_format_of(raw.tokenizer_type, raw.tokenizer_model, raw.vocab_size, raw.chat_template)
-        reading = Reading(raw.seq_length, raw.sft_too_long, raw.sft_layout, raw.sft_skip_bad_lines)
-        self.train, counts = read_samples(raw.sft_data_path, self.chat, reading, say)
-        _tell("training data", self.train, counts)
-        first = counts.first if len(counts.first) <= _SHOWN else f"{counts.first[:_SHOWN]} ..."
-        say(f"the first conversation, what is trained in [[ ]]: {first!r}")
-        valid: Samples | None = None
-        if raw.sft_valid_data_path:
-            valid, counts = read_samples(raw.sft_valid_data_path, self.chat, reading, say)
-            _tell("validation data", valid, counts)
-        elif raw.sft_valid_share:
-            self.train, valid = held_out(self.train, raw.sft_valid_share)
-            if not len(valid) or not len(self.train):
-                raise ValueError(
-                    f"--sft-valid-share {raw.sft_valid_share}: {len(valid)} of {len(self.train) + len(valid)} "
-                    "conversations fall to validation; name its files with --sft-valid-data-path"
-                )
-            say(f"held out to validate on: {len(valid):,} conversations")
-        self.valid = valid
-        plan = partial(Epochs, size=raw.seq_length, pack=raw.sft_packing)
-        self.plan = plan(self.train.positions(), seed=raw.seed, epochs=raw.train_epochs)
-        self.valid_plan = plan(valid.positions(), seed=None) if valid is not None else None
-        self.share = float(self.train.positions().sum()) / (self.plan.rows_an_epoch * raw.seq_length)
-
-    def fingerprint(self) -> str:
-        """Of the tokens in training, their masks and their order: what a run that goes on must find unchanged."""
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (self.train.ids, self.train.trained, self.train.starts, np.array(self.plan.rows_an_epoch)):
-            digest.update(part.tobytes())
-        return digest.hexdigest()
-
-    @property
-    def padding(self) -> int:
-        """The id that rows are filled up with; it is never a label that counts."""
-        return self.chat.encoder.specials.get(self.chat.encoder.variables.get("eos_token", ""), 0)
-
-
-def _tell(what: str, samples: Samples, counts: Counts) -> None:
-    tokens = int(samples.positions().sum())
-    line = (
-        f"{what}: {len(samples):,} conversations, {tokens:,} tokens, of which {samples.answer_tokens():,} are trained"
-    )
-    left_out = {
-        "truncated": counts.truncated,
-        "dropped as too long": counts.dropped,
-        "bad lines left out": counts.bad,
-    }
-    say("; ".join([line, *(f"{number:,} {name}" for name, number in left_out.items() if number)]))
-    for error in counts.shown:
-        say(f"  left out: {error}")
 
 
 class FineTuning:
@@ -92,13 +28,12 @@ class FineTuning:
 
     def __init__(self) -> None:
         self._data: Conversations | None = None
-        self._forward_step = forward_step
 
     def prepare(self, flags: list[str], raw: argparse.Namespace) -> list[str]:
         """Read the data, and turn epochs and the start into Megatron's own flags."""
         check_flags(raw)
         flags = start_flags(flags, raw)
-        self._data = data = Conversations(raw)
+        self._data = data = Conversations(raw, say)
         batch, rows = raw.global_batch_size, data.plan.rows_an_epoch
         say(
             f"{'packed into' if raw.sft_packing else 'one conversation a row:'} {rows:,} rows of {raw.seq_length}, "
@@ -158,8 +93,8 @@ class FineTuning:
             before = getattr(saved_state(checkpoint).get("args"), "sft_data_fingerprint", None)
             if before != args.sft_data_fingerprint:
                 raise ValueError(
-                    f"{checkpoint} was trained on other conversations, or with another template or --seq-length: going on "
-                    f"would mix up their order; to train on these, give --load {args.load} and another --save"
+                    f"{checkpoint} was trained on other conversations, or with another template, --seq-length or --seed: "
+                    f"going on would mix up their order; to train on these, give --load {args.load} and another --save"
                 )
 
     def share(self) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
+from megatron_cod.training.arguments import at_least_one
 from megatron_cod.training.token_counts import KINDS
 
 INTRODUCTION = """\
@@ -33,12 +34,6 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def add_arguments(group: Any) -> None:
@@ -76,7 +71,10 @@ def add_arguments(group: Any) -> None:
         help="one conversation a row, padded (default: as many as fit, none of which sees another)",
     )
     group.add_argument(
-        "--train-epochs", type=_count, metavar="E", help="pass over the conversations E times; wins over --train-iters"
+        "--train-epochs",
+        type=at_least_one,
+        metavar="E",
+        help="pass over the conversations E times; wins over --train-iters",
     )
     # Not the user's: every rank's arguments, and so every checkpoint, are to say what was trained on.
     group.add_argument("--sft-data-fingerprint", help=argparse.SUPPRESS)
@@ -110,6 +108,7 @@ def check_flags(raw: argparse.Namespace) -> None:
         "lengths in tokens (rows hold padding; --train-epochs, and --lr-warmup-iters and its like)": any(
             getattr(raw, f"{kind}_tokens") for kind in KINDS
         ),
+        "an --eval-micro-batch-size of its own": raw.eval_micro_batch_size not in (None, raw.micro_batch_size),
         "--dataloader-type (rows are shuffled every epoch)": raw.dataloader_type not in (None, "single"),
     }
     refused = [flag for flag, is_set in asked.items() if is_set]
@@ -125,6 +124,7 @@ def _check_packing(raw: argparse.Namespace) -> None:
     asked = {
         "--context-parallel-size > 1": raw.context_parallel_size > 1,
         "--mtp-num-layers": raw.mtp_num_layers,
+        "--cuda-graph-impl": raw.cuda_graph_impl not in (None, "none"),
         "--attention-backend unfused without Transformer Engine": (
             raw.transformer_impl == "local" and getattr(raw.attention_backend, "name", "") == "unfused"
         ),

@@ -19,7 +19,8 @@ from megatron_cod import cpu, identity
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import checkpoints, rank_logs, retention
+from megatron_cod.training import agreement, checkpoints, rank_logs, retention
+from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
@@ -31,7 +32,6 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.preflight import check_built, check_layout, check_vocabulary
 from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
@@ -58,7 +58,7 @@ def _forget_make(model: list[Any]) -> list[Any]:
 
 def main(task: Task) -> None:
     """Parse, check, train."""
-    with user_errors(ValueError, AssertionError, OSError):
+    with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
         flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         check_layout(raw, world_size)
@@ -79,6 +79,7 @@ def main(task: Task) -> None:
         say(line)
         identity.record(args)
         check_inputs(args, task)
+        agree(args)
         if args.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{resolved}")
             return

@@ -92,7 +92,7 @@ def one_pass(engine: Engine, rows: list[dict], pack: bool, micro: int, batches) 
     def step(iterator, model):
         output, loss = batches.forward_step(iterator, model, packed=pack)
         if output.dim() == 2:  # losses [b, s], and not the hidden states of an earlier stage
-            losses.append(output.detach().clone().reshape(-1, SIZE))
+            losses.append(output.detach().float().cpu().reshape(-1, SIZE))
         return output, loss
 
     iterator = [stream() for _ in engine.model] if engine.layout.vp > 1 else stream()
@@ -100,7 +100,7 @@ def one_pass(engine: Engine, rows: list[dict], pack: bool, micro: int, batches) 
     result = {"grad": engine.parts("main_grad"), "dp_rank": engine.dp_rank, "micro": micro}
     if engine.last:
         result["losses"] = torch.cat(losses)
-        result["reported"] = torch.stack([one["lm loss"] for one in reported]).sum(0)
+        result["reported"] = torch.stack([one["lm loss"] for one in reported]).sum(0).cpu()
     return result
 
 

@@ -174,7 +174,9 @@ def test_going_on_with_other_data_is_refused(whole, chats, toy, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("iter_*/*"))
     flags = [*toy, *PP2, *saved(tmp_path / "run"), "--sft-data-path", str(chats / "valid.jsonl")]
-    refuse(2, flags, r"was trained on other conversations, or with another template or --seq-length", entry="sft")
+    refuse(
+        2, flags, r"was trained on other conversations, or with another template, --seq-length or --seed", entry="sft"
+    )
     assert sorted((tmp_path / "run").rglob("iter_*/*")) == before
 
 

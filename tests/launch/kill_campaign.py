@@ -31,7 +31,7 @@ from megatron_cod.training.faults.events import read_events
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]
 MODEL += ["--pipeline-model-parallel-size", "2", "--eval-interval", "100", "--eval-iters", "1"]
-STEPS, SAVE_INTERVAL = 500, 3
+STEPS, SAVE_INTERVAL = 900, 3
 _LONGEST_WAIT = 180.0
 
 
@@ -144,16 +144,19 @@ def campaign(save: Path, data: str, kills: int, seed: int, say: Callable[[str], 
             if number % 2 == 0:
                 # A save of this attempt, one of the next few: what the last attempt left behind is cleaned up before this
                 # one says that it starts.
-                target = tracked_step(save) + draw.randint(1, 4 * SAVE_INTERVAL)
-                began = lambda b=begun, t=target: _starts(save) > b and (save_in_progress(save) or 0) >= t  # noqa: E731
+                assert wait(lambda begun=begun: _starts(save) > begun, process), f"no start: see {log}"
+                ranks, target = ranks_of(process.pid), tracked_step(save) + draw.randint(1, 4 * SAVE_INTERVAL)
+                began = lambda target=target: (save_in_progress(save) or 0) >= target  # noqa: E731
                 assert wait(began, process), f"no save began: see {log}"
-                time.sleep(draw.uniform(0.0, 0.15))
+                time.sleep(draw.uniform(0.0, 0.1))
             else:
                 assert wait(lambda: len(ranks_of(process.pid)) == 2, process), f"no ranks: see {log}"
-                time.sleep(draw.uniform(0.0, 20.0))
-            done.append(_kill(number, process.pid, save, draw))
+                time.sleep(draw.uniform(0.0, 15.0))
+                ranks = ranks_of(process.pid)
+            assert ranks, f"the run ended before kill {number}: see {log}"
+            done.append(_kill(number, ranks, save, draw))
             say(f"kill {number}/{kills}: rank {done[-1].rank} {done[-1].moment}; newest checkpoint {done[-1].tracked}")
-            begun, old = _starts(save), set(ranks_of(process.pid).values())
+            begun, old = _starts(save), set(ranks.values())
             wait(lambda old=old: not set(ranks_of(process.pid).values()) & old, process, 60)
         code = process.wait(_LONGEST_WAIT + 2 * STEPS)
     assert code == 0, f"exit code {code}: {log.read_text()[-3000:]}"
@@ -164,14 +167,12 @@ def _starts(save: Path) -> int:
     return sum(one.get("event") == "start" for one in read_events(save))
 
 
-def _kill(number: int, launcher: int, save: Path, draw: random.Random) -> Kill:
-    ranks = ranks_of(launcher)
-    rank = draw.choice(sorted(ranks))
-    before = save_in_progress(save)
-    steps = max(losses_of(save), default=0)
-    last = next((one.get("event") for one in reversed(read_events(save))), None)
+def _kill(number: int, ranks: dict[int, psutil.Process], save: Path, draw: random.Random) -> Kill:
+    rank, before = draw.choice(sorted(ranks)), save_in_progress(save)
     ranks[rank].send_signal(signal.SIGKILL)
     writing = before if before is not None and before == save_in_progress(save) else None
+    steps = max(losses_of(save), default=0)
+    last = next((one.get("event") for one in reversed(read_events(save))), None)
     moment = (
         f"in the save of step {writing}" if writing else f"after step {steps}" if last == "start" else "in the set-up"
     )

@@ -22,6 +22,9 @@ class Encoder(Protocol):
     def encode(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
         """Ids, and for each whether it lies in one of ``spans`` (in order, apart from each other)."""
 
+    def fingerprint(self) -> bytes:
+        """Other bytes for another tokenizer."""
+
 
 class HuggingFaceEncoder:
     """A fast tokenizer of transformers."""
@@ -44,6 +47,10 @@ class HuggingFaceEncoder:
                 place += 1
             inside.append(place < len(spans) and end > spans[place][0])
         return list(found["input_ids"]), inside
+
+    def fingerprint(self) -> bytes:
+        """See ``Encoder``."""
+        return str(self._tokenizer.backend_tokenizer.to_str()).encode()
 
 
 class _PieceEncoder:
@@ -107,6 +114,10 @@ class SentencePieceEncoder(_PieceEncoder):
         before, both = self._model.encode("\n"), self._model.encode("\n" + text)
         return list(both[len(before) :] if before and both[: len(before)] == before else self._model.encode(text))
 
+    def fingerprint(self) -> bytes:
+        """See ``Encoder``."""
+        return bytes(self._model.serialized_model_proto())
+
 
 class ByteEncoder(_PieceEncoder):
     """Bytes as ids, and the end of document behind them: the training's ``NullTokenizer`` of 257."""
@@ -116,3 +127,7 @@ class ByteEncoder(_PieceEncoder):
 
     def _ids(self, text: str, first: bool) -> list[int]:
         return list(text.encode("utf-8", errors="surrogatepass"))
+
+    def fingerprint(self) -> bytes:
+        """See ``Encoder``."""
+        return b"bytes"

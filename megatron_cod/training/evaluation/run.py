@@ -20,6 +20,7 @@ from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TOKENIZER_TYPES, TokenizerChoice
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.training import loading
+from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.evaluation import report
@@ -27,7 +28,6 @@ from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_w
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.preflight import check_built, check_layout, check_vocabulary
 from megatron_cod.training.reporting import say
 
 _KEPT = ("tokenizer", "micro-batch", "seq-length")
