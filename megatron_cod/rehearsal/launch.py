@@ -21,11 +21,13 @@ from megatron_cod.data.check import check_prefix
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
-from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
+from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.pretraining import data_prefixes
+from megatron_cod.training.schedule_checks import check_schedule
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
         with as_process(0, world_size, ()), contextlib.redirect_stdout(said):
             flags, raw, _ = resolve_command_line(list(command_line))
         check_layout(raw, world_size)
-        check_schedule(raw)
+        check_schedule(raw, complete=False)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         cpu.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):
@@ -98,6 +100,8 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
             model_config, _ = model_config_from_args(args)
             check_built(args, model_config.transformer)
             identity.record(args)
+            if args.step_batch_size_schedule:  # Megatron has the least that can be there
+                args.global_batch_size = batch_sizes(args).last
             loaded = checkpoints.check_load(args, args.override_scheme_check)
     except AssertionError as error:
         raise ValueError(one_line(error)) from None

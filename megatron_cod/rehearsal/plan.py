@@ -11,6 +11,7 @@ from megatron_cod.rehearsal.parameters import Count, chunk_count, model_count
 from megatron_cod.rehearsal.schedule import bubble_ratio, bubble_share, peak_in_flight, stage_tasks
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.training.argument_checks import microbatches, virtual_group
+from megatron_cod.training.batch_sizes import planned
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,15 @@ def _stage(args: Any, stage: int, chunks: list[StagePlan], virtual: int) -> Stag
     )
 
 
-def _length(args: Any, tokens: int | None, tokens_per_step: int) -> int | None:
-    """Steps of the run: for a token budget, or as the arguments say."""
+def _length(args: Any, tokens: int | None, tokens_per_step: int) -> tuple[int | None, int | None]:
+    """(steps, tokens) of the run: for a token budget, or as the arguments say."""
     if tokens is not None:
-        return math.ceil(tokens / tokens_per_step)
-    if args.train_iters:
-        return args.train_iters
-    return math.ceil(args.train_samples / args.global_batch_size) if args.train_samples else None
+        steps = math.ceil(tokens / tokens_per_step)
+        return steps, steps * tokens_per_step
+    if not (args.train_iters or args.train_samples):
+        return None, None
+    steps, samples = planned(args)
+    return steps, samples * args.seq_length
 
 
 def _notes(args: Any, stages: list[StageRow]) -> list[str]:
@@ -126,8 +129,8 @@ def _notes(args: Any, stages: list[StageRow]) -> list[str]:
         notes.append(
             f"uneven: stages hold {min(held)} to {max(held)} layers (mean {mean:.2f}); the bubble is of even ones"
         )
-    if args.rampup_batch_size:
-        notes.append("--rampup-batch-size: batch, tokens, steps and bubble are those of the full batch")
+    if args.step_batch_size_schedule:
+        notes.append("the batch grows: micro-batches, tokens of a step and bubble are of its full size")
     if args.optimizer not in ("adam", "sgd"):
         notes.append(f"--optimizer {args.optimizer}: its states are counted like Adam's")
     sharded = [
@@ -148,7 +151,7 @@ def make_plan(launch: Launch, tokens: int | None = None) -> Plan:
         _stage(args, stage, [chunk for chunk in chunks if chunk.pipeline_rank == stage], virtual) for stage in range(pp)
     ]
     tokens_per_step = args.global_batch_size * args.seq_length
-    steps = _length(args, tokens, tokens_per_step)
+    steps, tokens = _length(args, tokens, tokens_per_step)
     return Plan(
         world_size=launch.world_size,
         sizes={
@@ -169,7 +172,7 @@ def make_plan(launch: Launch, tokens: int | None = None) -> Plan:
         seq_length=args.seq_length,
         tokens_per_step=tokens_per_step,
         steps=steps,
-        tokens=None if steps is None else steps * tokens_per_step,
+        tokens=tokens,
         bubble_ratio=bubble_ratio(pp, virtual, count),
         bubble_share=bubble_share(pp, virtual, count),
         notes=(*launch.notes, *_notes(args, stages)),

@@ -31,6 +31,7 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
 from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import user_errors
 
@@ -81,6 +82,9 @@ def _short(args: Any, job: Job) -> None:
     """Turn the launch into a trial of some steps that reads no checkpoint and writes nothing."""
     args.fake_process_group = True
     args.train_iters, args.train_samples = job.steps, None
+    if args.step_batch_size_schedule and args.global_batch_size is None:
+        args.global_batch_size = batch_sizes(args).last
+    args.step_batch_size_schedule = args.phase_transition_iterations = args.lr_wsd_decay_samples = None
     args.lr_decay_iters = args.lr_decay_samples = args.lr_warmup_fraction = args.rampup_batch_size = None
     args.lr_warmup_iters = args.lr_warmup_samples = 0
     args.lr_wsd_decay_iters = 1 if args.lr_decay_style == "WSD" else args.lr_wsd_decay_iters

@@ -3,11 +3,14 @@
 from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
+from megatron.training import get_tokenizer
 
 from megatron_cod import cpu
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
+from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.schedule_checks import check_batches
 
 
 def check_layout(args: Any, world_size: int) -> None:
@@ -34,13 +37,7 @@ def check_layout(args: Any, world_size: int) -> None:
         raise ValueError(
             f"--num-attention-heads {args.num_attention_heads} does not divide over --tensor-model-parallel-size {tp}"
         )
-    if args.global_batch_size and args.micro_batch_size:
-        replicas = world_size // model_ranks
-        if args.global_batch_size % (args.micro_batch_size * replicas):
-            raise ValueError(
-                f"--global-batch-size {args.global_batch_size} is not a multiple of --micro-batch-size "
-                f"{args.micro_batch_size} x {replicas} data-parallel replicas"
-            )
+    check_batches(args, world_size // model_ranks)
 
 
 def _check_sizes(args: Any) -> None:
@@ -56,16 +53,6 @@ def _check_sizes(args: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
 
-def check_schedule(args: Any) -> None:
-    """ValueError when the warm-up does not fit into the run, as when a recipe's run is cut short for a trial."""
-    length = args.lr_decay_iters or args.train_iters
-    if args.lr_warmup_fraction is None and length and args.lr_warmup_iters >= length:
-        raise ValueError(
-            f"--lr-warmup-iters {args.lr_warmup_iters} must be less than the {length} iterations of the schedule "
-            f"(--lr-decay-iters, or --train-iters); for a short trial give --lr-warmup-iters {length // 10}"
-        )
-
-
 def head_dim(args: Any) -> int:
     """Channels of one attention head."""
     return args.kv_channels or args.hidden_size // args.num_attention_heads
@@ -76,9 +63,9 @@ def query_groups(args: Any) -> int:
     return args.num_query_groups if args.group_query_attention else args.num_attention_heads
 
 
-def microbatches(args: Any) -> int:
-    """Micro-batches of one data-parallel replica in a step."""
-    return args.global_batch_size // (args.micro_batch_size * args.data_parallel_size)
+def microbatches(args: Any, batch: int | None = None) -> int:
+    """Micro-batches of one data-parallel replica in a step of ``batch`` samples; ``--global-batch-size`` by default."""
+    return (batch or args.global_batch_size) // (args.micro_batch_size * args.data_parallel_size)
 
 
 def virtual_group(args: Any) -> int:
@@ -128,15 +115,29 @@ def _check_interleaving(args: Any) -> None:
     """ValueError where the interleaved schedule would refuse its micro-batches at the first step."""
     if args.virtual_pipeline_model_parallel_size is None:
         return
-    stages, count, group = args.pipeline_model_parallel_size, microbatches(args), virtual_group(args)
-    rest = count % group
-    if not stages <= group <= count or 0 < rest < stages:
+    stages, group = args.pipeline_model_parallel_size, virtual_group(args)
+    for _, batch in batch_sizes(args).stages:
+        count = microbatches(args, batch)
+        rest = count % group
+        if not stages <= group <= count or 0 < rest < stages:
+            raise ValueError(
+                f"virtual stages take {count} micro-batches a step in groups of {group}: there must be at least "
+                f"{stages} (--pipeline-model-parallel-size), and none or at least {stages} left over, not {rest}; "
+                f"a batch of {batch} / (--micro-batch-size {args.micro_batch_size} x "
+                f"{args.data_parallel_size} replicas) gives {count}"
+            )
+
+
+def check_vocabulary(args: Any) -> int:
+    """Rows of the model's vocabulary; ValueError where the tokenizer has more. args: after Megatron's validation."""
+    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
+    model_size = args.padded_vocab_size or args.vocab_size
+    if tokenizer_size and model_size and tokenizer_size > model_size:
         raise ValueError(
-            f"virtual stages take {count} micro-batches a step in groups of {group}: there must be at least "
-            f"{stages} (--pipeline-model-parallel-size), and none or at least {stages} left over, not {rest}; "
-            f"--global-batch-size {args.global_batch_size} / (--micro-batch-size {args.micro_batch_size} x "
-            f"{args.data_parallel_size} replicas) gives {count}"
+            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
+            f"raise --vocab-size or leave it to the tokenizer"
         )
+    return model_size
 
 
 def check_built(args: Any, config: Any) -> None:

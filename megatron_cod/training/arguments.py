@@ -8,7 +8,8 @@ from megatron_cod.schemes.options import PLACEMENTS
 from megatron_cod.schemes.table import SCHEMES, get_scheme
 from megatron_cod.training.backend_flags import CHOICES
 from megatron_cod.training.faults.flags import add_fault_options
-from megatron_cod.training.task import Task
+from megatron_cod.training.task import Program
+from megatron_cod.training.token_counts import add_token_options
 
 _COMMON = """\
 Megatron flags used most (all of them: --help-megatron):
@@ -83,8 +84,11 @@ class _HelpMegatron(argparse.Action):
         raise SystemExit(0)
 
 
-def add_arguments(parser: argparse.ArgumentParser, task: Task | None = None) -> argparse.ArgumentParser:
-    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help. task: whose flags and help come along."""
+def add_arguments(parser: argparse.ArgumentParser, program: Program | None = None) -> argparse.ArgumentParser:
+    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help.
+
+    program: whose flags and help come along.
+    """
     group = parser.add_argument_group("megatron_cod")
     group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
     group.add_argument(
@@ -146,30 +150,31 @@ def add_arguments(parser: argparse.ArgumentParser, task: Task | None = None) -> 
         action="store_true",
         help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
     )
+    add_token_options(group)
     faults = parser.add_argument_group("when something goes wrong (docs/faults.md)")
     add_fault_options(faults)
     group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")
-    own = parser.add_argument_group("the task's flags")
-    if task is not None:
-        task.add_arguments(own)
+    own = parser.add_argument_group("the program's flags")
+    if program is not None:
+        program.add_arguments(own)
 
     def print_help(*_: Any) -> None:
-        program = task.program if task else "megatron_cod"
-        formatter = argparse.HelpFormatter(prog=program, max_help_position=32)
-        for title, section in ((f"{program} flags", own), ("megatron_cod flags", group), (faults.title, faults)):
+        name = program.program if program else "megatron_cod"
+        formatter = argparse.HelpFormatter(prog=name, max_help_position=32)
+        for title, section in ((f"{name} flags", own), ("megatron_cod flags", group), (faults.title, faults)):
             if section._group_actions:
                 formatter.start_section(title)
                 formatter.add_arguments(section._group_actions)
                 formatter.end_section()
-        print((task.introduction + "\n" if task else "") + formatter.format_help() + "\n" + _COMMON)
+        print((program.introduction + "\n" if program else "") + formatter.format_help() + "\n" + _COMMON)
 
     parser.error = _one_line_error  # type: ignore[method-assign]
     parser.print_help = print_help  # type: ignore[method-assign,assignment]
     return parser
 
 
-def build_parser(task: Task | None = None) -> argparse.ArgumentParser:
+def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
     """Megatron's parser with our flags, for looking up names and types."""
     from megatron.training.arguments import add_megatron_arguments
 
-    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), task)
+    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)

@@ -28,6 +28,18 @@ def given_value(flags: Sequence[str], name: str) -> str | None:
     return found
 
 
+def without(flags: Sequence[str], name: str, values: int = 1) -> list[str]:
+    """Flags without one that takes so many values, however it was written."""
+    kept, skip = [], 0
+    for flag in flags:
+        if flag == name:
+            skip = values + 1
+        if not skip and not flag.startswith(f"{name}="):
+            kept.append(flag)
+        skip = max(0, skip - 1)
+    return kept
+
+
 def _automatic(flags: Sequence[str]) -> tuple[str, str]:
     """The backend where the user names none, and why. The fastest that is installed and has the norm."""
     if not cpu.has_cuda():

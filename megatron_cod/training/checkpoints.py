@@ -122,6 +122,7 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
             raise ValueError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
     if checkpoint.name != RELEASE:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
+        check_place_in_data(checkpoint, saved, args)
     return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
 
 
@@ -184,6 +185,19 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
         )
     if not HAVE_APEX_OR_TE:  # Megatron writes into its parameters in place, which autograd refuses
         raise ValueError(f"{what}, and with torch's AdamW not be loaded at all: give --no-load-optim")
+
+
+def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:
+    """ValueError where a run goes on with samples of another length, unless a phase begins there that counts anew."""
+    theirs, consumed = getattr(saved, "seq_length", None), getattr(saved, "consumed_train_samples", 0)
+    if args.no_load_optim or args.finetune or not consumed or theirs in (None, args.seq_length):
+        return
+    step = int(checkpoint.name.removeprefix("iter_"))
+    if step not in (args.phase_transition_iterations or []):
+        raise ValueError(
+            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
+            f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
+        )
 
 
 def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:

@@ -9,23 +9,26 @@ from megatron_cod.training import recipes
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.reporting import say
-from megatron_cod.training.task import Task
+from megatron_cod.training.task import Program
+from megatron_cod.training.token_counts import in_samples, overruled
 
 
-def resolve_command_line(command_line: list[str], task: Task | None = None) -> tuple[list[str], Namespace, str]:
-    """Defaults, then the recipe, then the command line: the flags for Megatron, their plain parse, and it as YAML.
+def resolve_command_line(command_line: list[str], program: Program | None = None) -> tuple[list[str], Namespace, str]:
+    """Defaults, then the recipe, then the command line: flags for Megatron, their plain parse, and as YAML what was asked.
 
-    Raises ValueError for an unknown flag, recipe or recipe key.
+    Raises ValueError for an unknown flag, recipe or recipe key, and for lengths that contradict each other.
     """
-    parser = build_parser(task)
+    parser = build_parser(program)
     given = parser.parse_args(command_line)
     from_recipe = []
     if given.recipe:
-        from_recipe = recipes.recipe_flags(recipes.load_recipe(given.recipe), parser, given.unset)
+        recipe = recipes.load_recipe(given.recipe)
+        from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
     defaults, lines = default_flags([*from_recipe, *command_line])
     for line in lines:
         say(line)
-    flags = [*defaults, *(task.default_flags if task else ()), *from_recipe, *command_line]
+    flags = [*defaults, *(program.default_flags if program else ()), *from_recipe, *command_line]
     raw = parser.parse_args(flags)
+    counted = in_samples(flags, parser.parse_args(flags), say)
     always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
-    return flags, raw, recipes.resolved_yaml(raw, parser, always)
+    return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)

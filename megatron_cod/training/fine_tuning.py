@@ -14,6 +14,7 @@ from megatron.training import get_args
 from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_directory
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
+from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
 from megatron_cod.training.fine_tuning_data import Conversations
@@ -123,14 +124,6 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
         raise ValueError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
     say(f"starting from the weights of {base}")
     return [*own, "--load", base, "--finetune"]
-
-
-def without(flags: list[str], name: str) -> list[str]:
-    """Flags without one that takes a value, however it was written."""
-    kept = [
-        not flag.startswith(f"{name}=") and name not in flags[max(n - 1, 0) : n + 1] for n, flag in enumerate(flags)
-    ]
-    return [flag for flag, stays in zip(flags, kept, strict=True) if stays]
 
 
 def task() -> Task:

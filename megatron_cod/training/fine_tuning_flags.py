@@ -7,6 +7,7 @@ from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
 from megatron_cod.training.arguments import at_least_one
+from megatron_cod.training.token_counts import KINDS
 
 INTRODUCTION = """\
 Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on the answers only (docs/sft.md).
@@ -103,6 +104,10 @@ def check_flags(raw: argparse.Namespace) -> None:
         "--multiple-validation-sets": raw.multiple_validation_sets,
         "--residual-warmup-steps (it would begin anew, on weights that are past it)": raw.residual_warmup_steps,
         "--rampup-batch-size": raw.rampup_batch_size,
+        "--step-batch-size-schedule": raw.step_batch_size_schedule,
+        "lengths in tokens (rows hold padding; --train-epochs, and --lr-warmup-iters and its like)": any(
+            getattr(raw, f"{kind}_tokens") for kind in KINDS
+        ),
         "an --eval-micro-batch-size of its own": raw.eval_micro_batch_size not in (None, raw.micro_batch_size),
         "--dataloader-type (rows are shuffled every epoch)": raw.dataloader_type not in (None, "single"),
     }

@@ -1,9 +1,11 @@
-"""A checkpoint of any layout and scheme as Megatron's own model in this one process, to be looked into."""
+"""A checkpoint of any layout and scheme as Megatron's own model, to be looked into or measured."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,51 +25,98 @@ from megatron_cod.training import (
     checkpoints,
     environment,
 )
-from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.recipes import load_recipe
+from megatron_cod.training.recipes import load_recipe, recipe_flags
+from megatron_cod.training.task import Program
 
 _TRAINING = """
 save load tensorboard wandb metrics keep-last log- eval- pipeline-model-parallel tensor-model-parallel mock-data
 expert-model-parallel expert-tensor-parallel num-virtual-stages num-layers-per-virtual decoder-first-pipeline
 decoder-last-pipeline account-for- sequence-parallel context-parallel recompute- use-distributed-optimizer overlap-
-data-path train- valid-data test-data split tokenizer global-batch micro-batch rampup lr min-lr num-workers exit-
+data-path train- valid-data test-data split tokenizer global-batch micro-batch rampup step-batch lr min-lr num-workers exit-
 depth-monitor finetune no-load no-save ckpt-step recipe seq-length sft- no-sft- train-epochs pretrained-checkpoint
-chat-template
+chat-template optimizer muon- phase-transition use-torch-fsdp2 use-megatron-fsdp rank-log
+transformer-impl distributed-backend use-cpu-init no-persist no-gradient-acc no-masked no-rope-fusion no-bias-
 """
-"""Beginnings of resolved arguments that say how a model was trained, and not what it is."""
+"""Beginnings of resolved arguments that say how and on what machine a model was trained, and not what it is."""
+
+_RECIPES = (checkpoints.RESOLVED, "recipe.yaml")
+"""What tells of a model beside its checkpoints: as a run leaves it, or an import."""
+
+WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-iters", "0", "--num-workers", "0")
+"""Megatron's flags for a model without optimizer, gradients and data."""
 
 
-def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any]:
-    """(GPTModel in eval mode, arguments) of a run's directory, for sequences of up to ``length`` tokens.
+def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
+    """(run's directory, checkpoint in it) for a run's directory or an ``iter_N`` in it.
 
-    Needs ``resolved_args.yaml``, which our runs keep beside their checkpoints. Raises ValueError without it, and for what
-    Megatron refuses.
+    step: of the run's, instead of the newest. ValueError where there is none.
     """
-    if folder.name.startswith("iter_"):
+    folder = Path(load)
+    if folder.name.startswith("iter_") and folder.name.removeprefix("iter_").isdigit():
         folder, step = folder.parent, int(folder.name.removeprefix("iter_"))
-    recipe = folder / checkpoints.RESOLVED
-    if not recipe.is_file():
-        raise ValueError(f"{folder} has no {checkpoints.RESOLVED}, which tells how its model is built")
-    unset = [key for key in load_recipe(recipe) if key.startswith(tuple(_TRAINING.split()))]
-    flags = [
-        *("--recipe", str(recipe), *(["--unset", *unset] if unset else []), "--load", str(folder), "--mock-data"),
-        *("--tokenizer-type", "NullTokenizer", "--train-iters", "1", "--eval-iters", "0", "--lr", "0"),
-        *("--micro-batch-size", "1", "--global-batch-size", "1", "--no-load-optim", "--no-load-rng"),
-        *("--seq-length", str(length), "--logging-level", "40"),
-        *(["--ckpt-step", str(step)] if step is not None else []),
-    ]
-    launch_alone()
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {load} does not exist")
+    where = argparse.Namespace(load=str(folder), ckpt_step=step, pretrained_checkpoint=None, save=None)
+    checkpoint = checkpoints.checkpoint_to_load(where)
+    if checkpoint is None:
+        raise ValueError(f"{folder} holds no finished checkpoint")
+    return folder, checkpoint
+
+
+def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset: Sequence[str] = ()) -> list[str]:
+    """Flags that build the model of a checkpoint at any layout, and load it.
+
+    kept: beginnings of keys that stay although they are of training (``tokenizer``). unset: keys to leave out besides.
+    ValueError where no file tells how the model is built.
+    """
+    known = [folder / name for name in _RECIPES if (folder / name).is_file()]
+    if not known:
+        raise ValueError(
+            f"{folder} has no {checkpoints.RESOLVED}, which tells how its model is built; "
+            f"put a recipe there as {_RECIPES[1]}"
+        )
+    recipe = load_recipe(known[0])
+    training = tuple(word for word in _TRAINING.split() if not word.startswith(tuple(kept)))
+    dropped = [key for key in recipe if key.startswith(training)]
+    flags = recipe_flags(recipe, build_parser(), [*dropped, *unset])
+    saved = checkpoints.saved_state(checkpoint).get("args")
+    # Megatron pads by the size of TP, which may be another one now; without the tokenizer it knows no size at all.
+    for key in ("padded-vocab-size", *([] if "tokenizer" in kept else ["vocab-size"])):
+        size = getattr(saved, key.replace("-", "_"), None)
+        flags += [f"--{key}={size}"] if key not in recipe and size else []
+    number = checkpoint.name.removeprefix("iter_")
+    step = ["--ckpt-step", str(int(number))] if number.isdigit() else []
+    return [*flags, *WEIGHTS_ALONE, "--load", str(folder), *step]
+
+
+def parse(flags: Sequence[str], program: Program | None = None) -> tuple[Any, Any]:
+    """Megatron's validated arguments and model configuration for resolved flags; the checkpoint is checked.
+
+    ValueError for what Megatron or the checkpoint refuse.
+    """
     command = sys.argv
     with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
         try:
             cpu.install()
-            sys.argv = [command[0], *resolve_command_line(flags)[0]]
-            args = parse_and_validate_args(extra_args_provider=add_arguments)
+            sys.argv = [command[0], *flags]
+            args = parse_and_validate_args(extra_args_provider=lambda parser: add_arguments(parser, program))
             config, _ = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
-            checkpoints.check_load(args, False)
+            checkpoints.check_load(args, args.override_scheme_check)
+        except AssertionError as error:
+            raise ValueError(one_line(error)) from None
+        finally:
+            sys.argv = command
+    return args, config
+
+
+def build(args: Any, config: Any) -> list[torch.nn.Module]:
+    """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
+    with redirect_stdout(io.StringIO()):
+        try:
             environment.satisfy_make()
             loop.initialize_megatron()
             with checkpoints.readable(args.load):
@@ -80,12 +129,31 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
         except AssertionError as error:
             raise ValueError(one_line(error)) from None
         finally:
-            sys.argv = command
+            environment.forget_make()
     set_training_step(model, args.iteration)  # how far a residual warm-up was
-    inner = model[0]
+    for chunk in model:
+        chunk.eval().requires_grad_(False)
+    return model
+
+
+def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any]:
+    """(GPTModel in eval mode, arguments) of a run's directory in this one process, for up to ``length`` tokens.
+
+    Raises ValueError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
+    """
+    flags = [
+        *model_flags(*locate(folder, step)),
+        *("--tokenizer-type", "NullTokenizer", "--micro-batch-size", "1", "--global-batch-size", "1"),
+        *("--seq-length", str(length), "--logging-level", "40"),
+    ]
+    launch_alone()
+    with redirect_stdout(io.StringIO()):
+        flags = resolve_command_line(flags)[0]
+    args, config = parse(flags)
+    inner = build(args, config)[0]
     while hasattr(inner, "module"):
         inner = inner.module
-    return inner.eval().requires_grad_(False), args
+    return inner, args
 
 
 def trace_megatron(folder: Path, step: int | None, length: int) -> TracedModel:

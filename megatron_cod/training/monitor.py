@@ -25,6 +25,7 @@ class MetricsWriter:
         path: Path | None,
         *,
         train_iters: int,
+        train_samples: int,
         batch_size: int,
         consumed: Callable[[], int],
         job: Job,
@@ -33,22 +34,24 @@ class MetricsWriter:
         see_loss: Callable[[int, float], str | None] = lambda step, loss: None,
         also: Callable[[dict[str, float], int], None] = lambda values, step: None,
     ) -> None:
-        """inner: a SummaryWriter or None. path: the JSON lines, or None. batch_size: samples of a step, until Megatron
-        tells another. consumed: samples trained on so far, by earlier starts as well. emit: prints one line. see_loss:
-        takes each step's training loss, and answers with a line where there is something to say. also: takes what is
-        written here and Megatron does not know, for W&B."""
+        """inner: a SummaryWriter or None. path: the JSON lines, or None. train_iters, train_samples: the whole run's.
+        batch_size: samples of a step, until Megatron tells another. consumed: samples trained on so far, by earlier starts
+        as well. emit: prints one line. see_loss: takes each step's training loss, and answers with a line where there is
+        something to say. also: takes what is written here and Megatron does not know, for W&B."""
         self._inner = inner
         self._file = _open_lines(path) if path else None
-        self._train_iters, self._batch_size = train_iters, batch_size
+        self._train_iters, self._train_samples, self._batch_size = train_iters, train_samples, batch_size
         self._job = job
         self._log_interval = max(1, log_interval)
         self._emit, self._see_loss, self._also = emit, see_loss, also
         self._learning_rate: float | None = None
         self._consumed = consumed
         self.summary = Summary(job, consumed)
-        # (step, time) of the first and of the latest step; samples and seconds since the last line. The first step is slow
-        # (allocation, first communication) and an interval with a validation in it is not a step's: neither counts.
+        # (step, time) of the first step and of the latest, samples since the first; samples, seconds since the last line.
+        # The first step is slow (allocation, first communication) and an interval with a validation in it is not a step's:
+        # neither counts.
         self._first: tuple[int, float] = (0, 0.0)
+        self._since_first = 0
         self._last: tuple[int, float] | None = None
         self._samples, self._seconds, self._clean = 0, 0.0, True
 
@@ -86,8 +89,10 @@ class MetricsWriter:
         now = time.monotonic()
         seconds = 0.0
         if self._last is None:
-            self._first = self._last = (step, now)
-        elif self._clean:
+            self._first = (step, now)
+        else:  # more than one where steps were left out
+            self._since_first += (step - self._last[0]) * self._batch_size
+        if self._last is not None and self._clean:
             seconds = now - self._last[1]
             self._samples += self._batch_size
             self._seconds += seconds
@@ -102,8 +107,9 @@ class MetricsWriter:
         if self._seconds:
             # Tokens/s is the training step alone; the time left counts validation and saving too.
             rate = Rate(self._job, self._samples, self._seconds)
-            left = (now - self._first[1]) / (step - self._first[0]) * (self._train_iters - step)
-            seen = self._consumed() * self._job.tokens_per_sample
+            consumed = self._consumed()
+            left = (now - self._first[1]) / self._since_first * (self._train_samples - consumed)
+            seen = consumed * self._job.tokens_per_sample
             line += f" | {rate.text()} | {tokens_text(seen)} tokens seen | ETA {format_duration(left)}"
             values = {**rate.scalars(), "tokens seen": float(seen)}
             for name, value in values.items():

@@ -41,4 +41,10 @@ def check_data(args: Any, vocabulary: int | None) -> None:
         check_prefix(prefix, vocab_size=vocabulary)
 
 
-TASK = Task("pretrain", _INTRODUCTION, datasets_provider, forward_step, check_data)
+TASK = Task(
+    program="pretrain",
+    introduction=_INTRODUCTION,
+    datasets_provider=datasets_provider,
+    forward_step=forward_step,
+    check_data=check_data,
+)

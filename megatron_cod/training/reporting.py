@@ -16,6 +16,7 @@ from megatron.training.global_vars import get_wandb_writer
 from megatron.training.training import num_floating_point_operations
 
 from megatron_cod.analysis.metrics import PARAMETERS
+from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
@@ -40,10 +41,12 @@ def _metrics_writer(args: Any, job: Job, see_loss: Callable[[int, float], str | 
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
+    steps, samples = planned(args)
     return MetricsWriter(
         inner,
         path,
-        train_iters=args.train_iters,
+        train_iters=steps,
+        train_samples=samples,
         batch_size=args.global_batch_size,
         consumed=lambda: int(args.consumed_train_samples),
         job=job,

@@ -11,7 +11,7 @@ from megatron_cod.training import environment
 
 # isort: split
 from megatron.core.enums import ModelType
-from megatron.training import get_tokenizer, pretrain
+from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
@@ -20,7 +20,7 @@ from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.training import agreement, checkpoints, rank_logs, retention
-from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
+from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
@@ -33,6 +33,7 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
+from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
 
@@ -42,13 +43,7 @@ def check_inputs(args: Any, task: Task) -> None:
 
     Files are read by one rank a node: thousands of ranks reading the same index would be a load of its own.
     """
-    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
-    model_size = args.padded_vocab_size or args.vocab_size
-    if tokenizer_size and model_size and tokenizer_size > model_size:
-        raise ValueError(
-            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
-            f"raise --vocab-size or leave it to the tokenizer"
-        )
+    model_size = check_vocabulary(args)
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
     task.check_data(args, model_size)
@@ -77,7 +72,7 @@ def main(task: Task) -> None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
         cpu.install()
         sys.argv = [sys.argv[0], *flags]
-        args = parse_and_validate_args(extra_args_provider=partial(add_arguments, task=task))
+        args = parse_and_validate_args(extra_args_provider=partial(add_arguments, program=task))
         until_training = UntilTraining()
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)

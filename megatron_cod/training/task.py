@@ -1,4 +1,4 @@
-"""What a run is for: the parts that differ between pretraining and fine-tuning. ``run.main`` does the rest."""
+"""What a command under torchrun is for: its help and flags, and what differs between pretraining and fine-tuning."""
 
 import argparse
 from collections.abc import Callable
@@ -17,14 +17,24 @@ def _all_tokens() -> float:
     return 1.0
 
 
-@dataclass(frozen=True)
-class Task:
-    """A row for each training entry."""
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A command that takes Megatron's flags and ours."""
 
     program: str
     """The module's name, for the help."""
     introduction: str
     """The head of the help."""
+    add_arguments: Callable[[Any], None] = _no_flags
+    """Adds the program's own flags to an argument group."""
+    default_flags: tuple[str, ...] = ()
+    """Megatron flags that come before the recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Program):
+    """A row for each training entry; ``run.main`` does the rest."""
+
     datasets_provider: Callable[..., Any]
     """Megatron's: (sample counts, vp_stage) -> train, validation and test datasets."""
     forward_step: Callable[..., Any]
@@ -32,10 +42,6 @@ class Task:
     check_data: Callable[[Any, int | None], None]
     """Called with the arguments and the model's vocabulary, on one rank a node, before any process group exists.
     ValueError with one clear line."""
-    add_arguments: Callable[[Any], None] = _no_flags
-    """Adds the task's own flags to an argument group."""
-    default_flags: tuple[str, ...] = ()
-    """Megatron flags that come before the recipe."""
     prepare: Callable[[list[str], argparse.Namespace], list[str]] = _flags_as_given
     """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; ValueError."""
     share_of_tokens: Callable[[], float] = _all_tokens

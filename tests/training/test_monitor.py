@@ -35,18 +35,20 @@ class Inner:
 JOB = Job(processes=1, tokens_per_sample=25, flops_per_sample=0.0, peak_tflops=None)
 
 
-def writer(path=None, inner=None, interval=2, job=JOB, consumed=lambda: 48, **more):
+def writer(path=None, inner=None, interval=2, job=JOB, consumed=lambda: 48, train_samples=80, **more):
     lines = []
     made = MetricsWriter(
-        inner, path, train_iters=10, batch_size=4, consumed=consumed, job=job, log_interval=interval, emit=lines.append,
-        **more,
+        inner, path, train_iters=10, train_samples=train_samples, batch_size=4, consumed=consumed, job=job,
+        log_interval=interval, emit=lines.append, **more,
     )  # fmt: skip
     return made, lines
 
 
 def test_progress_counts_training_time_and_eta_counts_everything(clock):
-    made, lines = writer()
+    consumed = [0]
+    made, lines = writer(consumed=lambda: consumed[0], train_samples=40)
     for step in range(1, 11):
+        consumed[0] += 4
         made.add_scalar("learning-rate", 1e-3, step)
         made.add_scalar("lm loss", 2.0, step)
         if step == 4:
@@ -54,12 +56,28 @@ def test_progress_counts_training_time_and_eta_counts_everything(clock):
             made.add_scalar("lm loss validation", 3.0, step)
         clock.now += 0.5
     assert lines[0] == "step  1/10 | loss 2.0000 | ppl 7.39 | lr 1.00e-03"
-    assert lines[1].endswith("200 tokens/s | 1.20K tokens seen | ETA 0:04")
+    assert lines[1].endswith("200 tokens/s | 200 tokens seen | ETA 0:04")
     assert "validation at step 4: loss 3.0000 | perplexity 20.09" in lines
     after = next(line for line in lines if line.startswith("step  6"))
     assert "200 tokens/s" in after  # the validation is not in the rate
     assert after.endswith("ETA 0:42")  # but it is in what is left: 52.5 s for 5 steps, 4 to go
     assert lines[-1].endswith("ETA 0:00")
+
+
+def test_what_is_left_is_reckoned_in_samples(clock):
+    """Batches grow from 4 to 8 at step 6, and so do the seconds of a step."""
+    consumed = [0]
+    made, lines = writer(consumed=lambda: consumed[0], train_samples=60)
+    for step in range(1, 11):
+        size = 4 if step < 6 else 8
+        consumed[0] += size
+        clock.now += size / 4
+        made.add_scalar("batch-size", size, step)
+        made.add_scalar("lm loss", 2.0, step)
+    told = {int(line.split()[1].split("/")[0]): line for line in lines if "ETA" in line}
+    assert told[4].endswith("100 tokens/s | 400 tokens seen | ETA 0:11")  # of 60 samples 44 are left, 4 a second
+    assert told[8].endswith("100 tokens/s | 1.10K tokens seen | ETA 0:04")
+    assert "steps 1 to 10, 1.50K tokens" in made.summary.lines(None)[1]
 
 
 def test_rates_are_of_all_and_of_each_and_of_what_the_devices_could_do(clock):

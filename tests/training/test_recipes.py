@@ -33,7 +33,7 @@ def parser():
 
 
 def test_all_recipes_are_there():
-    assert {path.stem for path in RECIPES} == {*TABLE, "debug"}
+    assert {path.stem for path in RECIPES} == {*TABLE, "debug", "debug_wsd"}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -75,8 +75,11 @@ def test_every_recipe_trains_at_toy_size(path, text_data):
         *("--train-data-path", str(text_data / "some_train_text_document")),
         *("--valid-data-path", str(text_data / "some_valid_text_document")),
     ]
-    if "lr-warmup-iters" in load_recipe(path):
+    recipe = load_recipe(path)
+    if "lr-warmup-iters" in recipe:
         flags += ["--lr-warmup-iters", "1"]
+    if recipe["lr-decay-style"] == "WSD":
+        flags += ["--lr-warmup-iters", "1", "--lr-wsd-decay-iters", "1"]
     ended = run_training_ranks(1, flags)[0]
     assert ended.code == 0, ended.output[-2000:]
     assert "step 3/3 | loss" in ended.output

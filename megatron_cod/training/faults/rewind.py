@@ -23,6 +23,7 @@ from megatron_cod.checkpoint_files import (
     same_directory,
     write_tracker,
 )
+from megatron_cod.training.batch_sizes import batch_sizes
 
 REWINDS = "rewinds.jsonl"
 REWOUND = "rewound-"
@@ -62,6 +63,8 @@ def check_rewind(args: Any) -> None:
         raise ValueError("--rewind-skip does not go with --dataloader-type cyclic, whose order is drawn anew")
     if args.ckpt_step:
         raise ValueError("give --rewind-to or --ckpt-step, not both")
+    if args.phase_transition_iterations:
+        raise ValueError("--rewind-to does not go with --phase-transition-iterations, where samples are counted anew")
 
 
 def pending(args: Any) -> Path | None:
@@ -94,14 +97,15 @@ def perform(args: Any, consumed: int) -> str | None:
     save = Path(args.save)
     newer = [path for step, path in iterations(save).items() if step > args.rewind_to]
     write_tracker(save, str(args.rewind_to))
-    rewind = Rewind(args.rewind_to, args.rewind_skip, consumed, args.rewind_skip * args.global_batch_size)
+    skipped = batch_sizes(args).after(args.rewind_skip, consumed) - consumed
+    rewind = Rewind(args.rewind_to, args.rewind_skip, consumed, skipped)
     with (save / REWINDS).open("a") as file:
         file.write(json.dumps({**asdict(rewind), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n")
     for path in newer:
         path.rename(_free(path.with_name(REWOUND + path.name)))
-    skipped = f", past the data of {rewind.skip} steps" if rewind.skip else ""
+    past = f", past the data of {rewind.skip} steps" if rewind.skip else ""
     kept = f"; {len(newer)} newer checkpoints kept as {REWOUND}iter_N" if newer else ""
-    return f"rewound to step {rewind.to}{skipped} ({TRACKER} names it now){kept}"
+    return f"rewound to step {rewind.to}{past} ({TRACKER} names it now){kept}"
 
 
 def _free(path: Path) -> Path:

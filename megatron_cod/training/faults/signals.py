@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from megatron_cod.training import rank_logs
+from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.faults.events import Events, restarts
 
 STOPPED = 85
@@ -48,7 +49,8 @@ def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterat
         signal.raise_signal(signal.SIGTERM)  # Megatron's from the first step; before, nothing is lost
 
     before = signal.signal(signal.SIGUSR1, forward)
-    events.add("start", restarts=restarts(), world_size=args.world_size, load=args.load, train_iters=args.train_iters)
+    steps = planned(args)[0]
+    events.add("start", restarts=restarts(), world_size=args.world_size, load=args.load, train_iters=steps)
     try:
         yield
     except SystemExit as end:

@@ -1,0 +1,19 @@
+"""Evaluate: ``torchrun --nproc-per-node N -m megatron_cod.training.evaluate --load CHECKPOINT --eval-data PATH ...``.
+
+Thin on purpose; see ``helper_processes.py``.
+"""
+
+from megatron_cod.training import helper_processes
+
+
+def main() -> None:
+    """Run the evaluation; see ``evaluation/run.py``."""
+    from megatron_cod.training.evaluation import run
+
+    run.main()
+
+
+if __name__ == "__mp_main__":  # the name a multiprocessing helper imports this module under
+    helper_processes.settle()
+elif __name__ == "__main__":
+    main()

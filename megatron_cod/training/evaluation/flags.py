@@ -1,0 +1,98 @@
+"""The flags of ``evaluate.py``, and the wishes that do not go together."""
+
+import argparse
+from typing import Any
+
+from megatron_cod.training.task import Program
+
+INTRODUCTION = """\
+Perplexity and bits per byte of a checkpoint of any norm scheme, at any layout (docs/evaluation.md).
+
+  torchrun --nproc-per-node N -m megatron_cod.training.evaluate --load runs/first \\
+      --eval-data web=data/valid_text_document news=news.jsonl [layout flags, any Megatron flag]
+
+The model's flags come from the run's directory; --micro-batch-size and --seq-length are the run's unless given. --eval-data
+takes prefixes of .bin/.idx, JSON lines and plain text (plain, .gz, .zst).
+"""
+
+MODES = ("stream", "document")
+PREFIXES = ("none", "bos", "eod")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def add_arguments(group: Any) -> None:
+    """The flags that only evaluation has."""
+    group.add_argument(
+        "--eval-data",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="datasets: prefixes of .bin/.idx, or text files and globs, tokenized with the checkpoint's tokenizer",
+    )
+    group.add_argument(
+        "--eval-mode",
+        choices=MODES,
+        default="stream",
+        help="stream: documents one behind the other, as training sees them; document: none is context of another "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--stride",
+        type=_positive,
+        metavar="T",
+        help="windows of --seq-length tokens begin T apart, and each counts the tokens that are new in it (default: "
+        "--seq-length, no overlap)",
+    )
+    group.add_argument(
+        "--eval-prefix",
+        choices=PREFIXES,
+        default="none",
+        help="a token before each stream or document, so that its first token is predicted too (default: %(default)s)",
+    )
+    group.add_argument("--eval-json-key", default="text", metavar="KEY", help="where JSON lines have their text")
+    group.add_argument("--eval-domain-key", metavar="KEY", help="a row for each value of this key of JSON lines")
+    group.add_argument(
+        "--no-eval-append-eod",
+        dest="eval_append_eod",
+        action="store_false",
+        help="text: leave out the end of document behind each, which is predicted where the tokenizer has one",
+    )
+    group.add_argument(
+        "--eval-skip-bad-lines", action="store_true", help="text: leave out what cannot be read, and count it"
+    )
+    group.add_argument("--output", metavar="FILE", help="the result as JSON")
+
+
+PROGRAM = Program(program="evaluate", introduction=INTRODUCTION, add_arguments=add_arguments)
+
+
+def check_flags(given: Any) -> None:
+    """ValueError, naming the flags, for what evaluation cannot do. given: the plain parse of the command line."""
+    if not given.load:
+        raise ValueError("nothing to evaluate: give --load CHECKPOINT")
+    if not given.eval_data:
+        raise ValueError("no data: give --eval-data [NAME=]PATH")
+    if given.recipe:
+        raise ValueError("--recipe: the model's flags come from the directory of --load; give single ones beside it")
+    asked = {
+        "--save": given.save,
+        "--data-path and its like": given.data_path or given.valid_data_path or given.test_data_path,
+        "--context-parallel-size > 1 (the checkpoint loads at any layout)": given.context_parallel_size > 1,
+        "--global-batch-size (--micro-batch-size decides how much is computed at once)": given.global_batch_size,
+    }
+    refused = [flag for flag, is_set in asked.items() if is_set]
+    if refused:
+        raise ValueError(f"evaluation does not take {', '.join(refused)}")
+
+
+def check_window(stride: int | None, seq_length: int) -> int:
+    """The stride; ValueError where it would leave tokens out."""
+    if stride is not None and stride > seq_length:
+        raise ValueError(
+            f"--stride {stride} is larger than the window of --seq-length {seq_length}: tokens would be left out"
+        )
+    return stride or seq_length

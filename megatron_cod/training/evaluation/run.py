@@ -1,0 +1,208 @@
+"""The evaluation: parse, check, read, measure, report. ``evaluate.py`` is its command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.training import environment  # noqa: F401
+
+# isort: split
+from megatron.training import get_tokenizer
+
+from megatron_cod import __version__
+from megatron_cod.data.evaluation.texts import TextReading, read_texts
+from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
+from megatron_cod.data.evaluation.windows import plan_windows
+from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TOKENIZER_TYPES, TokenizerChoice
+from megatron_cod.depth_map import DepthMapError
+from megatron_cod.training import loading
+from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
+from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.evaluation import report
+from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
+from megatron_cod.training.evaluation.scoring import Job, measure
+from megatron_cod.training.failures import fail, this_rank, user_errors
+from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.reporting import say
+
+_KEPT = ("tokenizer", "micro-batch", "seq-length")
+_MICRO_BATCHES = 4
+"""Of a stage, in one call: the bubble is then no larger than a fifth."""
+
+
+def tokenizer_choice(args: Any) -> TokenizerChoice | None:
+    """The model's tokenizer, if it is one that preprocessing knows."""
+    if args.tokenizer_type == "NullTokenizer":
+        return TokenizerChoice("ByteLevelTokenizer") if args.vocab_size == BYTE_VOCABULARY else None
+    if args.tokenizer_type not in TOKENIZER_TYPES:
+        return None
+    model = Path(args.tokenizer_model) if args.tokenizer_model else None
+    return TokenizerChoice(args.tokenizer_type, model, not args.tokenizer_hf_no_include_special_tokens)
+
+
+def _check_output(path: str | None) -> None:
+    if path is None:
+        return
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe = target.parent / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output {path} cannot be written: {error.strerror or error}") from None
+    if target.is_dir():
+        raise ValueError(f"--output {path} is a folder; name a file")
+
+
+def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
+    """(the flags for Megatron, the checkpoint, their plain parse)."""
+    given = build_parser(PROGRAM).parse_args(command_line)
+    check_flags(given)
+    _check_output(given.output)
+    folder, checkpoint = loading.locate(given.load, given.ckpt_step)
+    flags = loading.model_flags(folder, checkpoint, _KEPT, given.unset)
+    # Last as well: the command line may name the checkpoint itself.
+    flags += [*command_line, "--load", str(folder)]
+    flags, raw, _ = resolve_command_line(flags, PROGRAM)
+    if raw.micro_batch_size is None:
+        flags += ["--micro-batch-size", "1"]
+        raw.micro_batch_size = 1
+    if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
+        raise ValueError(
+            f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now"
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    check_layout(raw, world_size)
+    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size
+    batch = raw.micro_batch_size * (world_size // ranks) * _MICRO_BATCHES * raw.pipeline_model_parallel_size
+    return [*flags, "--global-batch-size", str(batch)], checkpoint, raw
+
+
+def _encoder(args: Any, tokenizer: Any) -> Any:
+    if args.tokenizer_type == "NullTokenizer":
+        if args.vocab_size != BYTE_VOCABULARY:
+            raise ValueError(
+                f"the checkpoint's NullTokenizer of {args.vocab_size} ids reads no text (of {BYTE_VOCABULARY}: bytes); "
+                "give --tokenizer-type and --tokenizer-model, or a prefix of .bin/.idx"
+            )
+        return lambda text: list(text.encode("utf-8"))
+    return tokenizer.tokenize
+
+
+def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
+    end = getattr(tokenizer, "eod", None)
+    has_end = isinstance(end, int) and end >= 0
+    return TextReading(
+        encode=_encoder(args, tokenizer),
+        vocabulary=vocabulary,
+        end=end if has_end and args.eval_append_eod else None,
+        json_key=args.eval_json_key,
+        domain_key=args.eval_domain_key,
+        skip_bad=args.eval_skip_bad_lines,
+    )
+
+
+def read_sets(args: Any) -> list[TokenSet]:
+    """All that ``--eval-data`` names. ValueError for what cannot be measured on."""
+    vocabulary, tokenizer = check_vocabulary(args), get_tokenizer()
+    found: list[TokenSet] = []
+    for source in parse_sources(args.eval_data):
+        if source.is_dataset:
+            found.append(read_dataset(source, vocabulary, tokenizer_choice(args)))
+        else:
+            found += read_texts(source, _text_reading(args, tokenizer, vocabulary), say)
+    return found
+
+
+def plan(args: Any, sets: list[TokenSet]) -> Job:
+    """How the sets are cut into windows. ValueError for a set in which nothing can be predicted."""
+    stride = check_window(args.stride, args.seq_length)
+    prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
+    if args.eval_prefix != "none" and (prefix is None or prefix < 0):
+        raise ValueError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
+    cut = partial(plan_windows, size=args.seq_length, stride=stride, prefixed=prefix is not None)
+    windows = [cut(one.streams(args.eval_mode == "document")) for one in sets]
+    for one, rows in zip(sets, windows, strict=True):
+        if not len(rows):
+            raise ValueError(f"{one.name} has {len(one.ids)} tokens: there is nothing to predict")
+    pipeline = args.pipeline_model_parallel_size
+    interleaved = args.virtual_pipeline_model_parallel_size is not None
+    micro = _MICRO_BATCHES * pipeline
+    return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, pipeline if interleaved else 1)
+
+
+def _tell(args: Any, checkpoint: Path, job: Job) -> None:
+    documents, tokens = sum(one.documents for one in job.sets), sum(job.predicted())
+    rows = sum(len(plan) for plan in job.windows)
+    apart = args.stride or args.seq_length
+    say(
+        f"evaluating {checkpoint} ({args.norm_scheme}) by {args.eval_mode}: {len(job.sets)} sets, {documents:,} documents, "
+        f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart"
+    )
+
+
+def _facts(args: Any, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
+    return {
+        "checkpoint": str(checkpoint),
+        "iteration": args.iteration,
+        "norm_scheme": args.norm_scheme,
+        "mode": args.eval_mode,
+        "window": args.seq_length,
+        "stride": args.stride or args.seq_length,
+        "prefix": args.eval_prefix,
+        "processes": args.world_size,
+        "seconds": round(progress.seconds(), 3),
+        "tokens_per_second": round(progress.rate(), 1),
+        "megatron_cod_version": __version__,
+    }
+
+
+def not_finite(job: Job, rows: list[list[int]]) -> str | None:
+    """Where losses were NaN or infinite, on one line; None where they were not."""
+    found = []
+    for one, plan, bad in zip(job.sets, job.windows, rows, strict=True):
+        if bad:
+            first = int(plan.label[bad[0]])
+            document = int((one.starts <= first).sum())
+            place = f"predicting tokens {first} to {first + int(plan.length[bad[0]]) - 1}, in document {document}"
+            found.append(f"in {len(bad)} of {len(plan)} windows of {one.name}, first {place}")
+    return f"the loss is not finite {'; '.join(found)}" if found else None
+
+
+def main() -> None:
+    """Evaluate, as the command line says."""
+    with user_errors(ValueError, AssertionError, OSError):
+        flags, checkpoint, _ = resolved(sys.argv[1:])
+        args, config = loading.parse(flags, PROGRAM)
+        UntilTraining()  # a SIGTERM ends it
+        check_built(args, config.transformer)
+        job = plan(args, read_sets(args))
+        _tell(args, checkpoint, job)
+        if args.dry_run:
+            say("dry run: arguments, checkpoint and data are in order")
+            return
+    with user_errors(DepthMapError, ValueError, RuntimeError, OSError):
+        model = loading.build(args, config)
+    last = this_rank() == args.world_size - 1
+    progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
+    totals = measure(job, model, progress.add)
+    if totals is None or not last:
+        return
+    scores = [
+        report.Score(one.name, one.documents, int(tokens), float(nats), one.text_bytes, len(bad))
+        for one, tokens, nats, bad in zip(job.sets, totals.tokens, totals.losses, totals.not_finite, strict=True)
+    ]
+    rows, total = report.with_sums(scores, [one.group for one in job.sets])
+    print("\n".join(report.table(rows, total)))
+    print(f"{progress.rate():,.0f} tokens/s", flush=True)
+    if args.output:
+        report.write(args.output, _facts(args, checkpoint, progress), rows, total)
+    message = not_finite(job, totals.not_finite)
+    if message:
+        fail(message, exit_code=1)
