@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from megatron_cod.data.index_file import read_index
 from megatron_cod.data.record import DatasetRecord, read_record
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
-_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _REMAKE = "make the dataset again with tools/preprocess_data.py"
 
 # Up to this many tokens all are read; above it, evenly spaced windows that add up to as many.
@@ -48,7 +44,8 @@ def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> Datase
     prefix = str(prefix)
     index_path, data_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     _refuse_missing(prefix, index_path, data_path)
-    dtype, sequences, documents, tokens = _read_index(index_path)
+    index = read_index(index_path, _REMAKE)
+    dtype, tokens = index.dtype, index.tokens
     item = np.dtype(dtype).itemsize
     size = data_path.stat().st_size
     if size != tokens * item:
@@ -65,7 +62,9 @@ def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> Datase
             f"{vocab_size}; train with {' '.join(record.training_arguments)}"
         )
     max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
-    return DatasetSummary(prefix, documents, sequences, tokens, np.dtype(dtype).name, max_token, scanned, record)
+    return DatasetSummary(
+        prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
+    )
 
 
 def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
@@ -88,47 +87,6 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
     if near:
         raise ValueError(f"{asked}; did you mean {' or '.join(str(folder / name) for name in near)}?")
     raise ValueError(f"{asked}; the folder {folder} holds no dataset; make one with tools/preprocess_data.py")
-
-
-def _read_index(path: Path) -> tuple[Any, int, int, int]:
-    """dtype, sequences, documents and tokens that an index describes; ValueError when it is damaged."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    if header[: len(_MAGIC)] != _MAGIC:
-        raise ValueError(f"{path} is not a Megatron index: it begins with {header[:9]!r}; {_REMAKE}")
-    if len(header) < _HEADER.size:
-        raise ValueError(f"{path} is cut off: {size} bytes, not even a header; {_REMAKE}")
-    _, version, code, sequences, boundaries = _HEADER.unpack(header)
-    if version != 1:
-        raise ValueError(f"{path} has index version {version}, Megatron reads version 1; {_REMAKE}")
-    if code not in _DTYPES:
-        raise ValueError(f"{path} has dtype code {code}, which is no integer type of Megatron's; {_REMAKE}")
-    dtype = _DTYPES[code]
-    expected = _HEADER.size + sequences * 12 + boundaries * 8
-    # A multimodal index has one more byte a sequence.
-    if size not in (expected, expected + sequences):
-        raise ValueError(
-            f"{path} has {size} bytes, but its header describes {sequences} sequences = {expected} bytes: "
-            f"cut off or damaged; {_REMAKE}"
-        )
-    content = np.memmap(path, mode="r")[_HEADER.size :]
-    lengths = content[: sequences * 4].view(np.int32)
-    pointers = content[sequences * 4 : sequences * 12].view(np.int64)
-    bounds = content[sequences * 12 : sequences * 12 + boundaries * 8].view(np.int64)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    item = np.dtype(dtype).itemsize
-    good = (
-        boundaries > 0
-        and bounds[0] == 0
-        and bounds[-1] == sequences
-        and bool(np.all(np.diff(bounds) >= 0))
-        and (sequences == 0 or bool(lengths.min() >= 0))
-        and np.array_equal(pointers, (ends - lengths) * item)
-    )
-    if not good:
-        raise ValueError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {_REMAKE}")
-    return dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0
 
 
 def _scan(prefix: str, data: np.ndarray, vocab_size: int | None) -> tuple[int, int]:

@@ -44,6 +44,9 @@ def make_corpus(folder: Path, sources: Iterable[Source], say: Callable[[str], No
     Each line is {"text", "source", "licence"}. A source that cannot be had is named and left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path_of_summary = folder / SUMMARY
+    known = json.loads(path_of_summary.read_text(encoding="utf-8")) if path_of_summary.exists() else []
+    summary = {entry["name"]: entry for entry in known}
     made = []
     for source in sources:
         start = time.monotonic()
@@ -59,8 +62,8 @@ def make_corpus(folder: Path, sources: Iterable[Source], say: Callable[[str], No
             one = Made(source.name, " ".join(source.packages), source.licence, missing=str(error))
             say(f"warning: {source.name} is left out: {error}")
         made.append(one)
-        summary = [asdict(entry) for entry in made]
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        summary[one.name] = asdict(one)
+        path_of_summary.write_text(json.dumps(list(summary.values()), indent=2) + "\n", encoding="utf-8")
     if not keep_packages:
         shutil.rmtree(folder / "packages", ignore_errors=True)
     return made
