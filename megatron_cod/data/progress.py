@@ -21,6 +21,7 @@ class Progress:
         self._total, self._before = max(total, 1), before
         self._stream = stream or sys.stderr
         self._start = self._last = time.monotonic()
+        self._latest = (0, 0, 0, 0)
         self._bar: rich_progress.Progress | None = None
         if self._stream.isatty():
             # Drawn on update alone: its own refreshing is a thread, and workers are forked after this.
@@ -36,13 +37,15 @@ class Progress:
 
     def update(self, done: int, documents: int, tokens: int, text_bytes: int) -> None:
         """`done`: bytes of the inputs read by this run; the others: what came of them."""
+        self._latest = (done, documents, tokens, text_bytes)
         now = time.monotonic()
-        between = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
-        if now - self._last < between:
-            return
-        self._last = now
-        position = self._before + done
-        state = self._state(now - self._start, position, done, documents, tokens, text_bytes)
+        if now - self._last >= (_SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS):
+            self._last = now
+            self._show(now - self._start)
+
+    def _show(self, seconds: float) -> None:
+        position = self._before + self._latest[0]
+        state = self._state(max(seconds, 1e-6), position, *self._latest)
         if self._bar is not None:
             self._bar.update(self._task, completed=position, description=state, refresh=True)
         else:
@@ -59,4 +62,5 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
+            self._show(time.monotonic() - self._start)
             self._bar.stop()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch, part: int = 20_000, batch: int 
     monkeypatch.setattr(reading, "PART_BYTES", part)
     monkeypatch.setattr(reading, "BATCH_BYTES", batch)
     monkeypatch.setattr(runs, "RUN_BYTES", held)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of times, a disk that others use takes minutes
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -86,12 +88,12 @@ def test_any_number_of_workers_gives_the_same_bytes(
     source = jsonl(lines + lines[:20])
     with source.open("a") as file:
         file.write("broken\n")
-    for name, count in (("one", 1), ("two", 2), ("many", 5)):
+    for name, count in (("one", 1), ("many", 3)):
         run(
             source, tmp_path / name / "d", tokenizer=choice, append_eod=True, workers=count, split="8,1,1",
             max_documents=200, skip_bad_lines=True, deduplicate=True, shuffle_seed=shuffle_seed,
         )  # fmt: skip
-    assert content_of(tmp_path / "one") == content_of(tmp_path / "two") == content_of(tmp_path / "many")
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "many")
 
 
 def test_parts_batches_and_runs_do_not_show_in_the_result(
