@@ -138,6 +138,8 @@ def _cutting_of_definition(definition: dict[str, Any], around: Any) -> Cutting |
     added = [token["content"] for token in definition["added_tokens"]]
     if any(re.search(r"\s", content) for content in added):
         return None
+    # An added token, such as <s>, is found before all else.
+    left_whole = [re.escape(content) for content in added]
     mark, head, begin = " ", "", cuts.BYTE_LEVEL_SPACE
     parts: re.Pattern[str] | None = cuts.PARTS_OF_BYTE_LEVEL
     if not cuts.is_safe_byte_level(definition):
@@ -145,6 +147,8 @@ def _cutting_of_definition(definition: dict[str, Any], around: Any) -> Cutting |
         if marked is None:
             return None
         mark, head, begin = cuts.SPACE_MARK, marked, cuts.SPACE_MARK
+        if definition["pre_tokenizer"] is not None:
+            left_whole.append(r"\A ")  # Metaspace puts no mark before a text that begins with one
         parts = cuts.parts_of_pieces(
             cuts.merged(definition["model"]["merges"]), bool(definition["model"]["byte_fallback"])
         )
@@ -161,8 +165,7 @@ def _cutting_of_definition(definition: dict[str, Any], around: Any) -> Cutting |
         several=lambda texts: [ids.ids for ids in of_parts.encode_batch_fast(texts, add_special_tokens=False)],
         begins=begins,
         parts=parts,
-        # An added token, such as <s>, is found before all else.
-        whole=re.compile("|".join(map(re.escape, added))) if added else None,
+        whole=re.compile("|".join(left_whole)) if left_whole else None,
         before=before,
         after=after,
     )
