@@ -102,7 +102,7 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
     return documents, lengths, text_bytes
 
 
-def _tokens(what: Encoding, batch: RawBatch, numbers: Sequence[int], texts: list[str]) -> list[bytes]:
+def _tokens(what: Encoding, batch: RawBatch, numbers: Sequence[int], texts: list[str]) -> list[bytes | bytearray]:
     try:
         return what.encoder.encode(texts)
     except ValueError:

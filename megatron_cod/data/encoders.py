@@ -43,39 +43,43 @@ class DocumentEncoder:
         self.by_words = self._words is not None
         self._seen = 0
 
-    def encode(self, texts: Sequence[str]) -> list[bytes]:
+    def encode(self, texts: Sequence[str]) -> list[bytes | bytearray]:
         """Ids of each text as bytes of `dtype`; empty for a text that gives no token.
 
         A tokenizer that ends documents with its eod by itself does not get a second one.
         """
         by_words = self._words(texts) if self._words is not None else [None] * len(texts)
-        found = []
-        for text, tokens in zip(texts, by_words, strict=True):
-            if not text:
-                tokens = b""
-            elif tokens is None:
-                tokens = self._by_itself(text)
-            elif self._seen % _COMPARE_EVERY == 0 and len(text) <= _COMPARE_CHARACTERS:
-                self._compare(text, tokens)
-            self._seen += 1
-            found.append(tokens if not tokens or tokens[-len(self._eod) :] == self._eod else tokens + self._eod)
+        found: list[bytes | bytearray] = []
+        for text, known in zip(texts, by_words, strict=True):
+            tokens: bytes | bytearray = b""
+            if text:
+                tokens = self._by_itself(text) if known is None else known
+                if known is not None and self._seen % _COMPARE_EVERY == 0 and len(text) <= _COMPARE_CHARACTERS:
+                    self._compare(text, known)
+                self._seen += 1
+            if tokens and tokens[-len(self._eod) :] != self._eod:
+                tokens += self._eod
+            found.append(tokens)
         return found
 
     def __call__(self, text: str) -> np.ndarray:
         """Ids of a text [tokens] of `dtype`."""
         return np.frombuffer(self.encode([text])[0], self.dtype)
 
-    def _compare(self, text: str, tokens: bytes) -> None:
+    def _compare(self, text: str, tokens: bytes | bytearray) -> None:
         if tokens != self._by_itself(text):
             raise ValueError(
                 f"this tokenizer's tokens of a text are not those of its words (the text begins {text[:60]!r}); "
                 "give --whole-texts"
             )
 
-    def _by_itself(self, text: str) -> bytes:
+    def _by_itself(self, text: str) -> bytes | bytearray:
         if len(text) <= WHOLE_CHARACTERS:
             return self._packed(self._whole(text))
-        return b"".join(self._packed(self._whole(piece)) for piece in _pieces(text))
+        tokens = bytearray()  # grows in place, where joining pieces would take twice the memory
+        for piece in _pieces(text):
+            tokens += self._packed(self._whole(piece))
+        return tokens
 
     def _packed(self, ids: Ids) -> bytes:
         ids = np.asarray(ids)

@@ -122,11 +122,11 @@ def _read_text(source: InputFile, piece: Slice, split_on: str, resume: int | Non
             batch.lines.append(document.line)
             batch.after = document.after
             size += len(document.content)
+            del document  # a large one must not live on in this frame
             if size >= BATCH_BYTES or len(batch.contents) >= BATCH_DOCUMENTS:
                 batch.position = min(stream.position() - piece.start, piece.size)
                 yield batch
                 batch, size = RawBatch(source, start), 0
-            del document  # a large one must not live on while the next is read
         if batch.contents:
             batch.position = piece.size
             yield batch

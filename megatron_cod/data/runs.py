@@ -118,11 +118,13 @@ class RunWriter:
 
     def _begin(self) -> None:
         self._rows: list[tuple[Any, ...]] = []
-        self._tokens: list[list[bytes]] = [[] for _ in range(self._keys)]
+        self._tokens: list[list[bytes | bytearray]] = [[] for _ in range(self._keys)]
         self.size = self.empty = self.bad = 0
         self._examples: list[tuple[int, int, int, str]] = []
 
-    def add(self, file: int, place: int, digest: bytes, tokens: Sequence[bytes], sizes: Sequence[int]) -> None:
+    def add(
+        self, file: int, place: int, digest: bytes, tokens: Sequence[bytes | bytearray], sizes: Sequence[int]
+    ) -> None:
         """One document: per key its tokens, as bytes, and its bytes of text. Raises ValueError for one longer than
         Megatron can index."""
         lengths = [len(ids) // self._item for ids in tokens]
@@ -184,7 +186,7 @@ def _ranges(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.concatenate([first[None, :], starts[first].T]).astype(np.int64)
 
 
-def _write(path: Path, content: np.ndarray | Sequence[bytes]) -> None:
+def _write(path: Path, content: np.ndarray | Sequence[bytes | bytearray]) -> None:
     """A file that is there whole or not at all, also after the machine has lost power."""
     partial = path.with_name(path.name + f".{os.getpid()}")
     with partial.open("wb") as file:

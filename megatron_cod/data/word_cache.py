@@ -45,6 +45,17 @@ class Cutting:
     after: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class Library:
+    """A tokenizer as Megatron's training sees it: ids are below `vocab_size`, `eod` is None where there is none,
+    `whole` gives the ids of a text. `cutting` is None where the words of a text do not give its ids."""
+
+    vocab_size: int
+    eod: int | None
+    whole: Callable[[str], Ids]
+    cutting: Cutting | None = None
+
+
 class _Memory(dict[str, bytes | bytearray]):
     """Word -> its tokens. One that is unknown when it is asked for gets an empty array, to be filled by `learn`."""
 
@@ -87,10 +98,10 @@ class WordByWord:
         self._parts = _Memory()  # of words, but for the first of each
         self._before, self._after = pack(cutting.before), pack(cutting.after)
         # A mark is a cut behind anything but white space, and a sign behind anything but another one.
-        self._cut = re.compile(r"(?<=\S) " if mark == " " else f"(?<=[^{mark}]){mark}")
-        self._no_cut = re.compile(r" (?<=\s )" if mark == " " else f"{mark}(?<={mark * 2})")
+        self._cut = re.compile(r"(?<=\S) " if mark == " " else r"(?<=[^ ]) ")
+        self._no_cut = re.compile(r" (?<=\s )" if mark == " " else r"  ")
 
-    def __call__(self, texts: Sequence[str]) -> list[bytes | None]:
+    def __call__(self, texts: Sequence[str]) -> list[bytes | bytearray | None]:
         """The tokens of each text; None for one that must be tokenized whole."""
         try:
             found = [None if self._must_be_whole(text) else self._tokens(text) for text in texts]
@@ -99,38 +110,42 @@ class WordByWord:
             # What was to be learned must not be taken for known.
             self._words, self._parts = _Memory(), _Memory()
             raise
-        tokens = [None if ids is None else b"".join([self._before, *ids, self._after]) for ids in found]
+        tokens = [b"".join([self._before, *ids, self._after]) if isinstance(ids, list) else ids for ids in found]
+        self._forget_some()
+        return tokens
+
+    def _forget_some(self) -> None:
         self._words.forget_some()
         self._parts.forget_some()
-        return tokens
 
     def _must_be_whole(self, text: str) -> bool:
         mark, whole = self._how.mark, self._how.whole
         return (mark != " " and mark in text) or (whole is not None and whole.search(text) is not None)
 
-    def _tokens(self, text: str) -> list[bytes | bytearray]:
-        """The tokens of each word, to be filled by `_learn`; where a text is long, of the pieces of it."""
-        if self._how.mark != " ":
-            text = text.replace(" ", self._how.mark)
+    def _tokens(self, text: str) -> list[bytes | bytearray] | bytearray:
+        """The tokens of each word, to be filled by `_learn`; of a long text all tokens, which grow in place."""
         if len(text) <= _WINDOW:
             return self._window(text, True)
-        pieces: list[bytes | bytearray] = []
+        tokens = bytearray(self._before)
         start = 0
         while start <= len(text):
             cut = self._cut.search(text, start + _WINDOW)
             end = cut.start() if cut else len(text)
             words = self._window(text[start:end], start == 0)
             self._learn()
-            pieces.append(b"".join(words))
-            self._words.forget_some()
+            tokens += b"".join(words)
+            self._forget_some()
             start = end + 1
-        return pieces
+        tokens += self._after
+        return tokens
 
     def _window(self, text: str, is_first: bool) -> list[bytes | bytearray]:
-        mark, head = self._how.mark, self._how.head
-        has_more = text.startswith(mark) or self._no_cut.search(text)
-        words = self._cut.split(text) if has_more else text.split(mark)
-        if not is_first or head == mark:
+        mark = self._how.mark
+        if text.startswith(" ") or self._no_cut.search(text):
+            words = [word.replace(" ", mark) for word in self._cut.split(text)]
+        else:
+            words = text.split(" ")
+        if not is_first or self._how.head == mark:
             return list(map(self._words.__getitem__, words))
         begin = [self._parts[words[0]]] if words[0] else []
         return [*begin, *map(self._words.__getitem__, words[1:])]

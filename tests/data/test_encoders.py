@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 
 # Here, so that the processes in which folders are looked into have them already.
 import megatron_cod.data.megatron_api  # noqa: F401
-from megatron_cod.data import cuts, encoders, libraries, word_cache
+from megatron_cod.data import cuts, encoders, huggingface_library, word_cache
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.tokenizers import TokenizerChoice
 from tests.data.tokenizer_kinds import (
@@ -138,6 +138,7 @@ def taken_as_safe(monkeypatch: pytest.MonkeyPatch, choice: TokenizerChoice) -> D
     """A mutant: an encoder by words, whatever the tokenizer is like."""
     monkeypatch.setattr(cuts, "pieces_end_before_marks", lambda pieces: True)
     monkeypatch.setattr(cuts, "is_safe_byte_level", lambda definition: True)
+    monkeypatch.setattr(huggingface_library, "_described", lambda choice, times: huggingface_library._describe(choice))
     return DocumentEncoder(choice, True)
 
 
@@ -219,7 +220,7 @@ def test_ids_take_two_bytes_below_65500_and_four_above(choices, monkeypatch: pyt
     from megatron_cod.data.megatron_api import DType
 
     for size in (257, 65499, 65500, 200_000):
-        library = libraries.Library(size, size - 1, lambda text: [0, len(text), 1])
+        library = word_cache.Library(size, size - 1, lambda text: [0, len(text), 1])
         monkeypatch.setattr(encoders, "load_library", lambda choice, library=library: library)
         encoder = DocumentEncoder(TokenizerChoice("ByteLevelTokenizer"), True)
         assert encoder.dtype is DType.optimal_dtype(size)
