@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.index_file import read_index
-from megatron_cod.data.record import DatasetRecord, read_record
+from megatron_cod.data.index_file import Index, read_index
+from megatron_cod.data.record import DatasetRecord, read_record, record_path
 
 _REMAKE = "make the dataset again with tools/preprocess_data.py"
 
@@ -33,13 +33,23 @@ class DatasetSummary:
     record: DatasetRecord | None
 
 
-def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> DatasetSummary:
+@dataclass(frozen=True)
+class TrainedWith:
+    """The tokenizer model that training is given; `sha256` is `model_fingerprint` of it, None when it is no local file."""
+
+    path: str
+    sha256: str | None
+
+
+def check_prefix(
+    prefix: str | Path, *, vocab_size: int | None = None, trained_with: TrainedWith | None = None
+) -> DatasetSummary:
     """Check the local dataset `prefix`.bin/.idx and say what it holds.
 
     `vocab_size` is the number of rows of the model's embedding (padding included): every id must be
-    below it. Meant for one rank before the distributed start; reads the index whole and at most
-    `SCAN_TOKENS` tokens, memory-mapped. Raises ValueError with one line: what was asked, what was
-    found, what to do.
+    below it. `trained_with` must be the tokenizer that the dataset's record names. Meant for one rank
+    before the distributed start; reads the index whole and at most `SCAN_TOKENS` tokens, memory-mapped.
+    Raises ValueError with one line: what was asked, what was found, what to do.
     """
     prefix = str(prefix)
     index_path, data_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
@@ -56,14 +66,39 @@ def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> Datase
     if not tokens:
         raise ValueError(f"dataset {prefix} is empty (0 tokens); check its input text, and {_REMAKE}")
     record = read_record(prefix)
-    if record is not None and vocab_size is not None and record.vocab_size > vocab_size:
+    if record is not None:
+        _compare(prefix, record, index, vocab_size, trained_with)
+    max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
+    return DatasetSummary(
+        prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
+    )
+
+
+def _compare(
+    prefix: str, record: DatasetRecord, index: Index, vocab_size: int | None, trained_with: TrainedWith | None
+) -> None:
+    """The record against the files beside it and against training; raises ValueError for the first difference."""
+    found = {"documents": index.documents, "tokens": index.tokens, "dtype": np.dtype(index.dtype).name}
+    for name, value in found.items():
+        if getattr(record, name) != value:
+            raise ValueError(
+                f"{record_path(prefix)} does not belong to {prefix}.idx: it says {name} {getattr(record, name)}, the index "
+                f"has {value}; {_REMAKE}"
+            )
+    if vocab_size is not None and record.vocab_size > vocab_size:
         raise ValueError(
             f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "
             f"{vocab_size}; train with {' '.join(record.training_arguments)}"
         )
-    max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
-    return DatasetSummary(
-        prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
+    if trained_with is None or trained_with.sha256 in (None, record.model_sha256):
+        return
+    made_with = f"the tokenizer model {record.tokenizer_model} (sha256 {str(record.model_sha256)[:12]})"
+    if record.model_sha256 is None:
+        made_with = record.tokenizer_type
+    raise ValueError(
+        f"dataset {prefix} was made with {made_with}, but --tokenizer-model {trained_with.path} is another one (sha256 "
+        f"{str(trained_with.sha256)[:12]}): the same ids mean other text; train with "
+        f"{' '.join(record.training_arguments)}, or {_REMAKE}"
     )
 
 

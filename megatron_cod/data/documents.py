@@ -16,12 +16,13 @@ _SKIP_BYTES = 1 << 20
 
 
 class Cut(NamedTuple):
-    """An undecoded document. `place` is the byte where it begins, `after` one where reading can go on behind it, `line`
-    the number (from 1) of its first line, counted from where the reading began."""
+    """An undecoded document. `place` is the byte where it begins, `after` one where reading can go on behind it (None when
+    nothing follows that is this reader's), `line` the number (from 1) of its first line, counted from where it began to
+    read."""
 
     place: int
     line: int
-    after: int
+    after: int | None
     content: bytes
 
 
@@ -44,7 +45,7 @@ def cut(
     if split_on == "file":
         content = b"".join(lines)
         if content:
-            yield Cut(0, 1, len(content), _without_line_end(content.removeprefix(codecs.BOM_UTF8)))
+            yield Cut(0, 1, None, _without_line_end(content.removeprefix(codecs.BOM_UTF8)))
         return
     number = 0
     for line in lines:
@@ -76,13 +77,13 @@ def _between_blank_lines(lines: Iterable[bytes], place: int, end: int | None, wh
             if held:
                 joined = [_without_line_end(b"".join(held))]
                 held = []
-                yield Cut(begin, first, after, joined.pop())
+                yield Cut(begin, first, None if past else after, joined.pop())
             if past:
                 return
             whole = True
         place = after
     if held:
-        yield Cut(begin, first, place, _without_line_end(b"".join(held)))
+        yield Cut(begin, first, None, _without_line_end(b"".join(held)))
 
 
 def seek_line(content: BinaryIO, place: int) -> int:

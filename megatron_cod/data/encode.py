@@ -59,7 +59,8 @@ def encode_part(what: Encoding, number: int, report: Report) -> list[Commit]:
             if what.limit is not None and documents >= what.limit:
                 return [*commits, writer.commit(None, passed)]
             if writer.is_full:
-                commits.append(writer.commit((place, batch.after), passed))
+                after = (place + 1, None) if batch.after is None else (place, batch.after)
+                commits.append(writer.commit(after, passed))
         resume = None
     return [*commits, writer.commit(None, passed)]
 

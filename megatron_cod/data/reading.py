@@ -32,7 +32,8 @@ class RawBatch:
     """Undecoded documents of one file: bytes of a text file, or rows of a table.
 
     `places` [documents] are bytes of the uncompressed content, or row numbers from 0; `lines` [documents] numbers from
-    1, counted from `start`. Reading goes on at `after`. `position` counts bytes on disk read so far, within the slice.
+    1, counted from `start`. Reading goes on at `after`, None for the next slice. `position` counts bytes on disk read
+    so far, within the slice.
     """
 
     source: InputFile
@@ -40,7 +41,7 @@ class RawBatch:
     contents: list[bytes | Row] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
-    after: int = 0
+    after: int | None = None
     position: int = 0
 
 

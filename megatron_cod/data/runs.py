@@ -67,7 +67,7 @@ class Commit:
     empty: int = 0
     bad: int = 0
     examples: list[tuple[int, int, int, str]] = field(default_factory=list)
-    next: tuple[int, int] | None = None
+    next: tuple[int, int | None] | None = None
     input_bytes: int = 0
 
 
@@ -149,7 +149,7 @@ class RunWriter:
         if len(self._examples) < MOST_EXAMPLES:
             self._examples.append((file, start, line, message))
 
-    def commit(self, place: tuple[int, int] | None, input_bytes: int) -> Commit:
+    def commit(self, place: tuple[int, int | None] | None, input_bytes: int) -> Commit:
         """Write the run; it is complete when this returns. `place`: where to go on."""
         table = np.array(self._rows, table_dtype(self._keys))
         run = Run(self._folder, self._part, self._number, Commit())

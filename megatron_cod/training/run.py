@@ -20,7 +20,6 @@ from megatron.training.global_vars import get_wandb_writer
 
 from megatron_cod import cpu, identity
 from megatron_cod.analysis.metrics import PARAMETERS
-from megatron_cod.data.check import check_prefix
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
@@ -29,6 +28,7 @@ from megatron_cod.training import checkpoints, recipes, retention
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.batches import datasets_provider, forward_step
+from megatron_cod.training.blends import check_data
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import this_rank, user_errors
@@ -64,16 +64,6 @@ def resolve_command_line(command_line: list[str]) -> tuple[list[str], Namespace,
     return flags, raw, recipes.resolved_yaml(raw, parser, always)
 
 
-def data_prefixes(args: Any) -> list[str]:
-    """Every dataset prefix the arguments name; weights of a blend are numbers and drop out."""
-    words = [
-        word
-        for group in (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
-        for word in group or []
-    ]
-    return [word for word in words if not word.replace(".", "", 1).replace("e-", "", 1).isdigit()]
-
-
 def check_inputs(args: Any) -> None:
     """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line.
 
@@ -88,12 +78,7 @@ def check_inputs(args: Any) -> None:
         )
     if int(os.environ.get("LOCAL_RANK", "0")) != 0:
         return
-    if not args.mock_data:
-        prefixes = data_prefixes(args)
-        if not prefixes and not (args.data_args_path or args.per_split_data_args_path):
-            raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
-        for prefix in prefixes:
-            check_prefix(prefix, vocab_size=model_size)
+    check_data(args, model_size)
     for line in checkpoints.check_load(args, args.override_scheme_check):
         say(line)
 

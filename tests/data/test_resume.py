@@ -104,6 +104,7 @@ def survives(job: PreprocessJob, expected: dict[str, bytes], kills: Iterator[int
         assert code == -signal.SIGKILL
         code, _ = run_apart(job)
         if code or content_of(folder) != expected or [path.name for path in folder.iterdir() if path.is_dir()]:
+            print(f"killed at change {kill_at}: ended with {code}, left {sorted(folder.rglob('*'))}")
             return False
     return True
 
@@ -161,8 +162,10 @@ def test_killed_again_and_again(undisturbed: Undisturbed) -> None:
     assert content_of(folder) == expected
 
 
-def resume_at_the_batch_before(self: runs.RunWriter, place: tuple[int, int] | None, input_bytes: int) -> runs.Commit:
-    return COMMIT(self, place and (place[0], max(place[1] - 2000, 0)), input_bytes)
+def resume_at_the_batch_before(
+    self: runs.RunWriter, place: tuple[int, int | None] | None, input_bytes: int
+) -> runs.Commit:
+    return COMMIT(self, place and (place[0], max((place[1] or 0) - 2000, 0)), input_bytes)
 
 
 def say_complete_first(path: Path, content: object) -> None:
