@@ -17,13 +17,14 @@ _AT_ONCE = 1 << 20  # sequences
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says of its `.bin`. `lengths` [sequences] is mapped from the file."""
+    """What an index says of its `.bin`. `lengths` and `begins` (bytes) [sequences] are mapped from the file."""
 
     dtype: type[np.number]
     sequences: int
     documents: int
     tokens: int
     lengths: np.ndarray
+    begins: np.ndarray
 
 
 def write_index(path: Path, dtype: type[np.number], lengths: Path, documents: int) -> None:
@@ -86,4 +87,4 @@ def read_index(path: Path, remake: str) -> Index:
     )
     if not good:
         raise ValueError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {remake}")
-    return Index(dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0, lengths)
+    return Index(dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0, lengths, pointers)
