@@ -11,7 +11,7 @@ from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile
 from megatron_cod.data.pool import Report
 from megatron_cod.data.reading import RawBatch, Slice, read_slice, texts_of, where
-from megatron_cod.data.runs import Commit, RunWriter, runs_of_part
+from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
 
 _SKIP = "(--skip-bad-lines leaves such documents out)"
 _HASHED_AT_ONCE = 1 << 20  # characters
@@ -38,7 +38,7 @@ def encode_part(what: Encoding, number: int, report: Report) -> list[Commit]:
 
     Raises ValueError naming file and line of a bad document unless they are skipped.
     """
-    commits = [run.commit for run in runs_of_part(what.folder, number)]
+    commits = [run.commit for run in whole_runs_of_part(what.folder, number)]
     if not what.skip_bad and any(commit.bad for commit in commits):
         file, start, line, message = next(example for commit in commits for example in commit.examples)
         raise ValueError(f"{where(what.inputs[file], start, line)}: {message} {_SKIP}")

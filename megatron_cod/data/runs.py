@@ -6,8 +6,10 @@ any moment the work goes on behind the last complete run of each part, and no do
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,6 +71,7 @@ class Commit:
     examples: list[tuple[int, int, int, str]] = field(default_factory=list)
     next: tuple[int, int | None] | None = None
     input_bytes: int = 0
+    sums: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Run:
     def tokens_path(self, key: int) -> Path:
         return self.path(f"tokens{key}")
 
+    def is_whole(self) -> bool:
+        """Whether its files are as they were written; reads them."""
+        return all(_checksum(self.path(kind)) == asked for kind, asked in self.commit.sums.items())
+
     def table(self) -> np.ndarray:
         """Its documents [documents], as they are stored: in the order of the input, or of the shuffle; mapped."""
         return np.load(self.path("table.npy"), mmap_mode="r")
@@ -102,10 +109,21 @@ def runs_of_part(folder: Path, part: int) -> list[Run]:
         run = Run(folder, part, len(runs), Commit())
         try:
             values = json.loads(run.path("json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # of a file that a loss of power has damaged
             return runs
         values["next"] = None if values["next"] is None else tuple(values["next"])
         runs.append(Run(folder, part, len(runs), Commit(**values)))
+
+
+def whole_runs_of_part(folder: Path, part: int) -> list[Run]:
+    """The complete runs of a part up to the first that is damaged; from there on they are declared incomplete."""
+    runs = runs_of_part(folder, part)
+    for number, run in enumerate(runs):
+        if not run.is_whole():
+            for later in runs[number:]:
+                later.path("json").unlink()
+            return runs[:number]
+    return runs
 
 
 class RunWriter:
@@ -153,15 +171,16 @@ class RunWriter:
         """Write the run; it is complete when this returns. `place`: where to go on."""
         table = np.array(self._rows, table_dtype(self._keys))
         run = Run(self._folder, self._part, self._number, Commit())
+        sums: dict[str, int] = {}
         if self._seed is not None:
             keys = shuffle_keys(self._seed, table)
             order = np.argsort(keys, kind="stable")
             table, keys = table[order], keys[order]
             self._tokens = [[held[place] for place in order] for held in self._tokens]
-            _write(run.path("ranges.npy"), _ranges(keys, table))
+            sums["ranges.npy"] = _write(run.path("ranges.npy"), _saved(_ranges(keys, table)))
         for key, held in enumerate(self._tokens):
-            _write(run.tokens_path(key), held)
-        _write(run.path("table.npy"), table)
+            sums[f"tokens{key}"] = _write(run.tokens_path(key), held)
+        sums["table.npy"] = _write(run.path("table.npy"), _saved(table))
         commit = Commit(
             documents=len(table),
             tokens=int(table["lengths"].sum(dtype=np.int64)),
@@ -171,6 +190,7 @@ class RunWriter:
             examples=self._examples,
             next=place,
             input_bytes=input_bytes,
+            sums=sums,
         )
         _write(run.path("json"), [json.dumps(asdict(commit)).encode("utf-8")])
         self._number += 1
@@ -186,17 +206,33 @@ def _ranges(keys: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.concatenate([first[None, :], starts[first].T]).astype(np.int64)
 
 
-def _write(path: Path, content: np.ndarray | Sequence[bytes | bytearray]) -> None:
-    """A file that is there whole or not at all, also after the machine has lost power."""
+def _saved(array: np.ndarray) -> list[bytes]:
+    content = io.BytesIO()
+    np.save(content, array)
+    return [content.getvalue()]
+
+
+def _write(path: Path, content: Sequence[bytes | bytearray]) -> int:
+    """Write a file that is there whole or not at all after a kill; its checksum."""
     partial = path.with_name(path.name + f".{os.getpid()}")
     with partial.open("wb") as file:
-        if isinstance(content, np.ndarray):
-            np.save(file, content)
-        else:
-            file.writelines(content)
-        file.flush()
-        os.fsync(file.fileno())
+        file.writelines(content)
     partial.rename(path)
+    checksum = 0
+    for piece in content:
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _checksum(path: Path) -> int | None:
+    """As `_write` gave it; None when there is no such file."""
+    if not path.is_file():
+        return None
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def all_runs(folder: Path, parts: int) -> Iterator[Run]:

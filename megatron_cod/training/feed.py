@@ -102,7 +102,7 @@ class Feed:
             counts = np.bincount(self._dataset.dataset_index[samples], minlength=len(names))
         else:
             counts = np.array([len(samples)])
-        return (counts / max(counts.sum(), 1)).tolist()
+        return (counts / max(int(counts.sum()), 1)).tolist()
 
     def _consumed_before(self, step: int) -> int:
         """Samples that all replicas have taken before a step; sets Megatron's batch size to that of the step."""

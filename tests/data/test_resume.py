@@ -168,10 +168,10 @@ def resume_at_the_batch_before(
     return COMMIT(self, place and (place[0], max((place[1] or 0) - 2000, 0)), input_bytes)
 
 
-def say_complete_first(path: Path, content: object) -> None:
+def say_complete_first(path: Path, content: list[bytes]) -> int:
     if ".tokens" in path.name:
         WRITE(path.with_name(path.name.split(".")[0] + ".json"), [json.dumps(runs.asdict(runs.Commit())).encode()])
-    WRITE(path, content)
+    return WRITE(path, content)
 
 
 def forget_a_run(folder: Path, parts: int) -> Iterator[runs.Run]:
@@ -263,6 +263,30 @@ def test_killed_at_random_moments(inputs: list[str], tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(inputs: list[str], tmp_path: Path) -> None:
     kill_at_random(inputs, tmp_path, 20)
+
+
+def test_damaged_runs_are_made_anew(undisturbed: Undisturbed) -> None:
+    """As a loss of power leaves them: files that are empty, cut, or full of zeros, or not there."""
+    job, expected, changes = undisturbed
+    folder = Path(job.output_prefix).parent
+    for damage in (
+        lambda path: b"",
+        lambda path: path.read_bytes()[:-1],
+        lambda path: bytes(path.stat().st_size),
+        None,
+    ):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        assert run_apart(job, changes // 2)[0] == -signal.SIGKILL
+        files = sorted((folder / "d.partial" / "runs").iterdir())
+        assert len(files) > 20
+        for path in random.Random(3).sample(files, 4):
+            if damage is None:
+                path.unlink()
+            else:
+                path.write_bytes(damage(path))
+        assert run_apart(job)[0] == 0
+        assert content_of(folder) == expected
 
 
 def test_two_runs_do_not_work_in_one_folder(inputs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
