@@ -47,9 +47,10 @@ _LETTERS, _DIGITS, _PUNCTUATION, _LINE_END = "A-Za-z", "0-9", r"!-/:-@\[-`{-~", 
 _KINDS = (_LETTERS, _DIGITS, _PUNCTUATION, _LINE_END)
 
 # The parts of a word. A word that is more than these parts is not cut.
+_END_OF_LINE = r"(?:\n(?=[^\s/]|\Z))"
 PARTS_OF_BYTE_LEVEL = re.compile(
-    f"(?:[{_DIGITS}]+|[{_PUNCTUATION}]*[{_LETTERS}]+|[{_PUNCTUATION}]+)(?:'[{_PUNCTUATION}]*[{_LETTERS}]*)*"
-    r"(?:\n(?=[^\s/]))?"
+    f"(?:[{_DIGITS}]+|[{_PUNCTUATION}]*[{_LETTERS}]+)(?:'[{_PUNCTUATION}]*[{_LETTERS}]+)*"
+    f"(?:'[{_PUNCTUATION}]*{_END_OF_LINE}?)?|[{_PUNCTUATION}]+{_END_OF_LINE}?|{_END_OF_LINE}"
 )
 _PARTS_OF_PIECES = re.compile("|".join(f"[{kind}]+" for kind in _KINDS))
 

@@ -17,11 +17,16 @@ import numpy as np
 
 Ids = Sequence[int] | np.ndarray
 
+# In byte-level text, a line end that stands alone: behind it text begins anew. Elsewhere line ends stand by themselves.
+_LINE_OF_BYTE_LEVEL = re.compile(r"\n(?<=\S\n)(?=[^\s/])")
+
 # A longer word is unlikely to come again. So many words take about 50 MB; those before them are remembered too.
 _LONGEST_WORD = 64
 _MOST_WORDS = 1 << 18
 # A longer text is worked through in pieces of this many characters, each up to the next cut.
 _WINDOW = 1 << 20
+# Begins a word that has no space in front of it. A text with this character is left whole.
+_BARE = "\x01"
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class _Memory(dict[str, bytes | bytearray]):
 
     def learn(self, word: str, tokens: bytes) -> None:
         """Also tells those who asked for it before."""
-        self[word] += tokens
+        slot = self[word]
+        slot += tokens
         self[word] = tokens
 
     def forget_some(self) -> None:
@@ -94,12 +100,12 @@ class WordByWord:
 
     def __init__(self, cutting: Cutting, pack: Callable[[Ids], bytes]) -> None:
         self._how, self._pack, mark = cutting, pack, cutting.mark
-        self._words = _Memory()  # without their marks
-        self._parts = _Memory()  # of words, but for the first of each
+        self._words = _Memory()  # without the space in front of them
+        self._parts = _Memory()  # as they are
         self._before, self._after = pack(cutting.before), pack(cutting.after)
-        # A mark is a cut behind anything but white space, and a sign behind anything but another one.
+        # A space is a cut behind anything but white space; where spaces have a sign, behind anything but another one.
         self._cut = re.compile(r"(?<=\S) " if mark == " " else r"(?<=[^ ]) ")
-        self._no_cut = re.compile(r" (?<=\s )" if mark == " " else r"  ")
+        self._no_cut = re.compile(r" (?<=\s )" if mark == " " else r"  | \n")
 
     def __call__(self, texts: Sequence[str]) -> list[bytes | bytearray | None]:
         """The tokens of each text; None for one that must be tokenized whole."""
@@ -120,7 +126,7 @@ class WordByWord:
 
     def _must_be_whole(self, text: str) -> bool:
         mark, whole = self._how.mark, self._how.whole
-        return (mark != " " and mark in text) or (whole is not None and whole.search(text) is not None)
+        return _BARE in text or (mark != " " and mark in text) or (whole is not None and whole.search(text) is not None)
 
     def _tokens(self, text: str) -> list[bytes | bytearray] | bytearray:
         """The tokens of each word, to be filled by `_learn`; of a long text all tokens, which grow in place."""
@@ -140,15 +146,20 @@ class WordByWord:
         return tokens
 
     def _window(self, text: str, is_first: bool) -> list[bytes | bytearray]:
+        """The tokens of the words of a text, or of a piece of one that stands behind a space."""
         mark = self._how.mark
         if text.startswith(" ") or self._no_cut.search(text):
             words = [word.replace(" ", mark) for word in self._cut.split(text)]
         else:
-            words = text.split(" ")
-        if not is_first or self._how.head == mark:
-            return list(map(self._words.__getitem__, words))
-        begin = [self._parts[words[0]]] if words[0] else []
-        return [*begin, *map(self._words.__getitem__, words[1:])]
+            words = self._with_lines_cut(text).split(" ")
+        if is_first and self._how.head != mark:
+            words[0] = _BARE + words[0]
+        return list(map(self._words.__getitem__, words))
+
+    def _with_lines_cut(self, text: str) -> str:
+        if self._how.mark == " ":
+            return _LINE_OF_BYTE_LEVEL.sub(f"\n {_BARE}", text)
+        return text if self._how.parts is None else text.replace("\n", f" {_BARE}\n {_BARE}")
 
     def _learn(self) -> None:
         """Tokenize what is unknown."""
@@ -169,15 +180,19 @@ class WordByWord:
             self._words.learn(word, b"".join(found))
 
     def _cut_up(self) -> list[tuple[str, list[bytes | bytearray]]]:
-        """Take out of the unknown words those that can be cut, and ask for their parts."""
-        if self._how.parts is None:
-            return []
-        find = self._how.parts.findall
+        """Take out of the unknown words those that are bare or can be cut, and ask for their parts."""
+        find = None if self._how.parts is None else self._how.parts.findall
         cut_up, whole = [], []
         unknown, self._words.unknown = self._words.unknown, []
         for word in unknown:
-            parts = [word] if word.isalpha() else find(word)
-            if len(parts) < 2 or sum(map(len, parts)) < len(word):
+            is_bare = word.startswith(_BARE)
+            text = word[1:] if is_bare else word
+            parts = [text] if find is None or text.isalpha() else find(text)
+            if not parts or sum(map(len, parts)) < len(text):
+                parts = [text]
+            if is_bare:
+                cut_up.append((word, [self._parts[part] for part in parts if part]))
+            elif len(parts) == 1:
                 whole.append(word)
             else:
                 cut_up.append((word, [self._words[parts[0]], *map(self._parts.__getitem__, parts[1:])]))

@@ -31,7 +31,7 @@ def parser():
 
 
 def test_all_recipes_are_there():
-    assert {path.stem for path in RECIPES} == {*TABLE, "debug"}
+    assert {path.stem for path in RECIPES} == {*TABLE, "debug", "c4"}
 
 
 @pytest.mark.parametrize("name", TABLE)
