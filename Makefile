@@ -3,15 +3,18 @@ PYTHON ?=
 BIN := .venv/bin
 # Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
 TWO := --numprocesses 2 --dist loadfile
+FAST := not slow and not launch and not containers and not campaign
 export PYTHON
 
-.PHONY: help quickstart test test-slow test-launch check format venv clean
+.PHONY: help quickstart test test-slow test-kills test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
-	@echo 'make test-launch  a real Slurm on this machine (Debian: apt install slurm-wlm) runs the shipped template'
+	@echo 'make test-kills   50 random kills of a run (15 minutes)'
+	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
+	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make check        ruff, mypy, import contract'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
@@ -23,8 +26,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest $(TWO) -m 'not slow and not launch'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m 'not slow and not launch' tests/te
+	$(BIN)/python -m pytest $(TWO) -m '$(FAST)'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m '$(FAST)' tests/te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
@@ -35,8 +38,14 @@ test-slow: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m slow
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
 
+test-kills: venv
+	$(BIN)/python -m pytest -m campaign
+
 test-launch: venv
 	$(BIN)/python -m pytest -m launch
+
+test-containers: venv
+	$(BIN)/python -m pytest -m containers -s
 
 check: venv
 	$(BIN)/ruff check .

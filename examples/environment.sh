@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+# shellcheck shell=bash
 # What every launch needs, in one place (docs/launching.md explains each). Sourced by the scripts beside it.
 # Everything may be set before: what is set already stays.
 
@@ -7,6 +7,8 @@ export PYTHON
 
 # Restarts within torchrun fail at random while an attempt finds the addresses of the one before.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Seconds that a save may take after a signal, before torchrun kills its ranks.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # One thread a process: the GPUs compute, and on CPUs the processes are the parallelism.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # Megatron overlaps communication by launch order; more connections reorder it.
@@ -25,4 +27,15 @@ processes_here() {
     else
         echo 2
     fi
+}
+
+# MASTER_ADDR and MASTER_PORT of a Slurm job, in its batch script, which runs on the first node.
+slurm_rendezvous() {
+    # A node's name in Slurm need not be a name in the network.
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')
+    # The job's number leads to a port of its own; where somebody has it, the next free one.
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+    while (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
+    export MASTER_ADDR MASTER_PORT
 }

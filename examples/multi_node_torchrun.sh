@@ -16,11 +16,16 @@ SAVE=${SAVE:-runs/multi_node}           # a directory that all machines share
 
 . examples/environment.sh
 PROCESSES=${PROCESSES:-$(processes_here)}
+address=() # of this machine for the others, where its host name does not lead them to it
+[ -z "${ADDRESS:-}" ] || address=(--local-addr "$ADDRESS")
 
-exec "$PYTHON" -m torch.distributed.run --nnodes "$NODES" --nproc-per-node "$PROCESSES" \
+# RENDEZVOUS_TIMEOUT: seconds that HEAD is waited for, and any machine that is not there, at the start and after a failure.
+# TIMEOUT_MINUTES: how long a rank waits for an answer of another before the attempt counts as failed.
+exec "$PYTHON" -m megatron_cod.training.torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${address[@]}" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29400}" --rdzv-id "${RUN_ID:-megatron_cod}" \
     --rdzv-conf "join_timeout=${RENDEZVOUS_TIMEOUT:-600}" --max-restarts "${RESTARTS:-10}" \
     --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m megatron_cod.training.pretrain --recipe "$RECIPE" \
     --train-data-path "${DATA}_train_text_document" --valid-data-path "${DATA}_valid_text_document" \
-    --save "$SAVE" --load "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" "$@"
+    --save "$SAVE" --load "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" \
+    --distributed-timeout-minutes "${TIMEOUT_MINUTES:-10}" "$@"

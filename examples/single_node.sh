@@ -16,6 +16,6 @@ PROCESSES=${PROCESSES:-auto}
 [ "$PROCESSES" = auto ] && PROCESSES=$(processes_here)
 
 # --load the same directory: the first time it is empty, later the run goes on where it was.
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$PROCESSES" --max-restarts "${RESTARTS:-3}" \
+exec "$PYTHON" -m megatron_cod.training.torchrun --standalone --nproc-per-node "$PROCESSES" --max-restarts "${RESTARTS:-3}" \
     -m megatron_cod.training.pretrain --recipe "$RECIPE" --train-data-path "$TRAIN" --valid-data-path "$VALID" \
     --save "$SAVE" --load "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" "$@"

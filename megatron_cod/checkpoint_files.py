@@ -53,36 +53,65 @@ def write_tracker(directory: str | Path, text: str) -> None:
     part.replace(Path(directory) / TRACKER)
 
 
-def newest_complete(directory: str | Path) -> int | None:
-    """The last iteration whose files are all there and long enough, or None."""
-    return next((number for number, path in reversed(iterations(directory).items()) if is_complete(path)), None)
-
-
-def latest_checkpoint(directory: str | Path, *, repair: bool = False) -> Path | None:
+def latest_checkpoint(directory: str | Path) -> Path | None:
     """The checkpoint that the tracker names, or None where none was ever finished.
 
-    repair: take the newest complete checkpoint for an empty tracker, as ``retention.clean`` is about to write it down.
-    The save that the kill interrupted had written all its files by then, or the tracker would not have been opened.
-    Raises ValueError when the tracker is empty or unreadable, or names a checkpoint that is not there.
+    Raises ValueError when the tracker is empty or unreadable, or names a checkpoint that is not there. For directories
+    that are only read; a run's own is put in order (``newest_whole``).
     """
     text = read_tracker(directory)
     if text is None:
         return None
     tracker = Path(directory) / TRACKER
     if not text:
-        newest = newest_complete(directory)
-        if newest is None:
+        whole = [number for number, path in iterations(directory).items() if is_complete(path)]
+        if not whole:
             raise ValueError(f"{tracker} is empty and no checkpoint is complete; delete it to start from scratch")
-        if not repair:
-            raise ValueError(
-                f"{tracker} is empty, a save was interrupted; the newest complete checkpoint is {newest}: "
-                f"write {newest} into the file to load it"
-            )
-        text = str(newest)
+        raise ValueError(
+            f"{tracker} is empty, a save was interrupted; the newest complete checkpoint is {whole[-1]}: "
+            f"write {whole[-1]} into the file to load it"
+        )
     checkpoint = Path(directory) / (RELEASE if text == RELEASE else iteration_name(int(text)))
     if not checkpoint.is_dir():
         raise ValueError(f"{tracker} names iteration {text}, but {checkpoint} does not exist; correct the tracker")
     return checkpoint
+
+
+def newest_whole(directory: str | Path) -> tuple[Path | None, dict[Path, str]]:
+    """Where a run goes on in its own ``--save``: the tracked checkpoint, or the newest whole one before it.
+
+    Also the damaged ones that were passed over, newest first, with what is wrong with each. (None, {}) where none was ever
+    finished. Raises ValueError where there are some and none is whole: a start from scratch would be no answer.
+    """
+    text = read_tracker(directory)
+    if text is None or text == RELEASE:
+        return (None if text is None else Path(directory) / RELEASE), {}
+    found = {number: path for number, path in iterations(directory).items() if not text or number <= int(text)}
+    if text:
+        found[int(text)] = Path(directory) / iteration_name(int(text))
+    damaged: dict[Path, str] = {}
+    for _, path in sorted(found.items(), reverse=True):
+        why = damage(path)
+        if why is None:
+            # A save interrupted before the tracker could name it damages nothing.
+            return path, damaged if text else {}
+        damaged[path] = why
+    first = next(iter(damaged.items()), (Path(directory), f"{TRACKER} is empty"))
+    raise ValueError(
+        f"no checkpoint in {directory} is whole ({first[0].name}: {first[1]}); move it away to start from scratch"
+    )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, on one line; None where it can be loaded."""
+    if not checkpoint.is_dir():
+        return f"{checkpoint} does not exist"
+    try:
+        check_files(checkpoint)
+    except ValueError as error:
+        return str(error)
+    # Written last: empty, it tells of a save that did not end.
+    return None if (checkpoint / "metadata.json").stat().st_size else f"{checkpoint / 'metadata.json'} is empty"
 
 
 def check_files(checkpoint: Path) -> None:
@@ -103,9 +132,5 @@ def check_files(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether ``check_files`` passes, and metadata.json, written last, is not empty."""
-    try:
-        check_files(checkpoint)
-    except ValueError:
-        return False
-    return (checkpoint / "metadata.json").stat().st_size > 0
+    """Whether there is no ``damage``."""
+    return damage(checkpoint) is None

@@ -1,5 +1,7 @@
-"""The launch templates and container files: linted, short, and not different where they need not be."""
+"""Launch templates: linted, short, not different where they need not be; executed on one machine."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -7,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
+from megatron_cod.preflight import job
 from tests.conftest import ROOT
+from tests.ports import free_port
 
 SCRIPTS = sorted([*ROOT.glob("examples/**/*.sh"), *ROOT.glob("examples/**/*.sbatch")])
+SHELL = [*SCRIPTS, *sorted(ROOT.glob("tools/*.sh"))]
+JOBS = ["pretrain.sbatch", "pretrain_container.sbatch"]
 
 
 def tool(name: str) -> str:
@@ -18,27 +25,29 @@ def tool(name: str) -> str:
     return str(found)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
 def test_shellcheck_has_nothing_to_say(script):
     done = subprocess.run([tool("shellcheck"), "-x", "-P", str(ROOT), str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
-def test_hadolint_has_nothing_to_say(name):
-    done = subprocess.run([tool("hadolint"), str(ROOT / name)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+def test_shell_scripts_look_alike():
+    done = subprocess.run([tool("shfmt"), "-d", "-i", "4", *map(str, SHELL)], capture_output=True, text=True)
+    assert done.returncode == 0, f"shfmt -w -i 4 would change:\n{done.stdout}"
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cpu"])
-def test_images_are_pinned_and_not_root(name):
-    text = (ROOT / name).read_text()
-    base = re.search(r"^ARG BASE=(\S+)$", text, re.M)[1]
-    assert re.search(r":[\w.-]*\d", base), base
-    assert text.rstrip().splitlines()[-2] == "USER 10001"
-    assert text.index("requirements.docker.txt") < text.index("COPY megatron_cod")  # cached while the code changes
-    pinned = [line for line in (ROOT / "requirements.docker.txt").read_text().splitlines() if not line.startswith("#")]
-    assert pinned and all(re.fullmatch(r"[\w-]+==[\w.]+", line, re.I) for line in pinned)
+def test_the_container_template_is_the_other_one_in_a_container():
+    """It sources pretrain.sbatch; only what Slurm reads of a file must be said in both."""
+    plain, container = ((ROOT / "examples" / "slurm" / name).read_text() for name in JOBS)
+    header = re.findall(r"^#SBATCH .*$", plain, re.M)
+    assert len(header) > 5 and re.findall(r"^#SBATCH .*$", container, re.M) == header
+    assert container.splitlines()[-1] == f". examples/slurm/{JOBS[0]}"
+    shared = set(code_of(plain)) & set(code_of(container))
+    assert all(line.startswith(("set ", "cd ", "RECIPE=", "DATA=", "SAVE=")) for line in shared), shared
+
+
+def code_of(script: str) -> list[str]:
+    return [line for line in script.splitlines() if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -49,7 +58,14 @@ def test_templates_are_short_and_say_what_to_change(script):
         assert "the five things to change" in text
         marked = text.split("the five things to change")[1].split("# -----")[0]
         assert len(re.findall(r"^[A-Z_]+=", marked, re.M)) == 5
-        assert "megatron_cod.training.pretrain" in text or "preprocess_data.py" in text
+        what = (
+            "megatron_cod.training.pretrain",
+            "preprocess_data.py",
+            "preflight.py",
+            "examples/single_node.sh",
+            "slurm/pretrain.sbatch",
+        )
+        assert any(name in text for name in what)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -58,3 +74,79 @@ def test_no_sbatch_line_has_a_hash_in_it(script):
     for line in script.read_text().splitlines():
         if line.startswith("#SBATCH"):
             assert "#" not in line[1:], line
+
+
+TOY = [
+    "--num-layers",
+    "4",
+    "--hidden-size",
+    "64",
+    "--ffn-hidden-size",
+    "192",
+    "--seq-length",
+    "32",
+    "--eval-iters",
+    "1",
+]
+
+
+def execute(name: str, save: Path, text_data: Path, *flags: str, expect: int = 0, **variables: str) -> str:
+    """Run a script of ``examples/`` from another directory; what it said."""
+    data = {f"{part.upper()}": str(text_data / f"some_{part}_text_document") for part in ("train", "valid")}
+    paths = {"SAVE": str(save), "DATA": str(text_data / "some"), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **data, **paths, "PROCESSES": "2", **variables}
+    command = [str(ROOT / "examples" / name), *TOY, *flags]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = subprocess.run(command, cwd=save.parent, env=environment, text=True, timeout=300, **pipe)
+    assert done.returncode == expect, done.stdout[-3000:]
+    return done.stdout
+
+
+def test_single_node_trains_and_goes_on(text_data, tmp_path):
+    save = tmp_path / "run"
+    flags = ["--pipeline-model-parallel-size", "2", "--train-iters", "12"]
+    execute("single_node.sh", save, text_data, *flags, "--exit-interval", "6", SAVE_INTERVAL="6")
+    size = sum(path.stat().st_size for path in (save / "iter_0000006").glob("*.distcp"))
+    output = execute("single_node.sh", save, text_data, *flags, SAVE_INTERVAL="6")
+    assert "step 12/12 | loss" in output
+    assert sorted(read_metrics(save / "metrics.jsonl").scalars[TRAIN_LOSS]) == list(range(1, 13))
+    # What the preflight says a checkpoint takes.
+    data = ["--train-data-path", str(text_data / "some_train_text_document")]
+    flags = ["--recipe", str(ROOT / "recipes" / "debug.yaml"), *TOY, *flags, *data]
+    assert job.describe(2, flags)["checkpoint_bytes"] == pytest.approx(size, rel=0.05)
+
+
+def test_single_node_ends_with_one_line_on_bad_input_and_does_not_try_again(text_data, tmp_path):
+    output = execute("single_node.sh", tmp_path / "run", text_data, expect=2, TRAIN=str(tmp_path / "none"))
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert (
+        lines[0].startswith(f"error: dataset {tmp_path}/none does not exist") and lines[-1] == output.splitlines()[-1]
+    )
+    assert len(lines) == 2 and lines[0] == lines[1]  # the rank's, and torchrun's last
+
+
+def test_preflight_on_this_machine(text_data, tmp_path):
+    port, table = str(free_port(26000)), tmp_path / "table.json"
+    output = execute("preflight.sh", tmp_path / "run", text_data, "--json", str(table), PORT=port)
+    rows = [line.split() for line in output.splitlines()]
+    assert [
+        "node",
+        "versions",
+        "clocks",
+        "ports",
+        "interfaces",
+        "gpus",
+        "bandwidth",
+        "save",
+        "disk",
+        "data",
+        "job",
+    ] in rows
+    assert output.splitlines()[-1] == "preflight passed"
+    found = json.loads(table.read_text())
+    assert found["passed"] and found["figures"]["bandwidth"]["all_reduce"][0]["bus"] > 0
+    assert not list((tmp_path / "run").glob(".mark*"))
+    wrong = ["--json", str(table), "--global-batch-size", "3"]
+    output = execute("preflight.sh", tmp_path / "run", text_data, *wrong, expect=1, PORT=port)
+    assert output.splitlines()[-1] == "preflight failed" and not json.loads(table.read_text())["passed"]
+    assert "job: would be refused: --global-batch-size 3 is not a multiple of" in output

@@ -15,9 +15,9 @@ from tests.conftest import ROOT
 TOY = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--eval-iters", "1"]
 
 
-def run(command: list[str], cwd: Path, expect: int = 0) -> str:
+def run(command: list[str], cwd: Path, expect: int = 0, timeout: float = 300) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=environment)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
@@ -96,7 +96,7 @@ def test_training_help_is_short_and_names_our_flags():
     output = run([sys.executable, "-m", "megatron_cod.training.pretrain", "--help"], ROOT)
     assert "--norm-scheme NAME" in output
     assert "sandwich_ln" in output
-    assert len(output.splitlines()) < 70
+    assert len(output.splitlines()) < 95
 
 
 def test_quickstart_dry_run_and_bad_input(tmp_path):

@@ -87,8 +87,8 @@ def _parser() -> argparse.ArgumentParser:
 
     monitor = commands.add_parser(
         "monitor",
-        help="what --depth-monitor-interval costs",
-        description="Step time without the depth monitor, with it between its steps, and on its steps.",
+        help="what --on-nonfinite and --depth-monitor-interval cost",
+        description="Step time alone, with the guard against NaN, with the depth monitor between its steps and on them.",
         formatter_class=keep_lines,
         allow_abbrev=False,
     )

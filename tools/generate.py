@@ -2,9 +2,10 @@
 
     python tools/generate.py --model hf/first "The state of our Union"
     python tools/generate.py --checkpoint runs/smollm2 "The state of our Union" --sample --temperature 0.8 --top-p 0.95
+    python tools/generate.py --checkpoint runs/sft --chat "How is our Union?"
 
 A checkpoint is read as the stock model that tools/convert_hf.py would export, in memory: no file is written. Greedy
-unless --sample. The text goes to stdout, alone.
+unless --sample. The text goes to stdout, alone; with --chat the answer without the question.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
     parser.add_argument("prompt", help="text to go on from")
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="the prompt is a user's message under the model's chat template (docs/sft.md)",
+    )
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run (default: the latest)")
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="directory with tokenizer files (default: the model's own)"
@@ -61,7 +67,7 @@ def main() -> None:
         raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401, I001
-    from megatron_cod.huggingface.generation import generate, open_checkpoint, open_directory
+    from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory
 
     sampling = _sampling(args)
     if args.checkpoint:
@@ -71,7 +77,8 @@ def main() -> None:
     # A terminal is told which part is the model's.
     if sys.stderr.isatty():
         print(args.prompt, file=sys.stderr)
-    print(generate(model, tokenizer, args.prompt, args.max_new_tokens, sampling))
+    speak = answer if args.chat else generate
+    print(speak(model, tokenizer, args.prompt, args.max_new_tokens, sampling))
 
 
 if __name__ == "__main__":

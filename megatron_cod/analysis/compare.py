@@ -24,7 +24,9 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics
 
 MAIN_TAGS = (TRAIN_LOSS, VALID_LOSS)
 # Scalars that say how fast or where a run was trained, not what came out: another machine has other ones.
-_TIMING = re.compile(r"\btime\b|\bmem|memory|throughput|flop|/s\b|per[-_ ]sec|elapsed|world-size", re.IGNORECASE)
+_TIMING = re.compile(
+    r"\btime\b|\bmem|memory|throughput|flop|/s\b|per[-_ ]sec|elapsed|world-size|\bMFU\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 class SDPACoreAttention(MegatronModule):
     """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
 
-    Causal by default; an explicit mask (document boundaries) is honoured; grouped-query heads are not repeated in
-    memory. Raises ValueError at construction for what torch's kernel cannot do.
+    Causal by default; an explicit mask (document boundaries) is honoured; packed samples are attended to one by one;
+    grouped-query heads are not repeated in memory. Raises ValueError at construction for what torch's kernel cannot do.
     """
 
     def __init__(
@@ -62,11 +62,13 @@ class SDPACoreAttention(MegatronModule):
         """query [sq, b, heads, d], key and value [sk, b, groups, d] -> [sq, b, heads * d].
 
         attention_mask: None, or bool [b or 1, 1, sq, sk], True where attention is forbidden (Megatron's sense).
-        Raises ValueError for packed sequences.
+        packed_seq_params: Megatron's for the ``thd`` format; then query is [t, heads, d], key and value [t, groups, d] and
+        the result [t, heads * d]. Each sample is attended to by itself: there are no scores across samples to mask.
         """
-        if packed_seq_params is not None:
-            raise ValueError("the torch backend's attention does not support packed sequences; use Transformer Engine")
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
+        if packed_seq_params is not None:
+            assert attention_mask is None and attention_bias is None
+            return self._packed(query, key, value, packed_seq_params, causal)
         # Megatron's dense masks already hold the causal part, and torch refuses a mask together with is_causal.
         mask = attention_bias
         if attention_mask is not None:
@@ -77,6 +79,15 @@ class SDPACoreAttention(MegatronModule):
             upper = torch.ones(query.shape[0], key.shape[0], dtype=torch.bool, device=query.device).triu(1)
             mask = attention_bias.masked_fill(upper, float("-inf"))
 
+        return self._attend(query, key, value, mask, causal and mask is None)
+
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, samples: Any, causal: bool) -> Tensor:
+        lengths = samples.cu_seqlens_q.diff().tolist()
+        parts = zip(*(tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value)), strict=True)
+        return torch.cat([self._attend(q, k, v, None, causal) for q, k, v in parts]).squeeze(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        """Shapes as in ``forward``; mask: as torch has it, True or 0 where attention is allowed."""
         dropout = self.dropout if self.training else 0.0
         # The attention region is split over TP, so its dropout must differ between TP ranks; with sequence
         # parallelism the default state already does (as in Megatron's own core attention).
@@ -88,7 +99,7 @@ class SDPACoreAttention(MegatronModule):
                 value.permute(1, 2, 0, 3),
                 attn_mask=mask,
                 dropout_p=dropout,
-                is_causal=causal and mask is None,
+                is_causal=causal,
                 scale=self.softmax_scale,
                 enable_gqa=query.shape[2] != key.shape[2],
             )

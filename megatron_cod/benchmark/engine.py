@@ -28,10 +28,10 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.environment import forget_make, satisfy_make
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.run import resolve_command_line
 
 Microbatch = dict[str, Tensor]
 

@@ -4,17 +4,6 @@ from typing import Any
 
 import torch
 
-PEAK_TFLOPS = {
-    "H200": 989.0,
-    "H100": 989.0,  # SXM; the PCIe card does 756
-    "H800": 989.0,
-    "B200": 2250.0,
-    "A100": 312.0,
-    "A800": 312.0,
-    "L40S": 362.0,
-}
-"""Dense bf16 by NVIDIA's data sheets, by a part of torch's device name; first match."""
-
 
 def flops_per_token(matrix_parameters: int, layers: int, seq_length: int, attention_size: int) -> float:
     """Forward and backward of one token: 6 for every weight of a matrix product, 12 * L * s * heads * d for attention.
@@ -34,16 +23,6 @@ def matrix_parameters(model: torch.nn.Module) -> int:
         if parameter.dim() == 2 and "word_embeddings" not in name:
             total += parameter.numel()
     return total
-
-
-def peak_tflops(given: float | None) -> float | None:
-    """TFLOP/s of this device in dense bf16: what the user says, or the table's; None where neither knows it."""
-    if given is not None:
-        return given
-    if not torch.cuda.is_available():
-        return None
-    device = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in device), None)
 
 
 def mfu(args: Any, model: torch.nn.Module, tokens_per_s: float, peak: float) -> float:

@@ -1,28 +1,42 @@
-"""What the depth monitor costs: a step without it, one that it looks away from, and one that it measures."""
+"""What is watched costs: a step alone, with the guard against NaN, and with the depth monitor looking away or measuring."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
 from megatron_cod.benchmark.report import Report, rows_of
 from megatron_cod.benchmark.schemes import QUIET, facts_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, interleave
 from megatron_cod.training.depth_monitor import DepthMonitor
+from megatron_cod.training.faults.events import Events
+from megatron_cod.training.faults.nonfinite import StepGuard
 
 INTERVAL = 100
 AIM = 0.01
 
 
+def _at_each_call(step: Callable[..., Any], look: Callable[[], None]) -> Callable[..., Any]:
+    """The step with a look before it: here each call is a training step of its own."""
+
+    def watched(*rest: Any) -> Any:
+        look()
+        return step(*rest)
+
+    return watched
+
+
 def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, threads: int, clock: str) -> Report:
-    """Interleaved steps of three equal models. The note says what an interval of 100 comes to."""
+    """Interleaved steps of four equal models. The note says what an interval of 100 comes to."""
     args = start_megatron([*QUIET, *megatron_flags], threads)
     args.curr_iteration = 0
-    engines = {name: Engine(args, "lns") for name in ("without", "between", "measuring")}
+    engines = {name: Engine(args, "lns") for name in ("without", "guard", "between", "measuring")}
+    StepGuard("stop", 0, args, Events(None, 0), print).attach(engines["guard"].model)
     for name, interval in (("between", 10**9), ("measuring", 1)):
-        monitor = DepthMonitor(interval, lambda *_: None, lambda _: None)
+        monitor = DepthMonitor(interval, args, lambda *_: None, lambda _: None)
         monitor.attach(engines[name].model)
-        engines[name].forward_step = monitor.watch(engines[name].forward_step, args)
+        engines[name].forward_step = _at_each_call(engines[name].forward_step, monitor.step_begins)
     batches = random_batches(args, 4)
 
     def stepper(engine: Engine) -> partial[Lap]:
@@ -31,11 +45,18 @@ def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, thr
 
     laps = interleave({name: stepper(engine) for name, engine in engines.items()}, rounds=rounds, warmup=warmup)
     rows = rows_of(laps, "without", args.global_batch_size * args.seq_length)
-    between, measuring = (row.ratio.median - 1 for row in rows[1:])
+    between, measuring = (row.ratio.median - 1 for row in rows[2:])
     cost = ((INTERVAL - 1) * between + measuring) / INTERVAL
     alone = measuring / INTERVAL
     note = (
         f"every {INTERVAL} steps: {cost:+.2%} of the step time, of it {alone:+.2%} for the measured step itself "
         f"(aim: under {AIM:.0%})"
     )
-    return Report("Cost of the depth monitor", "without", facts_of(args, rounds, threads, clock), rows, laps, [note])
+    return Report(
+        "Cost of the guard and of the depth monitor",
+        "without",
+        facts_of(args, rounds, threads, clock),
+        rows,
+        laps,
+        [note],
+    )

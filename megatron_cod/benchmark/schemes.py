@@ -12,12 +12,13 @@ from megatron_cod import cpu
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.engine import Engine, Microbatch, random_batches, start_megatron
-from megatron_cod.benchmark.flops import mfu, peak_tflops
+from megatron_cod.benchmark.flops import mfu
 from megatron_cod.benchmark.memory import PeakMemory
 from megatron_cod.benchmark.operators import count_operators, table
 from megatron_cod.benchmark.report import Report, Row, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave, ratio
 from megatron_cod.schemes.table import get_scheme
+from megatron_cod.training.throughput import peak_tflops
 
 REFERENCE = "pre_ln"
 AIM = 1.005

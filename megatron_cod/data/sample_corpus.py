@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.tokenizers import TokenizerChoice
+
+_HELD_OUT = 12
+"""Every so many-th speech is for validation."""
 
 
 def sample_corpus_path() -> Path:
@@ -28,8 +34,38 @@ def prepare_sample(folder: Path) -> str:
                 output_prefix=str(prefix),
                 tokenizer=TokenizerChoice("ByteLevelTokenizer"),
                 append_eod=True,
-                holdout_every=12,
+                holdout_every=_HELD_OUT,
                 overwrite=True,
             )
         )
     return str(prefix)
+
+
+def sample_conversations(per_speech: int = 20) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """(training, validation) of "Continue this speech of PRESIDENT, YEAR: ..." with a sentence, and the next as the answer.
+
+    Evenly spread over each speech, sentences of moderate length. The speeches that ``prepare_sample`` holds out are held
+    out here too, so that a model pretrained on its data has seen nothing of them.
+    """
+    sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
+    for number, line in enumerate(sample_corpus_path().read_text(encoding="utf-8").splitlines(), 1):
+        speech = json.loads(line)
+        sentences = re.split(r"(?<=[.!?])\s+", speech["text"])
+        pairs = [
+            (one, following)
+            for one, following in pairwise(sentences)
+            if 25 <= len(one) <= 80 and 15 <= len(following) <= 90
+        ]
+        for one, following in pairs[:: max(1, len(pairs) // per_speech)][:per_speech]:
+            question = f"Continue this speech of {speech['president']}, {speech['year']}: {one}"
+            sides[number % _HELD_OUT == 0].append({"prompt": question, "completion": following})
+    return sides
+
+
+def write_sample_conversations(folder: Path) -> tuple[Path, Path]:
+    """The same as JSON lines; returns the two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = (folder / "sotu_train.jsonl", folder / "sotu_valid.jsonl")
+    for path, side in zip(paths, sample_conversations(), strict=True):
+        path.write_text("".join(json.dumps(one) + "\n" for one in side), encoding="utf-8")
+    return paths

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_cod.data.chat.chat_format import ChatFormat
+from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
 from megatron_cod.huggingface.folding import fold
 
 KEY = "megatron_cod"
@@ -25,6 +27,7 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 _OTHERS = ("generation_config.json",)
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
@@ -109,6 +112,30 @@ def copy_tokenizer_of(args: Any, target: Path) -> list[str]:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (target / name).unlink()
     return []
+
+
+def write_chat_template(args: Any, target: Path) -> list[str]:
+    """Write the chat template that a checkpoint was fine-tuned with, and where there is no generation config yet, one that
+    ends an answer as that template does. Returns the names."""
+    template = getattr(args, "chat_template", None)
+    if not template:
+        return []
+    (target / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    config = target / "generation_config.json"
+    if config.is_file():
+        return [CHAT_TEMPLATE]
+    config.write_text(json.dumps({"eos_token_id": sorted(chat_format_in(target).ends())}, indent=2) + "\n")
+    return [CHAT_TEMPLATE, config.name]
+
+
+def chat_format_in(folder: Path) -> ChatFormat:
+    """The chat format of a directory with a template; one without tokenizer files is bytes."""
+    from transformers import AutoTokenizer
+
+    template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    bytes_alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    encoder = ByteEncoder() if bytes_alone else HuggingFaceEncoder(AutoTokenizer.from_pretrained(folder))
+    return ChatFormat(encoder, template)
 
 
 _PROBE = "The state of our Union is strong: 3 of 4 agree, (really) they do."

@@ -191,6 +191,7 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
         say(f"note: {note}")
+    companions.write_chat_template(found.args, part.folder)
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
     part.finish()
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from megatron_cod.data.chat.chat_format import ChatFormat
+from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export import DTYPES
@@ -52,6 +54,9 @@ class ByteTokenizer:
 
     eos_token_id = 256
 
+    def __init__(self, chat_template: str | None = None) -> None:
+        self.chat_template = chat_template
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -60,7 +65,8 @@ class ByteTokenizer:
 
 
 def _tokenizer_in(folder: Path) -> Any | None:
-    if not any((folder / name).is_file() for name in companions.TOKENIZER_FILES):
+    files = [name for name in companions.TOKENIZER_FILES if not name.startswith("chat_template")]
+    if not any((folder / name).is_file() for name in files):
         return None
     from transformers import AutoTokenizer
 
@@ -78,7 +84,8 @@ def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -
         if found is not None:
             return found
     if vocab in (256, 257):
-        return ByteTokenizer()
+        template = folders[0] / companions.CHAT_TEMPLATE
+        return ByteTokenizer(template.read_text(encoding="utf-8") if template.is_file() else None)
     raise ValueError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
 
 
@@ -120,9 +127,13 @@ def foldable(folder: Path, step: int | None = None) -> bool:
 def checkpoint_tokenizer(folder: Path, step: int | None, given: Path | None, vocab: int) -> Any:
     """The tokenizer of a Megatron checkpoint, or of the directory ``given``. ValueError when there is none."""
     path = find_checkpoint(folder, step)
+    args = MegatronCheckpoint(path).args
     with TemporaryDirectory() as own:  # those of the run, as an export would have them
-        companions.copy_tokenizer_of(MegatronCheckpoint(path).args, Path(own))
-        return _tokenizer([path.parent / companions.FOLDER, Path(own)], vocab, given)
+        companions.copy_tokenizer_of(args, Path(own))
+        found = _tokenizer([path.parent / companions.FOLDER, Path(own)], vocab, given)
+    if given is None and getattr(args, "chat_template", None):
+        found.chat_template = args.chat_template
+    return found
 
 
 def open_model(
@@ -151,23 +162,43 @@ def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling | None = None) -> str:
-    """The prompt and up to ``count`` tokens behind it; a text's end, or the model's longest sequence, ends it earlier.
+def go_on(
+    model: Any, ids: Sequence[int], count: int, sampling: Sampling | None, ends: Collection[int | None]
+) -> list[int]:
+    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is left out, or the model's longest sequence ends it.
 
-    Raises ValueError for a prompt that gives no token, or too many.
+    Raises ValueError for a prompt of no tokens, or too many.
     """
-    ids = list(tokenizer.encode(prompt))
     longest = model.config.max_position_embeddings
     if not 0 < len(ids) < longest:
         raise ValueError(f"the prompt is {len(ids)} tokens; it must be from 1 to {longest - 1}")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
-    step, cache = torch.tensor([ids], device=device), None
+    step, cache, found = torch.tensor([list(ids)], device=device), None, []
     for _ in range(min(count, longest - len(ids))):
         out = model(step, past_key_values=cache, use_cache=True)
         token, cache = next_token(out.logits[0, -1], sampling, generator), out.past_key_values
-        if token == tokenizer.eos_token_id:
+        if token in ends:
             break
-        ids.append(token)
+        found.append(token)
         step = torch.tensor([[token]], device=device)
-    return tokenizer.decode(ids)
+    return found
+
+
+def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling | None = None) -> str:
+    """The prompt and up to ``count`` tokens behind it; see ``go_on``."""
+    ids = list(tokenizer.encode(prompt))
+    return tokenizer.decode(ids + go_on(model, ids, count, sampling, {tokenizer.eos_token_id}))
+
+
+def answer(model: Any, tokenizer: Any, question: str, count: int, sampling: Sampling | None = None) -> str:
+    """What the model answers a user, under its tokenizer's chat template. ValueError where that has none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
+        raise ValueError(
+            "the tokenizer has no chat template, which a fine-tuned checkpoint brings along; leave --chat out"
+        )
+    encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)
+    chat = ChatFormat(encoder, template)
+    ids = chat.prompt([{"role": "user", "content": question}])
+    return str(tokenizer.decode(go_on(model, ids, count, sampling, chat.ends())))

@@ -20,11 +20,11 @@ from megatron_cod import cpu, identity
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
+from megatron_cod.training.argument_checks import check_built, check_layout, check_schedule
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.blends import blends_of, check_data
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.preflight import check_built, check_layout, check_schedule
-from megatron_cod.training.run import resolve_command_line
 
 
 @dataclass(frozen=True)

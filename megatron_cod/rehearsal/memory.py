@@ -10,7 +10,7 @@ import torch
 
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.rehearsal.parameters import moe_pattern
-from megatron_cod.training.preflight import head_dim, query_groups
+from megatron_cod.training.argument_checks import head_dim, query_groups
 
 GIB = 1 << 30
 
@@ -42,6 +42,11 @@ def optimizer_bytes(args: Any) -> int:
         main = _size(args.main_params_dtype) if main else 0
         return main + _size(args.exp_avg_dtype) + _size(args.exp_avg_sq_dtype)
     return main + 8
+
+
+def checkpoint_bytes(args: Any, parameters: int) -> int:
+    """Bytes of a checkpoint of a model with so many parameters: weights, and optimizer states unless left out."""
+    return parameters * (_size(args.params_dtype) + (0 if args.no_save_optim else optimizer_bytes(args)))
 
 
 def model_memory(args: Any, dense: int, experts: int) -> tuple[float, float, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.schemes.table import get_scheme
-from megatron_cod.training.preflight import head_dim, query_groups
+from megatron_cod.training.argument_checks import head_dim, query_groups
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from megatron_cod.rehearsal.memory import Memory, chunk_activations, model_memor
 from megatron_cod.rehearsal.parameters import Count, chunk_count, model_count
 from megatron_cod.rehearsal.schedule import bubble_ratio, bubble_share, peak_in_flight, stage_tasks
 from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.training.preflight import microbatches, virtual_group
+from megatron_cod.training.argument_checks import microbatches, virtual_group
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,8 @@ from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import PLACEMENTS
 from megatron_cod.schemes.table import SCHEMES, get_scheme
 from megatron_cod.training.backend_flags import CHOICES
-
-_INTRODUCTION = """\
-Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
-
-  torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe recipes/debug.yaml [any Megatron flag]
-
-A recipe is a YAML file of Megatron argument names (ours included); the command line wins over it. Without a GPU the same
-command trains on CPU processes over gloo, no flag needed.
-"""
+from megatron_cod.training.faults.flags import add_fault_options
+from megatron_cod.training.task import Task
 
 _COMMON = """\
 Megatron flags used most (all of them: --help-megatron):
@@ -23,7 +16,6 @@ Megatron flags used most (all of them: --help-megatron):
   --micro-batch-size --global-batch-size --train-iters --lr --min-lr --seed           the optimisation
   --tensor-model-parallel-size --pipeline-model-parallel-size --sequence-parallel     the layout
   --num-virtual-stages-per-pipeline-rank --use-distributed-optimizer                  the layout, further
-  --data-path | --train-data-path --valid-data-path, --tokenizer-type --tokenizer-model   the data
   --save --load --save-interval --eval-interval --eval-iters --log-interval           checkpoints and logs
 """
 
@@ -36,7 +28,8 @@ def _one_line_error(message: str) -> NoReturn:
     raise UsageError(f"{message} (--help lists the flags)")
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A flag's type: a whole number from 1."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
@@ -90,8 +83,8 @@ class _HelpMegatron(argparse.Action):
         raise SystemExit(0)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help."""
+def add_arguments(parser: argparse.ArgumentParser, task: Task | None = None) -> argparse.ArgumentParser:
+    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help. task: whose flags and help come along."""
     group = parser.add_argument_group("megatron_cod")
     group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
     group.add_argument(
@@ -125,15 +118,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--keep-last-checkpoints",
-        type=_at_least_one,
+        type=at_least_one,
         metavar="K",
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
     group.add_argument(
         "--depth-monitor-interval",
-        type=_at_least_one,
+        type=at_least_one,
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
+    )
+    group.add_argument(
+        "--rank-log-dir",
+        metavar="DIR",
+        help="a file for each rank but the first and the last, which have the console; 'none': all ranks on the console "
+        "(default: SAVE/logs)",
+    )
+    group.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="X",
+        help="dense bf16 TFLOP/s of one device, for MFU (default: known for NVIDIA's A100, H100, H200, B200, L40S)",
     )
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(
@@ -141,22 +146,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         action="store_true",
         help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
     )
+    faults = parser.add_argument_group("when something goes wrong (docs/faults.md)")
+    add_fault_options(faults)
     group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")
+    own = parser.add_argument_group("the task's flags")
+    if task is not None:
+        task.add_arguments(own)
 
     def print_help(*_: Any) -> None:
-        formatter = argparse.HelpFormatter(prog="pretrain", max_help_position=32)
-        formatter.start_section("megatron_cod flags")
-        formatter.add_arguments(group._group_actions)
-        formatter.end_section()
-        print(_INTRODUCTION + "\n" + formatter.format_help() + "\n" + _COMMON)
+        program = task.program if task else "megatron_cod"
+        formatter = argparse.HelpFormatter(prog=program, max_help_position=32)
+        for title, section in ((f"{program} flags", own), ("megatron_cod flags", group), (faults.title, faults)):
+            if section._group_actions:
+                formatter.start_section(title)
+                formatter.add_arguments(section._group_actions)
+                formatter.end_section()
+        print((task.introduction + "\n" if task else "") + formatter.format_help() + "\n" + _COMMON)
 
     parser.error = _one_line_error  # type: ignore[method-assign]
     parser.print_help = print_help  # type: ignore[method-assign,assignment]
     return parser
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(task: Task | None = None) -> argparse.ArgumentParser:
     """Megatron's parser with our flags, for looking up names and types."""
     from megatron.training.arguments import add_megatron_arguments
 
-    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)))
+    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), task)

@@ -10,9 +10,10 @@ CHOICES = ("auto", *BACKENDS)
 
 # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
-# last a signal ends a run after the step at hand is done and saved (training/interruptions.py).
+# next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
+# leaves out, faults/nonfinite.py says where a NaN came from.
 _COMMON = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
-_COMMON += ["--exit-signal-handler"]
+_COMMON += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
 _IMPLEMENTATION = "--transformer-impl"
 
 

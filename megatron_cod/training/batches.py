@@ -8,6 +8,7 @@ import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.utils import get_batch_on_this_cp_rank
@@ -69,14 +70,16 @@ def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> 
 datasets_provider.is_distributed = True  # type: ignore[attr-defined]
 
 
-def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None = None) -> Batch:
+def get_batch(
+    data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None = None, everywhere: bool = False
+) -> Batch:
     """One micro-batch [b, s] for this rank: read on the first TP rank, broadcast over TP, cut to this CP rank.
 
-    Most stages in the middle of the pipeline need no data: every entry is None there.
+    Most stages in the middle of the pipeline need no data: every entry is None there, unless ``everywhere``.
     """
     keys = (*_KEYS, "attention_mask")
     args = get_args()
-    if not _reads_data(args, vp_stage):
+    if not everywhere and not _reads_data(args, vp_stage):
         return dict.fromkeys(keys)
     shape = (args.micro_batch_size, args.seq_length)
     device = torch.cuda.current_device()
@@ -116,10 +119,26 @@ def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[s
     return loss, tokens, {"lm loss": reported}
 
 
+def packed_batch(batch: Batch) -> tuple[Batch, PackedSeqParams]:
+    """A batch of rows [b, s] as one row [1, b * s], and where in it samples begin: wherever positions begin anew."""
+    positions = batch["position_ids"]
+    assert positions is not None
+    flat: Batch = {name: None if one is None else one.reshape(1, -1) for name, one in batch.items()}
+    starts = (positions.flatten() == 0).nonzero().flatten()
+    ends = torch.cat([starts, starts.new_tensor([positions.numel()])]).to(torch.int32)
+    longest = int((ends[1:] - ends[:-1]).max())
+    return flat, PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
+    )
+
+
 def forward_step(
-    data_iterator: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module
+    data_iterator: Iterator[dict[str, Tensor]] | None, model: torch.nn.Module, packed: bool = False
 ) -> tuple[Tensor, Callable[..., Any]]:
-    """Megatron's ``forward_step_func``: the model's output for one micro-batch, and how to turn it into a loss."""
+    """Megatron's ``forward_step_func``: the model's output for one micro-batch, and how to turn it into a loss.
+
+    packed: rows hold several samples that must not see each other; then every stage reads the batch, to know them apart.
+    """
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     inner: Any = model
@@ -128,7 +147,8 @@ def forward_step(
     args = get_args()
     if args.residual_warmup_steps:
         set_training_step([inner], getattr(args, "curr_iteration", args.iteration))
-    batch = get_batch(data_iterator, getattr(inner, "vp_stage", None))
+    batch = get_batch(data_iterator, getattr(inner, "vp_stage", None), everywhere=packed)
+    batch, samples = packed_batch(batch) if packed else (batch, None)
     timers("batch-generator").stop()
     output = model(
         batch["tokens"],
@@ -136,5 +156,6 @@ def forward_step(
         batch["attention_mask"],
         labels=batch["labels"],
         loss_mask=batch["loss_mask"],
+        packed_seq_params=samples,
     )
     return output, partial(loss_func, batch["loss_mask"])

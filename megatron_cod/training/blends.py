@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,11 @@ def blends_of(args: Any) -> dict[str, Blend]:
     if args.data_path:
         return {"all": read_blend("--data-path", args.data_path)}
     return {split: read_blend(flag, apart[flag]) for split, flag in zip(SPLITS, apart, strict=True) if apart[flag]}
+
+
+def prefixes_of(blends: Mapping[str, Blend]) -> list[str]:
+    """Every dataset of the blends, once."""
+    return list(dict.fromkeys(prefix for blend in blends.values() for prefix in blend.prefixes))
 
 
 def _from_json(path: str) -> dict[str, Blend]:

@@ -18,10 +18,13 @@ from megatron_cod.checkpoint_files import (
     iteration_name,
     iterations,
     latest_checkpoint,
+    newest_whole,
+    read_tracker,
     same_directory,
 )
 from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import design_from_args
+from megatron_cod.training.faults import rewind
 
 RESOLVED = "resolved_args.yaml"
 
@@ -48,18 +51,21 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def checkpoint_to_load(args: Any) -> Path | None:
-    """The checkpoint Megatron will load, or None for a start from scratch; see ``latest_checkpoint`` for ValueError."""
+    """The checkpoint Megatron will load, or None for a start from scratch; see ``newest_whole`` for ValueError."""
     directory = args.load
     if args.pretrained_checkpoint and not (directory and (Path(directory) / TRACKER).is_file()):
         directory = args.pretrained_checkpoint
     if not directory:
         return None
-    checkpoint = latest_checkpoint(directory, repair=same_directory(directory, args.save))
-    if args.ckpt_step and (checkpoint is None or checkpoint.name != RELEASE):
+    if args.ckpt_step and read_tracker(directory) != RELEASE:
         checkpoint = Path(directory) / iteration_name(args.ckpt_step)
         if not checkpoint.is_dir():
             raise ValueError(f"--ckpt-step {args.ckpt_step}: {checkpoint} does not exist")
-    return checkpoint
+        return checkpoint
+    if same_directory(directory, args.save):
+        # As rank 0 leaves it (``retention.clean``, ``rewind.perform``), which may be at that just now.
+        return rewind.pending(args) or newest_whole(directory)[0]
+    return latest_checkpoint(directory)
 
 
 def lacks_norm_state(args: Any) -> bool:
@@ -196,16 +202,19 @@ def check_save(save: str | None, load: str | None, *, step: int | None = None, f
         probe.unlink()
     except OSError as error:
         raise ValueError(f"--save {save} cannot be written: {error.strerror or error}") from None
-    latest = latest_checkpoint(directory, repair=True)
-    if latest is None:
+    tracked = read_tracker(directory)
+    if tracked is None:
         return
     if not same_directory(save, load):
         raise ValueError(
             f"--save {save} already holds checkpoints; resume them with --load {save}, or save somewhere else"
         )
-    if latest.name != RELEASE and (finetune or (step and step < int(latest.name.removeprefix("iter_")))):
+    newest = max(iterations(directory), default=0) if not tracked.isdigit() else int(tracked)
+    if tracked != RELEASE and (finetune or (step and step < newest)):
         flag = "--finetune" if finetune else f"--ckpt-step {step}"
-        raise ValueError(f"{flag} would overwrite checkpoints up to {latest}; give another --save")
+        raise ValueError(
+            f"{flag} would overwrite checkpoints up to {directory / iteration_name(newest)}; give another --save"
+        )
 
 
 @contextmanager

@@ -34,24 +34,22 @@ def depth_tag(name: str, layer_number: int) -> str:
 class DepthMonitor:
     """Watches the decoder layers of this rank; every ``interval``-th step it measures, on the others it looks away."""
 
-    def __init__(self, interval: int, write: Callable[[str, float, int], None], say: Callable[[str], None]) -> None:
-        """write: takes (name, value, step) on the rank that keeps the metrics. say: prints a line there."""
+    def __init__(
+        self, interval: int, args: Any, write: Callable[[str, float, int], None], say: Callable[[str], None]
+    ) -> None:
+        """args: Megatron's, which say what step is at hand. write: takes (name, value, step) on the rank that keeps the
+        metrics. say: prints a line there."""
         if interval < 1:
             raise ValueError(f"--depth-monitor-interval {interval} must be at least 1")
-        self._interval, self._write, self._say = interval, write, say
+        self._interval, self._args, self._write, self._say = interval, args, write, say
         self._active, self._step = False, 0
         self._table = torch.zeros(0)
         self._layers: dict[int, torch.nn.Module] = {}
 
-    def watch(self, step: Callable[..., Any], args: Any) -> Callable[..., Any]:
-        """The same forward step, which first sees whether its training step is a monitored one."""
-
-        def watched(*rest: Any) -> Any:
-            self._step = int(args.curr_iteration) + 1
-            self._active = self._step % self._interval == 0
-            return step(*rest)
-
-        return watched
+    def step_begins(self) -> None:
+        """A training step begins: is it a monitored one?"""
+        self._step = int(self._args.curr_iteration) + 1
+        self._active = self._step % self._interval == 0
 
     def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """Megatron post-wrap hook: watch the layers, and the end of each step's gradients."""

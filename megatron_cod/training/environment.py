@@ -1,6 +1,8 @@
 """Imported before Megatron: prepares what Megatron reads while it is imported."""
 
 import os
+import shutil
+import tempfile
 import warnings
 
 from megatron_cod import cpu
@@ -11,17 +13,32 @@ if not cpu.has_cuda():
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
 
 _NOTHING_TO_MAKE = "--eval=nothing:;@:"
+_stand_in: tempfile.TemporaryDirectory[str] | None = None
 
 
 def satisfy_make() -> None:
-    """Give the one ``make`` call of Megatron's start an empty target: the wheel has the dataset helper compiled already.
+    """Give the one ``make`` call of Megatron's start nothing to do: the wheel has the dataset helper compiled already.
 
-    The wheel holds no makefile, and a failing make ends the run. ``forget_make`` takes it back before training.
+    The wheel holds no makefile, and a failing make ends the run; so does a missing one (slim container images have none),
+    for which ``true`` stands in. ``forget_make`` takes it back before training.
     """
-    os.environ["MAKEFLAGS"] = _NOTHING_TO_MAKE
+    global _stand_in
+    if shutil.which("make"):
+        os.environ["MAKEFLAGS"] = _NOTHING_TO_MAKE
+        return
+    does_nothing = shutil.which("true")
+    assert does_nothing is not None
+    _stand_in = tempfile.TemporaryDirectory(prefix="make")  # goes with the process at the latest
+    os.symlink(does_nothing, os.path.join(_stand_in.name, "make"))
+    os.environ["PATH"] += os.pathsep + _stand_in.name
 
 
 def forget_make() -> None:
-    """Leave MAKEFLAGS to whoever runs make in this process later."""
+    """Leave make to whoever runs it in this process later."""
+    global _stand_in
     if os.environ.get("MAKEFLAGS") == _NOTHING_TO_MAKE:
         del os.environ["MAKEFLAGS"]
+    if _stand_in is not None:
+        os.environ["PATH"] = os.environ["PATH"].removesuffix(os.pathsep + _stand_in.name)
+        _stand_in.cleanup()
+        _stand_in = None

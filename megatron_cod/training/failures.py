@@ -1,15 +1,21 @@
 """How a distributed run ends on bad input: one clear line, from one rank, exit code not 0, no hang."""
 
+import json
 import os
-import sys
+import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
+
+from megatron_cod.training import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
+USER_ERROR = 2
+"""Exit code of a run that was started wrongly: starting it again would change nothing."""
 
 
 def this_rank() -> int:
@@ -29,18 +35,27 @@ def one_line(error: BaseException) -> str:
     return f"the arguments do not fit together, Megatron asks for: {condition}"
 
 
-def fail(message: str, *, exit_code: int = 2) -> NoReturn:
+def _tell_launcher(message: str) -> None:
+    """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``)."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(OSError), open(path, "w") as file:
+            json.dump({"message": message, "timestamp": int(time.time())}, file)
+
+
+def fail(message: str, *, exit_code: int = USER_ERROR) -> NoReturn:
     """Print ``error: message`` on rank 0 and end the process.
 
     The other ranks wait for the launcher to end them, so that rank 0 gets its line out first; a rank that is still
     alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
     """
     rank = this_rank()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in training it asks for a save, of which there is none now
+    _tell_launcher(message if rank == 0 else f"rank {rank} on {socket.gethostname()}: {message}")
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
-        message = f"rank {rank}: {message}"
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+        message = f"rank {rank} on {socket.gethostname()}: {message}"
+    rank_logs.speak(f"error: {message}")
     # Not sys.exit: process groups and loader threads of a half-started run must not hold the exit up.
     os._exit(exit_code)
 

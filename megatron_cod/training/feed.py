@@ -21,12 +21,12 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSa
 from megatron.training.training import get_train_valid_test_num_samples
 
 from megatron_cod import cpu
+from megatron_cod.training.argument_checks import check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import datasets_provider
 from megatron_cod.training.blends import check_data
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.preflight import check_layout
-from megatron_cod.training.run import resolve_command_line
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_PROGRESS = ("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy ")
+_PROGRESS = (
+    *("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy "),
+    *("training data: ", "validation data: ", "packed into ", "one conversation a row: "),
+)
 
 
 class RunFailed(RuntimeError):
@@ -21,13 +24,15 @@ def launch_alone() -> None:
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
 
 
-def launch_command(processes: int, flags: Sequence[str]) -> list[str]:
-    """The torchrun command line of a single-node run."""
+def launch_command(processes: int, flags: Sequence[str], entry: str = "pretrain") -> list[str]:
+    """The torchrun command line of a single-node run. entry: a module of ``megatron_cod.training``."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, "-m", "megatron_cod.training.pretrain", *flags]
+    return [*torchrun, "-m", f"megatron_cod.training.{entry}", *flags]
 
 
-def run_training(processes: int, flags: Sequence[str], log: Path, show: Callable[[str], None]) -> None:
+def run_training(
+    processes: int, flags: Sequence[str], log: Path, show: Callable[[str], None], entry: str = "pretrain"
+) -> None:
     """Train in ``processes`` processes to the end; the whole output goes to ``log``, progress lines to ``show``.
 
     Raises RunFailed when the run does not end well. On interruption the processes are ended with it.
@@ -36,7 +41,7 @@ def run_training(processes: int, flags: Sequence[str], log: Path, show: Callable
     error = None
     with log.open("w") as file:
         process = subprocess.Popen(
-            launch_command(processes, flags),
+            launch_command(processes, flags, entry),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -24,17 +24,18 @@ from megatron_cod.training import (
     environment,
 )
 from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.recipes import load_recipe
-from megatron_cod.training.run import resolve_command_line
 
 _TRAINING = """
 save load tensorboard wandb metrics keep-last log- eval- pipeline-model-parallel tensor-model-parallel mock-data
 expert-model-parallel expert-tensor-parallel num-virtual-stages num-layers-per-virtual decoder-first-pipeline
 decoder-last-pipeline account-for- sequence-parallel context-parallel recompute- use-distributed-optimizer overlap-
 data-path train- valid-data test-data split tokenizer global-batch micro-batch rampup lr min-lr num-workers exit-
-depth-monitor finetune no-load no-save ckpt-step recipe seq-length
+depth-monitor finetune no-load no-save ckpt-step recipe seq-length sft- no-sft- train-epochs pretrained-checkpoint
+chat-template
 """
 """Beginnings of resolved arguments that say how a model was trained, and not what it is."""
 

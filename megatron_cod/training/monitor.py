@@ -4,16 +4,11 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, perplexity
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below one hour."""
-    minutes, secs = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+from megatron_cod.training.summary import Summary, format_duration
+from megatron_cod.training.throughput import Job, Rate, tokens_text
 
 
 class MetricsWriter:
@@ -30,23 +25,32 @@ class MetricsWriter:
         path: Path | None,
         *,
         train_iters: int,
-        tokens_per_step: int,
+        batch_size: int,
+        consumed: Callable[[], int],
+        job: Job,
         log_interval: int,
         emit: Callable[[str], None],
+        see_loss: Callable[[int, float], str | None] = lambda step, loss: None,
+        also: Callable[[dict[str, float], int], None] = lambda values, step: None,
     ) -> None:
-        """inner: a SummaryWriter or None. path: the JSON lines, or None. emit: prints one line."""
+        """inner: a SummaryWriter or None. path: the JSON lines, or None. batch_size: samples of a step, until Megatron
+        tells another. consumed: samples trained on so far, by earlier starts as well. emit: prints one line. see_loss:
+        takes each step's training loss, and answers with a line where there is something to say. also: takes what is
+        written here and Megatron does not know, for W&B."""
         self._inner = inner
-        self._file = path.open("a", buffering=1) if path else None
-        self._train_iters = train_iters
-        self._tokens_per_step = tokens_per_step
+        self._file = _open_lines(path) if path else None
+        self._train_iters, self._batch_size = train_iters, batch_size
+        self._job = job
         self._log_interval = max(1, log_interval)
-        self._emit = emit
+        self._emit, self._see_loss, self._also = emit, see_loss, also
         self._learning_rate: float | None = None
-        # (step, time) of the first and of the latest step; steps and seconds since the last line. The first step is slow
+        self._consumed = consumed
+        self.summary = Summary(job, consumed)
+        # (step, time) of the first and of the latest step; samples and seconds since the last line. The first step is slow
         # (allocation, first communication) and an interval with a validation in it is not a step's: neither counts.
         self._first: tuple[int, float] = (0, 0.0)
         self._last: tuple[int, float] | None = None
-        self._steps, self._seconds, self._clean = 0, 0.0, True
+        self._samples, self._seconds, self._clean = 0, 0.0, True
 
     def __bool__(self) -> bool:
         return True
@@ -67,34 +71,55 @@ class MetricsWriter:
             self._file.write(json.dumps(record) + "\n")
         if name == "learning-rate":
             self._learning_rate = number
+        elif name == "batch-size":
+            self._batch_size = int(number)
         elif name == TRAIN_LOSS:
             self._progress(int(step), number)
+            if line := self._see_loss(int(step), number):
+                self._emit(line)
         elif name == VALID_LOSS:
             self._clean = False
+            self.summary.validated(int(step), number)
             self._emit(f"validation at step {step}: loss {number:.4f} | perplexity {perplexity(number):.2f}")
 
     def _progress(self, step: int, loss: float) -> None:
         now = time.monotonic()
+        seconds = 0.0
         if self._last is None:
             self._first = self._last = (step, now)
         elif self._clean:
-            self._steps += 1
-            self._seconds += now - self._last[1]
+            seconds = now - self._last[1]
+            self._samples += self._batch_size
+            self._seconds += seconds
         self._last, self._clean = (step, now), True
+        self.summary.trained(step, loss, self._batch_size, seconds)
         if not (self._first[0] == step or step % self._log_interval == 0 or step == self._train_iters):
             return
         width = len(str(self._train_iters))
         line = f"step {step:>{width}}/{self._train_iters} | loss {loss:.4f} | ppl {perplexity(loss):.2f}"
         if self._learning_rate is not None:
             line += f" | lr {self._learning_rate:.2e}"
-        if self._steps:
+        if self._seconds:
             # Tokens/s is the training step alone; the time left counts validation and saving too.
-            rate = self._steps / self._seconds * self._tokens_per_step
-            elapsed, done = now - self._first[1], step - self._first[0]
-            left = elapsed / done * (self._train_iters - step)
-            line += f" | {rate:,.0f} tokens/s | ETA {format_duration(left)}"
-            self._steps, self._seconds = 0, 0.0
+            rate = Rate(self._job, self._samples, self._seconds)
+            left = (now - self._first[1]) / (step - self._first[0]) * (self._train_iters - step)
+            seen = self._consumed() * self._job.tokens_per_sample
+            line += f" | {rate.text()} | {tokens_text(seen)} tokens seen | ETA {format_duration(left)}"
+            values = {**rate.scalars(), "tokens seen": float(seen)}
+            for name, value in values.items():
+                self.add_scalar(name, value, step)
+            self._also(values, step)
+            self._samples, self._seconds = 0, 0.0
         self._emit(line)
+
+
+def _open_lines(path: Path) -> TextIO:
+    """To append whole lines: one that a full disk or a kill tore is cut off, or it would take the next with it."""
+    file = path.open("a", buffering=1)
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+    return file
 
 
 def install_metrics_writer(writer_factory: Callable[[Any], MetricsWriter]) -> None:

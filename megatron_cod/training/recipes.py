@@ -10,7 +10,8 @@ import yaml
 
 from megatron_cod.training.data_section import KEY, data_flags
 
-_ORIGIN = "recipe"
+_ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
+"""Arguments of one start, which a recipe that reproduces the run does not have."""
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
@@ -66,11 +67,13 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
     if doubled:
         raise ValueError(f"recipe key {doubled[0]!r} says again what its section {KEY!r} says; keep one of them")
     for key, value in {**{key: value for key, value in recipe.items() if key != KEY}, **section}.items():
+        if key in dropped:
+            continue
         if key not in actions:
             near = get_close_matches(key, [*actions, KEY], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"unknown recipe key {key!r}{hint}")
-        if key in dropped or value is None:
+        if value is None:
             continue
         takes_value = actions[key].nargs != 0
         if isinstance(value, bool) and not takes_value:
@@ -98,7 +101,7 @@ def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser, alw
         by_destination.setdefault(action.dest, (key, action))
     resolved: dict[str, Any] = {name.replace("_", "-"): value for name, value in always.items()}
     for destination, value in vars(args).items():
-        if destination not in by_destination or destination in (_ORIGIN, "unset", "dry_run", "override_scheme_check"):
+        if destination not in by_destination or destination in _ONCE:
             continue
         key, action = by_destination[destination]
         if value == action.default or destination in always:

@@ -8,33 +8,22 @@ ends with 0 for "queue it again", 1 for "it is done" and 2 for "give up": that i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from megatron_cod.checkpoint_files import latest_checkpoint
-from megatron_cod.training.interruptions import EVENTS, Events
+from megatron_cod.checkpoint_files import newest_whole
+from megatron_cod.training.faults.events import Events, read_events
 
 AGAIN, DONE, GIVE_UP = 0, 1, 2
 QUEUED = "queued again"
 
 
-def read_events(save: Path) -> list[dict[str, Any]]:
-    """The events of a run, a torn last line left out; none where there is no file."""
-    path = save / EVENTS
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def newest_step(save: Path) -> int:
-    """The step of the newest whole checkpoint, 0 without one."""
-    checkpoint = latest_checkpoint(save) if save.is_dir() else None
+    """The step that the run would go on from; 0 where there is none, or no whole checkpoint."""
+    try:
+        checkpoint, _ = newest_whole(save)
+    except ValueError:
+        return 0
     number = checkpoint.name.removeprefix("iter_") if checkpoint else ""
     return int(number) if number.isdigit() else 0
 

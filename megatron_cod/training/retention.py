@@ -17,12 +17,13 @@ from megatron_cod.checkpoint_files import (
     TRACKER,
     is_complete,
     iterations,
-    latest_checkpoint,
+    newest_whole,
     read_tracker,
     write_tracker,
 )
 
 DELETING = ".deleting-"
+DAMAGED = "damaged-"
 UNTRACKED = "untracked-"
 Say = Callable[[str], None]
 
@@ -42,17 +43,45 @@ def _remove(path: Path) -> None:
         shutil.rmtree(_hide(path))
 
 
-def clean(directory: str | Path, say: Say, spare: int | None = None) -> None:
+def _repair(directory: Path, text: str | None, say: Say, told: Callable[[Path, str], None]) -> str:
+    """Have the tracker name the newest whole checkpoint, and put damaged ones aside; what the tracker says then."""
+    checkpoint, damaged = newest_whole(directory)
+    assert checkpoint is not None
+    number = str(int(checkpoint.name.removeprefix("iter_")))
+    # First the tracker: a rank that looks in between finds the same checkpoint.
+    if number != text:
+        write_tracker(directory, number)
+    if not text:
+        say(f"{directory / TRACKER} was empty, a save was interrupted: it names {checkpoint.name} now")
+    for path, why in damaged.items():
+        aside = path.with_name(DAMAGED + path.name)
+        if path.is_dir():
+            if aside.exists():
+                _remove(aside)
+            path.rename(aside)
+        say(f"WARNING: {why}; going on from {checkpoint.name}, and keeping the damaged one as {aside.name}")
+        told(path, why)
+    return number
+
+
+def clean(
+    directory: str | Path,
+    say: Say,
+    spare: int | None = None,
+    damaged: Callable[[Path, str], None] = lambda path, why: None,
+) -> None:
     """Put a ``--save`` directory in order before a run saves into it. For rank 0 alone, before the process group.
 
     - leftovers of a deletion that was interrupted go;
-    - an empty tracker gets the number of the newest complete checkpoint;
+    - an empty tracker gets the number of the newest whole checkpoint, and so does one that names a damaged checkpoint;
+      damaged ones are renamed;
     - ``iter_N`` newer than the tracker, or any where there is no tracker, go when they are incomplete. Megatron would
       write into them, and a kill then could leave old and new files together that look whole;
     - such a one that is complete is renamed: a tracker may have been set back by hand, to be set forward again.
 
-    spare: an iteration that is about to be loaded although no tracker names it (``--ckpt-step``).
-    Raises ValueError where the tracker is corrupt, OSError where something cannot be removed.
+    spare: an iteration that is about to be loaded although no tracker names it (``--ckpt-step``); the tracker then stays
+    as it is. damaged: told of each damaged checkpoint and what is wrong with it.
+    Raises ValueError where the tracker is corrupt or no checkpoint whole, OSError where something cannot be removed.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -60,13 +89,9 @@ def clean(directory: str | Path, say: Say, spare: int | None = None) -> None:
     for leftover in directory.glob(f"{DELETING}*"):
         shutil.rmtree(leftover)
     text = read_tracker(directory)
-    if text == "":
-        checkpoint = latest_checkpoint(directory, repair=True)
-        assert checkpoint is not None
-        text = checkpoint.name.removeprefix("iter_").lstrip("0") or "0"
-        write_tracker(directory, text)
-        say(f"{directory / TRACKER} was empty, a save was interrupted: it names {checkpoint.name} now")
-    tracked = -1 if text is None or text == RELEASE else int(text)
+    if spare is None and text not in (None, RELEASE):
+        text = _repair(directory, text, say, damaged)
+    tracked = -1 if not text or text == RELEASE else int(text)
     for iteration, path in iterations(directory).items():
         if iteration <= tracked or iteration == spare:
             continue
@@ -122,23 +147,13 @@ class Retention:
         args.save_retain_interval = None
         self._say = say
         self._seen: Any = None
-        self._iteration: int | None = None
         self._threads: list[threading.Thread] = []
 
-    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The same forward step, with a look before the first of each iteration."""
-
-        def watched(*args: Any) -> Any:
-            iteration = getattr(self._args, "curr_iteration", None)
-            if iteration != self._iteration:
-                self._iteration = iteration
-                self.look()
-            return step(*args)
-
-        return watched
-
     def look(self) -> None:
-        """Delete the surplus when the tracker has changed. What cannot be deleted is said, and ends no training."""
+        """To be called when a training step begins: delete the surplus when the tracker has changed.
+
+        What cannot be deleted is said, and ends no training.
+        """
         try:
             now = os.stat(self._directory / TRACKER)
         except OSError:

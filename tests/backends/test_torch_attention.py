@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -80,6 +81,22 @@ def test_what_is_unsupported_is_refused(changes, flag):
         build(SDPACoreAttention, **changes)
 
 
-def test_packed_sequences_are_refused():
-    with pytest.raises(ValueError, match="packed"):
-        build(SDPACoreAttention)(*inputs(HEADS), attention_mask=None, packed_seq_params=object())
+@pytest.mark.parametrize("groups", [HEADS, 2])
+def test_packed_samples_are_as_if_masked_apart(groups):
+    """The ``thd`` format against Megatron's unfused attention with a mask between the samples, gradients too."""
+    ends = torch.tensor([0, 10, 24], dtype=torch.int32)
+    samples = PackedSeqParams(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=14, max_seqlen_kv=14
+    )
+    outcomes = []
+    for cls in (SDPACoreAttention, DotProductAttention):
+        qkv = [tensor[:, :1].detach().requires_grad_() for tensor in inputs(groups)]
+        if cls is SDPACoreAttention:
+            out = build(cls, groups)(*(t.squeeze(1) for t in qkv), attention_mask=None, packed_seq_params=samples)
+            assert out.shape == (S, HEADS * D)
+        else:
+            out = build(cls, groups)(*qkv, attention_mask=document_mask()[:1]).squeeze(1)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        outcomes.append([out.detach(), *(tensor.grad for tensor in qkv)])
+    for ours, theirs in zip(*outcomes, strict=True):
+        assert (ours - theirs).abs().max() <= 1e-5

@@ -121,11 +121,31 @@ class Engine:
 
         return [rows() for _ in self.model] if self.layout.vp > 1 else rows()
 
-    def forward_backward(self, tokens: Tensor, labels: Tensor, forward_only: bool = False) -> dict[str, Any]:
-        """One batch [b, s]: this rank's logits [b, s, v/tp] and loss (last stage), and gradient pieces."""
+    def pass_over(self, iterator: Any, step: Any, forward_only: bool = False) -> Any:
+        """Megatron's schedule over one batch of micro-batches; what the last stage reports. Gradients: ``parts``."""
         from megatron.core.num_microbatches_calculator import get_num_microbatches
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
+            chunk.force_all_reduce = True  # whole gradients on every rank, also under the distributed optimizer
+        self.optimizer.zero_grad()
+        reported = get_forward_backward_func()(
+            forward_step_func=step,
+            data_iterator=iterator,
+            model=self.model,
+            num_microbatches=get_num_microbatches(),
+            seq_length=self.args.seq_length,
+            micro_batch_size=self.args.micro_batch_size,
+            forward_only=forward_only,
+            force_all_reduce=True,
+        )
+        for chunk in self.model:
+            chunk.force_all_reduce = False
+        return reported
+
+    def forward_backward(self, tokens: Tensor, labels: Tensor, forward_only: bool = False) -> dict[str, Any]:
+        """One batch [b, s]: this rank's logits [b, s, v/tp] and loss (last stage), and gradient pieces."""
         from megatron_cod.training.batches import forward_step
 
         logits: list[Tensor] = []
@@ -135,24 +155,9 @@ class Engine:
             for name, module in chunk.named_modules()
             if name.endswith("output_layer")
         ]
-        for chunk in self.model:
-            chunk.zero_grad_buffer()
-            chunk.force_all_reduce = True  # whole gradients on every rank, also under the distributed optimizer
-        self.optimizer.zero_grad()
-        reduced = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=self.iterator(tokens[None], labels[None]),
-            model=self.model,
-            num_microbatches=get_num_microbatches(),
-            seq_length=self.args.seq_length,
-            micro_batch_size=self.args.micro_batch_size,
-            forward_only=forward_only,
-            force_all_reduce=True,
-        )
+        reduced = self.pass_over(self.iterator(tokens[None], labels[None]), forward_step, forward_only)
         for handle in handles:
             handle.remove()
-        for chunk in self.model:
-            chunk.force_all_reduce = False
         result: dict[str, Any] = {"grad": self.parts("main_grad"), "tp_rank": self.tp_rank, "dp_rank": self.dp_rank}
         if self.last:
             result["logits"] = torch.cat(logits)

@@ -32,7 +32,7 @@ STAGES = {
 
 def _kill_all(pids: Path) -> None:
     ranks = [int(path.name) for path in pids.iterdir()]
-    # The helpers of Megatron's checkpoint writer too: under torchrun they end with their rank (training/pretrain.py).
+    # The helpers of Megatron's checkpoint writer too: they end with their rank under torchrun (helper_processes.py).
     helpers = [child.pid for rank in ranks for child in psutil.Process(rank).children(recursive=True)]
     for pid in [*helpers, *(rank for rank in ranks if rank != os.getpid()), os.getpid()]:
         os.kill(pid, signal.SIGKILL)

@@ -8,10 +8,12 @@ looked up here and opened in a worker may be somebody else's by then.
 import multiprocessing
 import os
 import pickle
+import signal
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ def open_store() -> Any:
 
 
 def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: str, arguments: tuple) -> None:
+    # A group of its own: what a rank starts, such as the helpers of a save, is to end with it, also when it is killed.
+    os.setpgid(0, 0)
     log = open(f"{folder}/{rank}.log", "w", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -60,6 +64,15 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     os._exit(0)
 
 
+def _end(processes: list[Any]) -> None:
+    """Kill ranks and all that they started."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+
+
 @dataclass(frozen=True)
 class Ended:
     """How one rank of ``run_training_ranks`` ended: exit code (negative: killed) and its output."""
@@ -68,21 +81,24 @@ class Ended:
     output: str
 
 
-def _train(_rank: int, flags: list[str], before: Callable[[], None] | None) -> None:
+def _train(_rank: int, entry: str, flags: list[str], before: Callable[[], None] | None) -> None:
+    import importlib
     import sys
-
-    from megatron_cod.training.run import main
 
     if before is not None:
         before()
-    sys.argv = ["pretrain", *flags]
-    main()
+    sys.argv = [entry, *flags]
+    importlib.import_module(f"megatron_cod.training.{entry}").main()
 
 
 def run_training_ranks(
-    world: int, flags: list[str], timeout: float = 240.0, before: Callable[[], None] | None = None
+    world: int,
+    flags: list[str],
+    timeout: float = 240.0,
+    before: Callable[[], None] | None = None,
+    entry: str = "pretrain",
 ) -> list[Ended]:
-    """The training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
+    """A training entry in ``world`` ranks, ended as torchrun would: one failure ends the others.
 
     before: called in each rank first, to put a mutant in.
 
@@ -92,23 +108,26 @@ def run_training_ranks(
         store = open_store()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (flags, before)))
+            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before)))
             for rank in range(world)
         ]
         for process in processes:
             process.start()
         deadline = time.monotonic() + timeout
+        failed_at = None
         try:
             while any(process.exitcode is None for process in processes):
                 assert time.monotonic() < deadline, f"still running after {timeout} s"
                 if any(process.exitcode for process in processes):
+                    failed_at = failed_at or time.monotonic()
                     for process in processes:
-                        process.terminate()
+                        if time.monotonic() - failed_at < 5:  # torchrun: 30
+                            process.terminate()
+                        else:
+                            process.kill()
                 time.sleep(0.02)
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
+            _end(processes)
         ended = []
         for rank, process in enumerate(processes):
             path = Path(folder, f"{rank}.pickle")
@@ -166,7 +185,5 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
                     raise WorkerError(f"no result after {timeout} s from ranks {set(range(world)) - set(results)}")
                 time.sleep(0.05)
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
+            _end(processes)
         return [results[rank] for rank in range(world)]

@@ -10,7 +10,7 @@ import pytest
 
 import megatron_cod
 from megatron_cod.analysis.metrics import read_metrics
-from megatron_cod.checkpoint_files import TRACKER, check_files, iterations, latest_checkpoint, read_tracker
+from megatron_cod.checkpoint_files import TRACKER, check_files, iterations, newest_whole, read_tracker
 from megatron_cod.training.checkpoints import check_scheme, differences, saved_state
 from tests.distributed.kills import STAGES, run_until_killed
 from tests.distributed.launch import run_training_ranks
@@ -119,7 +119,7 @@ def kill_and_go_on(tiny, folder: Path, steps: int, kills: list[tuple[str, int]])
         run_until_killed(2, flags, stage, iteration, folder.parent / "pids" / str(number))
         text = read_tracker(folder)
         assert (text == "") == (stage == "empty tracker")
-        latest = latest_checkpoint(folder, repair=True)
+        latest, _ = newest_whole(folder)
         if latest is None:
             assert iteration == 1
             continue

@@ -29,8 +29,8 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
     from megatron_cod.training import checkpoints
     from megatron_cod.training.arguments import add_arguments
     from megatron_cod.training.batches import forward_step
+    from megatron_cod.training.command_line import resolve_command_line
     from megatron_cod.training.environment import satisfy_make
-    from megatron_cod.training.run import resolve_command_line
 
     batch, length = tokens.shape
     flags = [

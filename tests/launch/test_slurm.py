@@ -1,17 +1,16 @@
-"""A real Slurm runs the shipped template, with its variables set: requeue, the time limit's signal, a killed step."""
+"""A real Slurm runs the shipped templates, with their variables set: requeue, signals, time limit, lost ranks and nodes."""
 
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.sample_corpus import sample_corpus_path
+from megatron_cod.data.tokenizers import TokenizerChoice
 from tests.conftest import ROOT
-from tests.distributed.test_resume import succeed
+from tests.launch.runs import MODEL, events_of, losses_of, steps_done, undisturbed, wait_for
 from tests.launch.slurm import Cluster, missing
 
 pytestmark = [
@@ -19,11 +18,8 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(missing() is not None, reason=missing() or ""),
 ]
-TEMPLATE = ROOT / "examples" / "slurm" / "pretrain.sbatch"
-STEPS = 300
-MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]
-MODEL += ["--train-iters", str(STEPS), "--eval-interval", "1000", "--log-interval", "50", "--eval-iters", "1"]
-MODEL += ["--pipeline-model-parallel-size", "2", "--num-workers", "0"]
+TEMPLATES = ROOT / "examples" / "slurm"
+STEPS, LONG = 300, 800
 
 
 @pytest.fixture(scope="module")
@@ -33,32 +29,23 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def data(text_data):
-    return [
-        *("--train-data-path", str(text_data / "some_train_text_document")),
-        *("--valid-data-path", str(text_data / "some_valid_text_document")),
-    ]
+def whole(text_data, tmp_path_factory):
+    return undisturbed(4, text_data, tmp_path_factory.mktemp("whole"), STEPS)
 
 
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """The undisturbed run's losses."""
-    folder = tmp_path_factory.mktemp("whole")
-    recipe = ["--recipe", str(ROOT / "recipes" / "debug.yaml")]
-    succeed(4, [*recipe, *MODEL, *data, "--save", str(folder), "--save-interval", "50"])
-    return losses_of(folder)
-
-
-def losses_of(folder: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {one["step"]: one["value"] for one in records if one["name"] == "lm loss"}
-
-
-def submit(cluster: Cluster, text_data: Path, save: Path, *options: str) -> str:
-    """The template on 2 nodes x 2 tasks; the job's number. Its own paths end in _train_text_document as it expects."""
+def submit(cluster: Cluster, text_data: Path, save: Path, steps: int, *options: str) -> str:
+    """The template on 2 nodes x 2 tasks; the job's number."""
     found = cluster.run(
-        *("sbatch", "--parsable", "--ntasks-per-node=2", "--gpus-per-node=2", f"--output={save}.out", *options),
-        *(str(TEMPLATE), *MODEL),
+        *(
+            "sbatch",
+            "--parsable",
+            "--ntasks-per-node=2",
+            "--gpus-per-node=2",
+            "--cpus-per-task=1",
+            f"--output={save}.out",
+        ),
+        *options,
+        *(str(TEMPLATES / "pretrain.sbatch"), *MODEL, "--train-iters", str(steps)),
         cwd=ROOT,
         RECIPE="recipes/debug.yaml",
         DATA=str(text_data / "some"),
@@ -69,53 +56,108 @@ def submit(cluster: Cluster, text_data: Path, save: Path, *options: str) -> str:
     return found.strip()
 
 
-def wait_for(what, seconds: float, log: Path) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        said = log.read_text()[-3000:] if log.exists() else "no output"
-        assert time.monotonic() < deadline, f"not within {seconds} s:\n{said}"
-        time.sleep(0.5)
-
-
-def steps_done(save: Path) -> int:
-    return max(losses_of(save), default=0) if (save / "metrics.jsonl").exists() else 0
-
-
-def kill_a_rank(save: Path) -> None:
-    """SIGKILL to one of the ranks that write there."""
-    listed = subprocess.run(["pgrep", "-f", f"megatron_cod.training.pretrain.*{save}"], capture_output=True, text=True)
-    ranks = [int(pid) for pid in listed.stdout.split() if _is_rank(int(pid))]
-    assert ranks
-    os.kill(ranks[-1], signal.SIGKILL)
-
-
-def _is_rank(pid: int) -> bool:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
-    return b"RANK=" in environment and b"bash" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]
+def complete(cluster: Cluster, job: str, restarts: int, log: Path) -> None:
+    """Wait until the job was queued again so often, and until it is done."""
+    wait_for(lambda: int(cluster.facts(job).get("Restarts", 0)) >= restarts, 150, log)
+    wait_for(lambda: cluster.facts(job)["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT"), 400, log)
+    assert cluster.facts(job)["JobState"] == "COMPLETED", log.read_text()[-3000:]
 
 
 DISTURBANCES = {
-    "requeue": lambda cluster, job, save: cluster.run("scontrol", "requeue", job),
-    "time limit's signal": lambda cluster, job, save: cluster.run("scancel", "--signal=USR1", f"{job}.0"),
-    "killed rank": lambda cluster, job, save: kill_a_rank(save),
+    "requeue": lambda cluster, job: cluster.run("scontrol", "requeue", job),
+    "a signal": lambda cluster, job: cluster.run("scancel", "--signal=USR1", f"{job}.0"),
+    "killed rank": lambda cluster, job: cluster.kill_a_rank(2),
 }
 
 
 @pytest.mark.parametrize("name", DISTURBANCES)
 def test_a_disturbed_job_ends_with_the_losses_of_the_undisturbed(cluster, text_data, whole, tmp_path, name):
     save, log = tmp_path / "run", tmp_path / "run.out"
-    job = submit(cluster, text_data, save)
+    job = submit(cluster, text_data, save, STEPS)
     wait_for(lambda: steps_done(save) >= 60, 180, log)
-    DISTURBANCES[name](cluster, job, save)
-    wait_for(lambda: int(cluster.facts(job).get("Restarts", 0)) >= 1, 120, log)
-    wait_for(lambda: cluster.facts(job)["JobState"] in ("COMPLETED", "FAILED"), 300, log)
-    assert cluster.facts(job)["JobState"] == "COMPLETED", log.read_text()[-3000:]
+    DISTURBANCES[name](cluster, job)
+    complete(cluster, job, 1, log)
     assert losses_of(save) == whole
-    events = [json.loads(line)["event"] for line in (save / "events.jsonl").read_text().splitlines()]
-    assert events[-1] == "finished"
-    if name == "time limit's signal":
-        assert "stopped by a signal" in events
-    assert "finished at step 300" in log.read_text()
+    assert events_of(save)[-1] == "finished"
+    if name == "a signal":
+        assert "stopped by a signal" in events_of(save)
+    assert f"finished at step {STEPS}" in log.read_text()
+
+
+@pytest.mark.skipif(missing(munge=True) is not None, reason=missing(munge=True) or "")
+def test_with_munge_a_time_limit_and_a_lost_node_end_in_an_exact_continuation(text_data, tmp_path):
+    """Slurm's own time limit, with the template's signal before it; later a node that loses power and comes back."""
+    save, log = tmp_path / "run", tmp_path / "run.out"
+    whole = undisturbed(4, text_data, tmp_path / "whole", LONG)
+    with Cluster(tmp_path / "c", munge=True) as cluster:
+        # The template asks for five minutes; Slurm counts limits in minutes, and sends the signal somewhat earlier.
+        job = submit(cluster, text_data, save, LONG, "--time=2", "--signal=USR1@60")
+        wait_for(lambda: int(cluster.facts(job).get("Restarts", 0)) >= 1, 150, log)
+        first = steps_done(save)
+        assert events_of(save)[:2] == ["start", "stopped by a signal"] and 0 < first < LONG
+        wait_for(lambda: steps_done(save) >= first + 60, 180, log)
+        cluster.lose(2)
+        wait_for(lambda: int(cluster.facts(job)["Restarts"]) >= 2, 120, log)
+        cluster.start(2)
+        complete(cluster, job, 2, log)
+    assert losses_of(save) == whole
+    assert events_of(save)[-1] == "finished"
+
+
+def test_a_taken_port_is_passed_over_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):
+    """The port that the job's number leads to belongs to another program: the next one is taken."""
+    log = tmp_path / "out"
+    options = ["--parsable", "--hold", "--nodes=2", "--ntasks-per-node=2", f"--output={log}"]
+    variables = {"DATA": str(text_data / "some"), "SAVE": str(tmp_path / "run"), "PYTHON": sys.executable}
+    found = cluster.run("sbatch", *options, str(ROOT / "examples" / "preflight.sh"), *MODEL, cwd=ROOT, **variables)
+    job = found.strip()
+    port = 20000 + int(job) % 10000
+    listen = f"import socket, time; s = socket.create_server(('', {port})); time.sleep(600)"
+    other = cluster.hosts[1].start([sys.executable, "-c", listen], tmp_path / "other.log")
+    try:
+        cluster.run("scontrol", "release", job)
+        wait_for(lambda: cluster.facts(job)["JobState"] in ("COMPLETED", "FAILED"), 180, log)
+    finally:
+        other.kill()
+        other.wait()
+    assert cluster.facts(job)["JobState"] == "COMPLETED", log.read_text()
+    assert f"ports: rendezvous at node1:{port + 1}" in log.read_text()
+    assert "4 processes on 2 machines" in log.read_text()
+
+
+def documents(prefix: Path) -> list[list[int]]:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    data = IndexedDataset(str(prefix))
+    return [np.concatenate([data[one] for one in range(a, b)]).tolist() for a, b in _pairs(data.document_indices)]
+
+
+def _pairs(bounds) -> list[tuple[int, int]]:
+    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+
+
+def test_preprocessing_as_a_job_array_gives_what_one_go_gives(cluster, tmp_path):
+    """Four files in three tasks: the first takes the first file and the last."""
+    lines = sample_corpus_path().read_text().splitlines()
+    files = [tmp_path / f"part{number}.jsonl" for number in range(4)]
+    for number, file in enumerate(files):
+        file.write_text("\n".join(lines[number::4][:3]) + "\n")
+    output, log = tmp_path / "array", tmp_path / "%a.out"
+    found = cluster.run(
+        *("sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--output={log}"),
+        str(TEMPLATES / "preprocess.sbatch"),
+        cwd=ROOT,
+        INPUTS=str(tmp_path / "part*.jsonl"),
+        OUTPUT=str(output),
+        PYTHON=sys.executable,
+    )
+    job = found.strip()
+    wait_for(lambda: not cluster.run("squeue", "-h", "-j", job).strip(), 180, *tmp_path.glob("*.out"))
+    said = "\n".join(path.read_text() for path in sorted(tmp_path.glob("?.out")))
+    whole = tmp_path / "whole"
+    tokenizer = TokenizerChoice("ByteLevelTokenizer")
+    preprocess(PreprocessJob(tuple(map(str, files)), str(whole), tokenizer=tokenizer, append_eod=True))
+    expected = documents(Path(f"{whole}_text_document"))
+    made = [documents(Path(f"{output}-{task}_text_document")) for task in range(3)]
+    assert [len(task) for task in made] == [6, 3, 3], said
+    assert made[0][:3] + made[1] + made[2] + made[0][3:] == expected

@@ -116,7 +116,23 @@ def dswiglu(dy, x, _quantizer, *_, **__):
     return leaf.grad.to(x.dtype)
 
 
+def convert_thd_to_bshd(packed, cu_seqlens, batch, longest):
+    """Packed samples [t, h, d] as rows of their own [b, s, h, d], zeros behind each."""
+    rows = packed.new_zeros(batch, longest, *packed.shape[1:])
+    for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        rows[row, : end - start] = packed[start:end]
+    return rows
+
+
+def convert_bshd_to_thd(rows, cu_seqlens, tokens):
+    packed = rows.new_zeros(tokens, *rows.shape[2:])
+    for row, (start, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
+        packed[start:end] = rows[row, : end - start]
+    return packed
+
+
 KERNELS = [rmsnorm_fwd, rmsnorm_bwd, rmsnorm_bwd_add, layernorm_fwd, layernorm_bwd, generic_gemm, swiglu, dswiglu]
+KERNELS += [convert_thd_to_bshd, convert_bshd_to_thd]
 
 
 class _Bag:
@@ -199,10 +215,18 @@ def install() -> None:
     on_cuda = partial(mock.patch.object, torch.Tensor, "is_cuda", True)
     _while_patched(TransformerEngineBaseModule, "prepare_forward", on_cuda)
     _while_patched(DotProductAttention, "forward", on_cuda)
+    from transformer_engine.pytorch.attention.dot_product_attention import utils
+
+    # It moves a mask to "cuda" by name.
+    _while_patched(utils, "get_padding_mask", lambda: mock.patch.object(torch.Tensor, "to", _stay))
 
 
-def _while_patched(cls: type, method: str, patch: Callable[[], Any]) -> None:
-    """Run a method of a class under a patch."""
+def _stay(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
+
+
+def _while_patched(cls: Any, method: str, patch: Callable[[], Any]) -> None:
+    """Run a method of a class, or a function of a module, under a patch."""
     right = getattr(cls, method)
 
     @wraps(right)

@@ -1,9 +1,12 @@
 """The real Transformer Engine on a real GPU. None of it was run yet where it says so in docs/performance.md."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed import test_packing
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
 from tests.distributed.test_oracle import SP, VECTORS, compare, worker
@@ -29,6 +32,15 @@ def test_the_model_agrees_with_the_vectors(backend, layout, precision, logits, g
     for scheme in ("pre_ln", "lns"):
         found = compare([result[scheme] for result in results], layout, load_file(VECTORS), scheme)
         assert found["logits"] <= logits and found["grad"] <= grad, (scheme, found)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_samples_are_as_if_alone(backend):
+    """In bf16, where Transformer Engine takes cuDNN's or flash attention for the ``thd`` format, and fused RoPE."""
+    layout = Layout(flags=(*BACKENDS[backend], "--bf16"))
+    right = test_packing.differences(run_ranks(1, test_packing.worker, layout), layout, "lns")
+    leaky = run_ranks(1, partial(test_packing.worker, mutate=test_packing.leaks), layout)
+    assert right["loss"] <= 0.15 < test_packing.differences(leaky, layout, "lns")["loss"], right
 
 
 def recipes() -> dict:

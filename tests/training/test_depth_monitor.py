@@ -48,7 +48,7 @@ def test_where_it_went_wrong():
 
 def test_an_interval_of_nothing_is_refused():
     with pytest.raises(ValueError, match="--depth-monitor-interval 0 must be at least 1"):
-        DepthMonitor(0, lambda *_: None, print)
+        DepthMonitor(0, None, lambda *_: None, print)
 
 
 def monitored(tiny, folder, world, *flags, interval=4):

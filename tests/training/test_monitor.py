@@ -5,7 +5,9 @@ import pytest
 
 from megatron_cod.analysis.metrics import perplexity, read_metrics, variance_tag
 from megatron_cod.training import monitor
-from megatron_cod.training.monitor import MetricsWriter, format_duration
+from megatron_cod.training.monitor import MetricsWriter
+from megatron_cod.training.summary import format_duration
+from megatron_cod.training.throughput import Job, tokens_text
 
 
 class Clock:
@@ -30,9 +32,15 @@ class Inner:
         return call
 
 
-def writer(path=None, inner=None, interval=2):
+JOB = Job(processes=1, tokens_per_sample=25, flops_per_sample=0.0, peak_tflops=None)
+
+
+def writer(path=None, inner=None, interval=2, job=JOB, consumed=lambda: 48, **more):
     lines = []
-    made = MetricsWriter(inner, path, train_iters=10, tokens_per_step=100, log_interval=interval, emit=lines.append)
+    made = MetricsWriter(
+        inner, path, train_iters=10, batch_size=4, consumed=consumed, job=job, log_interval=interval, emit=lines.append,
+        **more,
+    )  # fmt: skip
     return made, lines
 
 
@@ -46,12 +54,56 @@ def test_progress_counts_training_time_and_eta_counts_everything(clock):
             made.add_scalar("lm loss validation", 3.0, step)
         clock.now += 0.5
     assert lines[0] == "step  1/10 | loss 2.0000 | ppl 7.39 | lr 1.00e-03"
-    assert lines[1].endswith("200 tokens/s | ETA 0:04")
+    assert lines[1].endswith("200 tokens/s | 1.20K tokens seen | ETA 0:04")
     assert "validation at step 4: loss 3.0000 | perplexity 20.09" in lines
     after = next(line for line in lines if line.startswith("step  6"))
     assert "200 tokens/s" in after  # the validation is not in the rate
     assert after.endswith("ETA 0:42")  # but it is in what is left: 52.5 s for 5 steps, 4 to go
     assert lines[-1].endswith("ETA 0:00")
+
+
+def test_rates_are_of_all_and_of_each_and_of_what_the_devices_could_do(clock):
+    """4 devices of 1 TFLOP/s, 8 samples of 1e11 in a second: 8e11 of 4e12."""
+    told = {}
+    made, lines = writer(job=Job(4, 25, 1e11, 1.0), also=lambda values, step: told.update({step: values}))
+    for step in (1, 2):
+        made.add_scalar("batch-size", 8, step)  # Megatron tells it before the loss
+        made.add_scalar("lm loss", 2.0, step)
+        clock.now += 1.0
+    assert "| 200 tokens/s (50 each, MFU 20.0%) |" in lines[-1]
+    assert told[2] == {"tokens per second": 200, "tokens per second and GPU": 50, "MFU": 0.2, "tokens seen": 1200}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [(0, "0"), (820, "820"), (1000, "1.00K"), (52_400, "52.4K"), (1_310_000_000, "1.31B"), (999_900, "1000K")],
+)
+def test_numbers_of_tokens(tokens, text):
+    assert tokens_text(tokens) == text
+
+
+def test_the_summary_says_what_a_start_did(clock, tmp_path):
+    from megatron_cod.training.faults.events import Events
+
+    (tmp_path / "iter_0000006").mkdir()
+    for name, facts in (("start", {}), ("loss spike", {}), ("start", {}), ("step left out", {}), ("step left out", {})):
+        Events(str(tmp_path), 0).add(name, **facts)
+    made, _ = writer(consumed=lambda: 40)
+    assert made.summary.lines(str(tmp_path)) == []
+    for step in range(5, 9):
+        made.add_scalar("lm loss", float(step), step)
+        clock.now += 2.0
+    for step, loss in ((6, 3.0), (8, 4.0)):
+        made.add_scalar("lm loss validation", loss, step)
+    assert made.summary.lines(str(tmp_path)) == [
+        "summary:",
+        "  trained        steps 5 to 8, 400 tokens, in 0:08; 1.00K tokens with what came before",
+        "  speed          50 tokens/s",
+        "  training loss  8.0000",
+        "  validation     4.0000 (perplexity 54.60) at step 8, best 3.0000 at step 6",
+        f"  checkpoints    1 in {tmp_path}, the newest iter_0000006",
+        "  events         2 x step left out (events.jsonl)",
+    ]
 
 
 def test_everything_reaches_tensorboard_and_the_file(tmp_path):
@@ -63,6 +115,16 @@ def test_everything_reaches_tensorboard_and_the_file(tmp_path):
     assert made.add_text("a", "b") == ("a", "b")
     records = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert [(r["name"], r["step"], r["value"]) for r in records] == [("lm loss", 1, 2.0)]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 2, "na', '{"step": 1, "name": "x", "value": 1.0}\n{"st', ""])
+def test_a_torn_line_does_not_take_the_next_with_it(tmp_path, torn):
+    path = tmp_path / "m.jsonl"
+    path.write_text(torn)
+    made, _ = writer(path)
+    made.add_scalar("lm loss", 2.0, 1)
+    made.add_scalar("lm loss", 1.0, 2)
+    assert read_metrics(path).series("lm loss") == ([1, 2], [2.0, 1.0])
 
 
 def test_a_writer_without_tensorboard_is_still_a_writer():

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from megatron_cod.training.interruptions import Events, restarts
-from megatron_cod.training.requeue import AGAIN, DONE, GIVE_UP, decide, read_events
+from megatron_cod.training.faults.events import Events, read_events, restarts
+from megatron_cod.training.requeue import AGAIN, DONE, GIVE_UP, decide
 
 
 def at_step(save, step: int) -> None:

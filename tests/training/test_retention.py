@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cod.checkpoint_files import TRACKER, iteration_name, iterations, latest_checkpoint
+from megatron_cod.checkpoint_files import TRACKER, iteration_name, iterations, latest_checkpoint, newest_whole
 from megatron_cod.training import retention
 from megatron_cod.training.arguments import UsageError, build_parser
 from megatron_cod.training.checkpoints import check_save
@@ -78,22 +78,15 @@ def test_without_a_tracker_to_go_by_nothing_is_deleted(tmp_path, tracker):
     assert names(tmp_path / "s") == {1, 2, 3}
 
 
-def test_it_looks_once_an_iteration_and_only_after_a_save(tmp_path):
+def test_it_looks_when_a_step_begins_and_deletes_only_after_a_save(tmp_path):
     root = make(tmp_path / "s", [1, 2], tracker="2")
     kept = keeper(root, 2)
-    step = kept.watch(lambda *_: "output")
-    assert step(1, 2) == "output"
-    make(root, [3, 4])
-    step()  # the same iteration, another micro-batch: a save still under way
-    kept._args.curr_iteration = 3
-    step()
+    kept.look()
+    make(root, [3, 4])  # a save still under way
+    kept.look()
     assert names(root) == {1, 2, 3, 4}
     (root / TRACKER).write_text("4")
     os.utime(root / TRACKER, (1, 1))
-    step()
-    assert names(root) == {1, 2, 3, 4}
-    kept._args.curr_iteration = 4
-    step()
     run_out(kept)
     assert names(root) == {3, 4}
 
@@ -160,7 +153,7 @@ def test_an_empty_tracker(tmp_path, left):
     root = make(tmp_path / "s", [2, 4, 10], [12], tracker=left)
     with pytest.raises(ValueError, match="newest complete checkpoint is 10: write 10 into the file"):
         latest_checkpoint(root)
-    assert latest_checkpoint(root, repair=True) == root / iteration_name(10)
+    assert newest_whole(root)[0] == root / iteration_name(10)
     with pytest.raises(ValueError, match="already holds checkpoints; resume them with --load"):
         check_save(str(root), None)
     check_save(str(root), str(root))
@@ -174,7 +167,56 @@ def test_an_empty_tracker(tmp_path, left):
 def test_an_empty_tracker_with_nothing_complete(tmp_path):
     root = make(tmp_path / "s", [], [2], tracker="")
     with pytest.raises(ValueError, match="delete it to start from scratch"):
-        latest_checkpoint(root, repair=True)
+        latest_checkpoint(root)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole \(iter_0000002: .*metadata.json is missing"):
+        newest_whole(root)
+
+
+def test_damaged_checkpoints_are_passed_over_and_kept(tmp_path, capsys):
+    root = make(tmp_path / "s", [2, 4], [6, 8], tracker="8")
+    assert newest_whole(root)[0] == root / iteration_name(4)
+    told = []
+    clean(root, print, damaged=lambda path, why: told.append((path.name, why)))
+    assert [name for name, _ in told] == [iteration_name(8), iteration_name(6)]
+    assert all("metadata.json is missing" in why for _, why in told)
+    assert (root / TRACKER).read_text() == "4" and names(root) == {2, 4}
+    assert {path.name for path in root.glob("damaged-*")} == {f"damaged-{iteration_name(n)}" for n in (6, 8)}
+    assert capsys.readouterr().out.count("going on from iter_0000004") == 2
+    clean(root, print)  # and once more: nothing is left to be said
+    assert not capsys.readouterr().out and names(root) == {2, 4}
+
+
+def test_a_tracked_checkpoint_that_is_gone(tmp_path, capsys):
+    root = make(tmp_path / "s", [2], tracker="4")
+    assert newest_whole(root)[0] == root / iteration_name(2)
+    clean(root, print)
+    assert (root / TRACKER).read_text() == "2"
+    assert "iter_0000004 does not exist; going on from iter_0000002" in capsys.readouterr().out
+
+
+def test_a_kill_between_tracker_and_renaming_changes_nothing(tmp_path, monkeypatch):
+    root = make(tmp_path / "s", [2], [4], tracker="4")
+
+    def killed(self, target):
+        if "damaged" in str(target):
+            raise KeyboardInterrupt
+        os.rename(self, target)
+        return Path(target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        clean(root, print)
+    monkeypatch.undo()
+    assert newest_whole(root)[0] == root / iteration_name(2)
+    clean(root, print)  # an interrupted save like any other now
+    assert names(root) == {2}
+
+
+def test_with_none_whole_nothing_is_touched(tmp_path):
+    root = make(tmp_path / "s", [], [2, 4], tracker="4")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        clean(root, print)
+    assert names(root) == {2, 4} and (root / TRACKER).read_text() == "4"
 
 
 def test_saves_that_would_overwrite(tmp_path):

@@ -1,4 +1,4 @@
-"""Stopping on a signal, and what happened to a run, a line an event, in ``events.jsonl`` beside its checkpoints.
+"""Stopping on a signal.
 
 Megatron's own ``--exit-signal-handler``, which our runs have by default, finishes the step, saves on all ranks together
 and leaves. Here SIGUSR1, which Slurm sends before a time limit, counts as SIGTERM, and a run that a signal ended says so by
@@ -7,40 +7,17 @@ its exit code, so that a job script can tell it from one that is done.
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-EVENTS = "events.jsonl"
+from megatron_cod.training import rank_logs
+from megatron_cod.training.faults.events import Events, restarts
+
 STOPPED = 85
 """Exit code of a run that a signal stopped after it saved: to be started again. Slurm's ``RequeueExit`` may name it."""
-
-
-class Events:
-    """Appends to ``SAVE/events.jsonl`` on one rank; without ``--save``, or on the others, nowhere."""
-
-    def __init__(self, save: str | None, rank: int) -> None:
-        self._path = Path(save) / EVENTS if save and rank == 0 else None
-
-    def add(self, event: str, **facts: Any) -> None:
-        """One line: {"time", "event", ...}."""
-        if self._path is None:
-            return
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def restarts() -> int:
-    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
-    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    return max(int(count) for count in told if count.isdigit())
 
 
 class UntilTraining:
@@ -59,8 +36,11 @@ class UntilTraining:
 
 
 @contextmanager
-def watched(args: Any, events: Events) -> Iterator[None]:
-    """Around the training: events of its start and end, SIGUSR1 as SIGTERM, and exit code 85 after either."""
+def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterator[None]:
+    """Around the training: events of its start and end, SIGUSR1 as SIGTERM, and exit code 85 after either.
+
+    why_sigterm: what a SIGTERM means on this rank, where the run may have sent it to itself.
+    """
     received: list[str] = []
 
     def forward(number: int, _frame: Any) -> None:
@@ -74,12 +54,15 @@ def watched(args: Any, events: Events) -> Iterator[None]:
     except SystemExit as end:
         if not end.code and _stopped():
             step = _step(args)
-            events.add("stopped by a signal", signal=(received or ["SIGTERM"])[0], step=step, saved=bool(args.save))
+            events.add("stopped by a signal", signal=(received or [why_sigterm()])[0], step=step, saved=bool(args.save))
             sys.exit(STOPPED)
         events.add("end", code=end.code or 0, step=_step(args))
         raise
     except BaseException as error:
-        events.add("failed", error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", step=_step(args))
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        events.add_first("failed", error=text, step=_step(args))
+        if rank_logs.where():
+            rank_logs.speak(f"rank {args.rank} failed: {text}{rank_logs.where()}")
         raise
     finally:
         signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,85 @@
+"""Chat templates: Jinja as transformers renders it, and which part of the text is the assistant's."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.data.chat.conversations import Message
+
+_FOLDER = Path(__file__).parent / "templates"
+BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
+_MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+Span = tuple[int, int]
+
+
+def read_template(name: str) -> str:
+    """The text of a template: one of ``BUILT_IN``, or a file. ValueError when it is neither."""
+    path = _FOLDER / f"{name}.jinja" if name in BUILT_IN else Path(name)
+    if not path.is_file():
+        raise ValueError(f"--chat-template {name} is no file, and none of {', '.join(BUILT_IN)}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"--chat-template {name} is not UTF-8 text") from None
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template with the variables that its tokenizer gives it (``eos_token`` and friends)."""
+
+    text: str
+    variables: Mapping[str, str]
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template itself says what is generated: ``{% generation %}`` ... ``{% endgeneration %}``."""
+        return bool(_MARKED.search(self.text))
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as text. ValueError when the template raises."""
+        return self._render(messages, add_generation_prompt, mark=False)[0]
+
+    def with_answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The text, and the [start, end) of every answer in it, end-of-turn token included.
+
+        A template without marks is rendered turn by turn: an answer is what its message adds behind the generation prompt.
+        ValueError for a template where that is not so, as one that rewrites earlier turns.
+        """
+        if self.marked:
+            text, spans = self._render(messages, False, mark=True)
+            return text, [(int(start), int(end)) for start, end in spans]
+        text, spans = self.render(messages), []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.render(messages[:number], add_generation_prompt=True)
+            after = self.render(messages[: number + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise ValueError(
+                    f"the chat template changes earlier text when message {number + 1} is added, so that its answers "
+                    "cannot be told; mark them in the template with {% generation %} and {% endgeneration %}"
+                )
+            spans.append((len(before), len(after)))
+        return text, spans
+
+    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool) -> tuple[str, list[Any]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.text,
+                return_assistant_tokens_mask=mark,
+                add_generation_prompt=prompt,
+                **self.variables,
+            )
+        except Exception as error:  # Jinja's own errors, and whatever an expression in a template may raise
+            logging.getLogger(__name__).debug("chat template", exc_info=True)
+            raise ValueError(f"the chat template failed: {' '.join(str(error).split())[:300]}") from None
+        return str(texts[0]), spans[0] if spans else []

@@ -1,0 +1,40 @@
+"""Names, addresses and ports, as this machine sees them."""
+
+import socket
+
+import psutil
+
+
+def addresses_of(host: str) -> list[str]:
+    """What a name stands for here. ValueError for one that is not known."""
+    try:
+        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+    except socket.gaierror as error:
+        raise ValueError(f"HEAD {host} is not a host name known here ({error.strerror})") from None
+    return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def is_mine(address: str) -> bool:
+    """Whether an address is one of this machine's: only such can be bound."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def is_here(host: str) -> bool:
+    """Whether a name is this machine's. ValueError for one that is not known."""
+    return any(map(is_mine, addresses_of(host)))
+
+
+def holder(port: int) -> str:
+    """Who listens on a port of this machine, as far as this user may see."""
+    try:
+        for one in psutil.net_connections("tcp"):
+            if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid:
+                return f"by process {one.pid}: {' '.join(psutil.Process(one.pid).cmdline())[:100]}"
+    except psutil.Error:
+        pass
+    return "by a process that this user may not see"

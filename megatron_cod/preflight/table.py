@@ -1,0 +1,114 @@
+"""All checks in their order, and going through them."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from megatron_cod.network import holder
+from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, versions
+from megatron_cod.preflight.check import Check, Here
+from megatron_cod.preflight.findings import FAIL, Finding, Verdict
+from megatron_cod.preflight.job import JobProcess
+from megatron_cod.preflight.meeting import Member, in_time
+from megatron_cod.preflight.service import Service
+
+CHECKS = (
+    Check("versions", 60, versions.look, versions.judge),
+    Check("clocks", 20, clocks.look, clocks.judge),
+    Check("ports", 20, ports.look, ports.judge),
+    Check("interfaces", 30, interfaces.look, interfaces.judge),
+    Check("gpus", 30, gpus.look, gpus.judge),
+    Check("bandwidth", 120, bandwidth.look, bandwidth.judge, everyone=True),
+    Check("save", 45, save.look_shared, save.judge_shared),
+    Check("disk", 20, save.look_disk, save.judge_disk),
+    Check("data", 300, data.look, data.judge),
+    Check("job", 10, job.look, job.judge),
+)
+JOB_SECONDS = 240.0
+_SLACK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found, on HEAD."""
+
+    check: str
+    verdict: Verdict
+
+
+def open_service(port: int) -> dict[str, Any]:
+    """On HEAD: the clock and the port of the job's rendezvous in one, or why that port cannot be had."""
+    secret = secrets.token_hex(8)
+    try:
+        return {"service": Service("", port, secret).port, "secret": secret, "port_error": ""}
+    except OSError as error:
+        used = error.errno == errno.EADDRINUSE
+        why = f"port {port} is in use ({holder(port)})" if used else f"port {port}: {error.strerror or error}"
+        return {"service": Service("", 0, secret).port, "secret": secret, "port_error": why}
+
+
+def run_checks(here: Here, launch: JobProcess | None) -> list[Result]:
+    """Go through the table with all members. Returns what was found, on HEAD; elsewhere nothing. launch: on HEAD."""
+    meeting, is_head = here.meeting, here.meeting.place.is_head
+    here.shared |= meeting.share("service", open_service(here.settings.port) if is_head else None)
+    results: list[Result] = []
+    for check in CHECKS:
+        if here.settings.check_timeout:
+            check = replace(check, seconds=min(check.seconds, here.settings.check_timeout))
+        if check.name == "bandwidth":
+            here.shared["backend"] = meeting.share("backend", _backend(results) if is_head else None)
+        if check.name == "save":
+            found = launch.result(JOB_SECONDS) if launch else None
+            here.shared["job"] = meeting.share("job", found, JOB_SECONDS + _SLACK_SECONDS)
+        if is_head:
+            print(f"checking {check.name}", file=sys.stderr, flush=True)
+        verdict = _run(check, here)
+        if is_head:
+            results.append(Result(check.name, verdict))
+            if check.name == "gpus":
+                here.shared["gpu_memory_bytes"] = verdict.figures.get("memory_mib", 0) << 20
+    return results
+
+
+def _backend(results: list[Result]) -> str:
+    """NCCL where every machine has GPUs that torch sees."""
+    looked = next((one.verdict.figures for one in results if one.check == "gpus"), {})
+    counts = [len(gpus) for gpus in looked.get("gpus", {}).values()]
+    return "nccl" if counts and all(counts) and torch.cuda.is_available() else "gloo"
+
+
+def _run(check: Check, here: Here) -> Verdict:
+    meeting = here.meeting
+    asked = meeting.members if check.everyone else meeting.firsts
+    answer = None
+    if meeting.me in asked:
+        try:
+            answer = {"value": in_time(lambda: check.look(here), check.seconds)}
+        except (ValueError, OSError, RuntimeError) as error:
+            answer = {"error": " ".join(f"{error}".split())[:300] or type(error).__name__}
+    answers = meeting.collect(check.name, answer, [member.rank for member in asked], check.seconds + _SLACK_SECONDS)
+    if not meeting.place.is_head:
+        return Verdict([])
+    return judged(check, here, asked, answers)
+
+
+def judged(check: Check, here: Here, asked: list[Member], answers: dict[int, Any]) -> Verdict:
+    """The check's own verdict on what was answered, and a failure for each machine that could not answer."""
+    lost, good = [], {}
+    for member in asked:
+        answer = answers.get(member.rank)
+        if answer is None:
+            text = f"process {member.local} gave no answer within {check.seconds + _SLACK_SECONDS:.0f} s"
+            lost.append(Finding(member.node, check.name, FAIL, text, "is it down, or stuck? Left out from here"))
+        elif "error" in answer:
+            lost.append(Finding(member.node, check.name, FAIL, answer["error"]))
+        else:
+            good[member] = answer["value"]
+    verdict = check.judge(good, here) if good and not (check.everyone and lost) else Verdict([])
+    return replace(verdict, findings=[*lost, *verdict.findings])

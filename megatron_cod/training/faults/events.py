@@ -1,0 +1,74 @@
+"""What happened to a run, a line an event, in ``events.jsonl`` beside its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+EVENTS = "events.jsonl"
+
+
+class Events:
+    """Appends to ``SAVE/events.jsonl``; without ``--save`` nowhere."""
+
+    def __init__(self, save: str | None, rank: int) -> None:
+        self._path = Path(save) / EVENTS if save else None
+        self._rank = rank
+
+    def add(self, event: str, **facts: Any) -> None:
+        """What all ranks know: one line, {"time", "event", ...}, written by rank 0."""
+        if self._rank == 0:
+            self.add_here(event, **facts)
+
+    def add_first(self, event: str, **facts: Any) -> None:
+        """What the first rank that meets it writes: the others fail since that one did."""
+        if self._path is None:
+            return
+        since = [one.get("event") for one in reversed(read_events(self._path.parent))]
+        if event not in since[: since.index("start") if "start" in since else None]:
+            self.add_here(event, rank=self._rank, host=this_host(), **facts)
+
+    def add_here(self, event: str, **facts: Any) -> None:
+        """What this rank alone knows. A short line at the end of a file goes there whole, whoever else writes."""
+        if self._path is None:
+            return
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        try:
+            _append(self._path, json.dumps(line) + "\n")
+        except OSError as error:  # on a full disk what happened to the run matters more than the note of it
+            print(f"WARNING: {self._path} cannot be written ({error}): {json.dumps(line)}", file=sys.stderr, flush=True)
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"  # by a kill, or a disk that was full
+        file.write((torn * "\n" + line).encode())
+
+
+def read_events(save: Path) -> list[dict[str, Any]]:
+    """The events of a run, a torn last line left out; none where there is no file."""
+    path = save / EVENTS
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def restarts() -> int:
+    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
+    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return max(int(count) for count in told if count.isdigit())
+
+
+def this_host() -> str:
+    """The machine's name as its scheduler has it, else its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -1,0 +1,72 @@
+"""The flags about faults; docs/faults.md explains them."""
+
+import argparse
+from typing import Any
+
+POLICIES = ("stop", "skip", "ignore")
+
+
+def _not_negative(kind: type) -> Any:
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = -1
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+        return value
+
+    return parse
+
+
+def add_fault_options(group: Any) -> None:
+    """Add them to an argparse group."""
+    group.add_argument(
+        "--on-nonfinite",
+        choices=POLICIES,
+        default="stop",
+        help="NaN or infinity in loss or gradients: stop before the step is taken and name layer and rank, or leave the "
+        "step out and go on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--most-skipped-steps",
+        type=_not_negative(int),
+        default=10,
+        metavar="N",
+        help="with --on-nonfinite skip: stop after N such steps in a row (default: %(default)s)",
+    )
+    group.add_argument(
+        "--loss-spike-factor",
+        type=_not_negative(float),
+        default=10.0,
+        metavar="F",
+        help="warn of a loss F standard deviations of its noise above that of the last steps; 0: never "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--rewind-to",
+        type=_not_negative(int),
+        metavar="STEP",
+        help="go on from this older checkpoint of --save; done once, newer checkpoints are kept aside",
+    )
+    group.add_argument(
+        "--rewind-skip",
+        type=_not_negative(int),
+        default=0,
+        metavar="K",
+        help="with --rewind-to: pass over the data of the K steps after it (default: %(default)s)",
+    )
+    group.add_argument(
+        "--hang-timeout",
+        type=_not_negative(float),
+        metavar="SECONDS",
+        help="end the job, naming the rank, when one gives no sign of life or keeps all others waiting for so long; 0: "
+        "never (default: half of --distributed-timeout-minutes)",
+    )
+    group.add_argument(
+        "--time-limit",
+        default="auto",
+        metavar="MINUTES",
+        help="save and stop in time for the end of the job: 'auto' asks Slurm, 'none', or minutes from the start "
+        "(default: %(default)s)",
+    )

@@ -1,0 +1,143 @@
+"""``--rewind-to STEP --rewind-skip K``: go on from an older checkpoint of ``--save``, past the data of K steps.
+
+What is done to a loss spike that does not heal: back to before it, and other data from there on. A rewind is done once: it
+is recorded beside the checkpoints, so that the same command line, queued again, goes on from the newest checkpoint. The
+data it passed over stays passed over.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.checkpoint_files import (
+    TRACKER,
+    check_files,
+    iteration_name,
+    iterations,
+    same_directory,
+    write_tracker,
+)
+
+REWINDS = "rewinds.jsonl"
+REWOUND = "rewound-"
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """One rewind of a run: to which step, over how many steps' data, and the samples that this is."""
+
+    to: int
+    skip: int
+    first_sample: int
+    """Samples consumed at that step."""
+    samples: int
+    """How many are passed over from there."""
+
+
+def read_rewinds(save: str | Path) -> list[Rewind]:
+    """All rewinds of a run, in the order they were done. ValueError for a file that cannot be read."""
+    path = Path(save) / REWINDS
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        return [Rewind(**{key: value for key, value in line.items() if key != "time"}) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def check_rewind(args: Any) -> None:
+    """ValueError for a rewind that makes no sense. args: the plain parse of the command line."""
+    if args.rewind_to is None:
+        if args.rewind_skip:
+            raise ValueError(f"--rewind-skip {args.rewind_skip} needs --rewind-to STEP")
+        return
+    if not same_directory(args.save, args.load):
+        raise ValueError("--rewind-to takes --load and --save of the same directory: that of the run to be rewound")
+    if args.rewind_skip and args.dataloader_type == "cyclic":
+        raise ValueError("--rewind-skip does not go with --dataloader-type cyclic, whose order is drawn anew")
+    if args.ckpt_step:
+        raise ValueError("give --rewind-to or --ckpt-step, not both")
+
+
+def pending(args: Any) -> Path | None:
+    """The checkpoint of a rewind that is asked for and not done yet, else None.
+
+    Raises ValueError when it is not there, or not whole.
+    """
+    if args.rewind_to is None:
+        return None
+    done = [(one.to, one.skip) for one in read_rewinds(args.save)]
+    if (args.rewind_to, args.rewind_skip) in done:
+        return None
+    checkpoint = Path(args.save) / iteration_name(args.rewind_to)
+    if not checkpoint.is_dir():
+        there = ", ".join(str(number) for number in iterations(args.save)) or "none"
+        raise ValueError(f"--rewind-to {args.rewind_to}: no such checkpoint in {args.save}, there are {there}")
+    check_files(checkpoint)
+    return checkpoint
+
+
+def perform(args: Any, consumed: int) -> str | None:
+    """Do a pending rewind, for rank 0 alone; the line that tells of it. consumed: samples behind the checkpoint.
+
+    The tracker comes first: whoever looks in between, another rank or a new start after a kill, goes on from the same
+    checkpoint. Newer ones are kept under names that nothing loads.
+    """
+    checkpoint = pending(args)
+    if checkpoint is None:
+        return None
+    save = Path(args.save)
+    newer = [path for step, path in iterations(save).items() if step > args.rewind_to]
+    write_tracker(save, str(args.rewind_to))
+    rewind = Rewind(args.rewind_to, args.rewind_skip, consumed, args.rewind_skip * args.global_batch_size)
+    with (save / REWINDS).open("a") as file:
+        file.write(json.dumps({**asdict(rewind), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}) + "\n")
+    for path in newer:
+        path.rename(_free(path.with_name(REWOUND + path.name)))
+    skipped = f", past the data of {rewind.skip} steps" if rewind.skip else ""
+    kept = f"; {len(newer)} newer checkpoints kept as {REWOUND}iter_N" if newer else ""
+    return f"rewound to step {rewind.to}{skipped} ({TRACKER} names it now){kept}"
+
+
+def _free(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.name}.{number}")
+    return free
+
+
+class PassedOver:
+    """A training set without the samples that rewinds pass over; the same index gives the same sample at every start."""
+
+    def __init__(self, dataset: Any, rewinds: Sequence[Rewind]) -> None:
+        self._dataset, self._rewinds = dataset, list(rewinds)
+
+    def __len__(self) -> int:
+        return len(self._dataset) - sum(one.samples for one in self._rewinds)
+
+    def __getitem__(self, index: int) -> Any:
+        passed = sum(one.samples for one in self._rewinds if index >= one.first_sample)
+        return self._dataset[index + passed]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+
+def passing_over(provider: Callable[..., Any], save: str | None) -> Callable[..., Any]:
+    """Megatron's dataset provider, with what rewinds of ``save`` pass over left out of the training set."""
+
+    @functools.wraps(provider)  # takes its mark ``is_distributed`` along
+    def passing(counts: Sequence[int], *rest: Any, **kwargs: Any) -> Any:
+        rewinds = [one for one in read_rewinds(save) if one.samples] if save else []
+        if not rewinds:
+            return provider(counts, *rest, **kwargs)
+        wanted = [counts[0] + sum(one.samples for one in rewinds), *counts[1:]]
+        train, *others = provider(wanted, *rest, **kwargs)
+        return (None if train is None else PassedOver(train, rewinds), *others)
+
+    return passing

@@ -1,0 +1,45 @@
+"""Loss spikes: a training loss far above those of the steps before, and not because the loss is noisy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from itertools import pairwise
+
+WINDOW = 128
+"""Steps that tell how noisy the loss is."""
+_LEVEL = 8  # the last steps, which tell where it is
+_FEWEST = 32
+_NORMAL = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
+
+
+class LossSpikes:
+    """Tells a spike: a loss more than ``factor`` standard deviations of its noise above the median of the last eight.
+
+    The noise is that of the differences from step to step, by their median absolute deviation: neither the fall of the loss
+    nor an earlier spike widens the band. It counts as at least 1% of the loss, for losses that hardly move. A spike is told
+    once, at its first step.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._losses: deque[float] = deque(maxlen=WINDOW + 1)
+        self._in_spike = False
+
+    def see(self, loss: float) -> tuple[float, float] | None:
+        """Take the next step's loss; at the first step of a spike, the usual loss and the threshold that it passed."""
+        if not math.isfinite(loss):
+            return None
+        told = None
+        if len(self._losses) >= _FEWEST:
+            usual = statistics.median(list(self._losses)[-_LEVEL:])
+            changes = [after - before for before, after in pairwise(self._losses)]
+            middle = statistics.median(changes)
+            noise = _NORMAL * statistics.median(abs(one - middle) for one in changes) / math.sqrt(2.0)
+            threshold = usual + self._factor * max(noise, 0.01 * usual)
+            above = loss > threshold
+            told = (usual, threshold) if above and not self._in_spike else None
+            self._in_spike = above
+        self._losses.append(loss)
+        return told

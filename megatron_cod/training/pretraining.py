@@ -1,0 +1,20 @@
+"""The task of ``pretrain.py``: tokens from ``.bin/.idx``, next-token loss on all of them."""
+
+from megatron_cod.training import environment  # noqa: F401
+
+# isort: split
+from megatron_cod.training.batches import datasets_provider, forward_step
+from megatron_cod.training.blends import check_data
+from megatron_cod.training.task import Task
+
+_INTRODUCTION = """\
+Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
+
+  torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe recipes/debug.yaml [any Megatron flag]
+
+A recipe is a YAML file of Megatron argument names (ours included); the command line wins over it. Without a GPU the same
+command trains on CPU processes over gloo, no flag needed. Data, made by tools/preprocess_data.py: --train-data-path PREFIX
+--valid-data-path PREFIX, or --data-path PREFIX, with the --tokenizer-type and --tokenizer-model of it.
+"""
+
+TASK = Task("pretrain", _INTRODUCTION, datasets_provider, forward_step, check_data)

@@ -1,0 +1,90 @@
+"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. On the last rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.training import environment  # noqa: F401
+
+# isort: split
+from megatron.training import get_tensorboard_writer
+from megatron.training.global_vars import get_wandb_writer
+from megatron.training.training import num_floating_point_operations
+
+from megatron_cod.analysis.metrics import PARAMETERS
+from megatron_cod.training.failures import this_rank
+from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
+from megatron_cod.training.parameters import count_parameters
+from megatron_cod.training.throughput import Job, peak_tflops
+
+_print = partial(print, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line of the log, on rank 0."""
+    if this_rank() == 0:
+        _print(text)
+
+
+def job_of(args: Any, share_of_tokens: float) -> Job:
+    """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
+    flops = float(num_floating_point_operations(args, 1))
+    return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
+
+
+def _metrics_writer(args: Any, job: Job, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
+    path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return MetricsWriter(
+        inner,
+        path,
+        train_iters=args.train_iters,
+        batch_size=args.global_batch_size,
+        consumed=lambda: int(args.consumed_train_samples),
+        job=job,
+        log_interval=args.log_interval,
+        emit=_print,
+        see_loss=see_loss,
+        also=_to_wandb,
+    )
+
+
+def _to_wandb(values: dict[str, float], step: int) -> None:
+    wandb = get_wandb_writer()
+    if wandb:
+        wandb.log(values, step)
+
+
+def write_scalar(name: str, value: float, step: int) -> None:
+    """One value to the metrics, TensorBoard and W&B, on the rank that keeps them."""
+    writer = get_tensorboard_writer()
+    if isinstance(writer, MetricsWriter):
+        writer.add_scalar(name, value, step)
+    _to_wandb({name: value}, step)
+
+
+def report_parameters(model: list[Any]) -> list[Any]:
+    """Megatron post-wrap hook: say and record how many parameters the model has."""
+    total = count_parameters(model)
+    say(f"parameters: {total:,}")
+    write_scalar(PARAMETERS, total, 0)
+    return model
+
+
+@contextmanager
+def reported(args: Any, share_of_tokens: float, see_loss: Callable[[int, float], str | None]) -> Iterator[None]:
+    """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
+    if args.world_size - 1 != this_rank():
+        yield
+        return
+    install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), see_loss))
+    try:
+        yield
+    finally:
+        for line in get_tensorboard_writer().summary.lines(args.save):
+            _print(line)

@@ -1,0 +1,100 @@
+"""torchrun, with endings that say what to do: ``python -m megatron_cod.training.torchrun``, then torchrun's own flags.
+
+Before it starts, HEAD's name is looked up and its port tried: a wrong name or a port in use is said at once. The other
+machines wait for HEAD, and all of them for each other, as long as ``--rdzv-conf join_timeout=SECONDS`` says. A run that
+was started wrongly (exit code 2) or stopped by a signal (85) is not started again; after any other failure all ranks are,
+``--max-restarts`` times. The last line says why it ended, and the exit code is the failed rank's, where a rank failed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from argparse import Namespace
+from typing import Any, NoReturn
+
+from torch.distributed import DistError, run
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
+from torch.distributed.launcher import api as launcher
+
+from megatron_cod.training.failures import USER_ERROR
+from megatron_cod.training.faults.signals import STOPPED
+from megatron_cod.training.head import Head
+
+
+class Agent(LocalElasticAgent):
+    """torchrun's agent, which starts nothing again that would end the same way."""
+
+    def _monitor_workers(self, worker_group: Any) -> Any:
+        result = super()._monitor_workers(worker_group)
+        if any(failure.exitcode in (USER_ERROR, STOPPED) for failure in result.failures.values()):
+            self._remaining_restarts = 0
+        return result
+
+
+def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
+    rank, failure = error.get_first_failure()
+    where = f"rank {rank} on {socket.gethostname()}"
+    if failure.exitcode == STOPPED:
+        return STOPPED, f"{where} was stopped by a signal, after saving; the same command goes on from there"
+    if failure.exitcode == USER_ERROR:  # its message is the one that training/failures.py left for us
+        return USER_ERROR, str(failure.message)
+    how = f"got {failure.signal_name()}" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
+    line = f"{where} {how}, and {restarts} restarts are used up; its output is above"
+    return (128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode), line
+
+
+def ending(error: BaseException, args: Namespace, head: Head | None) -> tuple[int, str]:
+    """Exit code and last line for what torchrun raised. args: torchrun's. head: None on one machine."""
+    if isinstance(error, ValueError):
+        return USER_ERROR, str(error)
+    if isinstance(error, ChildFailedError):
+        return _rank_ended(error, args.max_restarts)
+    if isinstance(error, SignalException):
+        name = signal.Signals(error.sigval).name
+        return 128 + error.sigval, f"ended by {name}; the same command goes on from the newest checkpoint"
+    if isinstance(error, RendezvousClosedError):
+        return 1, "another machine ended the run; its last line says why"
+    assert head is not None
+    if isinstance(error, RendezvousTimeoutError):
+        came = ", ".join(head.machines())
+        return 1, f"fewer than {args.nnodes} machines were at {head} within {head.seconds:.0f} s; there came {came}"
+    return (
+        1,
+        f"HEAD is gone: {head} does not answer any more; if its last line is no reason, start the command again on all",
+    )
+
+
+def _fail(code: int, line: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    os._exit(code)  # threads of a rendezvous that failed must not hold the exit up
+
+
+def main() -> None:
+    """Run torchrun's command line."""
+    args, head = run.parse_args(sys.argv[1:]), None
+    launcher.LocalElasticAgent = Agent  # type: ignore[misc] # the name by which torchrun makes its agent
+    try:
+        if args.rdzv_backend == "c10d" and args.rdzv_endpoint and not args.standalone:
+            head = Head(args)
+            head.reach()
+        run.run(args)
+    except (
+        *(ValueError, ChildFailedError, SignalException),
+        *(RendezvousClosedError, RendezvousTimeoutError, RendezvousConnectionError, DistError),
+    ) as error:
+        _fail(*ending(error, args, head))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""Packed rows through the real model, against each sample run alone through the oracle: losses and gradients per token.
+
+The gradient is that of the mean over the answer tokens of the whole batch, which the samples share unevenly over rows,
+micro-batches and replicas.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from megatron_cod.data.chat.packing import Epochs
+from megatron_cod.data.chat.rows import filled
+from megatron_cod.data.chat.samples import Samples
+from tests import oracle
+from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
+from tests.distributed.launch import WorkerError, run_ranks
+from tests.distributed.mapping import Layout, assemble
+from tests.distributed.test_oracle import SHAPE, VECTORS, init_weights
+from tests.distributed.variants import SHAPE as VARIANT_SHAPE
+from tests.distributed.variants import VariantEngine
+
+SIZE, ROWS = 48, 4
+SP = ("--sequence-parallel",)
+PER_TOKEN = ("--calculate-per-token-loss",)
+
+
+def samples(vocabulary: int = SHAPE.vocab) -> Samples:
+    """Ten conversations of 4 to 40 tokens whose answers take from one token to nearly all of them."""
+    draw = np.random.default_rng(5)
+    lengths = [41, 30, 17, 22, 9, 25, 4, 12, 8, 5]
+    ids = draw.integers(0, vocabulary, sum(lengths)).astype(np.int32)
+    trained = np.concatenate([np.arange(n) >= draw.integers(1, n) for n in lengths])
+    return Samples(ids, trained, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def plan(pack: bool = True) -> list[list[int]]:
+    """The samples of each row; every one stands in one of them."""
+    epochs = Epochs(samples().positions(), SIZE, pack=pack, seed=3)
+    rows = [list(epochs(number)) for number in range(epochs.rows_an_epoch)]
+    assert sorted(n for row in rows for n in row) == list(range(10))
+    return rows
+
+
+def test_the_rows_are_worth_testing():
+    """Several samples in a row, padding in one, and answers spread unevenly."""
+    rows = plan()
+    assert len(rows) == ROWS and max(map(len, rows)) >= 3
+    held = samples()
+    positions = [sum(held.positions()[n] for n in row) for row in rows]
+    assert SIZE in positions and min(positions) < SIZE - 5
+    answers = [sum(held[n][1][1:].sum() for n in row) for row in rows]
+    assert max(answers) > 2 * min(answers)
+
+
+def worker(
+    _rank: int,
+    layout: Layout,
+    pack: bool = True,
+    mutate: Callable[[], None] | None = None,
+    micro: int = 1,
+    flags=PER_TOKEN,
+) -> dict:
+    """Per-token losses of each row on the last stage, what is reported, and the gradients, for both schemes."""
+    from megatron_cod.training import batches
+
+    if mutate is not None:
+        mutate()
+    rows = [filled(samples(), row, SIZE, 0) for row in plan(pack)]
+    rows += [filled(samples(), [], SIZE, 0)] * (-len(rows) % 4)
+    batch = ["--micro-batch-size", str(micro), "--global-batch-size", str(len(rows))]
+    args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, SIZE), *batch, *flags, *layout.all_flags()])
+    results = {}
+    for scheme in ("pre_ln", "lns"):
+        engine = Engine(args, layout, SHAPE, scheme, init_policy="normal")
+        engine.load(init_weights(load_file(VECTORS)))
+        results[scheme] = one_pass(engine, rows, pack, micro, batches)
+    return results
+
+
+def one_pass(engine: Engine, rows: list[dict], pack: bool, micro: int, batches) -> dict:
+    mine = [rows[n : n + micro] for n in range(engine.dp_rank * micro, len(rows), micro * engine.layout.dp)]
+    losses: list[torch.Tensor] = []
+
+    def stream():
+        return iter([{name: torch.stack([row[name] for row in some]) for name in some[0]} for some in mine])
+
+    def step(iterator, model):
+        output, loss = batches.forward_step(iterator, model, packed=pack)
+        if output.dim() == 2:  # losses [b, s], and not the hidden states of an earlier stage
+            losses.append(output.detach().float().cpu().reshape(-1, SIZE))
+        return output, loss
+
+    iterator = [stream() for _ in engine.model] if engine.layout.vp > 1 else stream()
+    reported = engine.pass_over(iterator, step)
+    result = {"grad": engine.parts("main_grad"), "dp_rank": engine.dp_rank, "micro": micro}
+    if engine.last:
+        result["losses"] = torch.cat(losses)
+        result["reported"] = torch.stack([one["lm loss"] for one in reported]).sum(0).cpu()
+    return result
+
+
+def alone(scheme: str) -> tuple[list[torch.Tensor], dict, float]:
+    """Each sample's losses [n] from the oracle, and gradients and mean over all answer tokens."""
+    weights = {name: w.clone().requires_grad_() for name, w in init_weights(load_file(VECTORS)).items()}
+    held, losses, total, count = samples(), [], 0.0, 0
+    for number in range(len(held)):
+        ids, trained = (torch.from_numpy(part) for part in held[number])
+        logits, _ = oracle.forward(weights, ids[None, :-1].long(), scheme, SHAPE)
+        loss = F.cross_entropy(logits[0], ids[1:].long(), reduction="none")
+        losses.append(loss.detach())
+        total, count = total + loss[trained[1:]].sum(), count + int(trained[1:].sum())
+    (total / count).backward()
+    return losses, {name: w.grad for name, w in weights.items()}, float(total.detach() / count)
+
+
+def differences(results: list[dict], layout: Layout, scheme: str, pack: bool = True) -> dict[str, float]:
+    """Largest absolute differences from ``alone``."""
+    expected, gradients, mean = alone(scheme)
+    last = {r["dp_rank"]: r for r in (result[scheme] for result in results) if "losses" in r}
+    found, reported = [], torch.zeros(2)
+    for number, row in enumerate(plan(pack)):
+        group, place = divmod(number, last[0]["micro"])
+        losses = last[group % layout.dp]["losses"][group // layout.dp * last[0]["micro"] + place]
+        start = 0
+        for sample in row:
+            length = len(expected[sample])
+            found.append((losses[start : start + length] - expected[sample]).abs().max())
+            start += length
+    for one in last.values():
+        reported += one["reported"]
+    full = assemble([result[scheme]["grad"] for result in results], gradients)
+    return {
+        "loss": float(max(found)),
+        "mean": abs(float(reported[0] / reported[1]) - mean),
+        "grad": max(float((full[name] - gradients[name]).abs().max()) for name in full),
+    }
+
+
+def within(found: dict[str, float]) -> bool:
+    return found["loss"] <= 1e-5 and found["mean"] <= 1e-5 and found["grad"] <= 2e-6
+
+
+LAYOUTS = [
+    Layout(),
+    Layout(tp=2, flags=SP),
+    Layout(pp=2),
+    Layout(pp=2, vp=2),
+    Layout(dp=2, flags=("--use-distributed-optimizer",)),
+    pytest.param(Layout(tp=2, pp=2, flags=(*SP, "--use-distributed-optimizer")), marks=pytest.mark.slow),
+    pytest.param(Layout(pp=4), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_packed_samples_are_as_if_alone(layout):
+    results = run_ranks(layout.world, worker, layout)
+    for scheme in ("pre_ln", "lns"):
+        found = differences(results, layout, scheme)
+        print(layout.name, scheme, found)
+        assert within(found), (scheme, found)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2)], ids=lambda layout: layout.name)
+def test_several_rows_a_micro_batch(layout):
+    found = differences(run_ranks(layout.world, partial(worker, micro=2), layout), layout, "lns")
+    assert within(found), found
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(pp=2)], ids=lambda layout: layout.name)
+def test_a_sample_a_row(layout):
+    found = differences(
+        run_ranks(layout.world, partial(worker, pack=False, micro=2), layout), layout, "lns", pack=False
+    )
+    assert within(found), found
+
+
+def leaks() -> None:
+    """Attention sees the whole row."""
+    from megatron_cod.training import batches
+
+    right = batches.packed_batch
+
+    def one_sample(batch):
+        return right({**batch, "position_ids": torch.arange(batch["position_ids"].numel()).view(1, -1)})
+
+    batches.packed_batch = one_sample
+
+
+def only_the_first_stage_knows() -> None:
+    """Boundaries are known where the tokens go in, and nowhere behind."""
+    from megatron.core import mpu
+
+    from megatron_cod.training import batches
+
+    right = batches.packed_batch
+    leaks()
+    wrong = batches.packed_batch
+    batches.packed_batch = lambda batch: (right if mpu.is_pipeline_first_stage(ignore_virtual=True) else wrong)(batch)
+
+
+def middle_stages_read_nothing() -> None:
+    """As in pretraining, where they need no data."""
+    from megatron_cod.training import batches
+
+    right = batches.get_batch
+    batches.get_batch = lambda iterator, vp_stage=None, everywhere=False: right(iterator, vp_stage)
+
+
+def _other_masks(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    import sys
+
+    here = sys.modules[__name__]
+    right = here.filled
+
+    def wrong(*arguments):
+        row = right(*arguments)
+        real = torch.zeros(SIZE)
+        real[: sum(len(samples()[n][0]) - 1 for n in arguments[1])] = 1.0
+        return {**row, "loss_mask": change(row["loss_mask"], real)}
+
+    here.filled = wrong
+
+
+def loss_on_the_prompt() -> None:
+    _other_masks(lambda _, real: real)
+
+
+def mask_one_too_early() -> None:
+    _other_masks(lambda mask, real: torch.cat([mask[1:], mask[:1] * 0]) * real)
+
+
+def mask_one_too_late() -> None:
+    _other_masks(lambda mask, real: torch.cat([mask[:1] * 0, mask[:-1]]) * real)
+
+
+def nothing() -> None: ...
+
+
+MUTANTS = [
+    (leaks, Layout(), PER_TOKEN, "loss"),
+    (leaks, Layout(pp=2), PER_TOKEN, "loss"),
+    (only_the_first_stage_knows, Layout(pp=2), PER_TOKEN, "loss"),
+    (loss_on_the_prompt, Layout(), PER_TOKEN, "grad"),
+    (mask_one_too_early, Layout(), PER_TOKEN, "grad"),
+    (mask_one_too_late, Layout(), PER_TOKEN, "grad"),
+    (nothing, Layout(), (), "grad"),  # a mean per micro-batch
+    (nothing, Layout(dp=2), (), "grad"),
+]
+NAMES = [
+    f"{mutant.__name__ if flags else 'mean per micro-batch'}-{layout.name}" for mutant, layout, flags, _ in MUTANTS
+]
+
+
+@pytest.mark.parametrize(("mutant", "layout", "flags", "seen"), MUTANTS, ids=NAMES)
+def test_a_mutant_is_caught(mutant, layout, flags, seen):
+    results = run_ranks(layout.world, partial(worker, mutate=mutant, flags=flags), layout)
+    found = differences(results, layout, "lns")
+    print(mutant.__name__, found)
+    assert not within(found)
+    assert found[seen] > 1e-4, found
+
+
+def test_a_stage_that_reads_nothing_cannot_pass():
+    with pytest.raises(WorkerError, match="AssertionError"):
+        run_ranks(4, partial(worker, mutate=middle_stages_read_nothing), Layout(pp=4))
+
+
+MLA = (
+    *("--multi-latent-attention", "--q-lora-rank", "16", "--kv-lora-rank", "16", "--qk-head-dim", "8"),
+    *("--qk-pos-emb-head-dim", "8", "--v-head-dim", "12", "--qk-layernorm"),
+)
+ARCHITECTURES = {
+    "gqa": ("--group-query-attention", "--num-query-groups", "2"),
+    "mla": MLA,
+    "learned positions": ("--position-embedding-type", "learned_absolute"),
+    "recompute": ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"),
+}
+
+
+def by_itself(_rank: int, flags: tuple[str, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Losses [rows, s] of packed rows, and of each sample in a row of its own, from one model."""
+    from megatron_cod.training import batches
+
+    layout = Layout(flags=flags)
+    batch = ["--micro-batch-size", "1", "--global-batch-size", str(ROWS)]
+    args = start_megatron([*MODEL_FLAGS, *shape_flags(VARIANT_SHAPE, SIZE), *batch, *PER_TOKEN, *layout.all_flags()])
+    engine = VariantEngine(args, layout, "lns")
+    engine.fill(lambda _, whole: whole)
+    held = samples(VARIANT_SHAPE.vocab)
+    packed = one_pass(engine, [filled(held, row, SIZE, 0) for row in plan()], True, 1, batches)["losses"]
+    rows = [[number] for number in range(10)] + [[], []]
+    losses = [
+        one_pass(engine, [filled(held, row, SIZE, 0) for row in rows[n : n + ROWS]], False, 1, batches)["losses"]
+        for n in range(0, len(rows), ROWS)
+    ]
+    return packed, list(torch.cat(losses))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_too(name):
+    [(packed, single)] = run_ranks(1, by_itself, ARCHITECTURES[name])
+    lengths = samples().positions()
+    for row, losses in zip(plan(), packed, strict=True):
+        start = 0
+        for sample in row:
+            part = losses[start : start + lengths[sample]]
+            assert (part - single[sample][: lengths[sample]]).abs().max() <= 1e-5, (name, sample)
+            start += lengths[sample]

@@ -1,0 +1,119 @@
+"""Troubles put into a rank before it trains; objects, since they travel to another process."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+
+def current_step() -> int:
+    """The training step at hand, from 1; 0 before the first."""
+    from megatron.training.global_vars import get_args
+
+    try:
+        return int(getattr(get_args(), "curr_iteration", -1)) + 1
+    except AssertionError:
+        return 0
+
+
+@dataclass(frozen=True)
+class BrokenLayer:
+    """NaN in the output, or in the gradient behind it, of one global layer, at one rank and some steps."""
+
+    layer: int
+    steps: tuple[int, ...]
+    rank: int
+    backward: bool = False
+
+    def __call__(self) -> None:
+        from megatron.core.transformer.transformer_layer import TransformerLayer
+
+        forward = TransformerLayer.forward
+
+        def broken(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            hidden, *rest = forward(layer, *args, **kwargs)
+            mine = layer.layer_number == self.layer and int(os.environ["RANK"]) == self.rank
+            if mine and layer.training and current_step() in self.steps:
+                if self.backward:
+                    hidden.register_hook(lambda gradient: gradient * float("nan"))
+                else:
+                    hidden = hidden * float("nan")
+            return (hidden, *rest)
+
+        TransformerLayer.forward = broken
+
+
+@dataclass(frozen=True)
+class BrokenLoss:
+    """The loss of one rank is infinite at one step."""
+
+    step: int
+    rank: int
+
+    def __call__(self) -> None:
+        from megatron.core.models.gpt import GPTModel
+
+        forward = GPTModel.forward
+
+        def broken(model: Any, *args: Any, **kwargs: Any) -> Any:
+            output = forward(model, *args, **kwargs)
+            if model.training and current_step() == self.step and int(os.environ["RANK"]) == self.rank:
+                output = output / 0.0
+            return output
+
+        GPTModel.forward = broken
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """One rank stops at a step: 'stopped' by a signal, or 'loading' for ever."""
+
+    rank: int
+    step: int
+    how: str
+
+    def __call__(self) -> None:
+        if int(os.environ["RANK"]) != self.rank:
+            return
+        if self.how == "stopped":
+            threading.Thread(target=self._stop, daemon=True).start()
+            return
+        from megatron_cod.training import batches
+
+        get_batch = batches.get_batch
+
+        def stuck(*args: Any, **kwargs: Any) -> Any:
+            if current_step() == self.step:
+                time.sleep(1000)
+            return get_batch(*args, **kwargs)
+
+        batches.get_batch = stuck
+
+    def _stop(self) -> None:
+        while current_step() < self.step:
+            time.sleep(0.01)
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class FailsAt:
+    """One rank raises in the forward step of a training step."""
+
+    rank: int
+    step: int
+
+    def __call__(self) -> None:
+        from megatron_cod.training import batches
+
+        get_batch = batches.get_batch
+
+        def failing(*args: Any, **kwargs: Any) -> Any:
+            if current_step() == self.step and int(os.environ["RANK"]) == self.rank:
+                raise ZeroDivisionError(f"in step {self.step}")
+            return get_batch(*args, **kwargs)
+
+        batches.get_batch = failing

@@ -1,0 +1,119 @@
+"""torchrun's endings: one line each, the right exit code, and no restart of what would end the same way."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+from torch.distributed import DistError, run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
+
+from megatron_cod.training.head import Head
+from megatron_cod.training.torchrun import ending
+from tests.conftest import ROOT
+from tests.ports import free_port
+
+
+def start(tmp_path, code: int, *options: str) -> tuple[subprocess.CompletedProcess, int]:
+    """A rank that ends at once with this exit code; how often it was started."""
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os, pathlib, sys\n"
+        f"(pathlib.Path({str(tmp_path)!r}) / f'attempt{{os.getpid()}}').touch()\n"
+        "from megatron_cod.training.failures import fail\n"
+        f"fail('it was the wrong flag') if {code} == 2 else os._exit({code})\n"
+    )
+    command = [sys.executable, "-m", "megatron_cod.training.torchrun", "--standalone", "--nproc-per-node", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--max-restarts", "2", *options, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    return done, len(list(tmp_path.glob("attempt*")))
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts", "said"),
+    [
+        (2, 1, "error: it was the wrong flag"),
+        (85, 1, "was stopped by a signal, after saving; the same command goes on from there"),
+        (7, 3, "ended with exit code 7, and 2 restarts are used up; its output is above"),
+    ],
+)
+def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts, said):
+    done, started = start(tmp_path, code)
+    assert (done.returncode, started) == (code, attempts), done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def arguments(endpoint: str, conf: str = "join_timeout=3") -> Namespace:
+    words = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, "x.py"]
+    return run.parse_args(words)
+
+
+def test_head_is_looked_up_and_its_port_tried():
+    with pytest.raises(ValueError, match="HEAD no-such-host is not a host name known here"):
+        Head(arguments("no-such-host:29400"))
+    with socket.create_server(("", 0)) as other:
+        head = Head(arguments(f"127.0.0.1:{other.getsockname()[1]}"))
+        with pytest.raises(ValueError, match=r"port \d+ of 127.0.0.1 is in use \(by process \d+: "):
+            head.reach()
+
+
+def test_head_is_waited_for_as_long_as_was_asked():
+    head = Head(arguments(f"127.0.0.1:{free_port(25000)}"))
+    head.is_here = False
+    with pytest.raises(ValueError, match=r"HEAD did not answer at 127.0.0.1:\d+ within 3 s \(Connection refused\)"):
+        head.reach()
+
+
+def test_head_knows_who_came_and_torchrun_keeps_its_time_outs():
+    given = arguments(f"localhost:{free_port(25000)}", "join_timeout=70,last_call_timeout=5")
+    head = Head(given)
+    head.reach()
+    assert head.machines() == [socket.gethostname()]
+    assert given.rdzv_conf == "read_timeout=70,join_timeout=70,last_call_timeout=5,is_host=1"
+
+
+class Gone(Head):
+    """A HEAD that two machines had come to."""
+
+    def __init__(self) -> None:
+        self.name, self.port, self.seconds = "node1", 29400, 60.0
+
+    def machines(self) -> list[str]:
+        return ["node1", "node2"]
+
+
+def failure(code: int) -> ChildFailedError:
+    return ChildFailedError("x", {3: ProcessFailure(local_rank=1, pid=9, exitcode=code, error_file="<N/A>")})
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (failure(-9), 137, "rank 3 on {host} got SIGKILL, and 10 restarts are used up; its output is above"),
+        (failure(1), 1, "rank 3 on {host} ended with exit code 1, and 10 restarts"),
+        (
+            SignalException("", signal.SIGTERM),
+            143,
+            "ended by SIGTERM; the same command goes on from the newest checkpoint",
+        ),
+        (RendezvousClosedError(), 1, "another machine ended the run; its last line says why"),
+        (RendezvousTimeoutError(), 1, "fewer than 3 machines were at node1:29400 within 60 s; there came node1, node2"),
+        (DistError("x"), 1, "HEAD is gone: node1:29400 does not answer any more"),
+        (ValueError("wrong"), 2, "wrong"),
+    ],
+)
+def test_endings(error, code, said):
+    found = ending(error, Namespace(max_restarts=10, nnodes="3"), Gone())
+    assert found[0] == code and found[1].startswith(said.format(host=socket.gethostname()))
