@@ -70,15 +70,15 @@ def test_without_the_optimizer_state_it_would_be_seen(saved, tiny, tmp_path, opt
 
 def in_buckets() -> None:
     """Take our default away, as stock Megatron runs: the optimizer state is saved as it lies in memory."""
-    from megatron_cod.training import run
+    from megatron_cod.training import command_line
 
-    original = run.default_flags
+    original = command_line.default_flags
 
     def without(user_flags):
         flags, lines = original(user_flags)
         return [flag for flag in flags if flag != "--dist-ckpt-optim-fully-reshardable"], lines
 
-    run.default_flags = without
+    command_line.default_flags = without
 
 
 @pytest.fixture(scope="module")
