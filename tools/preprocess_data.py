@@ -1,11 +1,13 @@
-"""Turn text into Megatron's token files: JSON lines or plain text, plain or .gz/.zst -> .bin, .idx, .json.
+"""Turn text into Megatron's token files: JSON lines, plain text, Parquet, Arrow -> .bin, .idx, .json.
 
     python tools/preprocess_data.py --input 'corpus/*.jsonl.zst' --output-prefix data/corpus \\
         --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model \\
-        --append-eod --holdout-every 100 --workers 16
+        --append-eod --split 99,1 --workers 16
 
 writes data/corpus_train_text_document.{bin,idx,json} and data/corpus_valid_text_document.{bin,idx,json}.
-Without a split it writes data/corpus_text_document.*. The .json says with which arguments to train.
+Without a split it writes data/corpus_text_document.*. The .json says what it was made of, and with which
+arguments to train. A run that was broken off goes on when the same command is given again: until it is
+complete, what is finished stands in data/corpus.partial/.
 """
 
 from __future__ import annotations
@@ -32,12 +34,18 @@ TYPES = [
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("input")
-    data.add_argument("--input", nargs="+", required=True, metavar="FILE", help="files or globs, read in this order")
+    data.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, globs, or folders written by save_to_disk of Hugging Face datasets, in this order; .gz and .zst too",
+    )
     data.add_argument(
         "--input-format",
         choices=["auto", "jsonl", "text"],
         default="auto",
-        help="auto goes by the name: .jsonl .ndjson .json, .txt .text .md (default %(default)s)",
+        help="auto goes by the name: .jsonl .ndjson .json, .txt .text .md, .parquet, .arrow (default %(default)s)",
     )
     data.add_argument(
         "--json-keys",
@@ -45,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=["text"],
         metavar="KEY",
-        help="keys of JSON lines to use, each into a dataset of its own (default text)",
+        help="keys of JSON lines, or columns, to use, each into a dataset of its own (default text)",
     )
     data.add_argument(
         "--split-on",
@@ -53,8 +61,12 @@ def parse_args() -> argparse.Namespace:
         default="blank-line",
         help="what stands between documents in plain text (default %(default)s)",
     )
-    data.add_argument("--max-documents", type=int, metavar="N", help="stop after N documents")
-    data.add_argument("--skip-bad-lines", action="store_true", help="leave out and count what cannot be read")
+    data.add_argument("--max-documents", type=int, metavar="N", help="take only the first N documents")
+    data.add_argument(
+        "--skip-bad-lines",
+        action="store_true",
+        help="leave out and count what cannot be read, instead of ending with an error",
+    )
 
     tokenizer = parser.add_argument_group("tokenizer")
     tokenizer.add_argument(
@@ -73,15 +85,36 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="keep a Hugging Face tokenizer from adding its own tokens, such as BOS, to each document",
     )
+    tokenizer.add_argument(
+        "--whole-texts",
+        action="store_true",
+        help="give the tokenizer whole texts, even where it is known that their words give the same tokens (slower)",
+    )
     tokenizer.add_argument("--append-eod", action="store_true", help="end each document with the eod id")
 
     output = parser.add_argument_group("output")
     output.add_argument("--output-prefix", required=True, help="writes PREFIX[_SPLIT]_KEY_document.{bin,idx,json}")
     output.add_argument(
-        "--split", metavar="90,5,5", help="deal whole documents out to train, valid, test in this proportion"
+        "--split",
+        metavar="90,5,5",
+        help="deal documents out to train, valid, test by a hash of their text: in this proportion on average, each "
+        "always to the same one",
     )
-    output.add_argument("--holdout-every", type=int, metavar="N", help="every N-th document to valid, others train")
-    output.add_argument("--overwrite", action="store_true", help="replace existing output")
+    output.add_argument(
+        "--holdout-every",
+        type=int,
+        metavar="N",
+        help="every N-th document of the input to valid, the others to train: exact, for few documents",
+    )
+    output.add_argument(
+        "--shuffle-seed", type=int, metavar="SEED", help="put the documents in a random order that depends on SEED"
+    )
+    output.add_argument(
+        "--deduplicate", action="store_true", help="of documents with the same text keep the first in the input"
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace existing output, and what is left of an unfinished other run"
+    )
     output.add_argument("--workers", type=int, default=1, help="processes; the output is the same (default 1)")
     output.add_argument("--dry-run", action="store_true", help="tokenize the first documents, print an estimate")
     return parser.parse_args()
@@ -106,8 +139,11 @@ def main() -> None:
         append_eod=args.append_eod,
         split=args.split,
         holdout_every=args.holdout_every,
+        shuffle_seed=args.shuffle_seed,
+        deduplicate=args.deduplicate,
         max_documents=args.max_documents,
         skip_bad_lines=args.skip_bad_lines,
+        whole_texts=args.whole_texts,
         workers=args.workers,
         overwrite=args.overwrite,
     )
@@ -135,13 +171,20 @@ def print_summary(result: PreprocessResult) -> None:
             f"{record.dtype:<7} {prefix}.bin .idx .json"
         )
     megabytes = sum(record.text_bytes for record in result.datasets.values()) / 1e6
-    print(f"{result.empty} empty documents and {result.bad_count} bad lines left out")
+    tokens = sum(record.tokens for record in result.datasets.values())
+    print(f"{result.empty} empty documents, {result.bad_count} bad lines and {result.duplicates} duplicates left out")
     for message in result.bad:
         print(f"  left out: {message}")
+    if result.bad_count > len(result.bad) > 0:
+        print(f"  and {result.bad_count - len(result.bad)} more")
     first = next(iter(result.datasets.values()))
     if not first.append_eod:
         print("note: documents have no end-of-document id (--append-eod was not given)")
-    print(f"{result.seconds:.1f} s, {megabytes / result.seconds:.1f} MB/s; train with:")
+    if result.seconds:
+        rate = f"{megabytes / result.seconds:.1f} MB/s, {tokens / result.seconds:,.0f} tokens/s"
+        print(f"{result.seconds:.1f} s, {rate}; train with:")
+    else:
+        print("nothing to do: these inputs and options have made these files already; train with:")
     print("  " + " ".join(first.training_arguments))
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from megatron_cod.data.record import DatasetRecord, read_record
+from megatron_cod.data.index_file import Index, read_index
+from megatron_cod.data.record import DatasetRecord, read_record, record_path
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
-_DTYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
 _REMAKE = "make the dataset again with tools/preprocess_data.py"
 
 # Up to this many tokens all are read; above it, evenly spaced windows that add up to as many.
@@ -37,18 +33,29 @@ class DatasetSummary:
     record: DatasetRecord | None
 
 
-def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> DatasetSummary:
+@dataclass(frozen=True)
+class TrainedWith:
+    """The tokenizer model that training is given; `sha256` is `model_fingerprint` of it, None when it is no local file."""
+
+    path: str
+    sha256: str | None
+
+
+def check_prefix(
+    prefix: str | Path, *, vocab_size: int | None = None, trained_with: TrainedWith | None = None
+) -> DatasetSummary:
     """Check the local dataset `prefix`.bin/.idx and say what it holds.
 
     `vocab_size` is the number of rows of the model's embedding (padding included): every id must be
-    below it. Meant for one rank before the distributed start; reads the index whole and at most
-    `SCAN_TOKENS` tokens, memory-mapped. Raises ValueError with one line: what was asked, what was
-    found, what to do.
+    below it. `trained_with` must be the tokenizer that the dataset's record names. Meant for one rank
+    before the distributed start; reads the index whole and at most `SCAN_TOKENS` tokens, memory-mapped.
+    Raises ValueError with one line: what was asked, what was found, what to do.
     """
     prefix = str(prefix)
     index_path, data_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     _refuse_missing(prefix, index_path, data_path)
-    dtype, sequences, documents, tokens = _read_index(index_path)
+    index = read_index(index_path, _REMAKE)
+    dtype, tokens = index.dtype, index.tokens
     item = np.dtype(dtype).itemsize
     size = data_path.stat().st_size
     if size != tokens * item:
@@ -59,13 +66,40 @@ def check_prefix(prefix: str | Path, *, vocab_size: int | None = None) -> Datase
     if not tokens:
         raise ValueError(f"dataset {prefix} is empty (0 tokens); check its input text, and {_REMAKE}")
     record = read_record(prefix)
-    if record is not None and vocab_size is not None and record.vocab_size > vocab_size:
+    if record is not None:
+        _compare(prefix, record, index, vocab_size, trained_with)
+    max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
+    return DatasetSummary(
+        prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
+    )
+
+
+def _compare(
+    prefix: str, record: DatasetRecord, index: Index, vocab_size: int | None, trained_with: TrainedWith | None
+) -> None:
+    """The record against the files beside it and against training; raises ValueError for the first difference."""
+    found = {"documents": index.documents, "tokens": index.tokens, "dtype": np.dtype(index.dtype).name}
+    for name, value in found.items():
+        if getattr(record, name) != value:
+            raise ValueError(
+                f"{record_path(prefix)} does not belong to {prefix}.idx: it says {name} {getattr(record, name)}, the index "
+                f"has {value}; {_REMAKE}"
+            )
+    if vocab_size is not None and record.vocab_size > vocab_size:
         raise ValueError(
             f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "
             f"{vocab_size}; train with {' '.join(record.training_arguments)}"
         )
-    max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
-    return DatasetSummary(prefix, documents, sequences, tokens, np.dtype(dtype).name, max_token, scanned, record)
+    if trained_with is None or trained_with.sha256 in (None, record.model_sha256):
+        return
+    made_with = f"the tokenizer model {record.tokenizer_model} (sha256 {str(record.model_sha256)[:12]})"
+    if record.model_sha256 is None:
+        made_with = record.tokenizer_type
+    raise ValueError(
+        f"dataset {prefix} was made with {made_with}, but --tokenizer-model {trained_with.path} is another one (sha256 "
+        f"{str(trained_with.sha256)[:12]}): the same ids mean other text; train with "
+        f"{' '.join(record.training_arguments)}, or {_REMAKE}"
+    )
 
 
 def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
@@ -88,47 +122,6 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
     if near:
         raise ValueError(f"{asked}; did you mean {' or '.join(str(folder / name) for name in near)}?")
     raise ValueError(f"{asked}; the folder {folder} holds no dataset; make one with tools/preprocess_data.py")
-
-
-def _read_index(path: Path) -> tuple[Any, int, int, int]:
-    """dtype, sequences, documents and tokens that an index describes; ValueError when it is damaged."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(_HEADER.size)
-    if header[: len(_MAGIC)] != _MAGIC:
-        raise ValueError(f"{path} is not a Megatron index: it begins with {header[:9]!r}; {_REMAKE}")
-    if len(header) < _HEADER.size:
-        raise ValueError(f"{path} is cut off: {size} bytes, not even a header; {_REMAKE}")
-    _, version, code, sequences, boundaries = _HEADER.unpack(header)
-    if version != 1:
-        raise ValueError(f"{path} has index version {version}, Megatron reads version 1; {_REMAKE}")
-    if code not in _DTYPES:
-        raise ValueError(f"{path} has dtype code {code}, which is no integer type of Megatron's; {_REMAKE}")
-    dtype = _DTYPES[code]
-    expected = _HEADER.size + sequences * 12 + boundaries * 8
-    # A multimodal index has one more byte a sequence.
-    if size not in (expected, expected + sequences):
-        raise ValueError(
-            f"{path} has {size} bytes, but its header describes {sequences} sequences = {expected} bytes: "
-            f"cut off or damaged; {_REMAKE}"
-        )
-    content = np.memmap(path, mode="r")[_HEADER.size :]
-    lengths = content[: sequences * 4].view(np.int32)
-    pointers = content[sequences * 4 : sequences * 12].view(np.int64)
-    bounds = content[sequences * 12 : sequences * 12 + boundaries * 8].view(np.int64)
-    ends = np.cumsum(lengths, dtype=np.int64)
-    item = np.dtype(dtype).itemsize
-    good = (
-        boundaries > 0
-        and bounds[0] == 0
-        and bounds[-1] == sequences
-        and bool(np.all(np.diff(bounds) >= 0))
-        and (sequences == 0 or bool(lengths.min() >= 0))
-        and np.array_equal(pointers, (ends - lengths) * item)
-    )
-    if not good:
-        raise ValueError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {_REMAKE}")
-    return dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0
 
 
 def _scan(prefix: str, data: np.ndarray, vocab_size: int | None) -> tuple[int, int]:

@@ -1,76 +1,111 @@
-"""Cut an input into documents, and read the text of each."""
+"""Cut text into documents, and read the text of each."""
 
 from __future__ import annotations
 
 import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
-from megatron_cod.data.inputs import InputFile, open_input
+import orjson
 
 SplitOn = Literal["blank-line", "line", "file"]
 SPLIT_ON: tuple[str, ...] = get_args(SplitOn)
 
-# Large enough that passing a batch to a worker costs little, small enough to keep workers even.
-BATCH_BYTES = 1 << 18
-BATCH_DOCUMENTS = 4096
+_SKIP_BYTES = 1 << 20
 
 
-@dataclass
-class RawBatch:
-    """Undecoded documents of one file; `position` counts bytes on disk read so far, over all files."""
+class Cut(NamedTuple):
+    """An undecoded document. `place` is the byte where it begins, `after` one where reading can go on behind it (None when
+    nothing follows that is this reader's), `line` the number (from 1) of its first line, counted from where it began to
+    read."""
 
-    source: InputFile
-    contents: list[bytes] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    position: int = 0
+    place: int
+    line: int
+    after: int | None
+    content: bytes
 
 
-def read_batches(inputs: Sequence[InputFile], split_on: str) -> Iterator[RawBatch]:
-    """All documents of all files in order. `split_on` applies to plain text; JSON has one a line."""
-    done = 0
-    for source in inputs:
-        with open_input(source.path) as stream:
-            batch, size = RawBatch(source), 0
-            how = "line" if source.format == "jsonl" else split_on
-            for line, content in cut_documents(stream.content, how):
-                batch.contents.append(content)
-                batch.lines.append(line)
-                size += len(content)
-                if size >= BATCH_BYTES or len(batch.contents) >= BATCH_DOCUMENTS:
-                    batch.position = done + min(stream.position(), source.size)
-                    yield batch
-                    batch, size = RawBatch(source), 0
-        done += source.size
-        batch.position = done
-        yield batch
+def cut(
+    lines: Iterable[bytes], split_on: str, place: int = 0, end: int | None = None, whole: bool = True
+) -> Iterator[Cut]:
+    """Documents of `lines`, of which the first begins at byte `place`, without the final line end.
+
+    "blank-line": a line of white space only, or several, stands between documents. "line": each line is a document,
+    empty ones too, so that they can be counted. "file": everything is one document.
+
+    `end` divides a file among readers, for "line" and "blank-line": a reader stops where the next one, which begins at
+    `end` with `whole` false, takes over. A line belongs to the reader in whose bytes it begins, a document between
+    blank lines to the one in whose bytes the blank line before it begins. `whole`: a document can begin with the first
+    line.
+    """
+    if split_on == "blank-line":
+        yield from _between_blank_lines(lines, place, end, whole)
+        return
+    if split_on == "file":
+        content = b"".join(lines)
+        if content:
+            yield Cut(0, 1, None, _without_line_end(content.removeprefix(codecs.BOM_UTF8)))
+        return
+    number = 0
+    for line in lines:
+        if end is not None and place >= end:
+            return
+        number, after = number + 1, place + len(line)
+        held = [_without_line_end(line.removeprefix(codecs.BOM_UTF8) if not place else line)]
+        del line
+        # Handed out and not kept: it may be a hundred megabytes.
+        yield Cut(place, number, after, held.pop())
+        place = after
+
+
+def _between_blank_lines(lines: Iterable[bytes], place: int, end: int | None, whole: bool) -> Iterator[Cut]:
+    begin = first = 0
+    held: list[bytes] = []
+    for number, line in enumerate(lines, start=1):
+        past = end is not None and place >= end
+        if past and not whole:
+            return
+        text = line.removeprefix(codecs.BOM_UTF8) if not place else line
+        after = place + len(line)
+        if text.strip():
+            if whole and not held:
+                begin, first = place, number
+            if whole:
+                held.append(text)
+        else:
+            if held:
+                joined = [_without_line_end(b"".join(held))]
+                held = []
+                yield Cut(begin, first, None if past else after, joined.pop())
+            if past:
+                return
+            whole = True
+        place = after
+    if held:
+        yield Cut(begin, first, None, _without_line_end(b"".join(held)))
+
+
+def seek_line(content: BinaryIO, place: int) -> int:
+    """Move a seekable file to the first line that begins at byte `place` or after it; returns where that is."""
+    if place == 0:
+        return 0
+    content.seek(place - 1)
+    # In pieces: the line may be a document of any size, and another reader's.
+    while (piece := content.readline(_SKIP_BYTES)) and not piece.endswith(b"\n"):
+        pass
+    return content.tell()
+
+
+def skip_bytes(content: BinaryIO, count: int) -> None:
+    """Read past `count` bytes of a stream that cannot seek."""
+    while count > 0 and (piece := content.read(min(count, _SKIP_BYTES))):
+        count -= len(piece)
 
 
 def cut_documents(lines: Iterable[bytes], split_on: str) -> Iterator[tuple[int, bytes]]:
-    """Documents with the number (from 1) of their first line, without the final line end.
-
-    "blank-line": a line of white space only, or several, stands between documents. "line": each line is
-    a document, empty ones too, so that they can be counted. "file": everything is one document.
-    """
-    first = 1
-    held: list[bytes] = []
-    for number, line in enumerate(lines, start=1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if split_on == "line":
-            yield number, _without_line_end(line)
-        elif split_on == "blank-line" and not line.strip():
-            if held:
-                yield first, _without_line_end(b"".join(held))
-            held = []
-        else:
-            if not held:
-                first = number
-            held.append(line)
-    if held:
-        yield first, _without_line_end(b"".join(held))
+    """Documents of a whole file, each with the number of its first line."""
+    return ((document.line, document.content) for document in cut(lines, split_on))
 
 
 def _without_line_end(content: bytes) -> bytes:
@@ -79,6 +114,11 @@ def _without_line_end(content: bytes) -> bytes:
 
 def json_value(line: bytes) -> Any:
     """What one line of JSON holds; raises ValueError saying what is wrong with it."""
+    try:
+        # Needs half the memory for a large text. Stricter: what it refuses, such as NaN, is left to Python to judge.
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:

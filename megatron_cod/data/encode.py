@@ -1,134 +1,140 @@
-"""Tokenize batches in this process or in several, with results in input order."""
+"""A worker's task: read one part of the input, tokenize its documents, leave them as runs."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
+from megatron_cod.data.encoders import DocumentEncoder
+from megatron_cod.data.inputs import InputFile
+from megatron_cod.data.pool import Report
+from megatron_cod.data.reading import RawBatch, Slice, read_slice, texts_of, where
+from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
 
-from megatron_cod.data.documents import RawBatch, text_of_plain, texts_of_json
-from megatron_cod.data.tokenizers import DocumentEncoder
-
-# Batches handed out ahead of the writer, per worker: enough to never wait, few enough to bound memory.
-_AHEAD = 3
+_SKIP = "(--skip-bad-lines leaves such documents out)"
+_HASHED_AT_ONCE = 1 << 20  # characters
 
 
-@dataclass
-class EncodedColumn:
-    """The documents of a batch under one JSON key.
+@dataclass(frozen=True)
+class Encoding:
+    """What workers have in common. limit: documents after which a part need not go on. seed: of the shuffle, or
+    None."""
 
-    `tokens` [sum of lengths], `lengths` [documents], `text_bytes` [documents]; a bad or empty document
-    has length 0.
+    folder: Path
+    inputs: Sequence[InputFile]
+    parts: Sequence[tuple[Slice, ...]]
+    keys: Sequence[str]
+    split_on: str
+    encoder: DocumentEncoder
+    skip_bad: bool = False
+    limit: int | None = None
+    seed: int | None = None
+
+
+def encode_part(what: Encoding, number: int, report: Report) -> list[Commit]:
+    """The runs of part `number`, those that were there already and those made now.
+
+    Raises ValueError naming file and line of a bad document unless they are skipped.
     """
+    commits = [run.commit for run in whole_runs_of_part(what.folder, number)]
+    if not what.skip_bad and any(commit.bad for commit in commits):
+        file, start, line, message = next(example for commit in commits for example in commit.examples)
+        raise ValueError(f"{where(what.inputs[file], start, line)}: {message} {_SKIP}")
+    if commits and commits[-1].next is None:
+        return commits
+    begin, resume = commits[-1].next if commits and commits[-1].next else (0, None)
+    passed, documents = (commits[-1].input_bytes if commits else 0), sum(commit.documents for commit in commits)
+    item = what.encoder.dtype().itemsize
+    writer = RunWriter(what.folder, number, len(commits), len(what.keys), item, what.seed)
+    for place in range(begin, len(what.parts[number])):
+        piece = what.parts[number][place]
+        before = sum(each.size for each in what.parts[number][:place])
+        for batch in read_slice(what.inputs[piece.file], piece, what.keys, what.split_on, resume):
+            count, tokens, text_bytes = _encode_batch(what, piece.file, batch, writer)
+            documents += count
+            report(max(before + batch.position - passed, 0), count, tokens, text_bytes)
+            passed = max(before + batch.position, passed)
+            if what.limit is not None and documents >= what.limit:
+                return [*commits, writer.commit(None, passed)]
+            if writer.is_full:
+                after = (place + 1, None) if batch.after is None else (place, batch.after)
+                commits.append(writer.commit(after, passed))
+        resume = None
+    return [*commits, writer.commit(None, passed)]
 
-    tokens: np.ndarray
-    lengths: list[int]
-    text_bytes: list[int]
 
-
-@dataclass
-class EncodedBatch:
-    """One column a key, in the order of the keys; `bad` maps a document's place to what is wrong."""
-
-    columns: list[EncodedColumn]
-    count: int
-    position: int
-    bad: dict[int, str] = field(default_factory=dict)
-
-
-def encode_batch(batch: RawBatch, keys: Sequence[str], encoder: DocumentEncoder, skip_bad: bool) -> EncodedBatch:
-    """Tokenize one batch; raises ValueError naming file and line of a bad document unless `skip_bad`."""
-    parts: list[list[np.ndarray]] = [[] for _ in keys]
-    sizes: list[list[int]] = [[] for _ in keys]
-    bad: dict[int, str] = {}
-    nothing = np.empty(0, encoder.dtype)
-    for place, (line, content) in enumerate(zip(batch.lines, batch.contents, strict=True)):
-        texts = [""] * len(keys)
+def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter) -> tuple[int, int, int]:
+    """Tokenize a batch and hand its documents to the writer; documents, tokens and bytes of text that came of it."""
+    good: list[tuple[int, bytes, list[int]]] = []
+    texts: list[str] = []
+    for number, content in enumerate(batch.contents):
+        batch.contents[number] = b""  # a large document must not be held twice
         try:
-            if batch.source.format == "text":
-                texts = [text_of_plain(content)]
-            elif content.strip():
-                texts = texts_of_json(content, keys)
-            encoded = [text.encode("utf-8") for text in texts]
-        except UnicodeEncodeError as error:
-            bad[place] = f"holds a lone surrogate at character {error.start}, which UTF-8 cannot hold"
+            found = texts_of(batch.source, content, what.keys)
+            del content
+            digest, sizes = digest_of(found)
         except ValueError as error:
-            bad[place] = str(error)
-        if place in bad:
-            message = bad[place] = f"{batch.source.path}, line {line}: {bad[place]}"
-            if not skip_bad:
-                raise ValueError(f"{message} (--skip-bad-lines leaves such documents out)")
-            texts, encoded = [""] * len(keys), [b""] * len(keys)
-        for column, text in enumerate(texts):
-            # White space alone is no document, though some tokenizers would give tokens for it.
-            parts[column].append(encoder(text) if text.strip() else nothing)
-            sizes[column].append(len(encoded[column]))
-    columns = [
-        EncodedColumn(np.concatenate(part) if part else nothing, [len(ids) for ids in part], size)
-        for part, size in zip(parts, sizes, strict=True)
-    ]
-    return EncodedBatch(columns, len(batch.contents), batch.position, bad)
+            if not what.skip_bad:
+                raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error} {_SKIP}") from error
+            writer.add_bad(file, batch.start, batch.lines[number], str(error))
+            continue
+        # White space alone is no document, though some tokenizers would give tokens for it.
+        good.append((number, digest, sizes))
+        texts.extend("" if text.isspace() else text for text in found)
+        del found
+    tokens = _tokens(what, batch, [number for number, _, _ in good], texts)
+    keys, item = len(what.keys), what.encoder.dtype().itemsize
+    documents = lengths = text_bytes = 0
+    for place, (number, digest, sizes) in enumerate(good):
+        ids = tokens[place * keys : (place + 1) * keys]
+        if not any(ids):
+            writer.empty += 1
+            continue
+        sizes = [size if each else 0 for size, each in zip(sizes, ids, strict=True)]
+        try:
+            writer.add(file, batch.places[number], digest, ids, sizes)
+        except ValueError as error:
+            raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error}") from None
+        documents += 1
+        lengths += sum(map(len, ids)) // item
+        text_bytes += sum(sizes)
+    return documents, lengths, text_bytes
 
 
-def encode_all(
-    batches: Iterable[RawBatch], keys: Sequence[str], encoder: DocumentEncoder, skip_bad: bool, workers: int
-) -> Generator[EncodedBatch, None, None]:
-    """Encode every batch, in order whatever the number of workers.
-
-    With more than one worker, processes are forked, so that they have the tokenizer already and need not
-    import Megatron; the threads of this process are idle pools that a worker never touches. Raises
-    ValueError as `encode_batch` does, and OSError when a worker process dies.
-    """
-    if workers == 1:
-        for batch in batches:
-            yield encode_batch(batch, keys, encoder, skip_bad)
-        return
-    # A parallel tokenizer inside parallel processes only gets in its own way, and warns about forks.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), _start_worker, (tuple(keys), encoder, skip_bad)
-    )
-    waiting: deque[Future[EncodedBatch]] = deque()
+def _tokens(what: Encoding, batch: RawBatch, numbers: Sequence[int], texts: list[str]) -> list[bytes | bytearray]:
     try:
-        for batch in batches:
-            waiting.append(pool.submit(_work, batch))
-            if len(waiting) >= _AHEAD * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        return what.encoder.encode(texts)
+    except ValueError:
+        for number in range(len(texts)):
+            try:
+                what.encoder.encode([texts[number]])
+            except ValueError as error:
+                line = batch.lines[numbers[number // len(what.keys)]]
+                raise ValueError(f"{where(batch.source, batch.start, line)}: {error}") from None
+        raise
 
 
-_worker: tuple[tuple[str, ...], DocumentEncoder, bool]
+def digest_of(texts: Sequence[str]) -> tuple[bytes, list[int]]:
+    """A hash (16 bytes) of the texts of a document, and the length of each in UTF-8; of one text it is the BLAKE2b of
+    it.
 
-
-def _start_worker(keys: tuple[str, ...], encoder: DocumentEncoder, skip_bad: bool) -> None:
-    global _worker
-    # Ctrl-C reaches the whole group; the parent alone decides, and its workers print nothing.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = (keys, encoder, skip_bad)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work(batch: RawBatch) -> EncodedBatch:
-    keys, encoder, skip_bad = _worker
-    return encode_batch(batch, keys, encoder, skip_bad)
+    Raises ValueError for half a surrogate pair.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    sizes = []
+    for text in texts:
+        size = 0
+        for start in range(0, len(text), _HASHED_AT_ONCE):
+            try:
+                content = text[start : start + _HASHED_AT_ONCE].encode("utf-8")
+            except UnicodeEncodeError as error:
+                place = start + error.start
+                raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
+            digest.update(content)
+            size += len(content)
+        sizes.append(size)
+        if len(texts) > 1:  # so that a word that moves from one text to the next makes a difference
+            digest.update(size.to_bytes(8, "big"))
+    return digest.digest(), sizes

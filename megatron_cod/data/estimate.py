@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from megatron_cod.data.documents import read_batches
-from megatron_cod.data.encode import encode_all
+from megatron_cod.data.encode import Encoding, encode_part
+from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.job import PreprocessJob, check_job
-from megatron_cod.data.tokenizers import DocumentEncoder
+from megatron_cod.data.reading import divide
+from megatron_cod.data.runs import Commit
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,28 @@ class Estimate:
 
 
 def estimate(job: PreprocessJob, documents: int = 1000) -> Estimate:
-    """Tokenize the first batches, up to about `documents` documents, and write nothing.
+    """Tokenize the first batches, up to about `documents` documents, into a folder that is removed again.
 
     Raises ValueError as `preprocess` does, and when no document was found.
     """
-    start = time.monotonic()
     inputs, _ = check_job(job)
-    encoder = DocumentEncoder(job.tokenizer, job.append_eod)
-    seen = tokens = text_bytes = position = 0
-    encoded = encode_all(read_batches(inputs, job.split_on), job.json_keys, encoder, job.skip_bad_lines, 1)
-    for batch in encoded:
-        column = batch.columns[0]
-        seen += sum(length > 0 for length in column.lengths)
-        tokens += sum(column.lengths)
-        text_bytes += sum(size for size, length in zip(column.text_bytes, column.lengths, strict=True) if length)
-        position = batch.position
-        if seen >= documents:
-            break
+    encoder = DocumentEncoder(job.tokenizer, job.append_eod, job.whole_texts)
+    parts = divide(inputs, job.split_on)
+    start = time.monotonic()
+    commits: list[Commit] = []
+    with TemporaryDirectory() as folder:
+        what = Encoding(
+            Path(folder), inputs, parts, job.json_keys, job.split_on, encoder, job.skip_bad_lines, limit=documents
+        )
+        for number in range(len(parts)):
+            commits += encode_part(what, number, lambda *_: None)
+            if sum(commit.documents for commit in commits) >= documents:
+                break
+    seen = sum(commit.documents for commit in commits)
     if not seen:
         raise ValueError(f"no documents in {len(inputs)} input file(s): all are empty")
-    share = position / sum(source.size for source in inputs)
+    position = sum(commit.input_bytes for commit in commits)
+    share = min(position / sum(source.size for source in inputs), 1.0)
+    tokens = sum(commit.tokens for commit in commits)
+    text_bytes = sum(commit.text_bytes for commit in commits)
     return Estimate(seen, tokens, text_bytes, share, np.dtype(encoder.dtype).name, time.monotonic() - start)

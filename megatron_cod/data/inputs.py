@@ -1,9 +1,10 @@
-"""Find input files and open them, plain or compressed."""
+"""Find the inputs and open them: files, plain or compressed, and datasets that Hugging Face saved to disk."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-Format = Literal["jsonl", "text"]
+Format = Literal["jsonl", "text", "parquet", "arrow"]
 
 _SUFFIX_FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -21,18 +22,28 @@ _SUFFIX_FORMATS: dict[str, Format] = {
     ".txt": "text",
     ".text": "text",
     ".md": "text",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 _COMPRESSION_SUFFIXES = (".gz", ".zst")
 _READ_BYTES = 1 << 20
+# Of compressed bytes: what they expand to is held at once, and zeros expand ten thousandfold.
+_ZSTD_BYTES = 1 << 15
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file to read; `size` is its length on disk in bytes, before decompression."""
+    """One file to read; `size` is its length on disk in bytes, before decompression, `mtime_ns` its time of change."""
 
     path: Path
     size: int
     format: Format
+    mtime_ns: int = 0
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is a table, in which places are row numbers; else places are bytes of the uncompressed content."""
+        return self.format in ("parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,16 @@ class InputStream:
 def find_inputs(patterns: Sequence[str], input_format: str = "auto") -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
+    A folder must be a dataset written by Hugging Face's `save_to_disk`; its files follow in its order.
     `input_format` is "jsonl", "text", or "auto" to go by the file's name. Raises ValueError for a path
-    that is missing or a folder, a glob without matches, or a name whose format "auto" cannot tell.
+    that is missing, another folder, a glob without matches, or a name whose format "auto" cannot tell.
     """
     paths: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            raise ValueError(f"input {pattern} is a folder; name its files, such as '{pattern}/*.jsonl'")
+            paths.update(dict.fromkeys(_saved_dataset(path)))
+            continue
         if path.exists():
             paths[path] = None
             continue
@@ -65,17 +78,58 @@ def find_inputs(patterns: Sequence[str], input_format: str = "auto") -> list[Inp
         paths.update(dict.fromkeys(matches))
     if not paths:
         raise ValueError("no input given")
-    return [InputFile(path, path.stat().st_size, _format_of(path, input_format)) for path in paths]
+    found = []
+    for path in paths:
+        status = path.stat()
+        found.append(InputFile(path, status.st_size, _format_of(path, input_format), status.st_mtime_ns))
+    return found
+
+
+def _saved_dataset(folder: Path) -> list[Path]:
+    """The Arrow files of a folder that `datasets` wrote with save_to_disk, in order."""
+    parts = folder / "dataset_dict.json"
+    if parts.is_file():
+        splits = json.loads(parts.read_text(encoding="utf-8")).get("splits", [])
+        names = " or ".join(str(folder / name) for name in splits)
+        raise ValueError(f"input {folder} is a saved dataset of several splits; name one: {names}")
+    state = folder / "state.json"
+    if not state.is_file():
+        raise ValueError(
+            f"input {folder} is a folder; name its files, such as '{folder}/*.jsonl' "
+            "(or a folder written by the save_to_disk of Hugging Face datasets)"
+        )
+    try:
+        files = [folder / entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"input {folder} is not a usable saved dataset: {state} is damaged ({error})") from None
+    missing = [path.name for path in files if not path.is_file()]
+    if missing or not files:
+        raise ValueError(f"input {folder} is not a whole saved dataset: {', '.join(missing) or 'its data'} is missing")
+    return files
 
 
 def _format_of(path: Path, input_format: str) -> Format:
-    if input_format != "auto":
-        return cast(Format, input_format)
     suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSION_SUFFIXES]
     found = _SUFFIX_FORMATS.get(suffixes[-1].lower()) if suffixes else None
+    if input_format != "auto" and found not in ("parquet", "arrow"):
+        return cast(Format, input_format)
     if found is None:
         raise ValueError(f"input {path}: the name does not tell the format; give --input-format jsonl or text")
     return found
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the content begins as gzip or zstd; the name does not matter."""
+    with path.open("rb") as raw:
+        return _compression(raw.read(4)) is not None
+
+
+def _compression(magic: bytes) -> str | None:
+    if magic[:2] == b"\x1f\x8b":
+        return "gzip"
+    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+        return "zstd"
+    return None
 
 
 @contextmanager
@@ -84,14 +138,14 @@ def open_input(path: Path) -> Iterator[InputStream]:
 
     Raises ValueError naming the file when the compressed data is damaged or ends early.
     """
-    with path.open("rb") as raw:
+    with path.open("rb", buffering=_READ_BYTES) as raw:
         damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-        magic = raw.read(4)
+        compression = _compression(raw.read(4))
         raw.seek(0)
         content: BinaryIO = raw
-        if magic[:2] == b"\x1f\x8b":
+        if compression == "gzip":
             content = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-        elif magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+        elif compression == "zstd":
             zstandard = _import_zstandard(path)
             damaged = (*damaged, zstandard.ZstdError)
             content = io.BufferedReader(_ZstdReader(raw, zstandard), _READ_BYTES)
@@ -127,7 +181,7 @@ class _ZstdReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            data = self._rest or self._raw.read(_READ_BYTES)
+            data = self._rest or self._raw.read(_ZSTD_BYTES)
             self._rest = b""
             if not data:
                 if self._frame is not None:

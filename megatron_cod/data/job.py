@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_cod.data.documents import SPLIT_ON
 from megatron_cod.data.inputs import InputFile, find_inputs
@@ -11,6 +12,9 @@ from megatron_cod.data.splits import DocumentSplitter, make_splitter
 from megatron_cod.data.tokenizers import TokenizerChoice
 
 _TEXT_KEY = "text"
+# On these a dataset depends beside its inputs and tokenizer; the first ones already when the text is tokenized.
+_OF_TOKENS = ("json_keys", "split_on", "append_eod", "shuffle_seed", "max_documents")
+_OF_MERGE = ("split", "holdout_every", "deduplicate", "skip_bad_lines")
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,25 @@ class PreprocessJob:
     append_eod: bool = False
     split: str | None = None
     holdout_every: int | None = None
+    shuffle_seed: int | None = None
+    deduplicate: bool = False
     max_documents: int | None = None
     skip_bad_lines: bool = False
+    whole_texts: bool = False
     workers: int = 1
     overwrite: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The options that a dataset depends on, as JSON holds them."""
+        return self._as_json((*_OF_TOKENS, *_OF_MERGE))
+
+    def options_of_tokens(self) -> dict[str, Any]:
+        """Those of them that must not change between a run and its continuation."""
+        return self._as_json(_OF_TOKENS)
+
+    def _as_json(self, names: Sequence[str]) -> dict[str, Any]:
+        values = ((name, getattr(self, name)) for name in names)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 def check_job(job: PreprocessJob) -> tuple[list[InputFile], DocumentSplitter | None]:
@@ -45,8 +64,13 @@ def check_job(job: PreprocessJob) -> tuple[list[InputFile], DocumentSplitter | N
     splitter = make_splitter(job.split, job.holdout_every)
     inputs = find_inputs(job.inputs, job.input_format)
     if list(job.json_keys) != [_TEXT_KEY] and any(source.format == "text" for source in inputs):
-        raise ValueError("--json-keys is for JSON lines, and one of the inputs is plain text")
+        raise ValueError("--json-keys is for JSON lines and tables, and one of the inputs is plain text")
     return inputs, splitter
+
+
+def describe_inputs(inputs: Sequence[InputFile]) -> list[dict[str, Any]]:
+    """What a record keeps of the inputs, to see later whether they are the same."""
+    return [{"path": str(source.path), "size": source.size, "mtime_ns": source.mtime_ns} for source in inputs]
 
 
 def output_name(prefix: str, split: str | None, key: str) -> str:

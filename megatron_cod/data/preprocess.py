@@ -1,164 +1,260 @@
-"""Text files -> Megatron datasets."""
+"""Text -> Megatron datasets: tokenize in parts, decide where documents go, merge, publish."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.documents import read_batches
-from megatron_cod.data.encode import EncodedBatch, encode_all
+from megatron_cod.data.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
+from megatron_cod.data.encode import Encoding, encode_part
+from megatron_cod.data.encoders import DocumentEncoder
+from megatron_cod.data.index_file import write_index
 from megatron_cod.data.inputs import InputFile
-from megatron_cod.data.job import PreprocessJob, check_job, output_name
+from megatron_cod.data.job import PreprocessJob, check_job, describe_inputs, output_name
+from megatron_cod.data.plan import Plan, make_plan
+from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
-from megatron_cod.data.record import DatasetRecord
+from megatron_cod.data.reading import divide, where
+from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
+from megatron_cod.data.runs import MOST_EXAMPLES, Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
-from megatron_cod.data.tokenizers import DocumentEncoder
-from megatron_cod.data.writer import DatasetWriter, publish, refuse_overwrite
+from megatron_cod.data.work_folder import WorkFolder
 
 
 @dataclass(frozen=True)
 class PreprocessResult:
-    """What was done. `datasets` maps a dataset's prefix to its record; `bad` are the messages of the
-    first bad lines left out, `bad_count` is how many there were; `seconds` is without start-up."""
+    """What was done. `datasets` maps a dataset's prefix to its record; `bad` are the messages of the first bad
+    documents left out, `bad_count` is how many there were; `seconds` is without start-up, and 0 when everything was
+    there already."""
 
     datasets: dict[str, DatasetRecord]
     empty: int
     bad: list[str]
     bad_count: int
+    duplicates: int
     seconds: float
 
 
 def preprocess(job: PreprocessJob) -> PreprocessResult:
-    """Write the datasets of `job`, all or none: an interrupted or failed run leaves no finished files.
+    """Write the datasets of `job`, all or none.
 
-    The result depends on the inputs and options alone, to the byte, whatever the number of workers.
-    Raises ValueError for bad options, inputs or documents, OSError when a file cannot be used.
+    The result depends on the inputs and options alone, to the byte, whatever the number of workers and however often
+    the run was broken off: what is finished is kept in PREFIX.partial, and the same job goes on from there. Datasets
+    that the same job has made already are left as they are. Raises ValueError for bad options, inputs or documents,
+    OSError when a file cannot be used.
     """
     inputs, splitter = check_job(job)
-    writers: dict[tuple[str | None, str], DatasetWriter] = {}
-    prefixes = {
-        (name, key): output_name(job.output_prefix, name, key) for name in _names(splitter) for key in job.json_keys
-    }
-    if not job.overwrite:
-        refuse_overwrite(list(prefixes.values()))
-    encoder = DocumentEncoder(job.tokenizer, job.append_eod)
-    start = time.monotonic()
-    Path(job.output_prefix).parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress(sum(source.size for source in inputs))
+    job.tokenizer.check()
+    folder = WorkFolder(job.output_prefix)
+    if folder.exists():
+        folder.lock()
     try:
-        for place, prefix in prefixes.items():
-            writers[place] = DatasetWriter(prefix, encoder.dtype)
-        run = _Run(job, writers, splitter)
-        batches = read_batches(inputs, job.split_on)
-        encoded = encode_all(batches, job.json_keys, encoder, job.skip_bad_lines, job.workers)
-        for batch in encoded:
-            done = run.write(batch)
-            progress.update(batch.position, run.documents, run.tokens, run.text_bytes)
-            if done:
-                break
-        encoded.close()
-        run.refuse_empty(inputs)
-        records = {place: _record(job, encoder, writers[place], place, inputs, run) for place in prefixes}
-        for place, writer in writers.items():
-            writer.finish(records[place])
-        publish(list(writers.values()))
-    except BaseException:
-        for writer in writers.values():
-            writer.discard()
-        raise
+        interrupted = folder.is_held and folder.finish_publishing()
+        made = _made_already(job, inputs, splitter)
+        if made is not None and (interrupted or not job.overwrite):
+            return made
+        encoder = DocumentEncoder(job.tokenizer, job.append_eod, job.whole_texts)
+        folder.lock()
+        return _Run(job, inputs, splitter, encoder, folder).result()
     finally:
-        progress.close()
-    datasets = {prefixes[place]: record for place, record in records.items()}
-    return PreprocessResult(datasets, run.empty, run.bad, run.bad_count, time.monotonic() - start)
+        if folder.is_held and not folder.has_parts():
+            folder.discard()
+        folder.unlock()
+
+
+def _prefixes(job: PreprocessJob, splitter: DocumentSplitter | None) -> list[list[str]]:
+    """The prefixes of the datasets [splits][keys]."""
+    names = splitter.names if splitter else (None,)
+    return [[output_name(job.output_prefix, name, key) for key in job.json_keys] for name in names]
+
+
+def _made_already(
+    job: PreprocessJob, inputs: Sequence[InputFile], splitter: DocumentSplitter | None
+) -> PreprocessResult | None:
+    """The result of the same job, when its datasets are all there. Raises ValueError for files of another job, unless
+    they are to be overwritten."""
+    prefixes = [prefix for row in _prefixes(job, splitter) for prefix in row]
+    existing = [path for prefix in prefixes for path in dataset_files(prefix) if path.exists()]
+    if not existing:
+        return None
+    described, options = describe_inputs(inputs), job.options()
+    records = {prefix: read_record(prefix) for prefix in prefixes} if len(existing) == 3 * len(prefixes) else {}
+    same = {
+        prefix: record
+        for prefix, record in records.items()
+        if record is not None and record.is_of(described, options, job.tokenizer.fingerprint())
+    }
+    if len(same) == len(prefixes):
+        first = same[prefixes[0]]
+        return PreprocessResult(same, first.empty, [], first.bad, first.duplicates, 0.0)
+    if not job.overwrite:
+        names = ", ".join(str(path) for path in existing)
+        raise ValueError(f"output exists already: {names}; choose another prefix or give --overwrite")
+    return None
 
 
 class _Run:
-    """Deals encoded documents out to the writers and counts."""
-
     def __init__(
         self,
         job: PreprocessJob,
-        writers: dict[tuple[str | None, str], DatasetWriter],
+        inputs: Sequence[InputFile],
         splitter: DocumentSplitter | None,
+        encoder: DocumentEncoder,
+        folder: WorkFolder,
     ) -> None:
-        self._job, self._writers, self._splitter = job, writers, splitter
-        self.documents = self.tokens = self.text_bytes = self.empty = self.bad_count = 0
-        self.bad: list[str] = []
+        self._job, self._inputs, self._splitter, self._encoder = job, inputs, splitter, encoder
+        self._folder = folder
+        self._item = encoder.dtype().itemsize
+        self._prefixes = _prefixes(job, splitter)
 
-    def write(self, batch: EncodedBatch) -> bool:
-        """Write a batch; True when enough documents are written."""
-        starts = [0] * len(batch.columns)
-        for place in range(batch.count):
-            if self.documents == self._job.max_documents:
-                return True
-            if place in batch.bad:
-                self.bad_count += 1
-                if len(self.bad) < 5:
-                    self.bad.append(batch.bad[place])
-                continue
-            if not any(column.lengths[place] for column in batch.columns):
-                self.empty += 1
-                continue
-            # One record goes to one split, whatever the number of its keys.
-            name = self._splitter.next() if self._splitter else None
-            self.documents += 1
-            for number, (key, column) in enumerate(zip(self._job.json_keys, batch.columns, strict=True)):
-                length = column.lengths[place]
-                if length:
-                    ids = column.tokens[starts[number] : starts[number] + length]
-                    self._writers[name, key].add(ids, column.text_bytes[place])
-                    self.tokens += length
-                    self.text_bytes += column.text_bytes[place]
-                starts[number] += length
-        return self.documents == self._job.max_documents
+    def result(self) -> PreprocessResult:
+        start = time.monotonic()
+        job = {
+            "inputs": describe_inputs(self._inputs),
+            "options": self._job.options_of_tokens(),
+            "tokenizer": [
+                self._job.tokenizer.type,
+                self._job.tokenizer.fingerprint(),
+                self._job.tokenizer.hf_special_tokens,
+            ],
+        }
+        if self._folder.begin(job, self._job.overwrite):
+            print(f"going on with the finished parts in {self._folder.path}", file=sys.stderr)
+        runs = self._tokenize()
+        plan = make_plan(
+            runs,
+            self._folder.plan,
+            self._splitter,
+            len(self._job.json_keys),
+            self._item,
+            self._job.max_documents,
+            self._job.deduplicate,
+            self._job.shuffle_seed,
+        )
+        self._refuse_empty(plan)
+        self._merge(plan)
+        datasets = self._finish(plan)
+        examples = [example for run in runs for example in run.commit.examples][:MOST_EXAMPLES]
+        bad = [f"{where(self._inputs[file], begin, line)}: {message}" for file, begin, line, message in examples]
+        self._folder.publish([dataset_files(prefix) for prefix in datasets])
+        first = next(iter(datasets.values()))
+        return PreprocessResult(datasets, first.empty, bad, first.bad, first.duplicates, time.monotonic() - start)
 
-    def refuse_empty(self, inputs: Sequence[InputFile]) -> None:
-        """Raises ValueError when a dataset got no document."""
-        if not self.documents:
-            raise ValueError(
-                f"no documents in {len(inputs)} input file(s): {self.empty} empty, {self.bad_count} bad; "
-                "nothing written"
+    def _tokenize(self) -> list[Run]:
+        """The runs of all parts that are needed."""
+        job = self._job
+        parts = divide(self._inputs, job.split_on)
+        what = Encoding(
+            folder=self._folder.runs,
+            inputs=self._inputs,
+            parts=parts,
+            keys=job.json_keys,
+            split_on=job.split_on,
+            encoder=self._encoder,
+            skip_bad=job.skip_bad_lines,
+            limit=job.max_documents,
+            seed=job.shuffle_seed,
+        )
+        last = {run.part: run.commit.input_bytes for run in all_runs(self._folder.runs, len(parts))}
+        progress = Progress(sum(source.size for source in self._inputs), sum(last.values()))
+        documents = needed = 0
+        try:
+            tasks = run_tasks(
+                partial(encode_part, what), range(len(parts)), job.workers, lambda sums: progress.update(*sums)
             )
-        without = [writer.prefix for writer in self._writers.values() if not writer.documents]
+            with closing(tasks):
+                for commits in tasks:
+                    needed += 1
+                    documents += sum(commit.documents for commit in commits)
+                    if job.max_documents is not None and documents >= job.max_documents:
+                        break
+        finally:
+            progress.close()
+        return list(all_runs(self._folder.runs, needed))
+
+    def _refuse_empty(self, plan: Plan) -> None:
+        """Raises ValueError when a dataset gets no document."""
+        empty, bad = self._left_out(plan)
+        count = int(plan.documents.sum())
+        if not count:
+            raise ValueError(
+                f"no documents in {len(self._inputs)} input file(s): {empty} empty, {bad} bad; nothing written"
+            )
+        sums = plan.documents.sum(axis=0)
+        without = [
+            prefix for row, counts in zip(self._prefixes, sums, strict=True)
+            for prefix, each in zip(row, counts, strict=True) if not each
+        ]  # fmt: skip
         if without:
             raise ValueError(
-                f"{self.documents} document(s) are too few: none for {', '.join(without)}; "
-                "give more documents or another split; nothing written"
+                f"{count} document(s) are too few: none for {', '.join(without)}; give more documents or another split "
+                "(--holdout-every is exact for few documents); nothing written"
             )
 
+    def _left_out(self, plan: Plan) -> tuple[int, int]:
+        return sum(run.commit.empty for run in plan.runs), sum(run.commit.bad for run in plan.runs)
 
-def _names(splitter: DocumentSplitter | None) -> Sequence[str | None]:
-    return splitter.names if splitter else (None,)
+    def _merge(self, plan: Plan) -> None:
+        targets = [
+            [Target(self._out(prefix, "bin"), self._out(prefix, "lengths")) for prefix in row] for row in self._prefixes
+        ]
+        prepare(targets)
+        tasks = run_tasks(
+            partial(write_piece, Assembly(plan, targets, self._item)),
+            range(len(plan.documents)),
+            self._job.workers,
+            lambda _: None,
+        )
+        with closing(tasks):
+            for _ in tasks:
+                pass
 
+    def _out(self, prefix: str, ending: str) -> Path:
+        return self._folder.out / f"{Path(prefix).name}.{ending}"
 
-def _record(
-    job: PreprocessJob,
-    encoder: DocumentEncoder,
-    writer: DatasetWriter,
-    place: tuple[str | None, str],
-    inputs: Sequence[InputFile],
-    run: _Run,
-) -> DatasetRecord:
-    split, key = place
-    return DatasetRecord(
-        tokenizer_type=job.tokenizer.type,
-        tokenizer_model=None if job.tokenizer.model is None else str(job.tokenizer.model),
-        model_sha256=job.tokenizer.fingerprint(),
-        vocab_size=encoder.vocab_size,
-        eod_id=encoder.eod,
-        append_eod=job.append_eod,
-        training_arguments=job.tokenizer.training_arguments(),
-        split=split,
-        json_key=key,
-        documents=writer.documents,
-        tokens=writer.tokens,
-        text_bytes=writer.text_bytes,
-        empty=run.empty,
-        bad=run.bad_count,
-        dtype=np.dtype(encoder.dtype).name,
-        inputs=[str(source.path) for source in inputs],
-    )
+    def _finish(self, plan: Plan) -> dict[str, DatasetRecord]:
+        """Complete the files of all datasets; their records by prefix."""
+        records: dict[str, DatasetRecord] = {}
+        for split, row in enumerate(self._prefixes):
+            for key, prefix in enumerate(row):
+                sums = (plan.documents, plan.tokens, plan.text_bytes)
+                documents, tokens, text_bytes = (int(kind[:, split, key].sum()) for kind in sums)
+                record = records[prefix] = self._record(plan, split, key, documents, tokens, text_bytes)
+                data, index = self._out(prefix, "bin"), self._out(prefix, "idx")
+                assert data.stat().st_size == tokens * self._item
+                write_index(index, self._encoder.dtype, self._out(prefix, "lengths"), documents)
+                write_record(self._out(prefix, "json"), record)
+                for path in (data, index, self._out(prefix, "json")):
+                    flush_to_disk(path)
+        return records
+
+    def _record(self, plan: Plan, split: int, key: int, documents: int, tokens: int, text_bytes: int) -> DatasetRecord:
+        job = self._job
+        empty, bad = self._left_out(plan)
+        return DatasetRecord(
+            tokenizer_type=job.tokenizer.type,
+            tokenizer_model=None if job.tokenizer.model is None else str(job.tokenizer.model),
+            model_sha256=job.tokenizer.fingerprint(),
+            vocab_size=self._encoder.vocab_size,
+            eod_id=self._encoder.eod,
+            append_eod=job.append_eod,
+            training_arguments=job.tokenizer.training_arguments(),
+            split=self._splitter.names[split] if self._splitter else None,
+            json_key=job.json_keys[key],
+            documents=documents,
+            tokens=tokens,
+            text_bytes=text_bytes,
+            empty=empty,
+            bad=bad,
+            dtype=np.dtype(self._encoder.dtype).name,
+            inputs=describe_inputs(self._inputs),
+            duplicates=plan.duplicates,
+            options=job.options(),
+        )

@@ -1,20 +1,23 @@
-"""What a dataset was made with: a JSON file beside `.bin` and `.idx`."""
+"""What a dataset was made of and with: its manifest, a JSON file beside `.bin` and `.idx`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
-    `text_bytes` counts UTF-8 bytes of the documents written; `empty` and `bad` count documents left out
-    in the whole run; `model_sha256` is of the tokenizer's model file.
+    `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
+    in the whole run; `model_sha256` is of the tokenizer's model file; `inputs` have "path", "size" and "mtime_ns";
+    `options` are those of the tool that the result depends on.
     """
 
     tokenizer_type: str
@@ -32,12 +35,23 @@ class DatasetRecord:
     empty: int
     bad: int
     dtype: str
-    inputs: list[str]
+    inputs: list[dict[str, Any]]
+    duplicates: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    def is_of(self, inputs: Sequence[dict[str, Any]], options: dict[str, Any], model_sha256: str | None) -> bool:
+        """Whether the same inputs, options and tokenizer made it."""
+        return (self.inputs, self.options, self.model_sha256) == (list(inputs), options, model_sha256)
 
 
 def record_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.json")
+
+
+def dataset_files(prefix: str) -> list[Path]:
+    """The files of a dataset: .bin, .json, .idx. The index is last: without it nothing can be read."""
+    return [Path(f"{prefix}.bin"), record_path(prefix), Path(f"{prefix}.idx")]
 
 
 def write_record(path: Path, record: DatasetRecord) -> None:
@@ -51,8 +65,10 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format") == 1:  # before inputs had sizes
+            values = {**values, "inputs": [{"path": name} for name in values["inputs"]], "format": FORMAT}
         if values.get("format") != FORMAT:
             raise ValueError(f"format {values.get('format')}, expected {FORMAT}")
         return DatasetRecord(**values)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error

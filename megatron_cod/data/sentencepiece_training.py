@@ -13,8 +13,8 @@ from typing import Any
 
 import sentencepiece
 
-from megatron_cod.data.documents import read_batches, text_of_plain, texts_of_json
 from megatron_cod.data.inputs import InputFile, find_inputs
+from megatron_cod.data.reading import read_batches, texts_of, where
 
 # SentencePiece leaves out sentences above 4192 bytes without a word; documents are cut well below that.
 _SENTENCE_CHARACTERS = 1000
@@ -143,15 +143,12 @@ def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:
 def _sentences(inputs: Sequence[InputFile], json_key: str) -> Iterator[str]:
     """Lines of all documents, long ones cut at white space; bad documents are ValueErrors with their line."""
     cut = re.compile(rf"\S.{{0,{_SENTENCE_CHARACTERS}}}(?=\s|$)|\S{{1,{_SENTENCE_CHARACTERS}}}")
-    for batch in read_batches(inputs, "line"):
+    for batch in read_batches(inputs, "line", [json_key]):
         for line, content in zip(batch.lines, batch.contents, strict=True):
-            if not content.strip():
-                continue
             try:
-                is_text = batch.source.format == "text"
-                text = text_of_plain(content) if is_text else texts_of_json(content, [json_key])[0]
+                text = texts_of(batch.source, content, [json_key])[0]
             except ValueError as error:
-                raise ValueError(f"{batch.source.path}, line {line}: {error}") from error
+                raise ValueError(f"{where(batch.source, batch.start, line)}: {error}") from error
             # NUL and lone surrogates cannot be passed to SentencePiece.
             text = text.encode("utf-8", "ignore").decode("utf-8").replace("\0", " ")
             for part in text.splitlines():

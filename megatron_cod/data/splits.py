@@ -1,30 +1,50 @@
-"""Deal whole documents out to train, valid and test while reading, without knowing their number."""
+"""Deal whole documents out to train, valid and test."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from fractions import Fraction
+from itertools import accumulate
+
+import numpy as np
 
 NAMES = ("train", "valid", "test")
 
 
-class DocumentSplitter:
-    """Names the split of each next document. Depends on the order of documents and nothing else."""
+class DocumentSplitter(ABC):
+    """Which of `names` each document belongs to."""
 
-    def __init__(self, weights: dict[str, Fraction], holdout_every: int | None = None) -> None:
-        self.names = tuple(weights) if holdout_every is None else ("train", "valid")
-        self._weights = weights
-        self._every = holdout_every
-        self._counts = dict.fromkeys(self.names, 0)
+    names: tuple[str, ...]
 
-    def next(self) -> str:
-        """The split furthest behind its share; with a holdout, valid for every N-th document."""
-        number = sum(self._counts.values()) + 1
-        if self._every is not None:
-            name = "valid" if number % self._every == 0 else "train"
-        else:
-            name = max(self.names, key=lambda name: self._weights[name] * number - self._counts[name])
-        self._counts[name] += 1
-        return name
+    @abstractmethod
+    def codes(self, hashes: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        """Places in `names` [documents], uint8. hashes: uint64 [documents] of the texts. ordinals: int64 [documents],
+        the number (from 0) of each among all documents written."""
+
+
+class ByHash(DocumentSplitter):
+    """By the text of a document alone: it stays in its split whatever is added, left out or read in another order, and
+    a text that comes twice is in one split both times. Shares are met on average."""
+
+    def __init__(self, weights: dict[str, Fraction]) -> None:
+        self.names = tuple(weights)
+        bounds = list(accumulate(weights.values()))[:-1]
+        self._bounds = np.array([int(bound * 2**64) for bound in bounds], np.uint64)
+
+    def codes(self, hashes: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._bounds, hashes, side="right").astype(np.uint8)
+
+
+class EveryNth(DocumentSplitter):
+    """Every N-th document, in the order of the input, is for validation: exact, for corpora of few documents."""
+
+    names = ("train", "valid")
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+
+    def codes(self, hashes: np.ndarray, ordinals: np.ndarray) -> np.ndarray:
+        return ((ordinals + 1) % self._every == 0).astype(np.uint8)
 
 
 def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplitter | None:
@@ -38,7 +58,7 @@ def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplit
     if holdout_every is not None:
         if holdout_every < 2:
             raise ValueError(f"--holdout-every {holdout_every} leaves nothing to train on; give 2 or more")
-        return DocumentSplitter({}, holdout_every)
+        return EveryNth(holdout_every)
     if split is None:
         return None
     try:
@@ -48,4 +68,4 @@ def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplit
     if not 2 <= len(values) <= len(NAMES) or min(values) < 0 or values[0] == 0:
         raise ValueError(f"--split {split} is not TRAIN,VALID or TRAIN,VALID,TEST: such as 90,5,5, the first above 0")
     total = sum(values)
-    return DocumentSplitter({name: value / total for name, value in zip(NAMES, values, strict=False) if value})
+    return ByHash({name: value / total for name, value in zip(NAMES, values, strict=False) if value})

@@ -1,4 +1,4 @@
-"""Megatron's own tokenizers, built by Megatron's own builder, so that ids here are ids in training."""
+"""Which tokenizer: what the user asks for, and Megatron's own, built by Megatron's own builder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id
 
@@ -30,6 +28,12 @@ TOKENIZER_TYPES: dict[str, _Kind] = {
     # default end-of-document id is byte 0. NullTokenizer has what training needs: a size and an eod.
     "ByteLevelTokenizer": _Kind("NullTokenizer", None),
 }
+
+
+def model_fingerprint(path: Path) -> str | None:
+    """SHA-256 of a tokenizer's model: a file, or the tokenizer.json in a folder. None when there is no such file."""
+    path = path / "tokenizer.json" if path.is_dir() else path
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,10 @@ class TokenizerChoice:
     def fingerprint(self) -> str | None:
         """SHA-256 of the model file, to recognise the same tokenizer elsewhere; None without a file."""
         path = self._model_path()
-        if path is not None and path.is_dir():
-            path = path / "tokenizer.json"
-        if path is None or not path.is_file():
-            return None
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return None if path is None else model_fingerprint(path)
 
-    def build(self) -> Any:
-        """Megatron's tokenizer; raises ValueError when the model is missing or unreadable."""
+    def check(self) -> None:
+        """Raises ValueError for a type that is unknown, and a model that is missing or not asked for."""
         kind = TOKENIZER_TYPES.get(self.type)
         if kind is None:
             raise ValueError(f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
@@ -75,6 +75,10 @@ class TokenizerChoice:
             raise ValueError(f"{self.type} needs --tokenizer-model: {kind.model}")
         if self.model is not None and not self.model.exists():
             raise ValueError(f"tokenizer model {self.model} does not exist; {self.type} needs {kind.model}")
+
+    def build(self) -> Any:
+        """Megatron's tokenizer; raises ValueError when the model is missing or unreadable."""
+        self.check()
         from megatron_cod.data.megatron_api import build_tokenizer
 
         # Transformers warns about texts longer than a model's context; documents are cut in training.
@@ -83,20 +87,24 @@ class TokenizerChoice:
             with warnings.catch_warnings():
                 # Megatron's logging asks for a distributed rank, which a tool does not have.
                 warnings.filterwarnings("ignore", message="Could not determine rank")
-                return build_tokenizer(self._megatron_arguments(kind))
+                return build_tokenizer(self._megatron_arguments())
         except (ValueError, RuntimeError, OSError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"cannot read tokenizer model {self.model} as {self.type}: {reason}") from error
+            raise self.unreadable(error) from error
+
+    def unreadable(self, error: Exception) -> ValueError:
+        """The error to raise when a library does not accept the model."""
+        reason = " ".join(str(error).split())[:300]
+        return ValueError(f"cannot read tokenizer model {self.model} as {self.type}: {reason}")
 
     def _model_path(self) -> Path | None:
         if self.type == "HuggingFaceTokenizer" and self.model is not None and self.model.is_file():
             return self.model.parent
         return self.model
 
-    def _megatron_arguments(self, kind: _Kind) -> Namespace:
+    def _megatron_arguments(self) -> Namespace:
         path = self._model_path()
         return Namespace(
-            tokenizer_type=kind.megatron_type,
+            tokenizer_type=TOKENIZER_TYPES[self.type].megatron_type,
             tokenizer_model=None if path is None else str(path),
             vocab_size=BYTE_VOCABULARY if self.type == "ByteLevelTokenizer" else None,
             pad_vocab_size=False,
@@ -113,48 +121,3 @@ class TokenizerChoice:
             null_tokenizer_eod_id=None,
             null_tokenizer_pad_id=-1,
         )
-
-
-class DocumentEncoder:
-    """Text of one document -> its ids, with the end-of-document id when asked for.
-
-    Attributes: `vocab_size` (ids are below it), `eod` (None when the tokenizer has none), `dtype` (of the
-    dataset, by Megatron's rule). Raises ValueError when `append_eod` is asked of a tokenizer without one.
-    """
-
-    def __init__(self, choice: TokenizerChoice, append_eod: bool) -> None:
-        tokenizer = choice.build()
-        from megatron_cod.data.megatron_api import DType
-
-        self.vocab_size = int(tokenizer.vocab_size)
-        eod = tokenizer.eod
-        self.eod: int | None = None if eod is None or eod < 0 else int(eod)
-        if append_eod and self.eod is None:
-            raise ValueError(
-                f"--append-eod: tokenizer {choice.model} has no end-of-sequence token, which Megatron "
-                "uses as end of document; name one as eos_token in its tokenizer_config.json"
-            )
-        self.dtype: type[np.number] = DType.optimal_dtype(self.vocab_size)
-        self._append = append_eod
-        self._bytes = choice.type == "ByteLevelTokenizer"
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str) -> np.ndarray:
-        """Ids [tokens] of dtype `dtype`; empty for a document that gives no token.
-
-        A tokenizer that ends documents with its eod by itself does not get a second one.
-        """
-        if self._bytes:
-            ids = np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
-        else:
-            ids = np.array(self._tokenizer.tokenize(text), dtype=np.int64)
-        if not len(ids):
-            return ids.astype(self.dtype)
-        if ids.max() >= self.vocab_size or ids.min() < 0:
-            raise ValueError(
-                f"the tokenizer gave id {ids.max()}, but its vocabulary has {self.vocab_size} ids; "
-                "its tokenizer.json has gaps in its numbering"
-            )
-        if self._append and ids[-1] != self.eod:
-            ids = np.append(ids, [self.eod])
-        return ids.astype(self.dtype)

@@ -53,15 +53,15 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.memory import checkpoint_bytes
     from megatron_cod.rehearsal.plan import make_plan
+    from megatron_cod.training.blends import blends_of, prefixes_of
     from megatron_cod.training.command_line import resolve_command_line
-    from megatron_cod.training.pretraining import data_prefixes
 
     found: dict[str, Any] = {"world": world, "error": ""}
     try:
         _, raw, _ = resolve_command_line(flags)
         found |= {
             "save": raw.save,
-            "prefixes": [] if raw.mock_data else data_prefixes(raw),
+            "prefixes": [] if raw.mock_data else prefixes_of(blends_of(raw)),
             "files": [raw.tokenizer_model] if raw.tokenizer_model and Path(raw.tokenizer_model).is_file() else [],
             "vocab_size": raw.padded_vocab_size or raw.vocab_size,
             "kept": raw.keep_last_checkpoints,

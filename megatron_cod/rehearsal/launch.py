@@ -17,16 +17,15 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
 from megatron_cod import cpu, identity
-from megatron_cod.data.check import check_prefix
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.blends import blends_of, check_data
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
-from megatron_cod.training.pretraining import data_prefixes
 from megatron_cod.training.schedule_checks import check_schedule
 
 
@@ -64,10 +63,9 @@ def as_process(rank: int, world_size: int, flags: Sequence[str]) -> Iterator[Non
 def _check_data(args: Any) -> list[str]:
     """Whatever data and tokenizer the command line names; returns what it leaves open."""
     notes = []
-    prefixes = data_prefixes(args)
-    for prefix in () if args.mock_data else prefixes:
-        check_prefix(prefix, vocab_size=args.padded_vocab_size or args.vocab_size)
-    if not prefixes and not args.mock_data:
+    if args.mock_data or blends_of(args):
+        check_data(args, args.padded_vocab_size or args.vocab_size)
+    else:
         notes.append("no data given (--train-data-path ...): the launch would ask for it; not checked")
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():

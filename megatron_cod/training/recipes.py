@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from megatron_cod.training.data_section import KEY, data_flags
+
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
 """Arguments of one start, which a recipe that reproduces the run does not have."""
 
@@ -50,8 +52,9 @@ def _flag_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]
 def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, unset: Iterable[str] = ()) -> list[str]:
     """The recipe as command-line flags, without the keys in ``unset``.
 
-    ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values. Raises ValueError for an unknown key,
-    naming the nearest real one, and for an ``unset`` key that the recipe does not have.
+    ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values; ``data_section`` tells of the section
+    ``data``. Raises ValueError for an unknown key, naming the nearest real one, and for an ``unset`` key that the recipe
+    does not have.
     """
     actions = _flag_actions(parser)
     dropped = {key.removeprefix("--").replace("_", "-") for key in unset}
@@ -59,11 +62,15 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
     if strangers:
         raise ValueError(f"--unset {', '.join(sorted(strangers))}: the recipe has no such key")
     flags: list[str] = []
-    for key, value in recipe.items():
+    section = {} if KEY in dropped or recipe.get(KEY) is None else data_flags(recipe[KEY])
+    doubled = sorted((set(section) & set(recipe)) - dropped)
+    if doubled:
+        raise ValueError(f"recipe key {doubled[0]!r} says again what its section {KEY!r} says; keep one of them")
+    for key, value in {**{key: value for key, value in recipe.items() if key != KEY}, **section}.items():
         if key in dropped:
             continue
         if key not in actions:
-            near = get_close_matches(key, actions, n=1)
+            near = get_close_matches(key, [*actions, KEY], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"unknown recipe key {key!r}{hint}")
         if value is None:

@@ -45,7 +45,7 @@ def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
     assert "--tokenizer-type SentencePieceTokenizer --tokenizer-model data/sotu.model" in done.stdout
     assert "--tokenizer-type NullTokenizer --vocab-size 257" in done.stdout
     assert "DatasetSummary(" in done.stdout
-    for split, documents in (("train", 22), ("valid", 1), ("test", 1)):
+    for split, documents in (("train", 22), ("valid", 2)):
         summary = check_prefix(tmp_path / "data" / f"sotu_{split}_text_document", vocab_size=4000)
         assert summary.documents == documents
     assert check_prefix(tmp_path / "data" / "bytes_valid_text_document", vocab_size=257).documents == 2
@@ -154,12 +154,13 @@ def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.Mon
     clock = iter([0.0, 1.0, 6.0, 7.0])
     monkeypatch.setattr("megatron_cod.data.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
-    progress = Progress(1000, stream)
+    progress = Progress(1000, 200, stream)
     progress.update(100, 1, 10, 100)
-    progress.update(500, 5, 1234, 6_000_000)
+    progress.update(300, 5, 1230, 6_000_000)
     progress.update(600, 6, 1300, 7_000_000)
     progress.close()
-    assert stream.getvalue() == " 50%  5 documents  1,234 tokens  1.0 MB/s of text  6 s left\n"
+    # 200 of the 1000 bytes were done before: 500 are left at 300 in 6 seconds.
+    assert stream.getvalue() == " 50%  5 documents  1,230 tokens  1.0 MB/s  205 tokens/s  0:00:10 left\n"
 
 
 def test_progress_draws_a_bar_on_a_terminal() -> None:
@@ -168,7 +169,7 @@ def test_progress_draws_a_bar_on_a_terminal() -> None:
             return True
 
     stream = Terminal()
-    progress = Progress(1000, stream)
+    progress = Progress(1000, stream=stream)
     progress.update(1000, 2, 30, 1000)
     progress.close()
     assert "2 documents  30 tokens" in stream.getvalue()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from megatron_cod.data import documents as documents_module
 from megatron_cod.data import preprocess as preprocess_module
+from megatron_cod.data import reading, runs
 from megatron_cod.data.check import check_prefix
 from megatron_cod.data.estimate import estimate
 from megatron_cod.data.job import PreprocessJob
@@ -39,8 +40,16 @@ def texts_of(prefix: Path | str) -> list[str]:
     return [bytes(ids[ids < 256].astype(np.uint8)).decode() for ids in data]
 
 
+def small_parts(monkeypatch: pytest.MonkeyPatch, part: int = 20_000, batch: int = 3000, held: int = 4000) -> None:
+    """Divide even a small input into many parts and runs."""
+    monkeypatch.setattr(reading, "PART_BYTES", part)
+    monkeypatch.setattr(reading, "BATCH_BYTES", batch)
+    monkeypatch.setattr(runs, "RUN_BYTES", held)
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of times, a disk that others use takes minutes
+
+
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def test_megatron_reads_back_what_its_tokenizer_gave(
@@ -69,32 +78,34 @@ def test_without_append_eod_nothing_is_added(jsonl: Jsonl, tmp_path: Path) -> No
     assert check_prefix(tmp_path / "d_text_document").tokens == 2
 
 
-@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("shuffle_seed", [None, 7])
 def test_any_number_of_workers_gives_the_same_bytes(
-    choice: TokenizerChoice, documents: list[str], jsonl: Jsonl, tmp_path: Path, workers: int,
+    choice: TokenizerChoice, documents: list[str], jsonl: Jsonl, tmp_path: Path, shuffle_seed: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(documents_module, "BATCH_BYTES", 5000)
+    small_parts(monkeypatch)
     lines = [text if number % 7 else " " for number, text in enumerate(documents)]
-    source = jsonl(lines)
+    source = jsonl(lines + lines[:20])
     with source.open("a") as file:
         file.write("broken\n")
-    for name, count in (("one", 1), ("many", workers)):
+    for name, count in (("one", 1), ("many", 3)):
         run(
-            source, tmp_path / name / "d", tokenizer=choice, append_eod=True, workers=count,
-            split="8,1,1", max_documents=150, skip_bad_lines=True,
+            source, tmp_path / name / "d", tokenizer=choice, append_eod=True, workers=count, split="8,1,1",
+            max_documents=200, skip_bad_lines=True, deduplicate=True, shuffle_seed=shuffle_seed,
         )  # fmt: skip
     assert content_of(tmp_path / "one") == content_of(tmp_path / "many")
 
 
-def test_batches_do_not_show_in_the_result(
+def test_parts_batches_and_runs_do_not_show_in_the_result(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = jsonl(documents)
-    run(source, tmp_path / "large" / "d")
-    monkeypatch.setattr(documents_module, "BATCH_DOCUMENTS", 3)
-    run(source, tmp_path / "small" / "d")
-    assert content_of(tmp_path / "large") == content_of(tmp_path / "small")
+    options = {"split": "8,2", "shuffle_seed": 3, "deduplicate": True}
+    run(source, tmp_path / "large" / "d", **options)
+    for name, sizes in (("small", (9_000, 2000, 3000)), ("smaller", (1600, 100, 1))):
+        small_parts(monkeypatch, *sizes)
+        run(source, tmp_path / name / "d", **options)
+        assert content_of(tmp_path / "large") == content_of(tmp_path / name)
 
 
 def test_compressed_input_gives_the_same_tokens(documents: list[str], jsonl: Jsonl, tmp_path: Path) -> None:
@@ -109,12 +120,45 @@ def test_compressed_input_gives_the_same_tokens(documents: list[str], jsonl: Jso
         assert (tmp_path / f"out{suffix}_text_document.bin").read_bytes() == expected
 
 
-def test_splits_hold_whole_documents_and_lose_none(speeches: list[str], tmp_path: Path) -> None:
-    result = run(sample_corpus_path(), tmp_path / "d", split="80,10,10", append_eod=True)
+def test_splits_hold_whole_documents_and_lose_none(documents: list[str], jsonl: Jsonl, tmp_path: Path) -> None:
+    result = run(jsonl(documents), tmp_path / "d", split="80,10,10", append_eod=True)
     parts = {name: texts_of(tmp_path / f"d_{name}_text_document") for name in ("train", "valid", "test")}
-    assert sorted(itertools.chain(*parts.values())) == sorted(speeches)
-    assert [len(part) for part in parts.values()] == [19, 3, 2]
+    assert sorted(itertools.chain(*parts.values())) == sorted(documents)
+    assert min(map(len, parts.values())) > 5
     assert [record.split for record in result.datasets.values()] == ["train", "valid", "test"]
+
+
+def test_a_split_does_not_depend_on_the_order_of_files(documents: list[str], jsonl: Jsonl, tmp_path: Path) -> None:
+    first, second = jsonl(documents[:100], "a.jsonl"), jsonl(documents[100:], "b.jsonl")
+    for name, order in (("ab", [first, second]), ("ba", [second, first]), ("b", [second])):
+        preprocess(PreprocessJob([str(path) for path in order], str(tmp_path / name / "d"), BYTES, split="7,3"))
+    valid = {name: texts_of(tmp_path / name / "d_valid_text_document") for name in ("ab", "ba", "b")}
+    assert sorted(valid["ab"]) == sorted(valid["ba"])
+    assert set(valid["b"]) == set(valid["ab"]) & set(documents[100:])
+
+
+def test_a_shuffle_is_another_order_of_the_same_documents(documents: list[str], jsonl: Jsonl, tmp_path: Path) -> None:
+    source = jsonl(documents)
+    orders = {}
+    for name, seed in (("one", 1), ("again", 1), ("two", 2), ("none", None)):
+        run(source, tmp_path / name / "d", shuffle_seed=seed)
+        orders[name] = texts_of(tmp_path / name / "d_text_document")
+    assert orders["none"] == documents
+    assert sorted(orders["one"]) == sorted(orders["two"]) == sorted(documents)
+    assert orders["one"] == orders["again"] != orders["two"]
+    places = [documents.index(text) for text in orders["one"]]
+    neighbours = sum(abs(after - before) == 1 for before, after in itertools.pairwise(places))
+    assert neighbours < 10  # 2 are to be expected
+
+
+def test_of_duplicates_the_first_stays(jsonl: Jsonl, tmp_path: Path) -> None:
+    first = jsonl(["a", "b", "a", "c"], "1.jsonl")
+    second = jsonl(["c", " ", "d", "b"], "2.jsonl")
+    job = PreprocessJob([str(first), str(second)], str(tmp_path / "d"), BYTES, deduplicate=True)
+    result = preprocess(job)
+    assert texts_of(tmp_path / "d_text_document") == ["a", "b", "c", "d"]
+    assert (result.duplicates, result.empty) == (3, 1)
+    assert next(iter(result.datasets.values())).duplicates == 3
 
 
 def test_holdout_by_whole_documents(speeches: list[str], tmp_path: Path) -> None:
@@ -172,30 +216,64 @@ def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
     assert "line 4: holds a lone surrogate" in result.bad[1]
 
 
-def test_a_worker_reports_the_line_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_line_of_an_error_is_right_in_any_part(
+    documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    small_parts(monkeypatch)
+    source = jsonl(documents)
+    lines = source.read_text().splitlines()
+    for number in (150, 200):
+        lines[number - 1] = "{"
+    source.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 150: not JSON"):
+        run(source, tmp_path / "out" / "d", workers=workers)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["d.partial"]
+    result = run(source, tmp_path / "out" / "d", workers=workers, skip_bad_lines=True)
+    assert [message.split(": ")[0].split(", ")[1] for message in result.bad] == ["line 150", "line 200"]
+    assert texts_of(tmp_path / "out" / "d_text_document") == [*documents[:149], *documents[150:199], *documents[200:]]
+
+
+def test_a_small_failed_run_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not JSON"):
         run(tmp_path / "in.jsonl", tmp_path / "out" / "d", workers=2)
     assert content_of(tmp_path / "out") == {}
 
 
+def test_a_parts_bad_lines_are_an_error_when_they_are_not_skipped_any_more(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n{\n')
+    with pytest.raises(ValueError, match="too few"):
+        run(source, tmp_path / "d", skip_bad_lines=True, holdout_every=2)
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not JSON"):
+        run(source, tmp_path / "d")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_run_leaves_nothing(
+def test_an_interrupted_run_leaves_nothing_that_looks_finished(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type
 ) -> None:
-    monkeypatch.setattr(documents_module, "BATCH_DOCUMENTS", 10)
+    small_parts(monkeypatch)
+    source = jsonl(documents)
+    run(source, tmp_path / "undisturbed" / "d")
     seen = []
 
     def stop_halfway(*_: object) -> None:
         seen.append(sorted(path.name for path in (tmp_path / "out").iterdir()))
-        if len(seen) == 3:
+        if len(seen) == 50:
             raise error
 
     monkeypatch.setattr(preprocess_module.Progress, "update", stop_halfway)
     with pytest.raises(error):
-        run(jsonl(documents), tmp_path / "out" / "d")
-    assert seen[-1] == ["d_text_document.bin.partial"]
-    assert content_of(tmp_path / "out") == {}
+        run(source, tmp_path / "out" / "d")
+    assert {tuple(names) for names in seen} == {("d.partial",)}
+    with pytest.raises(ValueError, match=r"d\.partial holds an unfinished run with other options; repeat that command"):
+        run(source, tmp_path / "out" / "d", append_eod=True)
+    monkeypatch.undo()
+    small_parts(monkeypatch)
+    run(source, tmp_path / "out" / "d")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "undisturbed")
 
 
 def test_a_failed_second_run_keeps_the_first(jsonl: Jsonl, tmp_path: Path) -> None:
@@ -207,13 +285,24 @@ def test_a_failed_second_run_keeps_the_first(jsonl: Jsonl, tmp_path: Path) -> No
 
 
 def test_existing_output_is_kept_unless_asked(jsonl: Jsonl, tmp_path: Path) -> None:
-    source = jsonl(["first"])
-    run(source, tmp_path / "d")
+    run(jsonl(["first"]), tmp_path / "d")
+    second = jsonl(["second"])
     with pytest.raises(ValueError, match=r"exists already: .*d_text_document\.bin.*--overwrite"):
-        run(source, tmp_path / "d")
-    run(jsonl(["second"]), tmp_path / "d", overwrite=True)
+        run(second, tmp_path / "d")
+    run(second, tmp_path / "d", overwrite=True)
     assert texts_of(tmp_path / "d_text_document") == ["second"]
     assert check_prefix(tmp_path / "d_text_document").documents == 1
+
+
+def test_the_same_job_again_has_nothing_to_do(jsonl: Jsonl, tmp_path: Path) -> None:
+    source = jsonl(["text", ""])
+    made = run(source, tmp_path / "d")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("d*")}
+    again = run(source, tmp_path / "d", workers=2)
+    assert (again.datasets, again.empty, again.seconds) == (made.datasets, 1, 0.0)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("d*")}
+    with pytest.raises(ValueError, match="exists already"):
+        run(source, tmp_path / "d", append_eod=True)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +320,7 @@ def test_bad_options(jsonl: Jsonl, tmp_path: Path, options: dict[str, Any], says
     with pytest.raises(ValueError) as caught:
         run(jsonl(["text"]), tmp_path / "out" / "d", **options)
     assert says in str(caught.value)
-    assert not list(tmp_path.glob("out/*"))
+    assert content_of(tmp_path).keys() == {"in.jsonl"}
 
 
 def test_json_keys_do_not_go_with_plain_text(tmp_path: Path) -> None:
@@ -243,7 +332,7 @@ def test_json_keys_do_not_go_with_plain_text(tmp_path: Path) -> None:
 def test_estimate_is_near_the_truth_and_writes_nothing(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents_module, "BATCH_DOCUMENTS", 30)
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 30)
     source = jsonl(documents * 4)
     job = PreprocessJob([str(source)], str(tmp_path / "out" / "d"), BYTES, append_eod=True)
     guess = estimate(job, documents=60)
@@ -258,25 +347,16 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     """The workers hold the output pipe open, so the run below returns only when they are gone."""
     program = """
 import os, signal
-from pathlib import Path
-import numpy as np
-from megatron_cod.data.documents import RawBatch
-from megatron_cod.data.encode import encode_all
-from megatron_cod.data.inputs import InputFile
+from megatron_cod.data.pool import run_tasks
 
-class Encoder:
-    dtype = np.uint16
-    def __call__(self, text):
-        return np.ones(1, np.uint16)
-
-def batches():
+def numbers():
     for number in range(100):
         if number == 50:
             print("killed", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        yield RawBatch(InputFile(Path("x"), 1, "text"), [b"x"], [1], 1)
+        yield number
 
-list(encode_all(batches(), ["text"], Encoder(), False, 3))
+list(run_tasks(lambda number, report: number, numbers(), 3, lambda sums: None))
 """
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30)
     assert (done.stdout, done.returncode) == (b"killed\n", -9)

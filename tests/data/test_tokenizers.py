@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.megatron_api import build_tokenizer
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, DocumentEncoder, TokenizerChoice
+from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
 
 
 def test_the_training_arguments_make_a_tokenizer_with_the_same_ids(choice: TokenizerChoice) -> None:
@@ -80,6 +81,6 @@ def test_bad_choices(tmp_path: Path, sentencepiece_model: Path) -> None:
         (TokenizerChoice("HuggingFaceTokenizer", tmp_path), "cannot read tokenizer model"),
     ]:
         with pytest.raises(ValueError) as caught:
-            choice.build()
+            DocumentEncoder(choice, append_eod=False)
         assert says in str(caught.value)
         assert "\n" not in str(caught.value)

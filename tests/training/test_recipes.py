@@ -33,7 +33,7 @@ def parser():
 
 
 def test_all_recipes_are_there():
-    assert {path.stem for path in RECIPES} == {*TABLE, "debug", "debug_wsd"}
+    assert {path.stem for path in RECIPES} == {*TABLE, "c4", "corpus", "debug", "debug_wsd"}
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,0 +1,169 @@
+"""Which datasets a run reads, in what shares, and whether they can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core.datasets.blended_megatron_dataset_config import (
+    convert_split_vector_to_split_matrix,
+    parse_and_normalize_split,
+)
+
+from megatron_cod.data.check import DatasetSummary, TrainedWith, check_prefix
+from megatron_cod.data.tokenizers import model_fingerprint
+
+SPLITS = ("train", "valid", "test")
+_MEGATRONS_SPLIT = "969,30,1"  # for --data-path without --split
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Datasets of one split, or of all; `weights` is None when their lengths decide. `source` is the flag, or the file and
+    the key in it, that names them."""
+
+    source: str
+    prefixes: list[str]
+    weights: list[float] | None
+
+    def shares(self) -> list[float] | None:
+        """The weights as shares of 1."""
+        return None if self.weights is None else [weight / sum(self.weights) for weight in self.weights]
+
+
+def read_blend(source: str, words: Sequence[str]) -> Blend:
+    """Prefixes, or a weight before each prefix. Raises ValueError for anything else, and for weights not above 0."""
+    numbers = [_number(word) for word in words]
+    if not words:
+        raise ValueError(f"{source} names no dataset")
+    if not any(number is not None for number in numbers):
+        return Blend(source, [word.strip() for word in words], None)
+    asked = f"{source} takes dataset prefixes, or a weight before each: WEIGHT PREFIX WEIGHT PREFIX ..."
+    for place in range(0, len(words), 2):
+        if numbers[place] is None:
+            raise ValueError(f"{asked}; no weight stands before {words[place]!r}")
+        if place + 1 == len(words):
+            raise ValueError(f"{asked}; no prefix follows the weight {words[place]}")
+        if numbers[place + 1] is not None:
+            raise ValueError(
+                f"{asked}; the weight {words[place]} is followed by {words[place + 1]}, a number "
+                f"(a dataset with such a name is written ./{words[place + 1]})"
+            )
+    weights = [number for number in numbers[::2] if number is not None]
+    prefixes = [word.strip() for word in words[1::2]]
+    for weight, prefix in zip(weights, prefixes, strict=True):
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(
+                f"{source}: the weight of {prefix} must be above 0, found {weight:g}; leave it out instead"
+            )
+    doubled = next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None)
+    if doubled is not None:
+        raise ValueError(f"{source} names {doubled} twice; give it one weight")
+    return Blend(source, prefixes, weights)
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def blends_of(args: Any) -> dict[str, Blend]:
+    """The blends that the arguments name: of "all" splits together, or of each of `SPLITS`; empty when there are none.
+
+    Raises ValueError for blends that contradict each other or cannot be read.
+    """
+    together = {"--data-path": args.data_path, "--data-args-path": args.data_args_path}
+    apart: dict[str, Any] = {f"--{split}-data-path": getattr(args, f"{split}_data_path") for split in SPLITS}
+    given = [
+        flag
+        for flag, value in {**together, "--per-split-data-args-path": args.per_split_data_args_path}.items()
+        if value
+    ]
+    given += [flag for flag, value in apart.items() if value][:1]
+    if len(given) > 1:
+        raise ValueError(
+            f"{' and '.join(given)} exclude each other: name the datasets of all splits together, or of each apart "
+            "(--unset takes a key, such as data, out of a recipe)"
+        )
+    if args.data_args_path:
+        text = _text_of("--data-args-path", args.data_args_path)
+        return {"all": read_blend(f"--data-args-path {args.data_args_path}", text.split())}
+    if args.per_split_data_args_path:
+        return _from_json(args.per_split_data_args_path)
+    if args.data_path:
+        return {"all": read_blend("--data-path", args.data_path)}
+    return {split: read_blend(flag, apart[flag]) for split, flag in zip(SPLITS, apart, strict=True) if apart[flag]}
+
+
+def prefixes_of(blends: Mapping[str, Blend]) -> list[str]:
+    """Every dataset of the blends, once."""
+    return list(dict.fromkeys(prefix for blend in blends.values() for prefix in blend.prefixes))
+
+
+def _from_json(path: str) -> dict[str, Blend]:
+    flag = f"--per-split-data-args-path {path}"
+    try:
+        content = json.loads(_text_of("--per-split-data-args-path", path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{flag} is not JSON: {error.msg} in line {error.lineno}") from None
+    if not isinstance(content, dict) or set(content) != set(SPLITS):
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{flag} must hold the keys train, valid and test (null for a split without data), found {found}"
+        )
+    words = {name: value.split() if isinstance(value, str) else value for name, value in content.items()}
+    for name, value in words.items():
+        if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
+            raise ValueError(
+                f"{flag}: {name} must hold a string or a list of strings: prefixes, or weights and prefixes"
+            )
+    return {name: read_blend(f"{flag}, {name}", value) for name, value in words.items() if value is not None}
+
+
+def _text_of(flag: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{flag} {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def check_data(args: Any, vocabulary: int | None) -> None:
+    """ValueError, one clear line, for datasets that are missing, damaged, empty where they are needed, of a larger
+    vocabulary or another tokenizer.
+
+    vocabulary: rows of the model's embedding.
+    """
+    if args.mock_data:
+        return
+    blends = blends_of(args)
+    if not blends:
+        raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+    model = args.tokenizer_model
+    trained_with = TrainedWith(str(model), model_fingerprint(Path(str(model)))) if model else None
+    for name, blend in blends.items():
+        for prefix in blend.prefixes:
+            summary = check_prefix(prefix, vocab_size=vocabulary, trained_with=trained_with)
+            if name == "all":
+                _refuse_empty_splits(args, summary)
+
+
+def _refuse_empty_splits(args: Any, summary: DatasetSummary) -> None:
+    """Megatron would never end building a split without documents."""
+    split = args.split or _MEGATRONS_SPLIT
+    bounds = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+    for name, bound in zip(SPLITS, bounds, strict=True):
+        needed = name == "train" or args.eval_iters
+        if bound is None or not needed:
+            continue
+        first, last = (round(part * float(summary.documents)) for part in bound)
+        if first == last:
+            raise ValueError(
+                f"--split {split} leaves no document of {summary.prefix} ({summary.documents} documents) for {name}; "
+                "give another --split, or datasets of their own with --train-data-path and --valid-data-path"
+            )

@@ -1,0 +1,149 @@
+"""Parquet files, and datasets that Hugging Face saved to disk."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_cod.data import arrow, reading
+from megatron_cod.data.inputs import find_inputs
+from megatron_cod.data.job import PreprocessJob
+from megatron_cod.data.megatron_api import IndexedDataset
+from megatron_cod.data.preprocess import PreprocessResult, preprocess
+from megatron_cod.data.tokenizers import TokenizerChoice
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+BYTES = TokenizerChoice("ByteLevelTokenizer")
+
+
+def run(source: Path, prefix: Path, **options: Any) -> PreprocessResult:
+    return preprocess(PreprocessJob([str(source)], str(prefix), BYTES, **options))
+
+
+def texts_of(prefix: Path) -> list[str]:
+    return [bytes(ids.astype(np.uint8)).decode() for ids in IndexedDataset(str(prefix))]
+
+
+def parquet(path: Path, texts: list[str | None], **options: Any) -> Path:
+    table = pa.table({"id": list(range(len(texts))), "text": texts})
+    pq.write_table(table, path, **options)
+    return path
+
+
+def saved_dataset(path: Path, texts: list[str]) -> Path:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": texts, "url": texts}).save_to_disk(str(path), num_shards=3)
+    return path
+
+
+def arrow_file(path: Path, texts: list[str]) -> Path:
+    """The kind of Arrow file with a table of contents, as pandas and pyarrow write it."""
+    table = pa.table({"text": texts})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=30)
+    return path
+
+
+Make = Callable[[Path, list[str]], Path]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("d.parquet", lambda path, texts: parquet(path, texts, row_group_size=50)),
+        ("d.arrow", arrow_file),
+        ("folder", saved_dataset),
+    ],
+)
+def test_the_tokens_are_those_of_the_same_lines(
+    documents: list[str], jsonl: Callable[..., Path], tmp_path: Path, name: str, make: Make, workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(reading, "PART_BYTES", 60_000)
+    monkeypatch.setattr(arrow, "_GROUP_BYTES", 20_000)
+    source = make(tmp_path / name, [*documents, " ", "caf\u00e9"])
+    assert len(reading.divide(find_inputs([str(source)]), "line")) > 2
+    result = run(source, tmp_path / "d", workers=workers)
+    assert texts_of(tmp_path / "d_text_document") == [*documents, "caf\u00e9"]
+    assert result.empty == 1
+
+
+def test_other_kinds_of_strings(documents: list[str], tmp_path: Path) -> None:
+    for number, kind in enumerate([pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]):
+        table = pa.table({"text": pa.array(documents[:20], pa.string()).cast(kind)})
+        path = tmp_path / f"{number}.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        run(path, tmp_path / f"d{number}")
+        assert texts_of(tmp_path / f"d{number}_text_document") == documents[:20]
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    texts = pa.array([b"one", b"\xff", None, b"four"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"text": text}), path)
+    with pytest.raises(ValueError, match=r"d\.parquet, row 2: not UTF-8: byte 0xff at offset 0 \(--skip-bad-lines"):
+        run(path, tmp_path / "d")
+    result = run(path, tmp_path / "d", skip_bad_lines=True)
+    assert texts_of(tmp_path / "d_text_document") == ["one", "four"]
+    assert result.bad[1].endswith("d.parquet, row 3: column 'text' holds nothing (null)")
+
+
+def test_what_cannot_be_used(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "d.parquet", ["a"])
+    for keys, says in (
+        (["body"], "no column 'body' (columns here: id, text); choose with --json-keys"),
+        (
+            ["id"],
+            "column 'id' holds int64, not strings",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            run(path, tmp_path / "d", json_keys=keys)
+        assert f"{path}: {says}" in str(caught.value)
+    damaged = tmp_path / "e.parquet"
+    damaged.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"e\.parquet: cannot be read as parquet"):
+        run(damaged, tmp_path / "d")
+    (tmp_path / "f.arrow").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"f\.arrow: cannot be read as arrow"):
+        run(tmp_path / "f.arrow", tmp_path / "d")
+
+
+def test_without_pyarrow_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "d.parquet", ["a"])
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "pyarrow":
+            raise ModuleNotFoundError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"reading \.parquet needs the package pyarrow \(pip install pyarrow\)"):
+        run(path, tmp_path / "d")
+
+
+def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="is a folder; name its files"):
+        find_inputs([str(folder)])
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
+    with pytest.raises(ValueError, match=r"not a whole saved dataset: data-0\.arrow is missing"):
+        find_inputs([str(folder)])
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="not a usable saved dataset"):
+        find_inputs([str(folder)])
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    with pytest.raises(ValueError, match=r"several splits; name one: .*saved/train or .*saved/test"):
+        find_inputs([str(folder)])
