@@ -256,6 +256,9 @@ def install() -> bool:
     missing = missing_names()
     if missing:
         raise RuntimeError(f"megatron_cod/cpu.py adapts names that are gone: {'; '.join(missing)}")
+    # torch looks up which functions `with torch.device(...)` applies to when one is first entered: it must find the originals.
+    with torch.device("cpu"):
+        torch.empty(0)
     for row in ADAPTED:
         owner = _owner(row.module)
         replacement = row.replacement(getattr(owner, row.name)) if row.wraps else row.replacement

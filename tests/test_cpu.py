@@ -111,3 +111,16 @@ def test_one_random_generator_serves_the_tracker():
 def test_install_does_nothing_on_a_gpu_machine():
     assert cpu.install() is False
     assert torch.cuda.is_available()
+
+
+def test_a_device_context_still_applies_to_factories():
+    """Hugging Face models are made on the meta device; without it their rotary frequencies are uninitialised memory."""
+    code = """
+        import torch
+        from megatron_cod import cpu
+        cpu.install()
+        with torch.device("meta"):
+            print({made.device.type for made in (torch.empty(1), torch.arange(3), torch.tensor([1.0]), torch.ones(2))})
+        print(torch.zeros(1, device="cuda").device.type)
+    """
+    assert run_python(code).splitlines()[-2:] == ["{'meta'}", "cpu"]
