@@ -256,7 +256,7 @@ def install() -> bool:
     missing = missing_names()
     if missing:
         raise RuntimeError(f"megatron_cod/cpu.py adapts names that are gone: {'; '.join(missing)}")
-    # torch looks up which functions `with torch.device(...)` applies to when one is first entered: it must find the originals.
+    # torch looks up what `with torch.device(...)` applies to when one is first entered: it must find the originals.
     with torch.device("cpu"):
         torch.empty(0)
     for row in ADAPTED:
