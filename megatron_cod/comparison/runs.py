@@ -12,11 +12,13 @@ import yaml
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_metrics
 from megatron_cod.checkpoint_files import TRACKER
-from megatron_cod.training.launch import run_training
+from megatron_cod.training.launch import RunFailed, run_training
 
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)
+_STOPPED = re.compile(r"step \d+: .* is not finite")
+"""How a run says that it ended itself for that (training/faults/nonfinite.py)."""
 
 Show = Callable[[str], None]
 
@@ -83,6 +85,11 @@ def train(name: str, processes: int, flags: list[str], directory: Path, *, fresh
         run_training(processes, [*flags, *more], directory / "log.txt", watch)
     except _Diverged as error:
         diverged = str(error)
+    except RunFailed as error:
+        found = _STOPPED.search(str(error))
+        if found is None:
+            raise
+        diverged = found[0]
     seconds = time.monotonic() - started
     state = {**wanted, "seconds": round(seconds, 1), "diverged": diverged, "resumed": going_on}
     record.write_text(yaml.safe_dump(state))

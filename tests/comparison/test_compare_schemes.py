@@ -56,7 +56,7 @@ def test_it_writes_a_table_curves_and_commands(compared):
     assert {row.split("|")[1].strip() for row in rows} == set(ARMS.split(","))
     assert rows[-1].startswith("| lns+lr=1e19 | - |")
     assert rows[-1].endswith("| diverged |")
-    assert "Diverged: lns+lr=1e19, seed 1: loss nan at step" in text
+    assert "Diverged: lns+lr=1e19, seed 1: step 2: the output of layer 1 is not finite" in text
     assert "The standard deviation over seeds, all arms together, is 0." in text
     with (output / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
