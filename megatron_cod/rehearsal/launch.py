@@ -26,6 +26,7 @@ from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.blends import blends_of, check_data
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.optimizer_checks import check_optimizer
 from megatron_cod.training.schedule_checks import check_schedule
 
 
@@ -89,6 +90,7 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
             flags, raw, _ = resolve_command_line(list(command_line))
         check_layout(raw, world_size)
         check_schedule(raw, complete=False)
+        check_optimizer(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         cpu.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):

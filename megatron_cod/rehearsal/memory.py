@@ -34,10 +34,15 @@ def _size(dtype: Any) -> int:
 
 
 def optimizer_bytes(args: Any) -> int:
-    """Bytes of optimizer state a parameter: fp32 main weights where the weights are not fp32, and the moments."""
+    """Bytes of optimizer state a parameter: fp32 main weights where the weights are not fp32, and the moments.
+
+    An upper bound for muon, which has Adam's two moments only where it leaves the work to Adam, and else one.
+    """
     main = 4 if _size(args.params_dtype) < 4 else 0
     if args.optimizer == "sgd":
         return main + (4 if args.sgd_momentum else 0)
+    if args.optimizer == "lion":
+        return main + 4
     if args.use_precision_aware_optimizer:
         main = _size(args.main_params_dtype) if main else 0
         return main + _size(args.exp_avg_dtype) + _size(args.exp_avg_sq_dtype)

@@ -167,6 +167,12 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
     """
     if args.no_load_optim or args.finetune or getattr(saved, "no_save_optim", False):
         return
+    optimizer = getattr(saved, "optimizer", args.optimizer)
+    if optimizer != args.optimizer:
+        raise ValueError(
+            f"checkpoint {checkpoint} was saved with --optimizer {optimizer}, whose state --optimizer {args.optimizer} "
+            "cannot go on with: give that, or --no-load-optim"
+        )
     theirs, ours = bool(getattr(saved, "use_distributed_optimizer", False)), bool(args.use_distributed_optimizer)
     if theirs != ours:
         raise ValueError(

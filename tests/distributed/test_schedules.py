@@ -1,6 +1,7 @@
 """Learning rate and batch size of every step of a real run, against the formulas; runs that stop and go on within them."""
 
 import math
+import shutil
 
 import pytest
 import yaml
@@ -84,14 +85,15 @@ def test_a_stable_checkpoint_is_trained_on_for_longer(stable, tmp_path):
     assert list(found.values()) == pytest.approx([wsd(step, 3, 18, 4) for step in range(9, 19)], rel=1e-6)
 
 
-def test_gradient_accumulation(tiny, tmp_path):
+def test_gradient_accumulation(short, tmp_path):
     """From one checkpoint, batches in micro-batches of 1, of 4, and over two replicas: the same losses."""
-    run(tmp_path / "base", [*tiny, "--exit-interval", "1"])
+    flags = [*short, "--train-iters", "4"]
+    run(tmp_path / "base", [*flags, "--exit-interval", "1"])
     found = []
     for name, world, micro in (("one", 1, "1"), ("four", 1, "4"), ("two", 2, "2")):
-        run(tmp_path / name, [*tiny, "--micro-batch-size", micro, "--load", str(tmp_path / "base")], world)
+        run(tmp_path / name, [*flags, "--micro-batch-size", micro, "--load", str(tmp_path / "base")], world)
         scalars = read_metrics(tmp_path / name / "metrics.jsonl").scalars
-        assert list(scalars[TRAIN_LOSS]) == list(range(2, 9)) and set(scalars["batch-size"].values()) == {4}
+        assert list(scalars[TRAIN_LOSS]) == [2, 3, 4] and set(scalars["batch-size"].values()) == {4}
         found.append(list(scalars[TRAIN_LOSS].values()))
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-6)
@@ -126,22 +128,41 @@ def test_batches_grow(ramped):
     assert [path.name for path in folder.glob("iter_*")] == ["iter_0000011"]
 
 
-@pytest.mark.parametrize(
-    "stop", [3, 4, pytest.param(7, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)]
-)
-def test_a_stop_within_the_ramp_changes_nothing(ramped, short, tmp_path, stop):
-    """To the bit; after step 3 the batch has just grown."""
-    flags = [*short, *RAMP, "--keep-last-checkpoints", "1"]
-    run(tmp_path, flags, 2, ["--exit-interval", str(stop)])
-    assert len(series(tmp_path, TRAIN_LOSS)) == stop
-    run(tmp_path, flags, 2, ["--load", str(tmp_path)])
+def stop_at(step: int, short: list[str], folder) -> None:
+    run(folder, [*short, *RAMP], 2, ["--exit-interval", str(step)])
+    assert len(series(folder, TRAIN_LOSS)) == step
+
+
+def goes_on_as(whole, short: list[str], folder) -> None:
+    run(folder, [*short, *RAMP], 2, ["--load", str(folder)])
     for name in (TRAIN_LOSS, "learning-rate", "batch-size"):
-        assert series(tmp_path, name) == series(ramped[0], name)
+        assert series(folder, name) == series(whole, name)
 
 
-def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, short, tmp_path):
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, short):
+    """After step 3; the batch has just grown."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stop_at(3, short, folder)
+    return folder
+
+
+def test_a_stop_within_the_ramp_changes_nothing(ramped, stopped, short, tmp_path):
+    """To the bit."""
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    goes_on_as(ramped[0], short, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [4, 6, 8])
+def test_another_stop_changes_nothing_either(ramped, short, tmp_path, stop):
+    stop_at(stop, short, tmp_path)
+    goes_on_as(ramped[0], short, tmp_path)
+
+
+def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short, tmp_path):
     """Stopped over two replicas, gone on with in two stages."""
-    run(tmp_path, [*short, *RAMP], 2, ["--exit-interval", "4"])
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     run(tmp_path, [*short, *RAMP], 2, ["--load", str(tmp_path), "--pipeline-model-parallel-size", "2"])
     assert series(tmp_path, "batch-size") == SIZES
     theirs = series(ramped[0], TRAIN_LOSS)

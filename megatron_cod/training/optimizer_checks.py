@@ -1,0 +1,43 @@
+"""Which of Megatron-Core 0.19.2's optimizers run here, and with what; told before anything is built."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+_OWN = ("adam", "sgd")
+_RUN = (*_OWN, "muon", "lion")
+_REFUSED = {
+    "soap": "its state has shapes of its own, which Megatron-Core 0.19.2 cannot save",
+    "adaptive_muon": "Megatron-Core 0.19.2 and emerging-optimizers 0.3 do not agree on it, and its first step fails",
+    "dist_muon": "it is Megatron's old name of muon over the distributed optimizer",
+}
+_PACKAGE = "emerging-optimizers"
+
+
+def check_optimizer(args: Any) -> None:
+    """ValueError, naming the flags, for an optimizer that does not run, or not with the other flags.
+
+    args: the plain parse of the command line.
+    """
+    name = args.optimizer
+    if name in _OWN:
+        return
+    flag = f"--optimizer {name}"
+    if name not in _RUN:
+        raise ValueError(f"{flag} is not supported: {_REFUSED.get(name, 'untried')}; there are {', '.join(_RUN)}")
+    if importlib.util.find_spec(_PACKAGE.replace("-", "_")) is None:
+        raise ValueError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
+    asked = {
+        "--use-distributed-optimizer (each replica then has all of the state; leave it out)": (
+            args.use_distributed_optimizer
+        ),
+        "--fp16 (--bf16 runs)": args.fp16,
+        "--use-torch-fsdp2": args.use_torch_fsdp2,
+        "--use-megatron-fsdp": args.use_megatron_fsdp,
+        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
+        "--use-precision-aware-optimizer": args.use_precision_aware_optimizer,
+    }
+    refused = [what for what, is_set in asked.items() if is_set]
+    if refused:
+        raise ValueError(f"{flag} does not support {', '.join(refused)}")

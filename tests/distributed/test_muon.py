@@ -1,0 +1,87 @@
+"""Megatron's Muon under the norm schemes: what it does to the matrices, over stages and tensor ranks, and on resuming."""
+
+import shutil
+
+import pytest
+import torch
+
+from megatron_cod.analysis.checkpoint_tensors import Checkpoint
+from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
+from megatron_cod.schemes.table import SCHEMES
+from tests.distributed.launch import run_training_ranks
+from tests.distributed.test_bad_input import refuse
+from tests.distributed.test_resume import PP2, succeed
+
+pytest.importorskip("emerging_optimizers", reason="emerging-optimizers is not installed")
+
+LR = 1e-3
+CONSTANT = ["--unset", "lr-warmup-fraction", "--lr-decay-style", "constant", "--weight-decay", "0"]
+MUON = [*CONSTANT, "--train-iters", "4", "--eval-iters", "0", "--optimizer", "muon"]
+TP2 = ["--tensor-model-parallel-size", "2"]
+
+
+def losses(folder) -> dict[int, float]:
+    return dict(read_metrics(folder / "metrics.jsonl").scalars[TRAIN_LOSS])
+
+
+def goes_on(whole, folder, flags: list[str], world: int = 2) -> dict[int, float]:
+    """The losses of a run that goes on from step 2 of another."""
+    shutil.copytree(whole / "iter_0000002", folder / "iter_0000002")
+    (folder / "latest_checkpointed_iteration.txt").write_text("2")
+    save = ["--load", str(folder), "--save", str(folder), "--save-interval", "9"]
+    succeed(world, [*flags, *save])
+    return losses(folder)
+
+
+def whole_run(folder, flags: list[str]):
+    succeed(2, [*flags, *PP2, "--save", str(folder), "--save-interval", "1"])
+    assert list(losses(folder)) == [1, 2, 3, 4]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """4 steps under lns in two stages, each saved."""
+    return whole_run(tmp_path_factory.mktemp("muon"), [*tiny, *MUON])
+
+
+def step_sizes(folder) -> dict[tuple[str, int], torch.Tensor]:
+    """Singular values of the second update of each block's projections, over the rate."""
+    before, after = (Checkpoint(folder / f"iter_000000{step}") for step in (1, 2))
+    sizes = {}
+    for (name, layer), place in after.slices.items():
+        if name.startswith("decoder.layers.") and name.endswith(("linear_proj.weight", "linear_fc2.weight")):
+            new, old = (
+                checkpoint.read(checkpoint.slices[name, layer], 0, place.shape[0]) for checkpoint in (after, before)
+            )
+            sizes[name, layer] = torch.linalg.svdvals(new.double() - old.double()) / LR
+    assert len(sizes) == 2 * 4
+    return sizes
+
+
+def nearly_orthogonal(folder) -> bool:
+    """Whether Newton-Schulz in five steps made the updates; it leaves singular values near 1, here times sqrt(width)."""
+    return all(
+        values.max() < 1.3 * width and values.median() > 0.6 * width
+        for (name, _), values in step_sizes(folder).items()
+        for width in [(64 if "fc2" in name else 32) ** 0.5]
+    )
+
+
+def test_updates_are_orthogonal_at_every_depth(whole, tiny, tmp_path):
+    """And Adam's are not: the control."""
+    assert nearly_orthogonal(whole)
+    assert not nearly_orthogonal(whole_run(tmp_path, [*tiny, *MUON, "--optimizer", "adam"]))
+
+
+def test_stopping_changes_nothing_to_the_bit(whole, tiny, tmp_path):
+    assert goes_on(whole, tmp_path, [*tiny, *MUON, *PP2]) == {
+        step: loss for step, loss in losses(whole).items() if step > 2
+    }
+
+
+OTHER = {
+    "one process": (1, []),
+    "tp 2, duplicated": (2, [*TP2, "--muon-tp-mode", "duplicated"]),
+    "tp 2 sp, distributed": (2, [*TP2, "--sequence-parallel", "--muon-tp-mode", "distributed"]),
+}
