@@ -15,9 +15,9 @@ from megatron_cod.data.corpus.sources import SOURCES, Source
 
 
 def test_prose_of_a_page() -> None:
-    page = """<head><title>no</title></head><nav><p>no</nav><h1>A title&para;</h1>
-    <p>One &lt;tag&gt; and<br>a <b>word</b>.</p><pre>no listing</pre><ul><li>first</li><li>second</li></ul><table><tr><td><p>no</p></table>
-    outside<p>last"""
+    page = """<head><title>no</title></head><nav><p>no</p></nav><h1>A title&para;</h1>
+    <p>One &lt;tag&gt; and<br>a <b>word</b>.</p><pre>no listing</pre><ul><li>first</li><li>second</li></ul>
+    <table><tr><td><p>no</p></table>outside<p>last"""
     assert paragraphs_of(page) == ["A title", "One <tag> and a word.", "first", "second", "last"]
 
 
