@@ -42,6 +42,15 @@ def zstandard_text(path: Path, text: str) -> None:
     path.write_bytes(zstandard.ZstdCompressor().compress(text.encode()))
 
 
+def after_many_words(path: Path, text: str) -> None:
+    """Behind documents that fill the memory of words."""
+    with path.open("wb") as file:
+        for start in range(0, 2_000_000, 20_000):
+            words = " ".join(f"{number * 7919 % 2_000_000:x}ing" for number in range(start, start + 20_000))
+            file.write(orjson.dumps({"text": words}) + b"\n")
+        file.write(orjson.dumps({"text": text}) + b"\n")
+
+
 def parquet(path: Path, text: str) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"text": ["short", text, "short"]}), path)
@@ -119,12 +128,13 @@ def away(tmp_path: Path) -> Iterator[Path]:
         ("d.jsonl", json_line, "pieces", []),
         ("d.jsonl", json_line, "unigram", []),
         ("d.jsonl", json_line, "byte level", []),
+        ("d.jsonl", after_many_words, "pieces", []),
         ("d.jsonl", escaped_line, "pieces", []),
         ("d.txt.zst", zstandard_text, "pieces", ["--split-on", "file"]),
         ("d.parquet", parquet, "pieces", ["--shuffle-seed", "1"]),
         ("d.jsonl", many_lines, "bytes", ["--shuffle-seed", "1", "--deduplicate"]),
     ],
-    ids=["bytes", "pieces", "unigram", "byte level", "escaped", "text", "parquet", "short documents"],
+    ids=["bytes", "pieces", "unigram", "byte level", "many words", "escaped", "text", "parquet", "short documents"],
 )
 def test_below_a_gigabyte(
     away: Path, huge: str, kinds: dict, name: str, write: Any, kind: str, options: list[str]
