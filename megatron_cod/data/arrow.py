@@ -71,8 +71,10 @@ def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) 
                 count = min(_rows_at_once(batch), last - place - start)
                 part = batch.slice(start, count)
                 values = [_as_bytes(pyarrow, source.path, name, part) for name in columns]
+                rows = list(zip(*values, strict=True))
                 done = (place + start + part.num_rows) / max(total, 1)
-                yield RowGroup(place + start, list(zip(*values, strict=True)), round(source.size * done))
+                del values, part  # the reader takes the rows out of their list one by one: a text may be 100 MB
+                yield RowGroup(place + start, rows, round(source.size * done))
             if place + batch.num_rows >= last:
                 return
     except (pyarrow.ArrowException, OSError) as error:

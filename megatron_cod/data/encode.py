@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_cod.data.arrow import Row
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile
 from megatron_cod.data.pool import Report
@@ -15,6 +16,7 @@ from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
 
 _SKIP = "(--skip-bad-lines leaves such documents out)"
 _HASHED_AT_ONCE = 1 << 20  # characters
+_HUGE = 1 << 24  # bytes of a document
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
     texts: list[str] = []
     for number, content in enumerate(batch.contents):
         batch.contents[number] = b""  # a large document must not be held twice
+        if _size(content) > _HUGE:
+            what.encoder.forget()
         try:
             found = texts_of(batch.source, content, what.keys)
             del content
@@ -101,6 +105,10 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
         lengths += sum(map(len, ids)) // item
         text_bytes += sum(sizes)
     return documents, lengths, text_bytes
+
+
+def _size(content: bytes | Row) -> int:
+    return sum(len(value or b"") for value in content) if isinstance(content, tuple) else len(content)
 
 
 def _tokens(what: Encoding, batch: RawBatch, numbers: Sequence[int], texts: list[str]) -> list[bytes | bytearray]:

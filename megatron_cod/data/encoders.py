@@ -62,6 +62,11 @@ class DocumentEncoder:
             found.append(tokens)
         return found
 
+    def forget(self) -> None:
+        """Free the memory of words: hundreds of megabytes, which a huge document needs more."""
+        if self._words is not None:
+            self._words.forget()
+
     def __call__(self, text: str) -> np.ndarray:
         """Ids of a text [tokens] of `dtype`."""
         return np.frombuffer(self.encode([text])[0], self.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from megatron_cod.data.arrow import Row, divide_rows, read_rows
 from megatron_cod.data.documents import cut, seek_line, skip_bytes, text_of_plain, texts_of_json
@@ -104,7 +104,8 @@ def _read_table(source: InputFile, piece: Slice, keys: Sequence[str], resume: in
         places = list(range(group.place, group.place + len(group.rows)))
         lines = [place + 1 for place in places]
         position = min(group.position - passed, piece.size)
-        yield RawBatch(source, 0, list(group.rows), places, lines, places[-1] + 1, position)
+        contents = cast(list[bytes | Row], group.rows)  # not a copy: who works through them empties the list
+        yield RawBatch(source, 0, contents, places, lines, places[-1] + 1, position)
 
 
 def _read_text(source: InputFile, piece: Slice, split_on: str, resume: int | None) -> Iterator[RawBatch]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 from pathlib import Path
@@ -148,3 +149,12 @@ def test_a_broken_record(copy: Path) -> None:
     for content in ("{", "[]", '{"format": 9}', '{"format": 1}'):
         path.write_text(content)
         assert f"{path} is not a dataset record" in complaint(copy)
+
+
+@pytest.mark.parametrize(("name", "value"), [("documents", 25), ("tokens", 859_403), ("dtype", "int32")])
+def test_a_record_of_another_dataset(copy: Path, name: str, value: object) -> None:
+    path = Path(f"{copy}.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, name: value}))
+    message = complaint(copy)
+    assert f"{path} does not belong to {copy}.idx: it says {name} {value}, the index has {record[name]}" in message

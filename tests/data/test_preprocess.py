@@ -234,6 +234,14 @@ def test_the_line_of_an_error_is_right_in_any_part(
     assert texts_of(tmp_path / "out" / "d_text_document") == [*documents[:149], *documents[150:199], *documents[200:]]
 
 
+def test_a_document_that_the_index_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_LONGEST", 10)
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps({"text": "nine here"}) + "\n" + json.dumps({"text": "eleven here"}) + "\n")
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: the document has 12 tokens, more than Megatron's 10"):
+        run(source, tmp_path / "d", append_eod=True)
+
+
 def test_a_small_failed_run_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not JSON"):

@@ -50,8 +50,8 @@ def keep_what_is_fed(folder: str) -> None:
 
     get_batch, calls = batches.get_batch, iter(range(1000))
 
-    def watched(*arguments: object) -> object:
-        batch = get_batch(*arguments)
+    def watched(*arguments: object, **named: object) -> object:
+        batch = get_batch(*arguments, **named)
         np.save(f"{folder}/{os.environ['RANK']}-{next(calls)}.npy", batch["tokens"].numpy())
         return batch
 
@@ -77,7 +77,13 @@ def rows_of(_rank: int, flags: list[str], world: int, steps: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--dataloader-type", "cyclic"], ["--seed", "77"]], ids=["single", "cyclic", "seed"]
+    "more",
+    [
+        [],
+        pytest.param(["--dataloader-type", "cyclic"], marks=pytest.mark.slow),
+        pytest.param(["--seed", "77"], marks=pytest.mark.slow),
+    ],
+    ids=["single", "cyclic", "seed"],
 )
 def test_the_rows_are_those_of_a_run(sources: list[str], tmp_path: Path, more: list[str]) -> None:
     flags = flags_of(sources, *more)

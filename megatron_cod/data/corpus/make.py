@@ -80,14 +80,16 @@ def _documents(source: Source, packages: Path) -> Iterator[str]:
 
 def _write(path: Path, source: Source, documents: Iterator[str]) -> None:
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for text in documents:
-            record = {"text": text, "source": source.name, "licence": source.licence}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    if not partial.stat().st_size:
-        partial.unlink()
-        raise NotToBeHad(f"no text was found in {', '.join(source.packages)}: another version of the package?")
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for text in documents:
+                record = {"text": text, "source": source.name, "licence": source.licence}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if not partial.stat().st_size:
+            raise NotToBeHad(f"no text was found in {', '.join(source.packages)}: another version of the package?")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _counted(path: Path, source: Source) -> Made:
