@@ -19,7 +19,26 @@ from megatron_cod.data.tokenizers import TokenizerChoice
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def _mark_slow(items: list[pytest.Item]) -> None:
+    """Of a test under ``slow_except(ids)`` all parametrizations but these become slow."""
+    unknown: dict[str, set[str]] = {}
+    for item in items:
+        mark = item.get_closest_marker("slow_except")
+        if mark is None:
+            continue
+        name = item.nodeid.split("[")[0]
+        case = item.callspec.id  # type: ignore[attr-defined]
+        unknown.setdefault(name, set(mark.args)).discard(case)
+        if case not in mark.args:
+            item.add_marker(pytest.mark.slow)
+    wrong = [f"{name}: no case {sorted(ids)}" for name, ids in unknown.items() if ids]
+    if wrong:
+        raise pytest.UsageError("; ".join(wrong))
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _mark_slow(items)
     skip = pytest.mark.skip(reason="no CUDA device on this machine")
     for item in items:
         if "gpu" in item.keywords and not cpu.has_cuda():

@@ -65,6 +65,7 @@ def docs_commands() -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs(base, chats, tmp_path):  # noqa: F811
     train, export, ask = docs_commands()
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")

@@ -135,6 +135,7 @@ def kill_and_go_on(tiny, folder: Path, steps: int, kills: list[tuple[str, int]])
         check_files(path)
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing(tiny, tmp_path):
     kills = [("data without index", 3), ("empty tracker", 5), ("in a deletion", 7)]
     kill_and_go_on(tiny, tmp_path / "killed", 8, kills)

@@ -115,6 +115,7 @@ def test_the_same_command_goes_on_to_the_bit(whole, toy, tmp_path):
     assert losses(tmp_path) == losses(whole[0])
 
 
+@pytest.mark.slow
 def test_with_the_distributed_optimizer(toy, tmp_path):
     flags = [*toy, "--use-distributed-optimizer", "--finetune"]
     succeed(2, [*flags, *saved(tmp_path / "whole")])
@@ -123,6 +124,7 @@ def test_with_the_distributed_optimizer(toy, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_changed_seed_would_be_seen(whole, toy, tmp_path):
     """The comparison above can fail: another order of rows gives other losses."""
     succeed(2, [*toy, *PP2, *saved(tmp_path), "--seed", "7"])
@@ -146,6 +148,7 @@ def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
 
 
 @pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
+@pytest.mark.slow_except("lns")
 def test_packed_or_not_the_epochs_mean_is_the_same_at_first(base, toy, tmp_path, scheme):
     """With a learning rate of 0 the mean over all answer tokens of an epoch does not depend on the rows."""
     flags = [*toy, "--load", str(base / scheme), "--norm-scheme", scheme]
@@ -180,6 +183,7 @@ def test_going_on_with_other_data_is_refused(whole, chats, toy, tmp_path):
     assert sorted((tmp_path / "run").rglob("iter_*/*")) == before
 
 
+@pytest.mark.slow
 def test_load_and_save_in_one_place_as_in_the_launch_templates(base, toy, tmp_path):
     """``--load SAVE --save SAVE`` as examples/ has it; the weights to begin with are named apart."""
     flags = [*toy, "--load", str(tmp_path), *saved(tmp_path, 2)]

@@ -68,6 +68,7 @@ def imported(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_an_imported_model_with_its_own_template(imported, answers, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.distributed.test_resume import succeed
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page(tiny, text_data, tmp_path):
     for name in ("tools", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -67,6 +67,7 @@ def ours(folder, name, layout=ONE, *more):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.slow_except("lns", "lns branch_output", "layerscale")
 def test_stock_transformers_computes_the_trained_model(train, tmp_path, name):
     folder = train(name)
     found = export_model(ExportJob(folder, tmp_path / "hf"))
@@ -81,6 +82,7 @@ def test_stock_transformers_computes_the_trained_model(train, tmp_path, name):
     assert said["norm_scheme"] == found.scheme.scheme and said["folded"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [TP2, PP2_LAYOUT], ids=["tp2", "pp2"])
 def test_an_imported_lns_model_loads_at_other_layouts(train, tmp_path, layout):
     export_model(ExportJob(train("lns"), tmp_path / "hf"))
@@ -145,6 +147,7 @@ def test_bf16(train, tmp_path):
         assert torch.equal(after[key], value[: after[key].shape[0]]) and after[key].dtype == value.dtype, key
 
 
+@pytest.mark.slow
 def test_fp32_exported_as_bf16(train, tmp_path):
     folder = train("lns", *SLOW)
     found = export_model(ExportJob(folder, tmp_path / "hf", dtype="bfloat16"))

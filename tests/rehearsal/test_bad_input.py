@@ -97,6 +97,7 @@ def test_the_control_is_accepted():
     ],
     ids=["layout", "rank", "negative rank", "world", "tokens", "no world", "json"],
 )
+@pytest.mark.slow_except("layout", "json")
 def test_the_tool_ends_with_one_line_and_code_2(flags, text):
     ended = subprocess.run([*TOOL, *flags], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ended.returncode == 2

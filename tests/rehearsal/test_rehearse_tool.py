@@ -52,6 +52,7 @@ def test_help_has_examples():
         assert text in ended.stdout
 
 
+@pytest.mark.slow
 def test_the_data_of_the_launch_is_read(text_data):
     flags = [flag for flag in SMALL if flag != "--mock-data"]
     flags += ["--train-data-path", str(text_data / "some_train_text_document")]
@@ -74,6 +75,7 @@ if "rehearsal" in os.environ.get("BREAK_MEGATRON", ""):
 """
 
 
+@pytest.mark.slow
 def test_a_broken_megatron_ends_the_tool_with_code_1_and_the_stage(tmp_path):
     """The offset of stage 2 is lost in every process that the tool starts; its plan does not notice, the building does."""
     (tmp_path / "sitecustomize.py").write_text(BROKEN)
