@@ -7,6 +7,7 @@ import torch
 
 from megatron_cod.analysis.checkpoint_tensors import Checkpoint
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
+from megatron_cod.schemes.table import SCHEMES
 from tests.distributed.test_resume import PP2, succeed
 
 pytest.importorskip("emerging_optimizers", reason="emerging-optimizers is not installed")
@@ -82,3 +83,28 @@ OTHER = {
     "tp 2, duplicated": (2, [*TP2, "--muon-tp-mode", "duplicated"]),
     "tp 2 sp, distributed": (2, [*TP2, "--sequence-parallel", "--muon-tp-mode", "distributed"]),
 }
+
+
+@pytest.mark.parametrize(("world", "flags"), OTHER.values(), ids=OTHER)
+@pytest.mark.slow_except("tp 2, duplicated")
+def test_going_on_at_another_layout(whole, tiny, tmp_path, world, flags):
+    found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *flags], world), losses(whole)
+    assert list(found) == [3, 4]
+    assert max(abs(loss - expected[step]) for step, loss in found.items()) <= 1e-4
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.slow_except("mix_ln")
+def test_every_scheme_trains_and_goes_on(tiny, tmp_path, scheme):
+    flags = [*tiny, *MUON, "--norm-scheme", scheme]
+    made = whole_run(tmp_path / "whole", flags)
+    (tmp_path / "on").mkdir()
+    assert goes_on(made, tmp_path / "on", [*flags, *PP2]) == {s: loss for s, loss in losses(made).items() if s > 2}
+    assert losses(made)[4] < losses(made)[1]
+
+
+def test_without_what_it_does_not_support(tiny, tmp_path):
+    refuse(
+        2, [*tiny, *MUON, *PP2, "--use-distributed-optimizer"], r"--optimizer muon does not support --use-distributed"
+    )
+    refuse(1, [*tiny, *MUON, "--optimizer", "soap"], r"--optimizer soap is not supported: its state")
