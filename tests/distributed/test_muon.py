@@ -8,6 +8,7 @@ import torch
 from megatron_cod.analysis.checkpoint_tensors import Checkpoint
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.schemes.table import SCHEMES
+from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import PP2, succeed
 
 pytest.importorskip("emerging_optimizers", reason="emerging-optimizers is not installed")
