@@ -33,7 +33,7 @@ def parser():
 
 
 def test_all_recipes_are_there():
-    assert {path.stem for path in RECIPES} == {*TABLE, "debug", "c4"}
+    assert {path.stem for path in RECIPES} == {*TABLE, "debug", "c4", "corpus"}
 
 
 @pytest.mark.parametrize("name", TABLE)
