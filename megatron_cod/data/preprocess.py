@@ -21,7 +21,7 @@ from megatron_cod.data.job import PreprocessJob, check_job, describe_inputs, out
 from megatron_cod.data.plan import Plan, make_plan
 from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
-from megatron_cod.data.reading import divide, where
+from megatron_cod.data.reading import divide, part_bytes, where
 from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
 from megatron_cod.data.runs import MOST_EXAMPLES, Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
@@ -124,6 +124,7 @@ class _Run:
                 self._job.tokenizer.fingerprint(),
                 self._job.tokenizer.hf_special_tokens,
             ],
+            "part_bytes": part_bytes(self._inputs),
         }
         if self._folder.begin(job, self._job.overwrite):
             print(f"going on with the finished parts in {self._folder.path}", file=sys.stderr)

@@ -10,8 +10,10 @@ from megatron_cod.data.arrow import Row, divide_rows, read_rows
 from megatron_cod.data.documents import cut, seek_line, skip_bytes, text_of_plain, texts_of_json
 from megatron_cod.data.inputs import InputFile, is_compressed, open_input
 
-# Of input; small enough to keep many workers busy with one file, large enough that starting a part costs nothing.
-PART_BYTES = 1 << 25
+# Of input, at most and at least: large enough that starting a part costs nothing, in a small input small enough to keep
+# many workers busy.
+PART_BYTES, _SMALL_PART_BYTES = 1 << 25, 1 << 21
+_PARTS = 64
 # Small enough to bound memory, large enough to spread what a batch costs.
 BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 4096
@@ -45,20 +47,25 @@ class RawBatch:
     position: int = 0
 
 
+def part_bytes(inputs: Sequence[InputFile]) -> int:
+    """How large a part is."""
+    return min(PART_BYTES, max(sum(source.size for source in inputs) // _PARTS, _SMALL_PART_BYTES))
+
+
 def divide(inputs: Sequence[InputFile], split_on: str) -> list[tuple[Slice, ...]]:
-    """Parts of about `PART_BYTES` that cover all inputs in order. Depends on the files alone, not on who reads them.
+    """Parts of about `part_bytes` that cover all inputs in order. Depends on the files alone, not on who reads them.
 
     Plain files of lines are divided by bytes, tables by rows; a compressed file, or one that is a single document, is
     one piece. Small files share a part.
     """
     parts: list[tuple[Slice, ...]] = []
     held: list[Slice] = []
-    size = 0
+    size, wanted = 0, part_bytes(inputs)
     for number, source in enumerate(inputs):
-        for piece in _pieces(number, source, split_on):
+        for piece in _pieces(number, source, split_on, wanted):
             held.append(piece)
             size += piece.size
-            if size >= PART_BYTES:
+            if size >= wanted:
                 parts.append(tuple(held))
                 held, size = [], 0
     if held:
@@ -66,19 +73,19 @@ def divide(inputs: Sequence[InputFile], split_on: str) -> list[tuple[Slice, ...]
     return parts
 
 
-def _pieces(number: int, source: InputFile, split_on: str) -> Iterator[Slice]:
+def _pieces(number: int, source: InputFile, split_on: str, wanted: int) -> Iterator[Slice]:
     if source.has_rows:
-        ranges = divide_rows(source, PART_BYTES)
+        ranges = divide_rows(source, wanted)
         rows = max(ranges[-1][1], 1) if ranges else 1
         for first, last in ranges:
             yield Slice(number, first, last, source.size * (last - first) // rows)
         return
     whole = source.format == "text" and split_on == "file"
-    if source.size <= PART_BYTES or whole or is_compressed(source.path):
+    if source.size <= wanted or whole or is_compressed(source.path):
         yield Slice(number, 0, None, source.size)
         return
-    for start in range(0, source.size, PART_BYTES):
-        end = min(start + PART_BYTES, source.size)
+    for start in range(0, source.size, wanted):
+        end = min(start + wanted, source.size)
         yield Slice(number, start, end if end < source.size else None, end - start)
 
 
