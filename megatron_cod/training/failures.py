@@ -50,7 +50,8 @@ def fail(message: str, *, exit_code: int = USER_ERROR) -> NoReturn:
     alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
     """
     rank = this_rank()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # in training it asks for a save, of which there is none now
+    # In training it asks for a save, of which there is none now; the launcher is to see our code, not the signal.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
     _tell_launcher(message if rank == 0 else f"rank {rank} on {socket.gethostname()}: {message}")
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
