@@ -8,11 +8,13 @@ was started wrongly (exit code 2) or stopped by a signal (85) is not started aga
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, NoReturn
 
 from torch.distributed import DistError, run
@@ -30,15 +32,37 @@ from megatron_cod.training.failures import USER_ERROR
 from megatron_cod.training.faults.signals import STOPPED
 from megatron_cod.training.head import Head
 
+_HEAD_GONE = (RendezvousClosedError, RendezvousConnectionError, DistError)
+
 
 class Agent(LocalElasticAgent):
-    """torchrun's agent, which starts nothing again that would end the same way."""
+    """torchrun's agent, which starts nothing again that would end the same way, and hears its ranks when HEAD is gone."""
+
+    said: str | None = None
+    """The error of a rank here that was still waiting for rank 0 to speak when the rendezvous ended."""
+
+    def _invoke_run(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._invoke_run(*args, **kwargs)
+        except _HEAD_GONE:
+            files = self._pcontext.error_files.values() if self._pcontext else ()
+            Agent.said = next((message for message in map(_message, files) if message), None)
+            raise
 
     def _monitor_workers(self, worker_group: Any) -> Any:
         result = super()._monitor_workers(worker_group)
         if any(failure.exitcode in (USER_ERROR, STOPPED) for failure in result.failures.values()):
             self._remaining_restarts = 0
         return result
+
+
+def _message(path: str) -> str | None:
+    """What training/failures.py left for the launcher."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+    return found["message"] if isinstance(found.get("message"), str) else None
 
 
 def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
@@ -62,6 +86,8 @@ def ending(error: BaseException, args: Namespace, head: Head | None) -> tuple[in
     if isinstance(error, SignalException):
         name = signal.Signals(error.sigval).name
         return 128 + error.sigval, f"ended by {name}; the same command goes on from the newest checkpoint"
+    if isinstance(error, _HEAD_GONE) and Agent.said:
+        return USER_ERROR, Agent.said
     if isinstance(error, RendezvousClosedError):
         return 1, "another machine ended the run; its last line says why"
     assert head is not None

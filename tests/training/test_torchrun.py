@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
 from megatron_cod.training.head import Head
-from megatron_cod.training.torchrun import ending
+from megatron_cod.training.torchrun import Agent, ending
 from tests.conftest import ROOT
 from tests.ports import free_port
 
@@ -117,3 +117,9 @@ def failure(code: int) -> ChildFailedError:
 def test_endings(error, code, said):
     found = ending(error, Namespace(max_restarts=10, nnodes="3"), Gone())
     assert found[0] == code and found[1].startswith(said.format(host=socket.gethostname()))
+
+
+def test_where_head_went_a_rank_that_waited_to_speak_is_heard(monkeypatch):
+    """HEAD's agent ends with its own rank; ours may see that before our rank has spoken."""
+    monkeypatch.setattr(Agent, "said", "rank 1 on node2: its data is missing")
+    assert ending(DistError("x"), Namespace(max_restarts=10, nnodes="3"), Gone()) == (2, Agent.said)
