@@ -246,7 +246,10 @@ BAD_FLAGS = {
         r"the tokenizer has 257 tokens, the model's vocabulary only",
     ),
     "epochs": (["--train-epochs", "0"], r"--train-epochs: '0' is not a number of at least 1"),
-    "epochs and samples": (["--train-samples", "9"], r"--train-epochs and --train-samples both say"),
+    "epochs and samples": (
+        ["--train-epochs", "1", "--train-samples", "9"],
+        r"--train-epochs and --train-samples both say",
+    ),
 }
 
 

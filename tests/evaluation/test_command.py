@@ -181,7 +181,7 @@ BAD_DATA = {
 def test_bad_datasets(checkpoints, tmp_path, ids, made, pattern):
     write_dataset(tmp_path / "bad", [np.array(ids, np.int64)])
     if made is not None:
-        record(tmp_path / "bad", **made)
+        record(tmp_path / "bad", tokens=len(ids), **made)
     refuse(1, ["--load", str(checkpoints / "lns"), "--eval-data", str(tmp_path / "bad")], pattern, entry="evaluate")
 
 

@@ -139,8 +139,11 @@ def test_bf16(train, tmp_path):
     assert {tensor.dtype for tensor in tensors(tmp_path / "hf").values()} == {torch.bfloat16}
     logits = ours(folder, "lns", ONE, "--bf16")
     theirs = transformers_logits(tmp_path / "hf", tokens(257), torch.bfloat16)
+    # The same weights computed in fp32: each of the two rounds in its own places, and neither is nearer to the other.
+    exact = transformers_logits(tmp_path / "hf", tokens(257))
     assert theirs.abs().max() > 0.1
-    assert (logits - theirs).abs().max() <= 1e-2
+    assert (logits - exact).abs().max() <= 1e-2
+    assert (logits - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()
     import_model(ImportJob(tmp_path / "hf", tmp_path / "back", as_scheme="lns"))
     before, after = weights(folder), weights(tmp_path / "back")
     for key, value in before.items():
