@@ -81,8 +81,14 @@ def test_schemes_that_no_stock_architecture_computes(tiny, tmp_path, scheme):
     assert numbers_found["logit lens"][-1]["mean"] == pytest.approx(numbers_found["loss"]["mean"], abs=1e-5)
 
 
-def test_without_resolved_arguments_it_is_refused(tmp_path):
+@pytest.mark.slow_except("lns")
+def test_without_resolved_arguments_it_is_refused(trained, tmp_path):
     from megatron_cod.training.loading import load_megatron
 
+    with pytest.raises(ValueError, match=r"holds no finished checkpoint"):
+        load_megatron(tmp_path, None, 16)
+    _, folder = trained
+    for name in ("iter_0000008", "latest_checkpointed_iteration.txt"):
+        (tmp_path / name).symlink_to(folder / name)
     with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which tells how its model is built"):
         load_megatron(tmp_path, None, 16)
