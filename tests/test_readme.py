@@ -96,7 +96,7 @@ def test_training_help_is_short_and_names_our_flags():
     output = run([sys.executable, "-m", "megatron_cod.training.pretrain", "--help"], ROOT)
     assert "--norm-scheme NAME" in output
     assert "sandwich_ln" in output
-    assert len(output.splitlines()) < 95
+    assert len(output.splitlines()) < 110
 
 
 def test_quickstart_dry_run_and_bad_input(tmp_path):
