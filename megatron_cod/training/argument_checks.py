@@ -10,6 +10,7 @@ from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.checkpoints import checkpoint_to_load
 from megatron_cod.training.schedule_checks import check_batches
 
 
@@ -140,6 +141,19 @@ def check_vocabulary(args: Any) -> int:
     return model_size
 
 
+def _check_meta_device(args: Any) -> None:
+    """Megatron-Core 0.19.2 gives such weights memory and no values, which only a checkpoint or its own FSDP then does."""
+    if not args.init_model_with_meta_device or args.use_megatron_fsdp:
+        return
+    flag = "--init-model-with-meta-device"
+    if args.use_torch_fsdp2:
+        raise ValueError(f"{flag} does not go with --use-torch-fsdp2, which is given no memory for such weights")
+    if checkpoint_to_load(args) is None:
+        raise ValueError(
+            f"{flag} leaves the weights without values until a checkpoint is loaded; give --load, or leave it out"
+        )
+
+
 def check_built(args: Any, config: Any) -> None:
     """ValueError, naming the flags, for what Megatron would refuse only when it builds the model or starts the schedule.
 
@@ -147,6 +161,7 @@ def check_built(args: Any, config: Any) -> None:
     """
     if args.use_megatron_fsdp and not cpu.has_cuda():
         raise ValueError("--use-megatron-fsdp needs a GPU; --use-torch-fsdp2 runs without")
+    _check_meta_device(args)
     _check_attention(config)
     _check_divisions(args)
     _check_interleaving(args)

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism and weights made on the meta device train as plain data parallelism does."""
+"""Fully sharded data parallelism trains as plain replicas do; weights made on the meta device take a checkpoint's."""
 
 import pytest
 
@@ -7,11 +7,7 @@ from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse
 
 DP2 = ["--micro-batch-size", "1", "--eval-iters", "0"]
-WAYS = {
-    "torch fsdp2": ["--use-torch-fsdp2"],
-    "meta device": ["--init-model-with-meta-device"],
-    "both": ["--use-torch-fsdp2", "--init-model-with-meta-device"],
-}
+META = "--init-model-with-meta-device"
 
 
 def losses(flags: list[str], folder) -> dict[int, float]:
@@ -27,11 +23,23 @@ def plain(tiny, tmp_path_factory):
     return losses([*tiny, *DP2], tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("flags", WAYS.values(), ids=WAYS)
-def test_it_trains_like_plain_data_parallelism(plain, tiny, tmp_path, flags):
-    found = losses([*tiny, *DP2, *flags], tmp_path)
+def test_it_trains_like_plain_data_parallelism(plain, tiny, tmp_path):
+    found = losses([*tiny, *DP2, "--use-torch-fsdp2"], tmp_path)
     assert found.keys() == plain.keys()
     assert max(abs(found[step] - plain[step]) for step in plain) <= 1e-5
+
+
+def test_weights_on_the_meta_device_take_those_of_a_checkpoint(plain, tiny, tmp_path):
+    flags = [*tiny, *DP2, "--save", str(tmp_path), "--save-interval", "4"]
+    assert run_training_ranks(2, [*flags, "--exit-interval", "4"])[0].code == 0
+    found = losses([*flags, "--load", str(tmp_path), META], tmp_path / "on")
+    assert found == {step: loss for step, loss in plain.items() if step > 4}
+
+
+def test_weights_on_the_meta_device_without_values_are_refused(tiny, tmp_path):
+    refuse(2, [*tiny, *DP2, META], rf"{META} leaves the weights without values until a checkpoint is loaded")
+    refuse(2, [*tiny, *DP2, META, "--load", str(tmp_path)], rf"{META} leaves the weights without values")
+    refuse(2, [*tiny, *DP2, META, "--use-torch-fsdp2"], rf"{META} does not go with --use-torch-fsdp2")
 
 
 def test_another_scheme_would_be_seen(plain, tiny, tmp_path):

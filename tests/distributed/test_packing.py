@@ -266,7 +266,8 @@ def test_a_mutant_is_caught(mutant, layout, flags, seen):
 
 
 def test_a_stage_that_reads_nothing_cannot_pass():
-    with pytest.raises(WorkerError, match="AssertionError"):
+    # Of the rank that asserts, or of a neighbour that sees it go.
+    with pytest.raises(WorkerError, match=r"AssertionError|Connection (reset|closed) by peer"):
         run_ranks(4, partial(worker, mutate=middle_stages_read_nothing), Layout(pp=4))
 
 

@@ -74,6 +74,7 @@ def test_wsd_by_recipe_in_tokens(stable):
     assert resolved["train-tokens"] == 2000 and "train-samples" not in resolved
 
 
+@pytest.mark.slow
 def test_a_stable_checkpoint_is_trained_on_for_longer(stable, tmp_path):
     """What WSD is for: from before the decay on, to a later end. Megatron asks for a word on it."""
     flags, folder, _ = stable
@@ -169,6 +170,7 @@ def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short,
     assert max(abs(a - b) for a, b in zip(series(tmp_path, TRAIN_LOSS), theirs, strict=True)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_train_samples_alone(short, tmp_path):
     """As Megatron has it: steps that are not whole are left out."""
     flags = [*short, "--train-samples", "23"]

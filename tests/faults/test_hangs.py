@@ -41,6 +41,7 @@ def test_a_hung_rank_is_named(tiny, tmp_path, world, flags, stuck, said):
     assert time.monotonic() - begun < 120
 
 
+@pytest.mark.slow
 def test_a_slow_run_is_no_hang(tiny, tmp_path):
     """Steps longer than the interval between signs, a validation and saves: the run ends well."""
     flags = [*tiny, *PP2, "--save", str(tmp_path), "--save-interval", "2", "--hang-timeout", "3"]

@@ -97,7 +97,8 @@ def test_without_a_skip_a_rewind_repeats_the_run_to_the_bit(tiny, tmp_path):
 
 def arguments(save, to=4, skip=0, **more):
     given = {"save": str(save), "load": str(save), "rewind_to": to, "rewind_skip": skip, "ckpt_step": None}
-    return SimpleNamespace(**{**given, "global_batch_size": 4, "dataloader_type": "single", **more})
+    none = dict.fromkeys(("step_batch_size_schedule", "phase_transition_iterations"))
+    return SimpleNamespace(**{**given, **none, "global_batch_size": 4, "dataloader_type": "single", **more})
 
 
 def made(root, steps, tracker):

@@ -266,6 +266,7 @@ def run(*command):
     return subprocess.run([sys.executable, str(TOOL), *map(str, command)], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_tool(model, tmp_path):
     """Both ways from the command line; an error is one line, exit code 2, no traceback."""
     done = run("import", "--model", model, "--output", tmp_path / "megatron", "--as-scheme", "lns")
