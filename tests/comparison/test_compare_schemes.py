@@ -89,7 +89,15 @@ def test_repeating_keeps_what_is_finished(compared):
 def test_a_stopped_run_goes_on_and_ends_the_same(compared, tmp_path):
     output, _, _ = compared
     line = command(tmp_path / "o", "--schemes", "lns", "--seeds", "1")
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+        # Where the tests themselves were started in the background, a shell had them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     tracker = tmp_path / "o" / "lns" / "seed_1" / "latest_checkpointed_iteration.txt"
     deadline = time.monotonic() + 120
     while not tracker.exists() and time.monotonic() < deadline:
