@@ -95,6 +95,16 @@ WRONG_FLAGS = {
 
 
 @pytest.mark.parametrize(("flags", "pattern"), WRONG_FLAGS.values(), ids=WRONG_FLAGS)
+@pytest.mark.slow_except(
+    "unknown scheme",
+    "scheme on another backend",
+    "heterogeneous blocks",
+    "layers over the pipeline",
+    "no stages",
+    "too few micro-batches for virtual stages",
+    "context parallelism",
+    "missing data",
+)
 def test_wrong_flags(tiny, tmp_path, flags, pattern):
     flags = [str(tmp_path) if flag == "SAVE" else flag for flag in flags]
     refuse(2, [*tiny, *flags], pattern)

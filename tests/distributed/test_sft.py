@@ -255,6 +255,9 @@ BAD_FLAGS = {
 
 
 @pytest.mark.parametrize(("flags", "pattern"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+@pytest.mark.slow_except(
+    "no data", "missing file", "too long", "rows over the pipeline", "unknown template", "epochs and samples"
+)
 def test_wrong_flags(toy, flags, pattern):
     if flags == ["--unset-data"]:
         place = toy.index("--sft-data-path")

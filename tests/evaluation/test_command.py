@@ -151,6 +151,7 @@ def filled(flags: list[str], checkpoints, eval_data) -> list[str]:
 
 
 @pytest.mark.parametrize(("flags", "pattern"), BAD_FLAGS.values(), ids=BAD_FLAGS)
+@pytest.mark.slow_except("no checkpoint", "no data", "stride", "another model", "another scheme", "layout")
 def test_wrong_flags(checkpoints, eval_data, flags, pattern):
     refuse(1, filled(flags, checkpoints, eval_data), pattern, entry="evaluate")
 

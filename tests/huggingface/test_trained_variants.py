@@ -46,6 +46,7 @@ SLOW = ("qwen2", "llama tied", "mixtral", "deepseek_v2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])
+@pytest.mark.slow_except("llama")
 def test_training_writes_what_the_table_reads(tiny, tmp_path, name):
     flags, layout = VARIANTS[name]
     tied = ["--unset", "untie-embeddings-and-output-weights"] if name == "llama tied" else []
