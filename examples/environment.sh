@@ -39,3 +39,12 @@ slurm_rendezvous() {
     while (exec 3<>"/dev/tcp/$MASTER_ADDR/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
     export MASTER_ADDR MASTER_PORT
 }
+
+# The end of a Slurm job in seconds since 1970, for --time-limit auto: not every Slurm tells it.
+slurm_end() {
+    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+    if [ -z "${SLURM_JOB_END_TIME:-}" ] && [[ $end == ????-??-??T* ]]; then
+        SLURM_JOB_END_TIME=$(date -d "$end" +%s)
+        export SLURM_JOB_END_TIME
+    fi
+}

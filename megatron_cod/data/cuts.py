@@ -10,12 +10,19 @@ Byte-level BPE first splits the text by a regular expression. Where none of its 
 something else than white space, a match ends before such a space, and the next begins at it. Looking ahead is done in
 one place only, behind white space. So the words' pieces are the text's pieces. The same holds behind a line end that
 stands alone between other characters, but for one alternative that goes on with a slash.
+
+Hugging Face's form of T5's tokenizer splits at white space first and throws it away, so a word's tokens depend on nothing
+else, for unigram models too. What could reach over a space is the normalisation before that, which maps graphemes: a space
+can be in one with a sign that stands on it. Texts with such a grapheme are left whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 SPACE_MARK = "\u2581"
@@ -145,3 +152,49 @@ def marks_spaces(definition: dict[str, Any]) -> str | None:
     if steps is None and kinds in ([prepend, replace], [replace]):
         return SPACE_MARK if prepend in kinds else ""
     return None
+
+
+def splits_at_white_space(definition: dict[str, Any], normalized: Callable[[str], str]) -> bool:
+    """Whether a Hugging Face tokenizer is like T5's: a unigram model of words between white space, each with a mark in
+    front. normalized: what its normalizer, made for SentencePiece's, makes of a text."""
+    model, normalizer = definition["model"], definition.get("normalizer")
+    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    return (
+        model["type"] == "Unigram"
+        and not model.get("alpha")
+        and any(piece == SPACE_MARK for piece, _ in model["vocab"])
+        and [step["type"] for step in steps] == ["WhitespaceSplit", "Metaspace"]
+        and steps[1]["replacement"] == SPACE_MARK
+        and steps[1]["prepend_scheme"] == "always"
+        and (normalizer is None or normalizer["type"] == "Precompiled")
+        and all(len(normalized(f"a{space}b").split()) == 2 for space in (" ", "\n", "\r\n"))
+        # Then a word of these characters stays one: what `WordByWord` tokenizes together.
+        and all(len(text.split()) == 1 and SPACE_MARK not in text for text in map(normalized, map(chr, range(33, 127))))
+    )
+
+
+@cache
+def graphemes_with_a_space() -> str:
+    """A regular expression that finds each space that may be part of a larger grapheme, whatever the version of Unicode."""
+    # Signs that extend what is before them (some of them letters), and those that what is behind them belongs to.
+    extend, prepend = "\u0e33\u0eb3\uff9e\uff9f", "\u0d4e"
+    for code in range(128, sys.maxunicode + 1):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category in ("Mn", "Me", "Mc", "Cf", "Sk", "Cn"):
+            extend += character
+        # Letters of this kind are in the Brahmic scripts beyond 0x11000, of which all are taken.
+        if category in ("Cf", "Cn") or (category == "Lo" and 0x11000 <= code < 0x12000):
+            prepend += character
+    return f" [{_ranges(extend)}]|[{_ranges(prepend)}] "
+
+
+def _ranges(characters: str) -> str:
+    """The inside of a regular expression's brackets."""
+    found: list[list[int]] = []
+    for code in sorted(map(ord, characters)):
+        if found and found[-1][1] == code - 1:
+            found[-1][1] = code
+        else:
+            found.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +31,7 @@ class _Shape:
     before: Sequence[int]
     after: Sequence[int]
     definition: str | None
+    only_words: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def load_huggingface(choice: TokenizerChoice) -> Library:
             whole=shape.whole,
             before=shape.before,
             after=shape.after,
+            only_words=shape.only_words,
         )
     return Library(
         about.vocab_size, about.eod, lambda text: tokenizer.encode(text, add_special_tokens=special).ids, cutting
@@ -109,7 +111,11 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
     left_whole = [re.escape(content) for content in added]
     mark, head, begin, of_parts = " ", "", cuts.BYTE_LEVEL_SPACE, None
     parts: re.Pattern[str] | None = cuts.PARTS_OF_BYTE_LEVEL
-    if not cuts.is_safe_byte_level(definition):
+    only_words = cuts.splits_at_white_space(definition, _normalization(tokenizer))
+    if only_words:
+        head, begin, parts = " ", cuts.SPACE_MARK, None
+        left_whole.append(cuts.graphemes_with_a_space())
+    elif not cuts.is_safe_byte_level(definition):
         marked = cuts.marks_spaces(definition)
         if marked is None:
             return None
@@ -124,7 +130,11 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
     begins[[number for piece, number in vocabulary.items() if piece.startswith(begin)]] = True
     before, after = _around(tokenizer) if special else ([], [])
     whole = re.compile("|".join(left_whole)) if left_whole else None
-    return _Shape(mark, head, begins, parts, whole, before, after, of_parts)
+    return _Shape(mark, head, begins, parts, whole, before, after, of_parts, only_words)
+
+
+def _normalization(tokenizer: Any) -> Callable[[str], str]:
+    return str if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:

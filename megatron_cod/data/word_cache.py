@@ -38,6 +38,7 @@ class Cutting:
     tokenizer puts before a text, the mark or nothing. one, several: the ids of a part of a text, nothing added before
     or after. begins [vocabulary]: whether an id's text begins with the mark. parts: finds the parts of a word where it
     can be cut further. whole: found in a text that must be tokenized whole. before, after: the ids put around a text.
+    only_words: white space gives no token and does nothing but end a word, wherever it stands; needs " " for mark and head.
     """
 
     mark: str
@@ -49,6 +50,7 @@ class Cutting:
     whole: re.Pattern[str] | None = None
     before: Sequence[int] = ()
     after: Sequence[int] = ()
+    only_words: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ class WordByWord:
     def _window(self, text: str, is_first: bool) -> list[bytes | bytearray]:
         """The tokens of the words of a text, or of a piece of one that stands behind a space."""
         mark = self._how.mark
-        if text.startswith(" ") or self._no_cut.search(text):
+        if self._how.only_words:
+            words = text.replace("\n", " ").split(" ")
+        elif text.startswith(" ") or self._no_cut.search(text):
             words = [word.replace(" ", mark) for word in self._cut.split(text)]
         else:
             words = self._with_lines_cut(text).split(" ")
@@ -169,19 +173,26 @@ class WordByWord:
         """Tokenize what is unknown."""
         cut_up = self._cut_up()
         mark = self._how.mark
-        # Words that keep their cuts beside each other: no mark or white space at their ends.
         unknown, self._words.unknown = self._words.unknown, []
-        together = [word for word in unknown if word and mark not in word and not word[-1].isspace()]
+        together = [word for word in unknown if word and self._keeps_its_cuts(word)]
         if not self._learn_together(together):
             together = []
         for word in set(unknown).difference(together):
-            self._words.learn(word, self._pack(self._how.one(mark + word)))
+            # Not behind a space where words need none: with a sign that stands on it, it is no space.
+            self._words.learn(word, self._pack(self._how.one(word if self._how.only_words else mark + word)))
         parts, self._parts.unknown = self._parts.unknown, []
         if parts:
             for part, ids in zip(parts, self._how.several(parts), strict=True):
                 self._parts.learn(part, self._pack(ids))
         for word, found in cut_up:
             self._words.learn(word, b"".join(found))
+
+    def _keeps_its_cuts(self, word: str) -> bool:
+        """Whether a word beside others is still one word: no mark, no white space at its end; nothing that a normalizer
+        may make white space of, or nothing at all."""
+        if self._how.only_words:
+            return word.isascii() and word.isprintable()
+        return self._how.mark not in word and not word[-1].isspace()
 
     def _cut_up(self) -> list[tuple[str, list[bytes | bytearray]]]:
         """Take out of the unknown words those that are bare or can be cut, and ask for their parts."""

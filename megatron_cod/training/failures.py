@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from torch.distributed import DistError
+
 from megatron_cod.training import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
 USER_ERROR = 2
 """Exit code of a run that was started wrongly: starting it again would change nothing."""
+MAY_PASS = 1
+"""Exit code of a run that may go well when it is started again: another rank was lost, say."""
 
 
 def this_rank() -> int:
@@ -35,6 +39,21 @@ def one_line(error: BaseException) -> str:
     return f"the arguments do not fit together, Megatron asks for: {condition}"
 
 
+def may_pass(error: BaseException | None) -> bool:
+    """Whether the run may go well when it is started again: the error, or what it came from, tells of a lost connection.
+
+    A rank that was killed, or a machine that is gone, shows in those that talk to it: in set-up and in saves too, where
+    the same exceptions come from wrong arguments and full disks. An error's own attribute ``may_pass`` decides first.
+    """
+    while error is not None:
+        own = getattr(error, "may_pass", None)
+        # gloo raises RuntimeError; where in its sources is all that tells it from others.
+        if own is not None or isinstance(error, DistError) or "gloo/transport" in str(error):
+            return own is not False
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _tell_launcher(message: str) -> None:
     """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``)."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
@@ -52,7 +71,8 @@ def fail(message: str, *, exit_code: int = USER_ERROR) -> NoReturn:
     rank = this_rank()
     # In training it asks for a save, of which there is none now; the launcher is to see our code, not the signal.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
-    _tell_launcher(message if rank == 0 else f"rank {rank} on {socket.gethostname()}: {message}")
+    if exit_code == USER_ERROR:
+        _tell_launcher(message if rank == 0 else f"rank {rank} on {socket.gethostname()}: {message}")
     if rank != 0:
         time.sleep(_GRACE_SECONDS)
         message = f"rank {rank} on {socket.gethostname()}: {message}"
@@ -72,4 +92,4 @@ def user_errors(*kinds: type[BaseException], when: Callable[[], bool] = lambda: 
     except kinds as error:
         if os.environ.get("MEGATRON_COD_TRACEBACK") == "1" or not when():
             raise
-        fail(one_line(error))
+        fail(one_line(error), exit_code=MAY_PASS if may_pass(error) else USER_ERROR)

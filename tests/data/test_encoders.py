@@ -27,11 +27,13 @@ from tests.data.tokenizer_kinds import (
     marks_spaces,
     sentencepiece_model,
     split,
+    t5_folder,
 )
 
 BY_WORDS = [
     *("llama", "no-prefix", "split-digits", "no-byte-fallback"),
     *("gpt2", "qwen", "llama3", "o200k", "digits", "nfc", "llama2-metaspace", "llama2-normalizer"),
+    *("t5", "t5-own-rules"),
 ]
 WHOLE = ["unigram", "nfkc", "over-words", "suffix", "split-on-b", "words-as-added-tokens"]
 
@@ -58,6 +60,12 @@ def choices(tmp_path_factory: pytest.TempPathFactory, speeches: list[str]):
             return sentencepiece_model(folder, texts, **pieces[name])
         if name.startswith("llama2"):
             return huggingface_folder(folder, texts, marks_spaces(name == "llama2-metaspace"), of_marks=True)
+        if name == "t5":
+            return t5_folder(folder, texts)
+        if name == "t5-own-rules":  # a space with an acute accent on it is an x
+            (folder / "rules.tsv").write_text("20 301\t78\n")
+            rules = {"normalization_rule_name": "", "normalization_rule_tsv": str(folder / "rules.tsv")}
+            return t5_folder(folder, texts, **rules)
         shapes = {
             "gpt2": byte_level(regex=True),
             "qwen": byte_level([split(QWEN)]),
@@ -92,6 +100,7 @@ def pairs(choices):
 PIECES = [
     *(" ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\t", "\t ", "\r\n"),
     *("\u00a0", "\u3000", "\u2028", "\u200b", "\x1c", "\x85"),
+    *("\x0b", "\x7f", "\u00b4", "\u00ad", "\u0600", "\u0e33", "\u200d", "\ufb01", "</s>", "<extra_id_7>"),
     *("the", "The", "state", "union", "of", "America", "e", "E", "e" * 70, "two words", "b c"),
     *("\u00e9", "e\u0301", "\u0301", "\u6f22\u5b57", "\u0440\u0443", "\U0001f600", "\u212a", "\u226e"),
     *("1", "2001", "12345", ".", ",", "!?", "...", "(", ")", "/", "-", "_", "##"),
@@ -167,6 +176,8 @@ def test_a_difference_is_noticed(choices, speeches: list[str], monkeypatch: pyte
         ("qwen", "words are cut at line ends"),
         ("gpt2", "words are cut at apostrophes"),
         ("llama", "no head"),
+        ("t5-own-rules", "spaces in graphemes are cuts"),
+        ("t5", "all words are tokenized together"),
     ],
 )
 def test_mutants_give_other_tokens(choices, pairs, name: str, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +190,15 @@ def test_mutants_give_other_tokens(choices, pairs, name: str, mutant: str, monke
         monkeypatch.setattr(words, "_no_cut", re.compile("(?!)"))
     elif mutant == "no head":
         object.__setattr__(words._how, "head", "")
+    elif mutant == "spaces in graphemes are cuts":
+        object.__setattr__(words._how, "whole", None)
+    elif mutant == "all words are tokenized together":
+        monkeypatch.setattr(words, "_keeps_its_cuts", lambda word: True)
     else:
         pattern = r"[^\n]+|\n+" if mutant == "words are cut at line ends" else r"[^']+|'"
         object.__setattr__(words._how, "parts", re.compile(pattern))
     texts = ["The   state  of", "x:\n        return   y;\n\n\n    b", "we don't,\nthey'll", "state"]
+    texts += ["we \u0301 are", "a state", "the\u00b4union \x0b of", "of \x0b the\u00b4union"]
     assert changed.encode(texts) != pairs(name)[1].encode(texts)
 
 

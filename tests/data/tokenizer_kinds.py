@@ -118,3 +118,20 @@ def huggingface_folder(
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "<|end|>"}
     (target / "tokenizer_config.json").write_text(json.dumps(config))
     return TokenizerChoice("HuggingFaceTokenizer", target)
+
+
+def t5_folder(folder: Path, texts: Sequence[str], **options: Any) -> TokenizerChoice:
+    """As T5's, in Hugging Face's form: a unigram model of words, after SentencePiece's normalisation."""
+    from sentencepiece import sentencepiece_model_pb2
+    from transformers import T5Tokenizer
+
+    settings = {"model_type": "unigram", "byte_fallback": False, "normalization_rule_name": "nmt_nfkc", **options}
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    made = sentencepiece_model(folder, texts, **settings, **ids)
+    model = sentencepiece_model_pb2.ModelProto.FromString(Path(str(made.model)).read_bytes())
+    target = folder / f"{len(list(folder.iterdir()))}"
+    T5Tokenizer(
+        [(piece.piece, piece.score) for piece in model.pieces],
+        _spm_precompiled_charsmap=model.normalizer_spec.precompiled_charsmap,
+    ).save_pretrained(target)
+    return TokenizerChoice("HuggingFaceTokenizer", target)

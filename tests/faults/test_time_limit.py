@@ -21,8 +21,9 @@ def test_the_end_is_slurms_or_the_users(monkeypatch):
     assert deadline("auto", 100.0) is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "5000")
     assert deadline("auto", 100.0) == 5000.0
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "NONE")
-    assert deadline("auto", 100.0) is None
+    for no_end in ("NONE", "99"):  # none, and one that is over: nothing is known of this job's
+        monkeypatch.setenv("SLURM_JOB_END_TIME", no_end)
+        assert deadline("auto", 100.0) is None
     assert deadline("none", 100.0) is None
     assert deadline("2.5", 100.0) == 250.0
 

@@ -9,6 +9,7 @@ import pytest
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.training.faults.events import read_events
 from tests.conftest import ROOT
 from tests.launch.runs import MODEL, events_of, losses_of, steps_done, undisturbed, wait_for
 from tests.launch.slurm import Cluster, missing
@@ -104,6 +105,18 @@ def test_with_munge_a_time_limit_and_a_lost_node_end_in_an_exact_continuation(te
         complete(cluster, job, 2, log)
     assert losses_of(save) == whole
     assert events_of(save)[-1] == "finished"
+
+
+def test_a_run_knows_the_end_of_its_job_without_a_signal(cluster, text_data, tmp_path):
+    """``--time-limit auto``, whether this Slurm tells the end of a job to its processes or not."""
+    save, log = tmp_path / "run", tmp_path / "run.out"
+    job = submit(cluster, text_data, save, 100_000, "--time=2", "--signal=CONT@1")  # a signal that does nothing
+    try:
+        wait_for(lambda: int(cluster.facts(job).get("Restarts", 0)) >= 1, 150, log)
+    finally:
+        cluster.run("scancel", job)
+    told = [one for one in read_events(save) if one["event"] == "stopped by a signal"]
+    assert told and told[0]["signal"] == "time limit" and told[0]["step"] > 0, log.read_text()[-3000:]
 
 
 def test_a_taken_port_is_passed_over_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):

@@ -13,29 +13,27 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
+from megatron_cod.training.failures import may_pass
+from megatron_cod.training.faults.saving import SaveError
 from megatron_cod.training.head import Head
 from megatron_cod.training.torchrun import Agent, ending
 from tests.conftest import ROOT
 from tests.ports import free_port
 
 
-def start(tmp_path, code: int, *options: str) -> tuple[subprocess.CompletedProcess, int]:
-    """A rank that ends at once with this exit code; how often it was started."""
+def start(tmp_path, body: str, *options: str) -> tuple[subprocess.CompletedProcess, int]:
+    """Ranks that do this; how often rank 0 was started."""
     script = tmp_path / "rank.py"
     script.write_text(
-        "import os, pathlib, sys\n"
-        f"(pathlib.Path({str(tmp_path)!r}) / f'attempt{{os.getpid()}}').touch()\n"
-        "from megatron_cod.training.failures import fail\n"
-        f"fail('it was the wrong flag') if {code} == 2 else os._exit({code})\n"
+        "import os, pathlib, signal\n"
+        f"attempts = pathlib.Path({str(tmp_path)!r})\n"
+        "rank, first = int(os.environ['RANK']), os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
+        "if rank == 0: (attempts / f'attempt{os.getpid()}').touch()\n" + body
     )
-    command = [sys.executable, "-m", "megatron_cod.training.torchrun", "--standalone", "--nproc-per-node", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "megatron_cod.training.torchrun", "--standalone", "--max-restarts", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     done = subprocess.run(
-        [*command, "--max-restarts", "2", *options, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
+        [*command, *options, str(script)], capture_output=True, text=True, timeout=120, env=environment
     )
     return done, len(list(tmp_path.glob("attempt*")))
 
@@ -49,10 +47,45 @@ def start(tmp_path, code: int, *options: str) -> tuple[subprocess.CompletedProce
     ],
 )
 def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts, said):
-    done, started = start(tmp_path, code)
+    wrong = "from megatron_cod.training.failures import fail\nfail('it was the wrong flag')\n"
+    done, started = start(tmp_path, wrong if code == 2 else f"os._exit({code})\n")
     assert (done.returncode, started) == (code, attempts), done.stderr
     assert said in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+LOSES_RANK_0 = """
+import torch.distributed as dist
+from megatron_cod.training.failures import user_errors
+dist.init_process_group("gloo")
+dist.barrier()
+if first and rank == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+with user_errors(RuntimeError, ValueError, OSError):
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        (attempts / "noticed").touch()
+        {}
+dist.destroy_process_group()
+"""
+
+
+REACTIONS = {
+    "as it is": "raise",
+    "from it": "raise ValueError('no such checkpoint') from error",
+    "instead": "raise OSError('the save failed')",
+}
+
+
+@pytest.mark.slow_except("instead")
+@pytest.mark.parametrize("reaction", REACTIONS)
+def test_a_killed_rank_is_started_again_also_where_others_fail_in_set_up(tmp_path, reaction):
+    """Where errors are the user's, as in set-up and in saves, a lost rank shows as one of the same kind in the others."""
+    body = LOSES_RANK_0.format(REACTIONS[reaction])
+    done, started = start(tmp_path, body, "--nproc-per-node", "2", "--monitor-interval", "2")
+    assert (done.returncode, started) == (0, 2), done.stderr
+    assert (tmp_path / "noticed").exists()
 
 
 def arguments(endpoint: str, conf: str = "join_timeout=3") -> Namespace:
@@ -92,6 +125,20 @@ class Gone(Head):
 
     def machines(self) -> list[str]:
         return ["node1", "node2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"), True),
+        (DistError("NCCL error"), True),
+        (RuntimeError("shapes do not fit"), False),
+        (SaveError("after a lost rank", may_pass=True), True),
+        (SaveError("[gloo/transport/...] on a full disk", may_pass=False), False),
+    ],
+)
+def test_what_may_pass(error, passes):
+    assert may_pass(error) is passes
 
 
 def failure(code: int) -> ChildFailedError:

@@ -14,7 +14,15 @@ from megatron_cod.checkpoint_files import newest_whole
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; its text is the line the user sees."""
+    """A checkpoint could not be written; its text is the line the user sees.
+
+    may_pass: whether the next try may go well, as after a lost rank or a file system that did not answer; not where the
+    disk is full.
+    """
+
+    def __init__(self, text: str, may_pass: bool) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 def in_save(error: BaseException) -> bool:
@@ -30,15 +38,16 @@ def cause(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def free_space(folder: str) -> str:
-    """What is left on the file system of a folder: the writers' processes lose the reason of what went wrong."""
+def free_space(folder: str) -> tuple[str, bool]:
+    """What is left on the file system of a folder, and whether it is full: the writers' processes lose the reason of what
+    went wrong."""
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return f"the file system does not answer ({error})"
+        return f"the file system does not answer ({error})", False
     if free < 1 << 20:
-        return "its disk is full"
-    return f"{free / (1 << 30):,.1f} GiB are free there"
+        return "its disk is full", True
+    return f"{free / (1 << 30):,.1f} GiB are free there", False
 
 
 @contextmanager
@@ -55,6 +64,7 @@ def failed_saves(args: Any) -> Iterator[None]:
             newest = None
         left = f"the newest whole checkpoint is {newest.name}" if newest else "no checkpoint was finished before"
         step = int(args.curr_iteration) + 1
+        space, is_full = free_space(args.save)
         raise SaveError(
-            f"the save of step {step} in {args.save} failed: {cause(error)}; {free_space(args.save)}; {left}"
+            f"the save of step {step} in {args.save} failed: {cause(error)}; {space}; {left}", may_pass=not is_full
         ) from None

@@ -18,7 +18,8 @@ _SAVE_SECONDS = 30.0  # of a save, before any was seen
 
 
 def deadline(asked: str, now: float) -> float | None:
-    """``--time-limit`` as seconds since the epoch: 'auto' is Slurm's end of the job, 'none' no end, else minutes from now.
+    """``--time-limit`` as seconds since the epoch: 'auto' is Slurm's end of the job where it is known and still to come,
+    'none' no end, else minutes from now.
 
     Raises ValueError for anything else.
     """
@@ -26,7 +27,7 @@ def deadline(asked: str, now: float) -> float | None:
         return None
     if asked == "auto":
         told = os.environ.get("SLURM_JOB_END_TIME", "")
-        return float(told) if told.isdigit() and int(told) > 0 else None
+        return float(told) if told.isdigit() and int(told) > now else None
     try:
         minutes = float(asked)
     except ValueError:
