@@ -87,7 +87,7 @@ class Simple:
     def encode(line: str) -> list[int]:
         text = json.loads(line)[_KEY]
         ids = list(text.encode("utf-8")) if Simple.is_bytes else Simple.tokenizer.tokenize(text)
-        return [*ids, Simple.tokenizer.eod]
+        return ids if ids[-1:] == [Simple.tokenizer.eod] else [*ids, Simple.tokenizer.eod]
 
 
 def simple(sample: Path, prefix: str, choice: Any, workers: int) -> dict[str, float]:

@@ -173,6 +173,14 @@ def splits_at_white_space(definition: dict[str, Any], normalized: Callable[[str]
     )
 
 
+def any_of(texts: Iterable[str]) -> list[str]:
+    """Regular expressions that find each of these texts, one for each first character: Python tries them in turn."""
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        rests.setdefault(text[0], []).append(re.escape(text[1:]))
+    return [f"{re.escape(first)}(?:{'|'.join(several)})" for first, several in rests.items()]
+
+
 @cache
 def graphemes_with_a_space() -> str:
     """A regular expression that finds each space that may be part of a larger grapheme, whatever the version of Unicode."""
@@ -186,7 +194,9 @@ def graphemes_with_a_space() -> str:
         # Letters of this kind are in the Brahmic scripts beyond 0x11000, of which all are taken.
         if category in ("Cf", "Cn") or (category == "Lo" and 0x11000 <= code < 0x12000):
             prepend += character
-    return f" [{_ranges(extend)}]|[{_ranges(prepend)}] "
+    # Quick where there is ASCII on both sides.
+    ascii_only = "\\x00-\\x7f"
+    return f" (?:(?=[^{ascii_only}])[{_ranges(extend)}]|(?<=[^{ascii_only}] )(?<=[{_ranges(prepend)}] ))"
 
 
 def _ranges(characters: str) -> str:

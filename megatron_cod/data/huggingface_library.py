@@ -108,7 +108,7 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
     if any(re.search(r"\s", content) for content in added):
         return None
     # An added token, such as <s>, is found before all else.
-    left_whole = [re.escape(content) for content in added]
+    left_whole = cuts.any_of(filter(None, added))
     mark, head, begin, of_parts = " ", "", cuts.BYTE_LEVEL_SPACE, None
     parts: re.Pattern[str] | None = cuts.PARTS_OF_BYTE_LEVEL
     only_words = cuts.splits_at_white_space(definition, _normalization(tokenizer))
