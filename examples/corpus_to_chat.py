@@ -93,6 +93,7 @@ class Chain:
         how = [
             "--append-eod",
             "--deduplicate",
+            "--allow-empty",
             "--shuffle-seed",
             1,
             "--split",

@@ -14,11 +14,12 @@ STAGES = ["tokenizer", "preprocessing", "pretraining", "evaluation", "export", "
 
 
 def corpus(folder, documents: int):
-    """Two sources, of the sample's speeches."""
+    """Two sources of the sample's speeches, and one of a single speech, which is in one split only."""
     folder.mkdir()
     lines = sample_corpus_path().read_text().splitlines()[:documents]
     for name, share in (("even", lines[::2]), ("odd", lines[1::2])):
         (folder / f"{name}.jsonl").write_text("\n".join(share) + "\n")
+    (folder / "single.jsonl").write_text(sample_corpus_path().read_text().splitlines()[-1] + "\n")
     return folder
 
 
@@ -47,7 +48,7 @@ def test_the_whole_way_and_then_nothing_is_done_twice(tmp_path):
     table = [line for line in output.splitlines() if line.startswith("| ")]
     assert [line.split(" | ")[0].strip("| ") for line in table[1:]] == STAGES
     scores = json.loads((tmp_path / "out" / "perplexity.json").read_text())
-    assert {one["name"] for one in scores["sets"]} == {"even", "odd"}
+    assert {one["name"] for one in scores["sets"]} - {"single"} == {"even", "odd"}
     assert all(1 < one["perplexity"] < 1000 for one in scores["sets"])
     assert (tmp_path / "out" / "hf_sft" / "chat_template.jinja").is_file()
     again = run(command, tmp_path, timeout=300)

@@ -107,6 +107,11 @@ def parse_args() -> argparse.Namespace:
         help="every N-th document of the input to valid, the others to train: exact, for few documents",
     )
     output.add_argument(
+        "--allow-empty",
+        action="store_true",
+        help="a dataset without a document is no error as long as another one has some, as where a small input is split",
+    )
+    output.add_argument(
         "--shuffle-seed", type=int, metavar="SEED", help="put the documents in a random order that depends on SEED"
     )
     output.add_argument(
@@ -139,6 +144,7 @@ def main() -> None:
         append_eod=args.append_eod,
         split=args.split,
         holdout_every=args.holdout_every,
+        allow_empty=args.allow_empty,
         shuffle_seed=args.shuffle_seed,
         deduplicate=args.deduplicate,
         max_documents=args.max_documents,
@@ -165,7 +171,7 @@ def print_summary(result: PreprocessResult) -> None:
     header = f"{'documents':>12} {'tokens':>15} {'text bytes':>15} {'bytes/token':>11}  dtype   dataset"
     print(header)
     for prefix, record in result.datasets.items():
-        ratio = record.text_bytes / record.tokens
+        ratio = record.text_bytes / max(record.tokens, 1)
         print(
             f"{record.documents:>12,} {record.tokens:>15,} {record.text_bytes:>15,} {ratio:>11.3f}  "
             f"{record.dtype:<7} {prefix}.bin .idx .json"

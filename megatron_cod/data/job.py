@@ -31,6 +31,7 @@ class PreprocessJob:
     split: str | None = None
     holdout_every: int | None = None
     shuffle_seed: int | None = None
+    allow_empty: bool = False
     deduplicate: bool = False
     max_documents: int | None = None
     skip_bad_lines: bool = False

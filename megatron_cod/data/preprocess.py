@@ -181,7 +181,7 @@ class _Run:
         return list(all_runs(self._folder.runs, needed))
 
     def _refuse_empty(self, plan: Plan) -> None:
-        """Raises ValueError when a dataset gets no document."""
+        """Raises ValueError when no dataset gets a document, or one of them does not and that was not allowed."""
         empty, bad = self._left_out(plan)
         count = int(plan.documents.sum())
         if not count:
@@ -193,10 +193,10 @@ class _Run:
             prefix for row, counts in zip(self._prefixes, sums, strict=True)
             for prefix, each in zip(row, counts, strict=True) if not each
         ]  # fmt: skip
-        if without:
+        if without and not self._job.allow_empty:
             raise ValueError(
                 f"{count} document(s) are too few: none for {', '.join(without)}; give more documents or another split "
-                "(--holdout-every is exact for few documents); nothing written"
+                "(--holdout-every is exact for few documents), or allow it with --allow-empty; nothing written"
             )
 
     def _left_out(self, plan: Plan) -> tuple[int, int]:

@@ -331,6 +331,21 @@ def test_bad_options(jsonl: Jsonl, tmp_path: Path, options: dict[str, Any], says
     assert content_of(tmp_path).keys() == {"in.jsonl"}
 
 
+def test_a_dataset_may_be_empty_where_that_is_allowed(jsonl: Jsonl, tmp_path: Path) -> None:
+    """Its files are there, so that the same job finds nothing to do, and training refuses them."""
+    source = jsonl(["one", "two"])
+    made = run(source, tmp_path / "d", holdout_every=100, allow_empty=True)
+    train, valid = made.datasets
+    assert [made.datasets[prefix].documents for prefix in (train, valid)] == [2, 0]
+    assert len(IndexedDataset(train).document_indices) == 3
+    with pytest.raises(ValueError, match=r"d_valid_text_document is empty"):
+        check_prefix(valid)
+    again = run(source, tmp_path / "d", holdout_every=100, allow_empty=True)
+    assert again.datasets == made.datasets and again.seconds == 0.0
+    with pytest.raises(ValueError, match="no documents in 1 input file"):
+        run(jsonl([" "]), tmp_path / "e", allow_empty=True)
+
+
 def test_json_keys_do_not_go_with_plain_text(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("text")
     with pytest.raises(ValueError, match="one of the inputs is plain text"):
