@@ -8,6 +8,7 @@ import torch
 from megatron_cod.analysis.checkpoint_tensors import Checkpoint
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.schemes.table import SCHEMES
+from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import PP2, succeed
 
@@ -91,7 +92,14 @@ OTHER = {
 def test_going_on_at_another_layout(whole, tiny, tmp_path, world, flags):
     found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *flags], world), losses(whole)
     assert list(found) == [3, 4]
-    assert max(abs(loss - expected[step]) for step, loss in found.items()) <= 1e-4
+    assert max(abs(loss - expected[step]) for step, loss in found.items()) <= 1e-5
+
+
+@pytest.mark.slow
+def test_blockwise_is_another_optimizer_at_another_tp(whole, tiny, tmp_path):
+    """Megatron's default; also the mutant of the test above."""
+    found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *TP2]), losses(whole)
+    assert found[3] == pytest.approx(expected[3], abs=1e-5) and abs(found[4] - expected[4]) > 1e-3
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -109,3 +117,40 @@ def test_without_what_it_does_not_support(tiny, tmp_path):
         2, [*tiny, *MUON, *PP2, "--use-distributed-optimizer"], r"--optimizer muon does not support --use-distributed"
     )
     refuse(1, [*tiny, *MUON, "--optimizer", "soap"], r"--optimizer soap is not supported: its state")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bf16", "experts", "latent attention"])
+def test_of_other_models(tiny, tmp_path, name):
+    more = {
+        "bf16": ["--bf16"],
+        "experts": [
+            *("--num-experts", "4", "--expert-model-parallel-size", "2"),
+            *("--moe-token-dispatcher-type", "allgather"),
+        ],
+        "latent attention": ["--multi-latent-attention"],
+    }
+    flags = [*tiny, *MUON, *more[name], "--save-interval", "2"]
+    (tmp_path / "whole").mkdir()
+    succeed(2, [*flags, "--save", str(tmp_path / "whole")])
+    (tmp_path / "stopped").mkdir()
+    found = goes_on(tmp_path / "whole", tmp_path / "stopped", flags)
+    assert found == {step: loss for step, loss in losses(tmp_path / "whole").items() if step > 2}
+
+
+@pytest.mark.slow
+def test_lion(tiny, tmp_path):
+    """What ``optimizer_checks`` lets through beside it."""
+    flags = [*tiny, *MUON, "--optimizer", "lion"]
+    run = whole_run(tmp_path / "whole", flags)
+    (tmp_path / "stopped").mkdir()
+    found = goes_on(run, tmp_path / "stopped", [*flags, *PP2])
+    assert found == {step: loss for step, loss in losses(run).items() if step > 2}
+
+
+def test_adam_does_not_go_on_with_its_state(whole, tiny, tmp_path):
+    adam = [*tiny, *MUON, "--optimizer", "adam", "--load", str(whole), "--save", str(tmp_path), "--save-interval", "9"]
+    refuse(
+        1, adam, r"was saved with --optimizer muon, whose state --optimizer adam cannot go on with: give that, or --no-"
+    )
+    assert run_training_ranks(1, [*adam, "--no-load-optim", "--train-iters", "5"])[0].code == 0
