@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from megatron_cod.data.corpus import make, prose
-from megatron_cod.data.corpus.fetch import NotToBeHad
+from megatron_cod.data.corpus.fetch import NotToBeHad, fetch
 from megatron_cod.data.corpus.html import paragraphs_of
 from megatron_cod.data.corpus.sources import SOURCES, Source
 
@@ -86,3 +89,23 @@ def test_a_corpus_is_written_kept_and_summed_up(tmp_path: Path, monkeypatch: pyt
     summary = json.loads((tmp_path / "corpus" / make.SUMMARY).read_text())
     assert [entry["name"] for entry in summary] == ["good", "bad", "empty"]
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == [make.SUMMARY, "good.jsonl"]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
+def test_a_debian_package_is_unpacked_below_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As examples/corpus_to_chat.py names it; the index of packages is replaced by a package made here."""
+    tree, programs = tmp_path / "tree", tmp_path / "programs"
+    (tree / "DEBIAN").mkdir(parents=True)
+    programs.mkdir()
+    control = "Package: prose\nVersion: 1\nArchitecture: all\nMaintainer: none\nDescription: text\n"
+    (tree / "DEBIAN" / "control").write_text(control)
+    (tree / "text.txt").write_text("prose")
+    subprocess.run(["dpkg-deb", "--build", str(tree), str(tmp_path / "prose.deb")], check=True, capture_output=True)
+    (programs / "apt-get").write_text(f'#!/bin/sh\ncp "{tmp_path}/prose.deb" .\n')
+    (programs / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    found = fetch("apt", ["prose"], Path("here"))
+    assert (tmp_path / found / "text.txt").read_text() == "prose"
+    (programs / "apt-get").unlink()
+    assert fetch("apt", ["prose"], Path("here")) == found  # kept for the next time

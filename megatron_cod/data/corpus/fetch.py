@@ -25,7 +25,7 @@ def fetch(manager: str, packages: Sequence[str], folder: Path) -> Path:
     target = folder / "_".join(packages).replace("/", "_").replace("@", "")
     if target.is_dir():
         return target
-    working = target.with_name(target.name + ".partial")
+    working = target.with_name(target.name + ".partial").absolute()  # the programs run in it
     shutil.rmtree(working, ignore_errors=True)
     (working / "packed").mkdir(parents=True)
     commands = {
