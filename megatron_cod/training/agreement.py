@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.shared_directory import leave_mark, not_seen
-from megatron_cod.training.failures import one_line
+from megatron_cod.training.failures import CommonError, one_line
 from megatron_cod.versions import MUST_AGREE, differences, versions_here
 
 _AGREED = "agreed"
@@ -152,14 +152,14 @@ def _agree(meeting: _Meeting, args: Any) -> None:
         if mark:
             Path(mark).unlink(missing_ok=True)
     if verdict != _AGREED:
-        raise ValueError(verdict)
+        raise CommonError(verdict)
 
 
 @contextmanager
 def among_ranks() -> Iterator[Callable[[Any], None]]:
     """Around the checks before a run; yields the function that all ranks call last, with Megatron's arguments.
 
-    It returns when all have called it and agree, and raises ValueError with the same line on all otherwise, after
+    It returns when all have called it and agree, and raises CommonError with the same line on all otherwise, after
     ``--distributed-timeout-minutes`` at the latest. What is raised in the block is made known to the other ranks.
     """
     if (

@@ -54,28 +54,37 @@ def may_pass(error: BaseException | None) -> bool:
     return False
 
 
-def _tell_launcher(message: str) -> None:
-    """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``)."""
+class CommonError(ValueError):
+    """An error that every rank raises with the same line, which names the rank it came from, where there is one."""
+
+
+def _tell_launcher(message: str, speaks_in: float) -> None:
+    """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``).
+
+    torchrun's own last line is that of the earliest time: the time is when this rank speaks, in ``speaks_in`` seconds.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with suppress(OSError), open(path, "w") as file:
-            json.dump({"message": message, "timestamp": int(time.time())}, file)
+            json.dump({"message": message, "timestamp": int(time.time() + speaks_in)}, file)
 
 
-def fail(message: str, *, exit_code: int = USER_ERROR) -> NoReturn:
+def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> NoReturn:
     """Print ``error: message`` on rank 0 and end the process.
 
     The other ranks wait for the launcher to end them, so that rank 0 gets its line out first; a rank that is still
     alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
+    common: the message is the same on all ranks, and no rank is to put its name before it.
     """
     rank = this_rank()
+    if rank != 0 and not common:
+        message = f"rank {rank} on {socket.gethostname()}: {message}"
+    wait = _GRACE_SECONDS if rank != 0 else 0.0
     # In training it asks for a save, of which there is none now; the launcher is to see our code, not the signal.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
     if exit_code == USER_ERROR:
-        _tell_launcher(message if rank == 0 else f"rank {rank} on {socket.gethostname()}: {message}")
-    if rank != 0:
-        time.sleep(_GRACE_SECONDS)
-        message = f"rank {rank} on {socket.gethostname()}: {message}"
+        _tell_launcher(message, wait)
+    time.sleep(wait)
     rank_logs.speak(f"error: {message}")
     # Not sys.exit: process groups and loader threads of a half-started run must not hold the exit up.
     os._exit(exit_code)
@@ -92,4 +101,5 @@ def user_errors(*kinds: type[BaseException], when: Callable[[], bool] = lambda: 
     except kinds as error:
         if os.environ.get("MEGATRON_COD_TRACEBACK") == "1" or not when():
             raise
-        fail(one_line(error), exit_code=MAY_PASS if may_pass(error) else USER_ERROR)
+        code = MAY_PASS if may_pass(error) else USER_ERROR
+        fail(one_line(error), exit_code=code, common=isinstance(error, CommonError))

@@ -54,6 +54,32 @@ def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts
     assert "Traceback" not in done.stderr
 
 
+COMMON = """
+import time
+from megatron_cod.training.failures import CommonError, user_errors
+time.sleep(2 * (rank == {last}))
+with user_errors(ValueError):
+    raise {kind}('no such file') if rank == 0 else CommonError('rank 0 on node1: no such file')
+"""
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
+    """The other rank writes its reason first, and waits for rank 0 to speak."""
+    body = COMMON.format(last=last, kind="ValueError")
+    done, started = start(tmp_path, body, "--nproc-per-node", "2")
+    assert (done.returncode, started) == (2, 1), done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert said == ["error: no such file"] * 2  # rank 0's, and torchrun's last
+
+
+def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path):
+    body = COMMON.format(last=0, kind="CommonError").replace("rank == 0 else", "False else")
+    done, _ = start(tmp_path, body + "time.sleep(60)\n", "--nproc-per-node", "2")
+    files = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert files == ["error: rank 0 on node1: no such file"] * 2
+
+
 LOSES_RANK_0 = """
 import torch.distributed as dist
 from megatron_cod.training.failures import user_errors
