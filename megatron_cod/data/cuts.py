@@ -82,7 +82,7 @@ def parts_of_pieces(pieces: Iterable[str], byte_fallback: bool) -> re.Pattern[st
 
 def is_safe_byte_level(definition: dict[str, Any]) -> bool:
     """Whether a Hugging Face tokenizer (the content of its tokenizer.json) can be cut before spaces."""
-    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    steps = steps_of(definition.get("pre_tokenizer"), "pretokenizers")
     model, normalizer = definition["model"], definition.get("normalizer")
     return (
         model["type"] == "BPE"
@@ -95,7 +95,8 @@ def is_safe_byte_level(definition: dict[str, Any]) -> bool:
     )
 
 
-def _steps(definition: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
+def steps_of(definition: dict[str, Any] | None, several: str) -> list[dict[str, Any]]:
+    """The steps of a part of a tokenizer.json, which is one step, several under this name, or none."""
     if definition is None:
         return []
     return definition[several] if definition["type"] == "Sequence" else [definition]
@@ -145,7 +146,7 @@ def marks_spaces(definition: dict[str, Any]) -> str | None:
         return "" if steps["prepend_scheme"] == "never" else SPACE_MARK
     kinds = [
         (step["type"], step.get("prepend"), step.get("pattern"), step.get("content"))
-        for step in _steps(normalizer, "normalizers")
+        for step in steps_of(normalizer, "normalizers")
     ]
     prepend = ("Prepend", SPACE_MARK, None, None)
     replace = ("Replace", None, {"String": " "}, SPACE_MARK)
@@ -158,7 +159,7 @@ def splits_at_white_space(definition: dict[str, Any], normalized: Callable[[str]
     """Whether a Hugging Face tokenizer is like T5's: a unigram model of words between white space, each with a mark in
     front. normalized: what its normalizer, made for SentencePiece's, makes of a text."""
     model, normalizer = definition["model"], definition.get("normalizer")
-    steps = _steps(definition.get("pre_tokenizer"), "pretokenizers")
+    steps = steps_of(definition.get("pre_tokenizer"), "pretokenizers")
     return (
         model["type"] == "Unigram"
         and not model.get("alpha")

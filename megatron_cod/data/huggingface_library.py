@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from megatron_cod.data import cuts
+from megatron_cod.data.ascii_bpe import AsciiBpe, ascii_pattern
 from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.data.word_cache import Cutting, Library
+from megatron_cod.data.word_cache import Cutting, Ids, Library, one_after_the_other
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a `Cutting` is made of; `definition` is that of a tokenizer for parts of a text, None for the same one."""
+    """What a `Cutting` is made of; `definition` is that of a tokenizer for parts of a text, None for the same one.
+    `ascii`: what pieces of ASCII match, where `AsciiBpe` may have the parts."""
 
     mark: str
     head: str
@@ -32,6 +34,7 @@ class _Shape:
     after: Sequence[int]
     definition: str | None
     only_words: bool
+    ascii: str | None
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ def load_huggingface(choice: TokenizerChoice) -> Library:
     tokenizer, special, cutting = _from_definition(about.definition), choice.hf_special_tokens, None
     if (shape := about.shape) is not None:
         of_parts = tokenizer if shape.definition is None else _from_definition(shape.definition)
+        quick = None if shape.ascii is None else AsciiBpe(json.loads(about.definition), shape.ascii)
+        parts = _OfParts(of_parts, quick)
         cutting = Cutting(
             mark=shape.mark,
             head=shape.head,
-            one=lambda part: of_parts.encode(part, add_special_tokens=False).ids,
-            several=lambda texts: [ids.ids for ids in of_parts.encode_batch_fast(texts, add_special_tokens=False)],
+            one=parts.one,
+            several=parts.several,
             begins=shape.begins,
             parts=shape.parts,
             whole=shape.whole,
@@ -72,6 +77,25 @@ def load_huggingface(choice: TokenizerChoice) -> Library:
     return Library(
         about.vocab_size, about.eod, lambda text: tokenizer.encode(text, add_special_tokens=special).ids, cutting
     )
+
+
+@dataclass(frozen=True)
+class _OfParts:
+    """Parts of texts -> ids, the quick way where there is one."""
+
+    tokenizer: Any
+    quick: AsciiBpe | None
+
+    def one(self, part: str) -> Ids:
+        ids = None if self.quick is None else self.quick.one(part)
+        return self._encoded([part])[0] if ids is None else ids
+
+    def several(self, parts: list[str]) -> tuple[Ids, Sequence[int] | np.ndarray]:
+        found = None if self.quick is None else self.quick.several(parts)
+        return one_after_the_other(self._encoded(parts)) if found is None else found
+
+    def _encoded(self, parts: list[str]) -> list[Ids]:
+        return [found.ids for found in self.tokenizer.encode_batch_fast(parts, add_special_tokens=False)]
 
 
 @lru_cache(maxsize=8)
@@ -109,13 +133,15 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
         return None
     # An added token, such as <s>, is found before all else.
     left_whole = cuts.any_of(filter(None, added))
-    mark, head, begin, of_parts = " ", "", cuts.BYTE_LEVEL_SPACE, None
+    mark, head, begin, of_parts, plain = " ", "", cuts.BYTE_LEVEL_SPACE, None, None
     parts: re.Pattern[str] | None = cuts.PARTS_OF_BYTE_LEVEL
     only_words = cuts.splits_at_white_space(definition, _normalization(tokenizer))
     if only_words:
         head, begin, parts = " ", cuts.SPACE_MARK, None
         left_whole.append(cuts.graphemes_with_a_space())
-    elif not cuts.is_safe_byte_level(definition):
+    elif cuts.is_safe_byte_level(definition):
+        plain = ascii_pattern(definition)
+    else:
         marked = cuts.marks_spaces(definition)
         if marked is None:
             return None
@@ -130,7 +156,7 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
     begins[[number for piece, number in vocabulary.items() if piece.startswith(begin)]] = True
     before, after = _around(tokenizer) if special else ([], [])
     whole = re.compile("|".join(left_whole)) if left_whole else None
-    return _Shape(mark, head, begins, parts, whole, before, after, of_parts, only_words)
+    return _Shape(mark, head, begins, parts, whole, before, after, of_parts, only_words, plain)
 
 
 def _normalization(tokenizer: Any) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ import numpy as np
 from megatron_cod.data import cuts
 from megatron_cod.data.huggingface_library import load_huggingface
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
-from megatron_cod.data.word_cache import Cutting, Library
+from megatron_cod.data.word_cache import Cutting, Library, one_after_the_other
 
 
 def load_library(choice: TokenizerChoice) -> Library:
@@ -59,7 +59,7 @@ def _cutting_of_pieces(model: Any) -> Cutting | None:
         mark=cuts.SPACE_MARK,
         head=head,
         one=of_parts.encode_as_ids,
-        several=lambda texts: of_parts.encode(texts, num_threads=1),
+        several=lambda texts: one_after_the_other(of_parts.encode(texts, num_threads=1)),
         begins=np.array([piece.piece.startswith(cuts.SPACE_MARK) for piece in model.pieces]),
         parts=cuts.parts_of_pieces(pieces, trainer.byte_fallback),
     )

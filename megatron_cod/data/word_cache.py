@@ -10,8 +10,9 @@ same proof, a token that begins with a space is where the next word begins.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -35,22 +36,28 @@ class Cutting:
     """How the words of a text are tokenized.
 
     mark: what stands for a space in the parts that `one` and `several` get, " " itself or a sign. head: what the
-    tokenizer puts before a text, the mark or nothing. one, several: the ids of a part of a text, nothing added before
-    or after. begins [vocabulary]: whether an id's text begins with the mark. parts: finds the parts of a word where it
-    can be cut further. whole: found in a text that must be tokenized whole. before, after: the ids put around a text.
-    only_words: white space gives no token and does nothing but end a word, wherever it stands; needs " " for mark and head.
+    tokenizer puts before a text, the mark or nothing. one: the ids of a part of a text, nothing added before or after.
+    several: the ids of several parts one after the other, and how many are each part's. begins [vocabulary]: whether an
+    id's text begins with the mark. parts: finds the parts of a word where it can be cut further. whole: found in a text
+    that must be tokenized whole. before, after: the ids put around a text. only_words: white space gives no token and does
+    nothing but end a word, wherever it stands; needs " " for mark and head.
     """
 
     mark: str
     head: str
     one: Callable[[str], Ids]
-    several: Callable[[list[str]], Sequence[Ids]]
+    several: Callable[[list[str]], tuple[Ids, Sequence[int] | np.ndarray]]
     begins: np.ndarray
     parts: re.Pattern[str] | None = None
     whole: re.Pattern[str] | None = None
     before: Sequence[int] = ()
     after: Sequence[int] = ()
     only_words: bool = False
+
+
+def one_after_the_other(found: Sequence[Ids]) -> tuple[list[int], list[int]]:
+    """What `Cutting.several` gives, of the ids of each part."""
+    return list(chain.from_iterable(found)), list(map(len, found))
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class WordByWord:
 
     def __init__(self, cutting: Cutting, pack: Callable[[Ids], bytes]) -> None:
         self._how, self._pack, mark = cutting, pack, cutting.mark
+        self._size = len(pack([0]))
         self._words = _Memory()  # without the space in front of them
         self._parts = _Memory()  # as they are
         self._before, self._after = pack(cutting.before), pack(cutting.after)
@@ -174,16 +182,17 @@ class WordByWord:
         cut_up = self._cut_up()
         mark = self._how.mark
         unknown, self._words.unknown = self._words.unknown, []
-        together = [word for word in unknown if word and self._keeps_its_cuts(word)]
-        if not self._learn_together(together):
-            together = []
-        for word in set(unknown).difference(together):
+        alone = set(unknown)
+        for words in _ascii_first(word for word in unknown if word and self._keeps_its_cuts(word)):
+            if self._learn_together(words):
+                alone.difference_update(words)
+        for word in alone:
             # Not behind a space where words need none: with a sign that stands on it, it is no space.
             self._words.learn(word, self._pack(self._how.one(word if self._how.only_words else mark + word)))
         parts, self._parts.unknown = self._parts.unknown, []
-        if parts:
-            for part, ids in zip(parts, self._how.several(parts), strict=True):
-                self._parts.learn(part, self._pack(ids))
+        for several in filter(None, _ascii_first(parts)):
+            ids, counts = self._how.several(several)
+            self._learn_each(self._parts, several, self._pack(ids), np.cumsum(counts))
         for word, found in cut_up:
             self._words.learn(word, b"".join(found))
 
@@ -220,11 +229,22 @@ class WordByWord:
             return True
         ids = np.asarray(self._how.one(self._how.mark + self._how.mark.join(words)))
         starts = np.flatnonzero(self._how.begins[ids])
-        if len(starts) != len(words):
+        if len(starts) != len(words) or starts[0] != 0:
             return False
-        data = self._pack(ids)
-        size = len(data) // len(ids)
-        ends = [*(starts[1:] * size).tolist(), len(data)]
-        for word, start, end in zip(words, (starts * size).tolist(), ends, strict=True):
-            self._words.learn(word, data[start:end])
+        self._learn_each(self._words, words, self._pack(ids), np.append(starts[1:], len(ids)))
         return True
+
+    def _learn_each(self, memory: _Memory, words: list[str], tokens: bytes, ends: np.ndarray) -> None:
+        """ends [words]: behind which token each word's end."""
+        start = 0
+        for word, end in zip(words, (ends * self._size).tolist(), strict=True):
+            memory.learn(word, tokens[start:end])
+            start = end
+
+
+def _ascii_first(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words of ASCII, for which there may be a quicker way, and the others."""
+    found: tuple[list[str], list[str]] = ([], [])
+    for word in words:
+        found[not word.isascii()].append(word)
+    return found
