@@ -119,6 +119,7 @@ def test_other_layouts_from_one_checkpoint_are_near(whole, stopped, tiny, tmp_pa
     assert compare(whole, other, "--checkpoints-only", "--rtol", "1e-4")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_distributed_optimizer_is_compared_with_the_plain_one(tiny, tmp_path, compare):
     """It also keeps a copy of the weights, and another layout of the states on disk."""
     stop = ["--exit-interval", "4"]

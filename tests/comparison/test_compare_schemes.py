@@ -86,6 +86,7 @@ def test_repeating_keeps_what_is_finished(compared):
     assert again.split("\n\n", 1)[1] == said.split("\n\n", 1)[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_ends_the_same(compared, tmp_path):
     output, _, _ = compared
     line = command(tmp_path / "o", "--schemes", "lns", "--seeds", "1")
@@ -113,6 +114,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(compared, tmp_path):
     assert went_on.last(VALID_LOSS) == whole.last(VALID_LOSS)
 
 
+@pytest.mark.slow
 def test_another_command_is_trained_anew(compared, tmp_path):
     output, _, _ = compared
     shutil.copytree(output, tmp_path / "o")

@@ -36,6 +36,7 @@ def test_weights_on_the_meta_device_take_those_of_a_checkpoint(plain, tiny, tmp_
     assert found == {step: loss for step, loss in plain.items() if step > 4}
 
 
+@pytest.mark.slow
 def test_weights_on_the_meta_device_without_values_are_refused(tiny, tmp_path):
     refuse(2, [*tiny, *DP2, META], rf"{META} leaves the weights without values until a checkpoint is loaded")
     refuse(2, [*tiny, *DP2, META, "--load", str(tmp_path)], rf"{META} leaves the weights without values")

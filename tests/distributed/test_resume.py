@@ -84,6 +84,7 @@ OTHER_LAYOUTS = {
 
 
 @pytest.mark.parametrize(("world", "flags"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
+@pytest.mark.slow_except("pp4", "tp2 sp", "dp2")
 def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     folder = tmp_path / "other"
     succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])
@@ -94,6 +95,7 @@ def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     assert abs(valid[8] - expected_valid[8]) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_distributed_optimizer_reshards_without_a_flag(tiny, tmp_path):
     """Saved at DP 2 with sharded optimizer states, gone on with at the same, TP 2 and PP 2: the unbroken run's losses."""
     optimizer = "--use-distributed-optimizer"

@@ -182,6 +182,7 @@ def test_train_samples_alone(short, tmp_path):
 PHASES = ["--train-samples", "32", "--lr-warmup-fraction", "0.25", "--max-position-embeddings", "64"]
 
 
+@pytest.mark.slow
 def test_two_phases_of_other_lengths(short, tmp_path):
     """32 tokens a sample up to step 4, then 64: weights, optimizer and schedule go on, the data begins anew."""
     first = [*short, *PHASES, "--phase-transition-iterations", "4"]

@@ -41,6 +41,7 @@ WHERE = {
 
 
 @pytest.mark.parametrize(("world", "flags", "broken", "said"), WHERE.values(), ids=WHERE)
+@pytest.mark.slow_except("output at DP 2", "gradient at PP 2", "loss at PP 2", "virtual stages", "TP 2 with recompute")
 def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, world, flags, broken, said):
     ended = run_training_ranks(world, [*tiny, *SHORT, *flags, "--save", str(tmp_path)], before=broken)
     assert all(rank.code for rank in ended)
@@ -104,6 +105,7 @@ def test_too_many_in_a_row_end_the_run(tiny, tmp_path):
     assert "as were the 2 steps before; the weights are those of step 4" in ended[0].output
 
 
+@pytest.mark.slow
 def test_a_sound_run_is_not_touched(tiny, tmp_path):
     """To the bit the run without the guard."""
     for policy in ("stop", "ignore"):

@@ -42,6 +42,7 @@ def ask(folder) -> dict[str, str]:
     return {question: answer(model, tokenizer, question, 50) for question in KNOWN}
 
 
+@pytest.mark.slow
 def test_bytes(toy, answers, tmp_path):  # noqa: F811
     """A pretrained toy under LNS, over two stages; the plain template comes along in the checkpoint."""
     flags = toy[: toy.index("--sft-data-path")]

@@ -3,6 +3,8 @@
 import os
 import re
 
+import pytest
+
 from megatron_cod.training.faults.events import read_events
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import succeed
@@ -35,6 +37,7 @@ def test_the_first_and_the_last_rank_have_the_console(tiny, tmp_path):
         assert not ended[rank].output.strip()
 
 
+@pytest.mark.slow
 def test_all_on_the_console_where_asked(tiny, tmp_path):
     save = tmp_path / "run"
     ended = succeed(4, [*tiny, *SHORT, "--save", str(save), "--rank-log-dir", "none"])
