@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from megatron_cod import checkpoint_sums
 from megatron_cod.analysis.checkpoint_tensors import damaged_file
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -77,11 +78,12 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
     return checkpoint
 
 
-def newest_whole(directory: str | Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_whole(directory: str | Path, verify: bool = False) -> tuple[Path | None, dict[Path, str]]:
     """Where a run goes on in its own ``--save``: the tracked checkpoint, or the newest whole one before it.
 
     Also the damaged ones that were passed over, newest first, with what is wrong with each. (None, {}) where none was ever
     finished. Raises ValueError where there are some and none is whole: a start from scratch would be no answer.
+    verify: bytes that have changed are damage too, which takes reading them all.
     """
     text = read_tracker(directory)
     if text is None or text == RELEASE:
@@ -91,7 +93,7 @@ def newest_whole(directory: str | Path) -> tuple[Path | None, dict[Path, str]]:
         found[int(text)] = Path(directory) / iteration_name(int(text))
     damaged: dict[Path, str] = {}
     for _, path in sorted(found.items(), reverse=True):
-        why = damage(path)
+        why = damage(path, verify)
         if why is None:
             # A save interrupted before the tracker could name it damages nothing.
             return path, damaged if text else {}
@@ -102,20 +104,23 @@ def newest_whole(directory: str | Path) -> tuple[Path | None, dict[Path, str]]:
     )
 
 
-def damage(checkpoint: Path) -> str | None:
+def damage(checkpoint: Path, verify: bool = False) -> str | None:
     """What is wrong with a checkpoint, on one line; None where it can be loaded."""
     if not checkpoint.is_dir():
         return f"{checkpoint} does not exist"
     try:
-        check_files(checkpoint)
+        check_files(checkpoint, verify)
     except ValueError as error:
         return str(error)
     # Written last: empty, it tells of a save that did not end.
     return None if (checkpoint / "metadata.json").stat().st_size else f"{checkpoint / 'metadata.json'} is empty"
 
 
-def check_files(checkpoint: Path) -> None:
-    """ValueError when a torch_dist checkpoint lacks a file, or a file is shorter than its index says."""
+def check_files(checkpoint: Path, verify: bool = False) -> None:
+    """ValueError when a torch_dist checkpoint lacks a file, or a file is shorter than its index says.
+
+    verify: or holds bytes that have changed.
+    """
     from torch.distributed.checkpoint import FileSystemReader
 
     if not (checkpoint / "metadata.json").is_file():
@@ -126,7 +131,7 @@ def check_files(checkpoint: Path) -> None:
         stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
     except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
         raise ValueError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
-    damage = damaged_file(checkpoint, stored)
+    damage = damaged_file(checkpoint, stored) or (checkpoint_sums.changed(checkpoint, stored) if verify else None)
     if damage:
         raise ValueError(f"checkpoint {checkpoint} is corrupt: {damage}; load an older one")
 

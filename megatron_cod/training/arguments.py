@@ -127,6 +127,12 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
     group.add_argument(
+        "--verify-checkpoint",
+        action="store_true",
+        help="read all of the checkpoint to load before, and compare its checksums: one with changed bytes is passed over "
+        "in SAVE, and refused elsewhere",
+    )
+    group.add_argument(
         "--depth-monitor-interval",
         type=at_least_one,
         metavar="N",

@@ -24,6 +24,7 @@ from megatron_cod.checkpoint_files import (
 )
 from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import design_from_args
+from megatron_cod.training.failures import this_rank
 from megatron_cod.training.faults import rewind
 
 RESOLVED = "resolved_args.yaml"
@@ -110,7 +111,9 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
         raise ValueError(
             "Megatron cannot resume --use-distributed-optimizer with torch's AdamW: install Transformer Engine or Apex"
         )
-    check_files(checkpoint)
+    # A run's own is looked at when its directory is put in order. One rank's reading is enough.
+    elsewhere = args.dry_run or not same_directory(args.load, args.save)
+    check_files(checkpoint, verify=args.verify_checkpoint and elsewhere and this_rank() == 0)
     state = saved_state(checkpoint)
     saved = state.get("args")
     if saved is None:

@@ -43,9 +43,9 @@ def _remove(path: Path) -> None:
         shutil.rmtree(_hide(path))
 
 
-def _repair(directory: Path, text: str | None, say: Say, told: Callable[[Path, str], None]) -> str:
+def _repair(directory: Path, text: str | None, say: Say, told: Callable[[Path, str], None], verify: bool) -> str:
     """Have the tracker name the newest whole checkpoint, and put damaged ones aside; what the tracker says then."""
-    checkpoint, damaged = newest_whole(directory)
+    checkpoint, damaged = newest_whole(directory, verify)
     assert checkpoint is not None
     number = str(int(checkpoint.name.removeprefix("iter_")))
     # First the tracker: a rank that looks in between finds the same checkpoint.
@@ -69,6 +69,7 @@ def clean(
     say: Say,
     spare: int | None = None,
     damaged: Callable[[Path, str], None] = lambda path, why: None,
+    verify: bool = False,
 ) -> None:
     """Put a ``--save`` directory in order before a run saves into it. For rank 0 alone, before the process group.
 
@@ -80,7 +81,7 @@ def clean(
     - such a one that is complete is renamed: a tracker may have been set back by hand, to be set forward again.
 
     spare: an iteration that is about to be loaded although no tracker names it (``--ckpt-step``); the tracker then stays
-    as it is. damaged: told of each damaged checkpoint and what is wrong with it.
+    as it is. damaged: told of each damaged checkpoint and what is wrong with it. verify: look at all bytes as well.
     Raises ValueError where the tracker is corrupt or no checkpoint whole, OSError where something cannot be removed.
     """
     directory = Path(directory)
@@ -90,7 +91,7 @@ def clean(
         shutil.rmtree(leftover)
     text = read_tracker(directory)
     if spare is None and text not in (None, RELEASE):
-        text = _repair(directory, text, say, damaged)
+        text = _repair(directory, text, say, damaged, verify)
     tracked = -1 if not text or text == RELEASE else int(text)
     for iteration, path in iterations(directory).items():
         if iteration <= tracked or iteration == spare:

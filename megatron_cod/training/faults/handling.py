@@ -46,7 +46,7 @@ def put_in_order(args: Any, say: Say, events: Events) -> None:
     def damaged(path: Path, why: str) -> None:
         events.add("damaged checkpoint", name=path.name, why=why)
 
-    retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged)
+    retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 
 class FaultHandling:
