@@ -134,6 +134,7 @@ def test_single_node_ends_with_one_line_on_bad_input_and_does_not_try_again(text
     assert len(lines) == 2 and lines[0] == lines[1]  # the rank's, and torchrun's last
 
 
+@pytest.mark.slow
 def test_preflight_on_this_machine(text_data, tmp_path):
     port, table = str(free_port(26000)), tmp_path / "table.json"
     output = execute("preflight.sh", tmp_path / "run", text_data, "--json", str(table), PORT=port)

@@ -48,6 +48,7 @@ def compared(tmp_path_factory):
     return output, line, run(line).stdout
 
 
+@pytest.mark.slow
 def test_it_writes_a_table_curves_and_commands(compared):
     output, _, said = compared
     text = (output / "results.md").read_text()
@@ -67,6 +68,7 @@ def test_it_writes_a_table_curves_and_commands(compared):
     assert len((output / "commands.sh").read_text().splitlines()) == 6
 
 
+@pytest.mark.slow
 def test_arms_of_one_seed_see_the_same_tokens(compared):
     """Before the first update only the scheme differs: the same data, the same initial embedding."""
     output, _, _ = compared
@@ -79,6 +81,7 @@ def test_arms_of_one_seed_see_the_same_tokens(compared):
     assert other_seed != first[0]
 
 
+@pytest.mark.slow
 def test_repeating_keeps_what_is_finished(compared):
     _, line, said = compared
     again = run(line).stdout

@@ -29,6 +29,7 @@ def test_it_trains_like_plain_data_parallelism(plain, tiny, tmp_path):
     assert max(abs(found[step] - plain[step]) for step in plain) <= 1e-5
 
 
+@pytest.mark.slow
 def test_weights_on_the_meta_device_take_those_of_a_checkpoint(plain, tiny, tmp_path):
     flags = [*tiny, *DP2, "--save", str(tmp_path), "--save-interval", "4"]
     assert run_training_ranks(2, [*flags, "--exit-interval", "4"])[0].code == 0

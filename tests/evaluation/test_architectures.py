@@ -25,7 +25,7 @@ TRAINED = {
 
 MEASURED = {"mtp": [*PP2], "moe": EP2, "bf16": TP2_SP, "a vocabulary padded by tp": PP2}
 """The second layout; data parallel unless it stands here."""
-FAST = ("dense", "mtp")
+FAST = ("dense",)
 
 
 @pytest.fixture(scope="module")

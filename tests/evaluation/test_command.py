@@ -55,6 +55,7 @@ class Poison:
         loading.build = poisoned
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_named(checkpoints, tmp_path):
     """One row of 32 of the second set holds the byte."""
     draw = np.random.default_rng(1)

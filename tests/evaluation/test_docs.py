@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.distributed.test_resume import succeed
 
@@ -23,6 +25,7 @@ def run_block(block: str, home: Path, **more: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page(tiny, text_data, tmp_path):
     assert len(blocks()) == 2
     data, sample = tmp_path / "runs" / "quickstart" / "data", tmp_path / "megatron_cod" / "data" / "sample"

@@ -85,6 +85,7 @@ def test_back_to_a_step_and_past_the_data_of_three(tiny, tmp_path):
     assert [(one.to, one.skip, one.first_sample, one.samples) for one in rewind.read_rewinds(save)] == [(4, 3, 16, 12)]
 
 
+@pytest.mark.slow
 def test_without_a_skip_a_rewind_repeats_the_run_to_the_bit(tiny, tmp_path):
     save = tmp_path / "run"
     run(tiny, save, tmp_path / "first.data")

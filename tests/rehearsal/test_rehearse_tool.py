@@ -88,6 +88,7 @@ def test_a_broken_megatron_ends_the_tool_with_code_1_and_the_stage(tmp_path):
     assert last == "error: pipeline stage 2, virtual stage 0: layers 1..2 were built, the plan says layers 5..6"
 
 
+@pytest.mark.slow
 def test_an_unfit_step_ends_with_code_1_and_its_reason(tmp_path):
     """What only shows once the model runs: one line, with where the log is."""
     (tmp_path / "sitecustomize.py").write_text(

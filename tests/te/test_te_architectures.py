@@ -51,6 +51,8 @@ MORE = {
     "lns attention": (Variant(("--lns-placement", "attention")), ()),
     "gamma-init": (Variant(("--gamma-init",)), ()),
 }
+COMBINATIONS = {name for name in MORE if len(name.split()) > 1} - {"op fuser", "moe dense first"}
+"""Their parts are tried one by one."""
 CASES = [
     *[(name, ONE) for name in MORE],
     *[(name, TP2) for name in ("gqa", "qk-norm", "mla", "zero-centred", "op fuser", "mla fused residual")],
@@ -90,7 +92,13 @@ def torch_backend(name: str) -> list[dict]:
     return run_ranks(1, worker, MORE[name][0], (), ONE)
 
 
-@pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}-{layout.name}" for name, layout in CASES])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        pytest.param(name, layout, id=f"{name}-{layout.name}", marks=[pytest.mark.slow] if name in COMBINATIONS else [])
+        for name, layout in CASES
+    ],
+)
 def test_it_is_the_torch_backends_model(name, layout):
     variant, extra = MORE[name]
     ranks = run_ranks(layout.world, worker, variant, (*TE, *extra), layout)
