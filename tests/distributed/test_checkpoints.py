@@ -173,6 +173,7 @@ def test_the_newest_are_kept_to_the_last_save(tiny, tmp_path):
     ],
     ids=["incomplete", "complete", "empty tracker"],
 )
+@pytest.mark.slow_except("incomplete")
 def test_the_next_start_says_what_it_found(tiny, tmp_path, stage, said):
     folder = tmp_path / "s"
     flags = [*tiny, "--eval-iters", "0", "--save", str(folder), "--load", str(folder), "--save-interval", "1"]

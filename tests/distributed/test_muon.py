@@ -103,7 +103,7 @@ def test_blockwise_is_another_optimizer_at_another_tp(whole, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.slow_except("mix_ln")
+@pytest.mark.slow
 def test_every_scheme_trains_and_goes_on(tiny, tmp_path, scheme):
     flags = [*tiny, *MUON, "--norm-scheme", scheme]
     made = whole_run(tmp_path / "whole", flags)
@@ -148,6 +148,7 @@ def test_lion(tiny, tmp_path):
     assert found == {step: loss for step, loss in losses(run).items() if step > 2}
 
 
+@pytest.mark.slow
 def test_adam_does_not_go_on_with_its_state(whole, tiny, tmp_path):
     adam = [*tiny, *MUON, "--optimizer", "adam", "--load", str(whole), "--save", str(tmp_path), "--save-interval", "9"]
     refuse(

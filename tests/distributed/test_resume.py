@@ -84,7 +84,7 @@ OTHER_LAYOUTS = {
 
 
 @pytest.mark.parametrize(("world", "flags"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
-@pytest.mark.slow_except("pp4", "tp2 sp", "dp2")
+@pytest.mark.slow_except("tp2 sp", "dp2")
 def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     folder = tmp_path / "other"
     succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])

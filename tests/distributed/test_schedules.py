@@ -86,6 +86,7 @@ def test_a_stable_checkpoint_is_trained_on_for_longer(stable, tmp_path):
     assert list(found.values()) == pytest.approx([wsd(step, 3, 18, 4) for step in range(9, 19)], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation(short, tmp_path):
     """From one checkpoint, batches in micro-batches of 1, of 4, and over two replicas: the same losses."""
     flags = [*short, "--train-iters", "4"]

@@ -52,6 +52,7 @@ def clock_from_zero() -> None:
     batches.set_training_step = lambda chunks, step: right(chunks, step - 4)
 
 
+@pytest.mark.slow
 def test_a_warm_up_that_starts_again_is_seen(tiny, tmp_path):
     flags = [*tiny, "--residual-warmup-steps", "3"]
     succeed(1, [*flags, "--save", str(tmp_path / "whole"), "--save-interval", "4"])

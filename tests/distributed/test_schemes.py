@@ -89,7 +89,6 @@ def differences(name: str, layout: Layout, mutate=None, decay: float = 0.0) -> d
     "skipinit-tp2 pp2 sequence-parallel",
     "mix_ln 4-pp2 vp2",
     "lns-one",
-    "lns warm-up-tp2 pp2",
 )
 def test_the_scheme_agrees_with_the_oracle(name, layout):
     found = differences(name, layout)

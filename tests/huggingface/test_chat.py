@@ -88,6 +88,7 @@ def test_an_imported_model_with_its_own_template(imported, answers, tmp_path):
         assert tokenizer.decode(out) == f"{expected}<|im_end|>"
 
 
+@pytest.mark.slow
 def test_another_template_replaces_the_tokenizers_own(imported, answers, tmp_path):
     from transformers import AutoTokenizer
 

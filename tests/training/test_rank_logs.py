@@ -46,6 +46,7 @@ def test_all_on_the_console_where_asked(tiny, tmp_path):
     assert len(list((tmp_path / "elsewhere").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_rank_with_a_file_still_says_on_the_console_that_it_fails(tiny, tmp_path):
     ended = run_training_ranks(4, [*tiny, *SHORT, "--save", str(tmp_path)], before=FailsAt(rank=2, step=3))
     said = [line for line in ended[2].output.splitlines() if line.startswith("rank 2 failed: ")]

@@ -71,7 +71,7 @@ def test_megatrons_own_model_has_the_numbers_of_its_export(trained):
 
 
 @pytest.mark.parametrize("scheme", ["post_ln", "mix_ln", "deepnorm", "sandwich_ln"])
-@pytest.mark.slow_except("mix_ln")
+@pytest.mark.slow
 def test_schemes_that_no_stock_architecture_computes(tiny, tmp_path, scheme):
     """Saved at PP 2, run in one process: all metrics, and a head that agrees with the model."""
     flags = [*tiny, "--norm-scheme", scheme, "--save", str(tmp_path / "run"), "--save-interval", "8"]
