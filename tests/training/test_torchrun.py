@@ -73,11 +73,16 @@ def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
     assert said == ["error: no such file"] * 2  # rank 0's, and torchrun's last
 
 
-def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path):
-    body = COMMON.format(last=0, kind="CommonError").replace("rank == 0 else", "False else")
-    done, _ = start(tmp_path, body + "time.sleep(60)\n", "--nproc-per-node", "2")
-    files = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
-    assert files == ["error: rank 0 on node1: no such file"] * 2
+@pytest.mark.parametrize(("kind", "name"), [("CommonError", ""), ("ValueError", "rank 1 on {host}: ")])
+def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
+    """Rank 0 does not come to speak, and rank 1 does in its place."""
+    body = COMMON.format(last=1, kind="ValueError").replace(
+        "with user_errors", "if rank == 0: time.sleep(60)\nwith user_errors"
+    )
+    body = body.replace("else CommonError", f"else {kind}")
+    done, _ = start(tmp_path, body, "--nproc-per-node", "2")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
+    assert said == [f"error: {name.format(host=socket.gethostname())}rank 0 on node1: no such file"] * 2
 
 
 LOSES_RANK_0 = """
