@@ -9,9 +9,8 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,7 @@ def changed(folder: Path, stored: Mapping[Any, Any]) -> str | None:
     pieces = [(folder / piece.relative_path, piece.offset, piece.length) for piece in stored.values()]
     pieces += [(path, 0, path.stat().st_size) for path in sorted(folder.glob("*.pt"))]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return _first(threads.map(lambda piece: _changed_piece(*piece), sorted(pieces)))
-
-
-def _first(found: Iterable[str | None]) -> str | None:
-    return next(islice(filter(None, found), 1), None)
+        return next(filter(None, threads.map(lambda piece: _changed_piece(*piece), sorted(pieces))), None)
 
 
 def _changed_piece(path: Path, offset: int, length: int) -> str | None:
