@@ -59,56 +59,49 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.slow
-def test_the_commands_of_the_page(home: Path) -> None:
+def run(words: list[str], home: Path, expected: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    outputs = []
-    for command in commands():
-        words = shlex.split(command)
-        if words[0] == "torchrun":
-            module = words[words.index("-m") :]
-            words = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                "1",
-                *module,
-                *TOY,
-            ]
-        elif words[0] == "python":
-            words = [sys.executable, *words[1:]]
-        done = subprocess.run(words, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        outputs.append(done.stdout)
-    train, valid = (check_prefix(home / "c4" / f"en_{split}_text_document") for split in ("train", "valid"))
+    done = subprocess.run(
+        [sys.executable, *words], cwd=home, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == expected, done.stdout[-2000:] + done.stderr[-2000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def prepared(home: Path) -> Path:
+    """The same folder after the page's preprocessing commands."""
+    for words in map(shlex.split, commands()):
+        if words[1] == "tools/preprocess_data.py":
+            run(words[1:], home)
+    return home
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(prepared: Path) -> None:
+    train, valid = (check_prefix(prepared / "c4" / f"en_{split}_text_document") for split in ("train", "valid"))
     assert (train.documents, valid.documents) == (150, 42)
     assert train.record is not None and train.record.eod_id == 1
+    outputs = []
+    for words in map(shlex.split, commands()):
+        if words[0] == "torchrun":
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+            words = ["torchrun", *launcher, *words[words.index("-m") :], *TOY]
+        if words[1] != "tools/preprocess_data.py":
+            outputs.append(run(words[1:], prepared).stdout)
     assert any("step 3/3 | loss" in output for output in outputs)
     assert any("c4/en_train_text_document" in output and "256 tokens" in output for output in outputs)
 
 
-def test_another_tokenizer_is_refused(home: Path) -> None:
-    """After the test above, in the same folder: the recipe with a model that is not the one of its data."""
-    model = home / "t5" / "spiece.model"
+def test_another_tokenizer_is_refused(prepared: Path) -> None:
+    """The recipe with a model that is not the one of its data."""
+    model = prepared / "t5" / "spiece.model"
     content = model.read_bytes()
     model.write_bytes(content + b"\x22\x00")
     try:
-        command = [
-            sys.executable,
-            "-m",
-            "megatron_cod.training.pretrain",
-            "--recipe",
-            "recipes/c4.yaml",
-            "--dry-run",
-            *TOY,
-        ]
-        done = subprocess.run(
-            command, cwd=home, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300
-        )
+        words = ["-m", "megatron_cod.training.pretrain", "--recipe", "recipes/c4.yaml", "--dry-run", *TOY]
+        done = run(words, prepared, expected=2)
     finally:
         model.write_bytes(content)
-    assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "is another one (sha256" in errors[0]
