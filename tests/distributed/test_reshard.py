@@ -125,6 +125,7 @@ def test_buckets_and_the_adam_of_torch(buckets, tiny):
 
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
+@pytest.mark.slow_except("plain")
 def test_the_other_optimizer_is_refused(saved, tiny, optimizer):
     _, stopped = saved(*optimizer)
     other = [] if optimizer else [OPTIMIZER]

@@ -174,6 +174,7 @@ def test_another_scheme_is_refused(base, toy):
     )
 
 
+@pytest.mark.slow
 def test_going_on_with_other_data_is_refused(whole, chats, toy, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("iter_*/*"))
@@ -285,6 +286,7 @@ def test_all_too_long(toy):
     refuse(1, [*toy, *flags], r"no conversation is left to train on \(40 too long, 0 bad\)", entry="sft")
 
 
+@pytest.mark.slow
 def test_the_commonsense_recipe_trains_on_its_layout(base, tmp_path):
     """At toy size, on bytes; the file is one JSON list with the keys that Commonsense170K has."""
     record = {"instruction": "Is it so?", "input": "", "output": "the correct answer is true", "answer": "true"}

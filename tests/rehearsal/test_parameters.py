@@ -58,13 +58,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.slow_except(
     "dense pp2 vp2 first and last",
-    "uneven",
     "gqa tp2 with qk norm",
-    "tied pp2",
     "moe every second layer, shared expert, tp2",
     "mtp tied, stage of its own",
-    "sandwich norms",
-    "layerscale",
     "a factor on one norm",
 )
 def test_the_count_is_the_built_model(name):

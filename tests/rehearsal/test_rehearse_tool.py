@@ -5,7 +5,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -26,13 +25,14 @@ def call(*flags: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_4096_ranks_are_planned_in_20_seconds_and_4_gigabytes(tmp_path):
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = call(*SEVEN, "--json", str(tmp_path / "plan.json"))
-    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert ended.returncode == 0, ended.stderr
-    assert seconds < 20
+    # Of one processor: by the clock it takes longer where other tests use the cores.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
     # The largest of all children so far, this one among them; in KiB.
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20
+    assert after.ru_maxrss < 4 * 2**20
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["sizes"] == {"TP": 8, "PP": 8, "VPP": 2, "CP": 1, "EP": 1, "DP": 64}
     assert plan["parameters"] == 6_738_415_616

@@ -64,6 +64,7 @@ with user_errors(ValueError):
 
 
 @pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.slow_except("0")
 def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
     """The other rank writes its reason first, and waits for rank 0 to speak."""
     body = COMMON.format(last=last, kind="ValueError")
@@ -74,6 +75,7 @@ def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("CommonError", ""), ("ValueError", "rank 1 on {host}: ")])
+@pytest.mark.slow_except("CommonError-")
 def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
     """Rank 0 does not come to speak, and rank 1 does in its place."""
     body = COMMON.format(last=1, kind="ValueError").replace(
