@@ -1,13 +1,11 @@
 """tools/benchmark.py as a user runs it, at toy size. Nothing here looks at a time."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import run_program
+
 _TINY = [
     *("hf", "--layers", "2", "--hidden", "64", "--heads", "4", "--ffn", "176", "--vocab", "128"),
     *("--seq", "16", "--batch", "2", "--rounds", "2", "--warmup", "1"),
@@ -15,9 +13,7 @@ _TINY = [
 
 
 def benchmark(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "benchmark.py"), *map(str, arguments)], capture_output=True, text=True
-    )
+    return run_program("benchmark.py", *arguments)
 
 
 def test_schemes_prints_a_table_and_writes_the_files(tmp_path):

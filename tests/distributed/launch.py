@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.distributed.preload"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.distributed.preload"])
 
 
 def open_store() -> Any:
@@ -108,7 +108,7 @@ def run_training_ranks(
         store = open_store()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            _CONTEXT.Process(target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before)))
+            FORKS.Process(target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before)))
             for rank in range(world)
         ]
         for process in processes:
@@ -160,7 +160,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
     with tempfile.TemporaryDirectory() as folder:
         store = open_store()
         processes = [
-            _CONTEXT.Process(target=_enter, args=(function, rank, world, store.port, folder, arguments), daemon=True)
+            FORKS.Process(target=_enter, args=(function, rank, world, store.port, folder, arguments), daemon=True)
             for rank in range(world)
         ]
         for process in processes:

@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,10 +12,8 @@ from safetensors.torch import save_file
 from megatron_cod.huggingface import partial
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
-from tests.conftest import ROOT
 from tests.huggingface.models import make_model, same_tensors, tensors
-
-TOOL = ROOT / "tools" / "convert_hf.py"
+from tests.programs import run_program
 
 
 @pytest.fixture
@@ -263,7 +259,7 @@ def test_another_conversion_does_not_take_up_the_interrupted_one(model, tmp_path
 
 
 def run(*command):
-    return subprocess.run([sys.executable, str(TOOL), *map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    return run_program("convert_hf.py", *command)
 
 
 @pytest.mark.slow

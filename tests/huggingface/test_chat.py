@@ -1,17 +1,15 @@
 """Fine-tuned, exported, asked: a model that learned three answers gives them, in the chat format, wherever it is run."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from megatron_cod.huggingface.generation import answer, open_model
-from tests.conftest import ROOT
 from tests.data.chat.toys import CHATML_UNMARKED, hugging_face_tokenizer
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_sft import base, chats, toy  # noqa: F401
 from tests.huggingface.models import MODELS, make_model
+from tests.programs import run_program
 
 KNOWN = {"How is our Union?": "Strong.", "And the people?": "They work.", "Who pays?": "Nobody, at all."}
 LEARN = ["--train-iters", "120", "--lr", "1e-2", "--min-lr", "1e-3", "--clip-grad", "1.0", "--eval-interval", "200"]
@@ -31,8 +29,7 @@ def fine_tune(world, flags, folder):
 
 
 def tool(name, *arguments):
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = run_program(name, *arguments)
     assert done.returncode == 0, done.stderr[-1500:]
     return done.stdout
 
@@ -101,13 +98,5 @@ def test_another_template_replaces_the_tokenizers_own(imported, answers, tmp_pat
 
 
 def test_a_model_without_a_template_says_so(base, tmp_path):  # noqa: F811
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "generate.py"),
-        "--checkpoint",
-        str(base / "lns"),
-        "--chat",
-        "Hello",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = run_program("generate.py", "--checkpoint", base / "lns", "--chat", "Hello")
     assert done.returncode == 2 and "error: the tokenizer has no chat template" in done.stderr

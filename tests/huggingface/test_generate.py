@@ -1,8 +1,5 @@
 """tools/generate.py: the same text from a checkpoint and from its export; sampling; tokenizers of a run."""
 
-import subprocess
-import sys
-
 import pytest
 import sentencepiece
 import torch
@@ -11,10 +8,8 @@ from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import ByteTokenizer, Sampling, generate, next_token, open_checkpoint
-from tests.conftest import ROOT
 from tests.distributed.test_resume import succeed
-
-TOOL = ROOT / "tools" / "generate.py"
+from tests.programs import run_program
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +21,7 @@ def run(tmp_path_factory, tiny):
 
 
 def tool(*arguments):
-    command = [sys.executable, str(TOOL), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return run_program("generate.py", *arguments)
 
 
 def test_a_checkpoint_and_its_export_say_the_same(run):

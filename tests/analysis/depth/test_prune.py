@@ -1,8 +1,5 @@
 """Blocks removed or merged: the new model is the old one run without them, whatever its family, and its files load."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -10,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from megatron_cod.analysis.depth.models import traced_transformers
 from megatron_cod.analysis.depth.prune import Plan, prune
 from tests.analysis.depth.test_models import FAMILIES, build, text
-from tests.conftest import ROOT
+from tests.programs import run_program
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,14 +55,13 @@ def test_what_makes_no_sense_is_refused(make, message):
 
 def test_the_tool_writes_a_directory_at_once(tmp_path):
     build("llama").save_pretrained(tmp_path / "model")
-    command = [sys.executable, str(ROOT / "tools" / "prune_layers.py"), "--model", str(tmp_path / "model")]
-    command += ["--output", str(tmp_path / "out"), "--remove", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = ["prune_layers.py", "--model", tmp_path / "model", "--output", tmp_path / "out", "--remove", "2"]
+    done = run_program(*command)
     assert done.returncode == 2 and "no tokenizer files" in done.stderr
     from tests.analysis.depth.test_tool import save_tokenizer
 
     save_tokenizer(tmp_path / "model")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(*command)
     assert done.returncode == 0, done.stderr
     assert "3 blocks become 2: 1 3" in done.stdout
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_hidden_layers == 2

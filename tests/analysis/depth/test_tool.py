@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from megatron_cod.analysis.depth.summary import effective_depth, sentences
 from megatron_cod.analysis.depth.text import split_text
 from tests.analysis.depth.test_models import build
 from tests.analysis.depth.toys import H, Linear, Toy, mlps, tokens, traced
-from tests.conftest import ROOT
+from tests.programs import run_program
 
 WORDS = [f"w{number}" for number in range(61)]
 
@@ -47,8 +45,7 @@ def data(tmp_path_factory):
 
 
 def analyze(*arguments):
-    command = [sys.executable, str(ROOT / "tools" / "analyze_depth.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_program("analyze_depth.py", *arguments)
 
 
 SMALL = ["--tokens", "64", "--fit-tokens", "128", "--seq-length", "16", "--jacobian-draws", "1"]
