@@ -1,8 +1,47 @@
 """Imported once by the fork server: everything a worker needs, and no autograd, whose threads do not survive a fork."""
 
+import multiprocessing
+import os
+from functools import cache
+from typing import Any
+
 from tests.te import emulation
 
 if emulation.is_asked_for():
     emulation.install()
 
-import megatron_cod.training.run  # noqa: F401
+import megatron.core.models.mimo
+import megatron.core.tokenizers.text.libraries  # with transformers: two seconds in each rank otherwise
+import megatron.core.tokenizers.text.models  # noqa: F401
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+import megatron_cod.training.evaluation.run
+import megatron_cod.training.fine_tuning
+import megatron_cod.training.pretraining  # noqa: F401
+from megatron_cod.training import helper_processes
+
+
+def _settle() -> None:
+    """As what Megatron starts does; and no connections, or who waits for a killed rank would not notice."""
+    helper_processes.settle()
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        if number > 2 and os.path.exists(path := f"/proc/self/fd/{number}") and os.readlink(path).startswith("socket:"):
+            os.close(number)
+
+
+@cache
+def _results_of_writers(_pid: int) -> Any:
+    from multiprocessing.managers import SyncManager
+
+    manager = SyncManager(ctx=multiprocessing.get_context("fork"))
+    manager.start(_settle)
+    return manager.Queue()
+
+
+def _queue() -> Any:
+    """Of a save's writers. Megatron starts a new Python for it, which imports torch when the first result comes."""
+    return _results_of_writers(os.getpid())
+
+
+filesystem_async.get_write_results_queue = _queue
