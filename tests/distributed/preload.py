@@ -14,11 +14,13 @@ import megatron.core.models.mimo
 import megatron.core.tokenizers.text.libraries  # with transformers: two seconds in each rank otherwise
 import megatron.core.tokenizers.text.models  # noqa: F401
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.training.argument_utils import ArgumentGroupFactory
 
 import megatron_cod.training.evaluation.run
 import megatron_cod.training.fine_tuning
 import megatron_cod.training.pretraining  # noqa: F401
 from megatron_cod.training import helper_processes
+from megatron_cod.training.arguments import build_parser
 
 
 def _settle() -> None:
@@ -45,3 +47,17 @@ def _queue() -> Any:
 
 
 filesystem_async.get_write_results_queue = _queue
+
+_read_docstrings = ArgumentGroupFactory._get_field_docstrings
+_docstrings: dict[type, dict[str, str]] = {}
+
+
+def _field_docstrings(self: ArgumentGroupFactory, config: type) -> dict[str, str]:
+    """Help texts of flags, which Megatron reads from the sources of its configurations at every start."""
+    if config not in _docstrings:
+        _docstrings[config] = _read_docstrings(self, config)
+    return dict(_docstrings[config])
+
+
+ArgumentGroupFactory._get_field_docstrings = _field_docstrings
+build_parser()

@@ -119,7 +119,8 @@ def kill_and_go_on(tiny, folder: Path, steps: int, kills: list[tuple[str, int]])
     for number, (stage, iteration) in enumerate(kills):
         run_until_killed(2, flags, stage, iteration, folder.parent / "pids" / str(number))
         text = read_tracker(folder)
-        assert (text == "") == (stage == "empty tracker")
+        # A random moment may be the one at which the tracker is empty.
+        assert (text == "") == (stage == "empty tracker") or stage.startswith("random")
         latest, _ = newest_whole(folder)
         if latest is None:
             assert iteration == 1
