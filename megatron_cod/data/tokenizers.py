@@ -86,6 +86,15 @@ class TokenizerChoice:
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             raise self.unreadable(error) from error
 
+    def transformers_tokenizer(self) -> Any:
+        """What transformers reads from a Hugging Face folder; raises ValueError when it cannot."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._model_path())
+        except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
+            raise self.unreadable(error) from None
+
     def unreadable(self, error: Exception) -> ValueError:
         """The error to raise when a library does not accept the model."""
         reason = " ".join(str(error).split())[:300]
