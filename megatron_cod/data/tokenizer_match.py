@@ -74,12 +74,12 @@ def _of_numbers(record: DatasetRecord, given: TrainedWith) -> str | None:
     end = record.eod_id if record.append_eod else None
     if given.vocab_size in (None, record.vocab_size) and (end is None or given.eod in (None, end)):
         return None
-    flags = f"--vocab-size {record.vocab_size}" + ("" if end is None else f" --null-tokenizer-eod-id {end}")
-    return (
-        f"was made with {_made_with(record)} of {record.vocab_size} ids"
-        + ("" if end is None else f", of which {end} ends a document")
-        + f", but {NUMBERS} has {given.vocab_size}, of which {given.eod} does; for ids alone give {flags}"
-    )
+    asked, found = f"{_made_with(record)} of {record.vocab_size} ids", f"{NUMBERS} has {given.vocab_size}"
+    flags = f"--vocab-size {record.vocab_size}"
+    if end is not None:
+        asked, found = f"{asked}, of which {end} ends a document", f"{found}, of which {given.eod} does"
+        flags += f" --null-tokenizer-eod-id {end}"
+    return f"was made with {asked}, but {found}; for ids alone give {flags}"
 
 
 def _made_with(record: DatasetRecord) -> str:

@@ -103,9 +103,10 @@ def read_sets(args: Any) -> list[TokenSet]:
     """All that ``--eval-data`` names. ValueError for what cannot be measured on."""
     vocabulary, tokenizer = check_vocabulary(args), get_tokenizer()
     found: list[TokenSet] = []
+    compared_with = trained_with(args)
     for source in parse_sources(args.eval_data):
         if source.is_dataset:
-            found.append(read_dataset(source, vocabulary, trained_with(args)))
+            found.append(read_dataset(source, vocabulary, compared_with))
         else:
             found += read_texts(source, _text_reading(args, tokenizer, vocabulary), say)
     return found
