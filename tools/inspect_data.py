@@ -60,14 +60,14 @@ def show_dataset(prefix: str, args: argparse.Namespace) -> None:
     if record is None:
         say("  no .json beside it: made by another tool; its tokenizer is not known, so ids are shown")
     else:
-        decode = decoder(record.tokenizer_type, record.tokenizer_model)
+        decode, why = decoder(record)
         say(f"  made with {record.tokenizer_type} {record.tokenizer_model or ''}, {record.vocab_size:,} ids")
         say(f"  from {len(record.inputs)} file(s), {record.text_bytes:,} bytes of text; left out in the whole run: "
             f"{record.empty:,} empty, {record.bad:,} bad, {record.duplicates:,} duplicates")  # fmt: skip
         say(f"  options {', '.join(f'{name}={value}' for name, value in record.options.items())}")
         say(f"  train with {' '.join(record.training_arguments)}")
         if decode is None:
-            say(f"  {record.tokenizer_model} is not here, so ids are shown")
+            say(f"  {why}; so ids are shown")
     say(f"  documents: {length_summary(index.lengths)}")
     for line in length_histogram(index.lengths):
         say(f"  {line}")
@@ -85,9 +85,11 @@ def show_step(feed: Feed, args: argparse.Namespace) -> None:
     say(f"step {args.step}, data-parallel replica {args.dp_rank} of {feed.replicas}: {len(rows)} rows")
     for row in rows:
         if row.source not in decoders:
-            record = read_record(row.source)
-            decoders[row.source] = None if record is None else decoder(record.tokenizer_type, record.tokenizer_model)
-        decode = None if args.ids else decoders[row.source]
+            record = None if args.ids else read_record(row.source)
+            decoders[row.source], why = (None, "") if record is None else decoder(record)
+            if why:
+                say(f"  {row.source}: {why}; so ids are shown")
+        decode = decoders[row.source]
         digest = hashlib.sha256(row.tokens.astype("<i8").tobytes()).hexdigest()[:16]
         trained = int(row.loss_mask.sum())
         say(f"  micro-batch {row.micro_batch}, sample {row.sample:,} of {row.source}, sha256 {digest}, "

@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_cod.data.index_file import Index, read_index
 from megatron_cod.data.record import DatasetRecord, read_record, record_path
+from megatron_cod.data.tokenizer_match import TrainedWith, difference
 
 _REMAKE = "make the dataset again with tools/preprocess_data.py"
 
@@ -33,21 +34,13 @@ class DatasetSummary:
     record: DatasetRecord | None
 
 
-@dataclass(frozen=True)
-class TrainedWith:
-    """The tokenizer model that training is given; `sha256` is `model_fingerprint` of it, None when it is no local file."""
-
-    path: str
-    sha256: str | None
-
-
 def check_prefix(
     prefix: str | Path, *, vocab_size: int | None = None, trained_with: TrainedWith | None = None
 ) -> DatasetSummary:
     """Check the local dataset `prefix`.bin/.idx and say what it holds.
 
     `vocab_size` is the number of rows of the model's embedding (padding included): every id must be
-    below it. `trained_with` must be the tokenizer that the dataset's record names. Meant for one rank
+    below it. `trained_with` must agree with the tokenizer that the dataset's record tells of. Meant for one rank
     before the distributed start; reads the index whole and at most `SCAN_TOKENS` tokens, memory-mapped.
     Raises ValueError with one line: what was asked, what was found, what to do.
     """
@@ -90,16 +83,9 @@ def _compare(
             f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "
             f"{vocab_size}; train with {' '.join(record.training_arguments)}"
         )
-    if trained_with is None or trained_with.sha256 in (None, record.model_sha256):
-        return
-    made_with = f"the tokenizer model {record.tokenizer_model} (sha256 {str(record.model_sha256)[:12]})"
-    if record.model_sha256 is None:
-        made_with = record.tokenizer_type
-    raise ValueError(
-        f"dataset {prefix} was made with {made_with}, but --tokenizer-model {trained_with.path} is another one (sha256 "
-        f"{str(trained_with.sha256)[:12]}): the same ids mean other text; train with "
-        f"{' '.join(record.training_arguments)}, or {_REMAKE}"
-    )
+    differs = None if trained_with is None else difference(record, trained_with)
+    if differs is not None:
+        raise ValueError(f"dataset {prefix} {differs}; train with {' '.join(record.training_arguments)}, or {_REMAKE}")
 
 
 def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:

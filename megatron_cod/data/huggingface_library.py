@@ -52,7 +52,7 @@ def load_huggingface(choice: TokenizerChoice) -> Library:
     """Raises ValueError when the folder cannot be used."""
     assert choice.model is not None
     folder = choice.model if choice.model.is_dir() else choice.model.parent
-    about = _described(choice, tuple(sorted(path.stat().st_mtime_ns for path in folder.glob("*.json"))))
+    about = _described(choice, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())))
     if about.definition is None:
         return Library(about.vocab_size, about.eod, choice.build().tokenize)
     # Processes work beside each other already; tokenizers warns of a fork once it has started threads.
@@ -99,7 +99,7 @@ class _OfParts:
 
 
 @lru_cache(maxsize=8)
-def _described(choice: TokenizerChoice, _times_of_change: tuple[int, ...]) -> _Description:
+def _described(choice: TokenizerChoice, _times_of_change: tuple[tuple[str, int], ...]) -> _Description:
     """In a process of its own: Megatron and transformers take 900 MB, and tokenizing needs neither."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
         return process.submit(_describe, choice).result()

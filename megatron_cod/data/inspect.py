@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cod.data.index_file import Index, read_index
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.record import DatasetRecord
+from megatron_cod.data.tokenizer_files import SINGLE
+from megatron_cod.data.tokenizer_match import changed_files
+from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
 
 Decode = Callable[[Sequence[int]], str]
 _BAR = 40
@@ -26,21 +29,37 @@ class Sample:
     length: int
 
 
-def decoder(tokenizer_type: str, model: str | None) -> Decode | None:
-    """Ids -> text for a tokenizer type of preprocessing; None when its model is not here (any more)."""
-    if tokenizer_type == "ByteLevelTokenizer":
-        return _bytes_to_text
-    path = Path(str(model))
-    if model is None or not path.exists():
-        return None
-    if tokenizer_type == "HuggingFaceTokenizer":
-        from tokenizers import Tokenizer
+def decoder(record: DatasetRecord) -> tuple[Decode | None, str]:
+    """Ids -> text as the dataset was made; or None, and why: its model is not here any more, was replaced, or is not
+    readable."""
+    if record.tokenizer_type == "ByteLevelTokenizer":
+        return _bytes_to_text, ""
+    model = Path(str(record.tokenizer_model))
+    if record.tokenizer_model is None or not model.exists():
+        return None, f"{record.tokenizer_model} is not here"
+    choice = TokenizerChoice(record.tokenizer_type, model)
+    changed = changed_files(record, choice.files())
+    if changed:
+        names = "" if changed == [SINGLE] else f" in {' and '.join(changed)}"
+        return None, f"{model} is not what the dataset was made with, but changed{names}"
+    try:
+        return (_of_folder if choice.type == "HuggingFaceTokenizer" else _of_pieces)(choice), ""
+    except ValueError as error:
+        return None, str(error)
 
-        tokenizer = Tokenizer.from_file(str(path / "tokenizer.json" if path.is_dir() else path))
-        return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)
+
+def _of_folder(choice: TokenizerChoice) -> Decode:
+    tokenizer = choice.transformers_tokenizer()
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _of_pieces(choice: TokenizerChoice) -> Decode:
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor(model_file=str(path))
+    try:
+        processor = SentencePieceProcessor(model_file=str(choice.model))
+    except (RuntimeError, OSError) as error:
+        raise choice.unreadable(error) from None
     # Control pieces, such as the end of a document, decode to nothing: they are shown by name.
     control = {number for number in range(processor.get_piece_size()) if processor.is_control(number)}
 

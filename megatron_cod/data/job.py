@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_cod.data.documents import SPLIT_ON
+from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile, find_inputs
 from megatron_cod.data.splits import DocumentSplitter, make_splitter
 from megatron_cod.data.tokenizers import TokenizerChoice
 
 _TEXT_KEY = "text"
 # On these a dataset depends beside its inputs and tokenizer; the first ones already when the text is tokenized.
-_OF_TOKENS = ("json_keys", "split_on", "append_eod", "shuffle_seed", "max_documents")
+_OF_TOKENS = ("json_keys", "split_on", "append_eod", "shuffle_seed", "max_documents", "whole_texts")
 _OF_MERGE = ("split", "holdout_every", "deduplicate", "skip_bad_lines")
 
 
@@ -69,9 +70,29 @@ def check_job(job: PreprocessJob) -> tuple[list[InputFile], DocumentSplitter | N
     return inputs, splitter
 
 
-def describe_inputs(inputs: Sequence[InputFile]) -> list[dict[str, Any]]:
-    """What a record keeps of the inputs, to see later whether they are the same."""
-    return [{"path": str(source.path), "size": source.size, "mtime_ns": source.mtime_ns} for source in inputs]
+def _described(inputs: Sequence[InputFile]) -> list[dict[str, Any]]:
+    return [
+        {"path": str(source.path), "size": source.size, "mtime_ns": source.mtime_ns, "format": source.format}
+        for source in inputs
+    ]
+
+
+def identity_of(job: PreprocessJob, inputs: Sequence[InputFile], encoder: DocumentEncoder) -> dict[str, Any]:
+    """All that a dataset depends on, as JSON holds it, by the names of `DatasetRecord`."""
+    return {
+        "inputs": _described(inputs),
+        "options": job.options(),
+        "tokenizer_type": job.tokenizer.type,
+        "tokenizer_files": job.tokenizer.files(),
+        "hf_special_tokens": job.tokenizer.hf_special_tokens,
+        "eod_id": encoder.eod,
+        "vocab_size": encoder.vocab_size,
+    }
+
+
+def what_differs(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """In which of the parts of `identity_of` another job differs, in words; empty for the same job."""
+    return " and ".join(name.replace("_", " ") for name in asked if found.get(name) != asked[name])
 
 
 def output_name(prefix: str, split: str | None, key: str) -> str:

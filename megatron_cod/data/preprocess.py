@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from megatron_cod.data.encode import Encoding, encode_part
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.index_file import write_index
 from megatron_cod.data.inputs import InputFile
-from megatron_cod.data.job import PreprocessJob, check_job, describe_inputs, output_name
+from megatron_cod.data.job import PreprocessJob, check_job, identity_of, output_name, what_differs
 from megatron_cod.data.plan import Plan, make_plan
 from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
@@ -25,6 +26,7 @@ from megatron_cod.data.reading import divide, part_bytes, where
 from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
 from megatron_cod.data.runs import MOST_EXAMPLES, Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
+from megatron_cod.data.tokenizer_files import main_file
 from megatron_cod.data.work_folder import WorkFolder
 
 
@@ -57,12 +59,13 @@ def preprocess(job: PreprocessJob) -> PreprocessResult:
         folder.lock()
     try:
         interrupted = folder.is_held and folder.finish_publishing()
-        made = _made_already(job, inputs, splitter)
+        encoder = DocumentEncoder(job.tokenizer, job.append_eod, job.whole_texts)
+        identity = identity_of(job, inputs, encoder)
+        made = _made_already(job, identity, splitter)
         if made is not None and (interrupted or not job.overwrite):
             return made
-        encoder = DocumentEncoder(job.tokenizer, job.append_eod, job.whole_texts)
         folder.lock()
-        return _Run(job, inputs, splitter, encoder, folder).result()
+        return _Run(job, inputs, splitter, encoder, identity, folder).result()
     finally:
         if folder.is_held and not folder.has_parts():
             folder.discard()
@@ -76,7 +79,7 @@ def _prefixes(job: PreprocessJob, splitter: DocumentSplitter | None) -> list[lis
 
 
 def _made_already(
-    job: PreprocessJob, inputs: Sequence[InputFile], splitter: DocumentSplitter | None
+    job: PreprocessJob, identity: Mapping[str, Any], splitter: DocumentSplitter | None
 ) -> PreprocessResult | None:
     """The result of the same job, when its datasets are all there. Raises ValueError for files of another job, unless
     they are to be overwritten."""
@@ -84,19 +87,16 @@ def _made_already(
     existing = [path for prefix in prefixes for path in dataset_files(prefix) if path.exists()]
     if not existing:
         return None
-    described, options = describe_inputs(inputs), job.options()
-    records = {prefix: read_record(prefix) for prefix in prefixes} if len(existing) == 3 * len(prefixes) else {}
-    same = {
-        prefix: record
-        for prefix, record in records.items()
-        if record is not None and record.is_of(described, options, job.tokenizer.fingerprint())
-    }
-    if len(same) == len(prefixes):
-        first = same[prefixes[0]]
-        return PreprocessResult(same, first.empty, [], first.bad, first.duplicates, 0.0)
+    whole = len(existing) == 3 * len(prefixes)
+    records = {prefix: record for prefix in prefixes if whole and (record := read_record(prefix)) is not None}
+    others = [difference for record in records.values() if (difference := what_differs(identity, vars(record)))]
+    if len(records) == len(prefixes) and not others:
+        first = records[prefixes[0]]
+        return PreprocessResult(records, first.empty, [], first.bad, first.duplicates, 0.0)
     if not job.overwrite:
         names = ", ".join(str(path) for path in existing)
-        raise ValueError(f"output exists already: {names}; choose another prefix or give --overwrite")
+        made_with = f", made with other {others[0]}" if others else ""
+        raise ValueError(f"output exists already: {names}{made_with}; choose another prefix or give --overwrite")
     return None
 
 
@@ -107,9 +107,11 @@ class _Run:
         inputs: Sequence[InputFile],
         splitter: DocumentSplitter | None,
         encoder: DocumentEncoder,
+        identity: Mapping[str, Any],
         folder: WorkFolder,
     ) -> None:
         self._job, self._inputs, self._splitter, self._encoder = job, inputs, splitter, encoder
+        self._identity = identity
         self._folder = folder
         self._item = encoder.dtype().itemsize
         self._prefixes = _prefixes(job, splitter)
@@ -117,13 +119,8 @@ class _Run:
     def result(self) -> PreprocessResult:
         start = time.monotonic()
         job = {
-            "inputs": describe_inputs(self._inputs),
+            **self._identity,
             "options": self._job.options_of_tokens(),
-            "tokenizer": [
-                self._job.tokenizer.type,
-                self._job.tokenizer.fingerprint(),
-                self._job.tokenizer.hf_special_tokens,
-            ],
             "part_bytes": part_bytes(self._inputs),
         }
         if self._folder.begin(job, self._job.overwrite):
@@ -240,11 +237,9 @@ class _Run:
         job = self._job
         empty, bad = self._left_out(plan)
         return DatasetRecord(
-            tokenizer_type=job.tokenizer.type,
+            **self._identity,
             tokenizer_model=None if job.tokenizer.model is None else str(job.tokenizer.model),
-            model_sha256=job.tokenizer.fingerprint(),
-            vocab_size=self._encoder.vocab_size,
-            eod_id=self._encoder.eod,
+            model_sha256=main_file(self._identity["tokenizer_files"]),
             append_eod=job.append_eod,
             training_arguments=job.tokenizer.training_arguments(),
             split=self._splitter.names[split] if self._splitter else None,
@@ -255,7 +250,5 @@ class _Run:
             empty=empty,
             bad=bad,
             dtype=np.dtype(self._encoder.dtype).name,
-            inputs=describe_inputs(self._inputs),
             duplicates=plan.duplicates,
-            options=job.options(),
         )

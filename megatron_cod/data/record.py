@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
     `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
-    in the whole run; `model_sha256` is of the tokenizer's model file; `inputs` have "path", "size" and "mtime_ns";
-    `options` are those of the tool that the result depends on.
+    in the whole run; `tokenizer_files` has the SHA-256 of each file of the tokenizer, and `model_sha256` that of the
+    model alone; `inputs` have "path", "size", "mtime_ns" and "format"; `options` are those of the tool that the result
+    depends on. Records of earlier versions lack what has a default here, and the inputs' format.
     """
 
     tokenizer_type: str
@@ -38,11 +38,9 @@ class DatasetRecord:
     inputs: list[dict[str, Any]]
     duplicates: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    tokenizer_files: dict[str, str] = field(default_factory=dict)
+    hf_special_tokens: bool = True
     format: int = FORMAT
-
-    def is_of(self, inputs: Sequence[dict[str, Any]], options: dict[str, Any], model_sha256: str | None) -> bool:
-        """Whether the same inputs, options and tokenizer made it."""
-        return (self.inputs, self.options, self.model_sha256) == (list(inputs), options, model_sha256)
 
 
 def record_path(prefix: str | Path) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from megatron_cod.data.tokenizer_files import tokenizer_files
 
 BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id
 
@@ -17,23 +18,18 @@ BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id
 class _Kind:
     megatron_type: str
     model: str | None  # what --tokenizer-model must be
+    family: str  # types of one read the same model to the same ids
 
 
 TOKENIZER_TYPES: dict[str, _Kind] = {
-    "SentencePieceTokenizer": _Kind("SentencePieceTokenizer", "a SentencePiece .model file"),
-    "GPTSentencePieceTokenizer": _Kind("GPTSentencePieceTokenizer", "a SentencePiece .model file"),
-    "Llama2Tokenizer": _Kind("Llama2Tokenizer", "a SentencePiece .model file"),
-    "HuggingFaceTokenizer": _Kind("HuggingFaceTokenizer", "a folder with tokenizer.json, or that file"),
+    "SentencePieceTokenizer": _Kind("SentencePieceTokenizer", "a SentencePiece .model file", "pieces"),
+    "GPTSentencePieceTokenizer": _Kind("GPTSentencePieceTokenizer", "a SentencePiece .model file", "pieces"),
+    "Llama2Tokenizer": _Kind("Llama2Tokenizer", "a SentencePiece .model file", "pieces"),
+    "HuggingFaceTokenizer": _Kind("HuggingFaceTokenizer", "a folder with tokenizer.json, or that file", "Hugging Face"),
     # Megatron-Core has a byte-level library but offers training no --tokenizer-type for it, and its
     # default end-of-document id is byte 0. NullTokenizer has what training needs: a size and an eod.
-    "ByteLevelTokenizer": _Kind("NullTokenizer", None),
+    "ByteLevelTokenizer": _Kind("NullTokenizer", None, "bytes"),
 }
-
-
-def model_fingerprint(path: Path) -> str | None:
-    """SHA-256 of a tokenizer's model: a file, or the tokenizer.json in a folder. None when there is no such file."""
-    path = path / "tokenizer.json" if path.is_dir() else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -59,10 +55,9 @@ class TokenizerChoice:
             arguments += ["--tokenizer-hf-no-include-special-tokens"]
         return arguments
 
-    def fingerprint(self) -> str | None:
-        """SHA-256 of the model file, to recognise the same tokenizer elsewhere; None without a file."""
-        path = self._model_path()
-        return None if path is None else model_fingerprint(path)
+    def files(self) -> dict[str, str]:
+        """Hashes of the files it is read from, to recognise the same tokenizer elsewhere; empty without a file."""
+        return tokenizer_files(self._model_path())
 
     def check(self) -> None:
         """Raises ValueError for a type that is unknown, and a model that is missing or not asked for."""
@@ -90,6 +85,15 @@ class TokenizerChoice:
                 return build_tokenizer(self._megatron_arguments())
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             raise self.unreadable(error) from error
+
+    def transformers_tokenizer(self) -> Any:
+        """What transformers reads from a Hugging Face folder; raises ValueError when it cannot."""
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self._model_path())
+        except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
+            raise self.unreadable(error) from None
 
     def unreadable(self, error: Exception) -> ValueError:
         """The error to raise when a library does not accept the model."""

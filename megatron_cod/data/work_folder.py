@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.data.job import what_differs
+
 _JOB, _PUBLISH, _LOCK = "job.json", "publish.json", "lock"
 _SECONDS_TO_WAIT = 10.0
 
@@ -74,9 +76,8 @@ class WorkFolder:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if found != asked:
             if found is not None and self.has_parts() and not overwrite:
-                differing = [name for name in asked if found.get(name) != asked[name]]
                 raise ValueError(
-                    f"{self.path} holds an unfinished run with other {' and '.join(differing)}; repeat that command to "
+                    f"{self.path} holds an unfinished run with other {what_differs(asked, found)}; repeat that command to "
                     "go on with it, or give --overwrite to begin anew"
                 )
             self._clear()

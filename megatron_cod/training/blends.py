@@ -14,8 +14,8 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
-from megatron_cod.data.check import DatasetSummary, TrainedWith, check_prefix
-from megatron_cod.data.tokenizers import model_fingerprint
+from megatron_cod.data.check import DatasetSummary, check_prefix
+from megatron_cod.training.trained_with import trained_with
 
 SPLITS = ("train", "valid", "test")
 _MEGATRONS_SPLIT = "969,30,1"  # for --data-path without --split
@@ -144,11 +144,10 @@ def check_data(args: Any, vocabulary: int | None) -> None:
     blends = blends_of(args)
     if not blends:
         raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
-    model = args.tokenizer_model
-    trained_with = TrainedWith(str(model), model_fingerprint(Path(str(model)))) if model else None
+    tokenizer = trained_with(args)
     for name, blend in blends.items():
         for prefix in blend.prefixes:
-            summary = check_prefix(prefix, vocab_size=vocabulary, trained_with=trained_with)
+            summary = check_prefix(prefix, vocab_size=vocabulary, trained_with=tokenizer)
             if name == "all":
                 _refuse_empty_splits(args, summary)
 

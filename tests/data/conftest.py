@@ -58,6 +58,19 @@ def huggingface_folder(tmp_path_factory: pytest.TempPathFactory, speeches: list[
     return folder
 
 
+@pytest.fixture(scope="session")
+def huggingface_parts(tmp_path_factory: pytest.TempPathFactory, huggingface_folder: Path) -> Path:
+    """The same vocabulary in a folder without tokenizer.json, as older ones are."""
+    folder = tmp_path_factory.mktemp("parts")
+    model = json.loads((huggingface_folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "".join(" ".join(pair) + "\n" for pair in model["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}")
+    config = json.loads((huggingface_folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    return folder
+
+
 @pytest.fixture(params=["bytes", "sentencepiece", "huggingface", "huggingface-plain"])
 def choice(request: pytest.FixtureRequest, sentencepiece_model: Path, huggingface_folder: Path) -> TokenizerChoice:
     """Every kind of tokenizer in turn."""

@@ -46,6 +46,14 @@ def test_huggingface_special_tokens_can_be_left_out(huggingface_folder: Path) ->
     assert with_bos("We the people").tolist() == [0, *without("We the people")]
 
 
+def test_a_folder_that_changes_is_read_again(huggingface_parts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(huggingface_parts, tmp_path / "hf")
+    choice = TokenizerChoice("HuggingFaceTokenizer", folder)
+    before = DocumentEncoder(choice, False)("We the people")
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    assert len(DocumentEncoder(choice, False)("We the people")) == len("We the people") > len(before)
+
+
 def test_a_tokenizer_that_ends_documents_itself_gets_no_second_eod(huggingface_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(huggingface_folder, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "tokenizer.json"

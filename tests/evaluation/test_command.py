@@ -173,8 +173,8 @@ BAD_DATA = {
     "empty": ([], None, r"dataset .*bad is empty \(0 tokens\)"),
     "of another tokenizer": (
         [3, 4, 5],
-        {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "x.model", "model_sha256": "ab"},
-        r"made with another tokenizer than the model's: SentencePieceTokenizer x.model, the model has ByteLevelTokenizer",
+        {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "x.model", "vocab_size": 260, "eod_id": 2},
+        r"made with the tokenizer model x.model of 260 ids, of which 2 ends a document, but NullTokenizer has 257",
     ),
 }
 

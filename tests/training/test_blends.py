@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from argparse import Namespace
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_cod.data.check import TrainedWith, check_prefix
+from megatron_cod.data.check import check_prefix
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
-from megatron_cod.data.tokenizers import TokenizerChoice, model_fingerprint
+from megatron_cod.data.tokenizer_match import TrainedWith
+from megatron_cod.data.tokenizers import TokenizerChoice
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.blends import blends_of, check_data, read_blend
 from megatron_cod.training.data_section import data_flags
@@ -130,15 +132,16 @@ def test_a_tokenizer_that_changed_is_noticed(arguments, sentencepiece, tmp_path:
         check_data(arguments(*flags, str(second)), 600)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"was made with the tokenizer model {first} (sha256 {model_fingerprint(first)[:12]})" in message
-    assert f"--tokenizer-model {second} is another one (sha256 {model_fingerprint(second)[:12]})" in message
-    check_prefix(prefix, trained_with=TrainedWith("some/hub-name", None))
+    hashes = [hashlib.sha256(model.read_bytes()).hexdigest()[:12] for model in (first, second)]
+    assert f"was made with the tokenizer model {first} (sha256 {hashes[0]})" in message
+    assert f"--tokenizer-model {second} is another one (sha256 {hashes[1]})" in message
+    check_prefix(prefix, trained_with=TrainedWith("SentencePieceTokenizer", "some/hub-name"))
 
 
 def test_bytes_are_not_pieces(arguments, text_data: Path, sentencepiece) -> None:
     prefix = text_data / "some_train_text_document"
     flags = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(sentencepiece[1][0])]
-    with pytest.raises(ValueError, match="was made with ByteLevelTokenizer, but --tokenizer-model"):
+    with pytest.raises(ValueError, match="was made with ByteLevelTokenizer, but the model has SentencePieceTokenizer"):
         check_data(arguments("--train-data-path", str(prefix), *flags), 600)
 
 

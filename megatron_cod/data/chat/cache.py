@@ -21,9 +21,12 @@ _ARRAYS = ("ids", "trained", "starts")
 
 
 def cache_key(files: Sequence[str], chat: ChatFormat, reading: Reading) -> str:
-    """Of all that the tokens depend on: the bytes of the files, tokenizer, template, and how they are read."""
-    digest = hashlib.sha256(json.dumps([_VERSION, chat.template.text, asdict(reading)]).encode())
-    digest.update(chat.encoder.fingerprint())
+    """Of all that the tokens depend on: the bytes of the files, tokenizer, template with what it is given, and how they
+    are read."""
+    encoder = chat.encoder
+    names = [sorted(encoder.variables.items()), sorted(encoder.specials.items())]
+    digest = hashlib.sha256(json.dumps([_VERSION, chat.template.text, asdict(reading), *names]).encode())
+    digest.update(encoder.fingerprint())
     for source in find_inputs(files, "jsonl"):
         with source.path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_cod.data.chat.conversations import Message
 from megatron_cod.data.chat.encoders import ByteEncoder, Encoder, HuggingFaceEncoder, SentencePieceEncoder
 from megatron_cod.data.chat.templates import ChatTemplate, Span, read_template
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
 
 PLAIN = "plain"
 _SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
@@ -60,13 +59,7 @@ class ChatFormat:
 
 
 def _hugging_face(model: str) -> tuple[Encoder, str | None]:
-    from transformers import AutoTokenizer
-
-    path = Path(model)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent if path.is_file() else path)
-    except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
-        raise ValueError(f"the tokenizer in {model} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    tokenizer = TokenizerChoice("HuggingFaceTokenizer", Path(model)).transformers_tokenizer()
     own = tokenizer.chat_template
     if isinstance(own, dict):
         own = own.get("default")

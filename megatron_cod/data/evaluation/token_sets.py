@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cod.data.check import check_prefix
-from megatron_cod.data.record import DatasetRecord
-from megatron_cod.data.tokenizers import TOKENIZER_TYPES, TokenizerChoice
+from megatron_cod.data.tokenizer_match import TrainedWith, difference
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,18 @@ def parse_sources(given: Sequence[str]) -> list[Source]:
     return found
 
 
-def read_dataset(source: Source, vocabulary: int | None, tokenizer: TokenizerChoice | None) -> TokenSet:
+def read_dataset(source: Source, vocabulary: int | None, tokenizer: TrainedWith | None) -> TokenSet:
     """A `.bin/.idx` dataset, memory-mapped.
 
-    vocabulary: rows of the model's embedding. tokenizer: the model's, if it is one that `TokenizerChoice` knows.
+    vocabulary: rows of the model's embedding. tokenizer: the model's.
     ValueError where the dataset is missing, damaged, empty, beyond the vocabulary, or of another tokenizer.
     """
     summary = check_prefix(source.path, vocab_size=vocabulary)
-    if summary.record is not None and tokenizer is not None:
-        _check_tokenizer(source, summary.record, tokenizer)
+    differs = None if summary.record is None or tokenizer is None else difference(summary.record, tokenizer)
+    if differs is not None:
+        raise ValueError(
+            f"dataset {source.path} {differs}; make it again from the text, or give the text itself to --eval-data"
+        )
     from megatron_cod.data.megatron_api import IndexedDataset
 
     index = IndexedDataset(source.path).index
@@ -89,17 +91,3 @@ def read_dataset(source: Source, vocabulary: int | None, tokenizer: TokenizerCho
     ids = np.memmap(f"{source.path}.bin", dtype=summary.dtype, mode="r")
     known = summary.record.text_bytes if summary.record is not None else None
     return TokenSet(source.name, source.name, ids, ends[documents], known)
-
-
-def _check_tokenizer(source: Source, record: DatasetRecord, tokenizer: TokenizerChoice) -> None:
-    types = [TOKENIZER_TYPES[name].megatron_type for name in (record.tokenizer_type, tokenizer.type)]
-    theirs, ours = record.model_sha256, tokenizer.fingerprint()
-    if types[0] == types[1] and (theirs == ours or None in (theirs, ours)):
-        return
-    made = record.tokenizer_type + (f" {record.tokenizer_model}" if record.tokenizer_model else "")
-    has = tokenizer.type + (f" {tokenizer.model}" if tokenizer.model else "")
-    differ = "" if types[0] != types[1] else ", and the files differ (SHA-256)"
-    raise ValueError(
-        f"dataset {source.path} was made with another tokenizer than the model's: {made}, the model has {has}{differ}; "
-        "make it again from the text, or give the text itself to --eval-data"
-    )

@@ -17,7 +17,7 @@ from megatron_cod import __version__
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TOKENIZER_TYPES, TokenizerChoice
+from megatron_cod.data.tokenizers import BYTE_VOCABULARY
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
@@ -29,20 +29,11 @@ from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.reporting import say
+from megatron_cod.training.trained_with import trained_with
 
 _KEPT = ("tokenizer", "micro-batch", "seq-length")
 _MICRO_BATCHES = 4
 """Of a stage, in one call: the bubble is then no larger than a fifth."""
-
-
-def tokenizer_choice(args: Any) -> TokenizerChoice | None:
-    """The model's tokenizer, if it is one that preprocessing knows."""
-    if args.tokenizer_type == "NullTokenizer":
-        return TokenizerChoice("ByteLevelTokenizer") if args.vocab_size == BYTE_VOCABULARY else None
-    if args.tokenizer_type not in TOKENIZER_TYPES:
-        return None
-    model = Path(args.tokenizer_model) if args.tokenizer_model else None
-    return TokenizerChoice(args.tokenizer_type, model, not args.tokenizer_hf_no_include_special_tokens)
 
 
 def _check_output(path: str | None) -> None:
@@ -112,9 +103,10 @@ def read_sets(args: Any) -> list[TokenSet]:
     """All that ``--eval-data`` names. ValueError for what cannot be measured on."""
     vocabulary, tokenizer = check_vocabulary(args), get_tokenizer()
     found: list[TokenSet] = []
+    compared_with = trained_with(args)
     for source in parse_sources(args.eval_data):
         if source.is_dataset:
-            found.append(read_dataset(source, vocabulary, tokenizer_choice(args)))
+            found.append(read_dataset(source, vocabulary, compared_with))
         else:
             found += read_texts(source, _text_reading(args, tokenizer, vocabulary), say)
     return found

@@ -45,9 +45,12 @@ def test_what_differs_is_tokenized_anew(tmp_path, file):
     hugging_face_tokenizer(tmp_path / "hf")
     others = [chat_format_of("NullTokenizer", None, 257, "raw")]
     others.append(chat_format_of("HuggingFaceTokenizer", str(tmp_path / "hf"), None, "plain"))
+    config = tmp_path / "hf" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "eos_token": "<|im_end|>"}))
+    others.append(chat_format_of("HuggingFaceTokenizer", str(tmp_path / "hf"), None, "plain"))
     others.append(chat_format_of("SentencePieceTokenizer", str(sentencepiece_model(tmp_path)), None, "plain"))
-    assert [read(tmp_path, file, chat)[2] for chat in others] == [False] * 3
-    assert [read(tmp_path, file, chat)[2] for chat in others] == [True] * 3
+    assert [read(tmp_path, file, chat)[2] for chat in others] == [False] * 4
+    assert [read(tmp_path, file, chat)[2] for chat in others] == [True] * 4
     for change in ({"seq_length": 65}, {"too_long": "drop"}, {"layout": "prompt"}):
         assert not read(tmp_path, file, reading=dataclasses.replace(READING, **change))[2]
     file.write_text(file.read_text() + json.dumps({"prompt": "e", "completion": "f"}))
