@@ -153,5 +153,17 @@ def text_of_plain(content: bytes) -> str:
         raise ValueError(_not_utf8(error)) from None
 
 
+def utf8(text: str, first: int = 0) -> bytes:
+    """The bytes of a text; raises ValueError for half a surrogate pair, which JSON can name and no file can hold.
+
+    first: the number of its first character, where the text is a piece of another.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = first + error.start
+        raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
+
+
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"

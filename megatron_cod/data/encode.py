@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cod.data.arrow import Row
+from megatron_cod.data.documents import utf8
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile
 from megatron_cod.data.pool import Report
@@ -135,11 +136,7 @@ def digest_of(texts: Sequence[str]) -> tuple[bytes, list[int]]:
     for text in texts:
         size = 0
         for start in range(0, len(text), _HASHED_AT_ONCE):
-            try:
-                content = text[start : start + _HASHED_AT_ONCE].encode("utf-8")
-            except UnicodeEncodeError as error:
-                place = start + error.start
-                raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
+            content = utf8(text[start : start + _HASHED_AT_ONCE], start)
             digest.update(content)
             size += len(content)
         sizes.append(size)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.documents import cut_documents, json_value
+from megatron_cod.data.documents import cut_documents, json_value, utf8
 from megatron_cod.data.inputs import find_inputs, open_input
 
 Message = dict[str, Any]
@@ -94,6 +94,11 @@ def messages_of(record: Any, layout: str = "auto") -> list[Message]:
         raise ValueError(f"the last message is the {messages[-1]['role']}'s: there is no answer to train on")
     if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
         raise ValueError("an answer is empty: there is no token to train on")
+    for number, message in enumerate(messages, 1):
+        try:
+            utf8(message["content"])
+        except ValueError as error:
+            raise ValueError(f"message {number} ({message['role']}) {error}") from None
     return messages
 
 

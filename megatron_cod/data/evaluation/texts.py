@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megatron_cod.data.documents import cut_documents, json_value, text_of_plain
+from megatron_cod.data.documents import cut_documents, json_value, text_of_plain, utf8
 from megatron_cod.data.evaluation.token_sets import Source, TokenSet
 from megatron_cod.data.inputs import InputFile, find_inputs, open_input
 
@@ -93,10 +93,7 @@ def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, s
 
 
 def _ids(text: str, reading: TextReading) -> np.ndarray:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a lone surrogate at character {error.start}, which UTF-8 cannot hold") from None
+    utf8(text)
     ids = np.array(reading.encode(text), np.int64)
     if len(ids) and (ids.min() < 0 or ids.max() >= reading.vocabulary):
         raise ValueError(

@@ -9,6 +9,7 @@ import pytest
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.conversations import BadLine, read_conversations
 from megatron_cod.data.chat.samples import Reading, held_out, read_samples
+from tests.data.chat.toys import hugging_face_tokenizer, sentencepiece_model
 
 QUESTION, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}
 BYTES = chat_format_of("NullTokenizer", None, 257, "raw")
@@ -165,3 +166,41 @@ def test_the_held_out_share_goes_by_content(tmp_path):
     assert 20 < len(splits[0][1]) < 60
     assert len(splits[1][0]) + len(splits[1][1]) == 450
     assert np.array_equal(one.part([3]).ids, one[3][0])
+
+
+ENCODERS = {
+    "bytes": lambda folder: ("NullTokenizer", None, 257, "raw"),
+    "sentencepiece": lambda folder: ("SentencePieceTokenizer", str(sentencepiece_model(folder)), None, "raw"),
+    "huggingface": lambda folder: ("HuggingFaceTokenizer", str(hugging_face_folder(folder)), None, "raw"),
+}
+
+
+def hugging_face_folder(folder):
+    hugging_face_tokenizer(folder / "hf")
+    return folder / "hf"
+
+
+@pytest.mark.parametrize("asked", ENCODERS.values(), ids=ENCODERS)
+def test_half_a_surrogate_pair_is_a_bad_line_for_every_tokenizer(tmp_path, asked):
+    """No tokenizer can be given one: of those here one raises TypeError, one RuntimeError, and bytes became no UTF-8."""
+    chat = chat_format_of(*asked(tmp_path))
+    half = '{"prompt": "a \\ud800", "completion": "b"}'
+    path = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"], half])
+    with pytest.raises(BadLine, match=r"x\.jsonl:2: message 1 \(user\) holds a lone surrogate at character 2, which"):
+        read_samples([path], chat, Reading(32))
+    samples, counts = read_samples([path], chat, Reading(32, skip_bad=True))
+    assert len(samples) == 1 and counts.bad == 1 and "x.jsonl:2" in counts.shown[0]
+    whole = write(tmp_path / "y.jsonl", ['{"prompt": "a \\ud83d\\ude00", "completion": "b"}'])
+    assert len(read_samples([whole], chat, Reading(32))[0]) == 1
+
+
+def test_half_a_surrogate_pair_from_another_key_that_a_template_reads(tmp_path):
+    path = tmp_path / "named.jinja"
+    path.write_text("{{ messages[0]['name'] }}" + BYTES.template.text)
+    named = chat_format_of("NullTokenizer", None, 257, str(path))
+    messages = [{**QUESTION, "name": "b\ud800"}, ANSWER]
+    data = write(tmp_path / "x.jsonl", [json.dumps({"messages": messages})])
+    with pytest.raises(
+        BadLine, match=r"x\.jsonl:1: what the chat template writes holds a lone surrogate at character 1"
+    ):
+        read_samples([data], named, Reading(32))
