@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_cod.data import arrow, reading
+from megatron_cod.data.estimate import estimate
 from megatron_cod.data.inputs import find_inputs
 from megatron_cod.data.job import PreprocessJob
 from megatron_cod.data.megatron_api import IndexedDataset
@@ -74,6 +75,32 @@ def test_the_tokens_are_those_of_the_same_lines(
     result = run(source, tmp_path / "d", workers=workers)
     assert texts_of(tmp_path / "d_text_document") == [*documents, "caf\u00e9"]
     assert result.empty == 1
+
+
+@pytest.mark.parametrize(("name", "make"), [("d.parquet", parquet), ("d.arrow", arrow_file)])
+@pytest.mark.parametrize("part_bytes", [1 << 25, 5_000])
+def test_a_dry_run_knows_how_much_of_a_table_it_read(
+    tmp_path: Path, name: str, make: Make, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4,000 equal rows, in one part and in several, as many as asked for."""
+    monkeypatch.setattr(reading, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(arrow, "_MOST_ROWS", 250)
+    make(tmp_path / name, ["word"] * 4000)
+    found = estimate(PreprocessJob([str(tmp_path / name)], str(tmp_path / "d"), BYTES), documents=1000)
+    assert 1000 <= found.documents <= 1300 and found.share == pytest.approx(found.documents / 4000, rel=0.01)
+    assert found.total_tokens == pytest.approx(16_000, rel=0.01)
+    whole = estimate(PreprocessJob([str(tmp_path / name)], str(tmp_path / "d"), BYTES), documents=4000)
+    assert (whole.documents, whole.share, whole.total_tokens) == (4000, 1.0, 16_000)
+
+
+def test_the_share_of_a_table_that_was_read_counts_from_where_its_part_begins(tmp_path: Path) -> None:
+    """Also where a reading goes on in the middle, as after a kill."""
+    [source] = find_inputs([str(parquet(tmp_path / "d.parquet", ["word"] * 4000))])
+    piece = reading.Slice(0, 1000, 4000, 3000)
+    for resume in (None, 1000, 2500):
+        batches = list(reading.read_slice(source, piece, ["text"], "line", resume))
+        assert [batch.position for batch in batches] == [(batch.after or 0) - 1000 for batch in batches]
+        assert batches[-1].position == 3000
 
 
 def test_other_kinds_of_strings(documents: list[str], tmp_path: Path) -> None:
