@@ -35,11 +35,15 @@ class PreprocessResult:
     there already."""
 
     datasets: dict[str, DatasetRecord]
-    empty: int
     bad: list[str]
     bad_count: int
     duplicates: int
     seconds: float
+
+    @property
+    def empty(self) -> dict[str, int]:
+        """Key -> how many documents its datasets leave out, since they have no text under it."""
+        return {record.json_key: record.empty for record in self.datasets.values()}
 
 
 def preprocess(job: PreprocessJob) -> PreprocessResult:
@@ -93,7 +97,7 @@ def _made_already(
     }
     if len(same) == len(prefixes):
         first = same[prefixes[0]]
-        return PreprocessResult(same, first.empty, [], first.bad, first.duplicates, 0.0)
+        return PreprocessResult(same, [], first.bad, first.duplicates, 0.0)
     if not job.overwrite:
         names = ", ".join(str(path) for path in existing)
         raise ValueError(f"output exists already: {names}; choose another prefix or give --overwrite")
@@ -146,7 +150,7 @@ class _Run:
         bad = [f"{where(self._inputs[file], begin, line)}: {message}" for file, begin, line, message in examples]
         self._folder.publish([dataset_files(prefix) for prefix in datasets])
         first = next(iter(datasets.values()))
-        return PreprocessResult(datasets, first.empty, bad, first.bad, first.duplicates, time.monotonic() - start)
+        return PreprocessResult(datasets, bad, first.bad, first.duplicates, time.monotonic() - start)
 
     def _tokenize(self) -> list[Run]:
         """The runs of all parts that are needed."""
@@ -200,6 +204,7 @@ class _Run:
             )
 
     def _left_out(self, plan: Plan) -> tuple[int, int]:
+        """Documents without text under any key, and bad ones."""
         return sum(run.commit.empty for run in plan.runs), sum(run.commit.bad for run in plan.runs)
 
     def _merge(self, plan: Plan) -> None:
@@ -239,6 +244,7 @@ class _Run:
     def _record(self, plan: Plan, split: int, key: int, documents: int, tokens: int, text_bytes: int) -> DatasetRecord:
         job = self._job
         empty, bad = self._left_out(plan)
+        empty += plan.taken - int(plan.documents[:, :, key].sum())
         return DatasetRecord(
             tokenizer_type=job.tokenizer.type,
             tokenizer_model=None if job.tokenizer.model is None else str(job.tokenizer.model),

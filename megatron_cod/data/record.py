@@ -16,8 +16,8 @@ class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
     `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
-    in the whole run; `model_sha256` is of the tokenizer's model file; `inputs` have "path", "size" and "mtime_ns";
-    `options` are those of the tool that the result depends on.
+    in the whole run, `empty` those without text under `json_key`; `model_sha256` is of the tokenizer's model file;
+    `inputs` have "path", "size" and "mtime_ns"; `options` are those of the tool that the result depends on.
     """
 
     tokenizer_type: str

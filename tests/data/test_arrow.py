@@ -74,7 +74,7 @@ def test_the_tokens_are_those_of_the_same_lines(
     assert len(reading.divide(find_inputs([str(source)]), "line")) > 2
     result = run(source, tmp_path / "d", workers=workers)
     assert texts_of(tmp_path / "d_text_document") == [*documents, "caf\u00e9"]
-    assert result.empty == 1
+    assert result.empty == {"text": 1}
 
 
 @pytest.mark.parametrize(("name", "make"), [("d.parquet", parquet), ("d.arrow", arrow_file)])
