@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _SUFFIX_FORMATS: dict[str, Format] = {
     ".arrow": "arrow",
 }
 _COMPRESSION_SUFFIXES = (".gz", ".zst")
+_SHOWN = 3
 _READ_BYTES = 1 << 20
 # Of compressed bytes: what they expand to is held at once, and zeros expand ten thousandfold.
 _ZSTD_BYTES = 1 << 15
@@ -54,35 +56,51 @@ class InputStream:
     position: Callable[[], int]
 
 
-def find_inputs(patterns: Sequence[str], input_format: str = "auto") -> list[InputFile]:
+def _say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def find_inputs(
+    patterns: Sequence[str], input_format: str = "auto", say: Callable[[str], None] = _say_on_stderr
+) -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
-    A folder must be a dataset written by Hugging Face's `save_to_disk`; its files follow in its order.
-    `input_format` is "jsonl", "text", or "auto" to go by the file's name. Raises ValueError for a path
-    that is missing, another folder, a glob without matches, or a name whose format "auto" cannot tell.
+    A file keeps the first name it is given; further ones, links too, are left out, and `say` is told. A folder must be
+    a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
+    "text", or "auto" to go by the file's name. Raises ValueError for a path that is missing, another folder, a glob
+    without matches, or a name whose format "auto" cannot tell.
     """
-    paths: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            paths.update(dict.fromkeys(_saved_dataset(path)))
-            continue
-        if path.exists():
-            paths[path] = None
-            continue
-        matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]
-        matches = [match for match in matches if match.is_file()]
-        if not matches:
-            what = "matches no file" if has_magic(pattern) else "does not exist"
-            raise ValueError(f"input {pattern} {what}")
-        paths.update(dict.fromkeys(matches))
-    if not paths:
+    names: dict[Path, Path] = {}
+    again: list[str] = []
+    for path in (path for pattern in patterns for path in _named_by(pattern)):
+        first = names.setdefault(path.resolve(), path)
+        if first is not path:
+            again.append(f"{path} ({first} again)")
+    if not names:
         raise ValueError("no input given")
+    if again:
+        more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
+        say(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
     found = []
-    for path in paths:
+    for path in names.values():
         status = path.stat()
         found.append(InputFile(path, status.st_size, _format_of(path, input_format), status.st_mtime_ns))
     return found
+
+
+def _named_by(pattern: str) -> list[Path]:
+    """The files that a path or a glob names."""
+    path = Path(pattern)
+    if path.is_dir():
+        return _saved_dataset(path)
+    if path.exists():
+        return [path]
+    matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]
+    matches = [match for match in matches if match.is_file()]
+    if not matches:
+        what = "matches no file" if has_magic(pattern) else "does not exist"
+        raise ValueError(f"input {pattern} {what}")
+    return matches
 
 
 def _saved_dataset(folder: Path) -> list[Path]:

@@ -60,6 +60,24 @@ def test_paths_keep_their_order_and_globs_are_sorted_and_each_file_counts_once(t
     assert [source.format for source in found] == ["jsonl", "jsonl", "text"]
 
 
+def test_a_file_with_several_names_counts_once_under_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.jsonl").write_text("x")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "x" / "a.jsonl")
+    monkeypatch.chdir(tmp_path / "x")
+    names = ["a.jsonl", str(tmp_path / "x" / "a.jsonl"), "../x/a.jsonl", "../*.jsonl", "a.jsonl"]
+    said: list[str] = []
+    [found] = find_inputs(names, say=said.append)
+    assert str(found.path) == "a.jsonl"
+    left_out = f"{tmp_path}/x/a.jsonl (a.jsonl again), ../x/a.jsonl (a.jsonl again), ../b.jsonl (a.jsonl again)"
+    assert said == [f"each input is read once; left out: {left_out} and 1 more"]
+    assert len(find_inputs(names[:2])) == 1
+    ended = capsys.readouterr()
+    assert (ended.out, ended.err) == ("", f"each input is read once; left out: {names[1]} (a.jsonl again)\n")
+
+
 @pytest.mark.parametrize(
     ("pattern", "says"),
     [

@@ -120,14 +120,18 @@ def _records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def read_conversations(
-    patterns: Sequence[str], layout: str = "auto", bad: Callable[[BadLine], None] | None = None
+    patterns: Sequence[str],
+    layout: str = "auto",
+    bad: Callable[[BadLine], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Conversation]:
     """Every conversation of the files, in order. Blank lines are nothing.
 
     layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
-    then left out; without it the first one raises ``BadLine``. ValueError for files that are missing or damaged.
+    then left out; without it the first one raises ``BadLine``. say: see
+    ``find_inputs``. ValueError for files that are missing or damaged.
     """
-    for source in find_inputs(patterns, "jsonl"):
+    for source in find_inputs(patterns, "jsonl", say):
         for place, parse in _records(source.path):
             try:
                 yield Conversation(messages_of(parse(), layout), place)

@@ -42,7 +42,7 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
     """The sets of one source, in order of appearance. ValueError, with file and line, for what cannot be read."""
     found: dict[str, _Collected] = {}
     bad, empty = [], 0
-    for file in find_inputs([source.path]):
+    for file in find_inputs([source.path], say=say):
         if file.format not in ("jsonl", "text"):
             raise ValueError(f"{file.path}: evaluation reads JSON lines and plain text; make .bin/.idx of the others")
         for line, content in _documents(file):

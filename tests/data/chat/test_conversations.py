@@ -102,6 +102,15 @@ def test_invalid_utf8_and_a_broken_list(tmp_path):
         list(read_conversations([str(tmp_path / "y.json")]))
 
 
+def test_a_file_named_twice_is_read_once_and_said(tmp_path):
+    path = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"]])
+    said: list[str] = []
+    samples, _ = read_samples(
+        [path, str(tmp_path / "." / ".." / tmp_path.name / "x.jsonl")], BYTES, Reading(8), said.append
+    )
+    assert len(samples) == 1 and "x.jsonl again)" in said[0]
+
+
 def test_bad_lines_are_skipped_counted_and_shown(tmp_path):
     path = write(tmp_path / "x.jsonl", ["{", LAYOUTS["prompt"], {"prompt": "a", "completion": ""}])
     samples, counts = read_samples([path], BYTES, Reading(8, skip_bad=True))
