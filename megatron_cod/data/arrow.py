@@ -111,7 +111,8 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
     """The batches of an Arrow file of either kind: a stream, as `datasets` writes it, or the kind with a table of
     contents.
 
-    The file is mapped into memory: passing over a batch reads its header only.
+    The file is mapped into memory: passing over a batch reads its header only. ValueError for a stream without an end
+    mark: it was cut between two batches, which pyarrow takes for its end.
     """
     with pyarrow.memory_map(str(path)) as mapped:
         try:
@@ -121,7 +122,12 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
             file = pyarrow.ipc.open_file(mapped)
             yield from (file.get_batch(number) for number in range(file.num_record_batches))
             return
-        yield from reader
+        place, rows = mapped.tell(), 0
+        for batch in reader:
+            yield batch
+            place, rows = mapped.tell(), rows + batch.num_rows
+        if mapped.tell() == place:
+            raise ValueError(f"{path}: cut Arrow stream (no end mark behind its {rows} rows)")
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:

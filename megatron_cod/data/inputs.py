@@ -27,6 +27,7 @@ _SUFFIX_FORMATS: dict[str, Format] = {
     ".arrow": "arrow",
 }
 _COMPRESSION_SUFFIXES = (".gz", ".zst")
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SHOWN = 3
 _READ_BYTES = 1 << 20
 # Of compressed bytes: what they expand to is held at once, and zeros expand ten thousandfold.
@@ -143,9 +144,9 @@ def is_compressed(path: Path) -> bool:
 
 
 def _compression(magic: bytes) -> str | None:
-    if magic[:2] == b"\x1f\x8b":
+    if magic[:2] == _GZIP:
         return "gzip"
-    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+    if magic == _ZSTD or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
         return "zstd"
     return None
 
@@ -154,12 +155,17 @@ def _compression(magic: bytes) -> str | None:
 def open_input(path: Path) -> Iterator[InputStream]:
     """Open a plain, gzip or zstd file for reading; the content decides which, not the name.
 
-    Raises ValueError naming the file when the compressed data is damaged or ends early.
+    Raises ValueError naming the file when the compressed data is damaged or ends early; where nothing is left of it, the
+    name tells.
     """
     with path.open("rb", buffering=_READ_BYTES) as raw:
         damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-        compression = _compression(raw.read(4))
+        magic = raw.read(4)
+        compression = _compression(magic)
         raw.seek(0)
+        named = path.suffix.lower() in _COMPRESSION_SUFFIXES
+        if compression is None and named and any(known.startswith(magic) for known in (_GZIP, _ZSTD)):
+            raise ValueError(f"{path}: damaged or cut compressed file ({len(magic)} bytes)")
         content: BinaryIO = raw
         if compression == "gzip":
             content = cast(BinaryIO, gzip.GzipFile(fileobj=raw))

@@ -146,6 +146,31 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
         run(tmp_path / "f.arrow", tmp_path / "d")
 
 
+@pytest.mark.parametrize("kind", ["current", "legacy", "saved"])
+def test_a_stream_cut_between_two_batches_is_an_error(tmp_path: Path, kind: str) -> None:
+    """Where it is cut, there are bytes that look like an end mark: the last 32 rows are true."""
+    path, table = tmp_path / "d.arrow", pa.table({"text": ["word"] * 96, "good": [True] * 96})
+    if kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+        path = next((tmp_path / "saved").glob("*.arrow"))
+    else:
+        options = pa.ipc.IpcWriteOptions(use_legacy_format=kind == "legacy")
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=32)
+    run(path, tmp_path / "whole")
+    assert len(texts_of(tmp_path / "whole_text_document")) == 96
+    with pa.memory_map(str(path)) as mapped:
+        batches = pa.ipc.open_stream(mapped)
+        ends = [mapped.tell(), *(mapped.tell() for _ in batches)]
+    whole = path.read_bytes()
+    for end in ends:
+        path.write_bytes(whole[:end])
+        assert kind == "saved" or end == ends[0] or whole[:end].endswith(b"\xff\xff\xff\xff\0\0\0\0")
+        with pytest.raises(ValueError, match=rf"{path}: cut Arrow stream \(no end mark behind its \d+ rows\)"):
+            run(path, tmp_path / "cut")
+
+
 def test_without_pyarrow_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "d.parquet", ["a"])
     real = builtins.__import__

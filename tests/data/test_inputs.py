@@ -7,6 +7,7 @@ import pytest
 import zstandard
 
 from megatron_cod.data.inputs import find_inputs, open_input
+from megatron_cod.data.reading import read_batches
 
 CONTENT = b"".join(b"line %d of a file\n" % i for i in range(200_000))
 
@@ -39,6 +40,18 @@ def test_a_cut_compressed_file_is_an_error(tmp_path: Path, compress: object, kee
         open_input(path) as stream,
     ):
         b"".join(stream.content)
+
+
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.jsonl.zst"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_compressed_file_of_which_nothing_is_left_is_an_error(tmp_path: Path, name: str, keep: int) -> None:
+    path = tmp_path / name
+    path.write_bytes((gzip.compress if name.endswith("gz") else zstd)(CONTENT)[:keep])
+    with pytest.raises(ValueError, match=rf"{path}: damaged or cut compressed file \({keep} bytes\)"):
+        list(read_batches(find_inputs([str(path)]), "line"))
+    plain = tmp_path / "in.jsonl"
+    plain.write_bytes(b"")
+    assert list(read_batches(find_inputs([str(plain)]), "line")) == []
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstd])
