@@ -9,6 +9,7 @@ import pytest
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.conversations import BadLine, read_conversations
 from megatron_cod.data.chat.samples import Reading, held_out, read_samples
+from megatron_cod.data.chat.templates import BUILT_IN
 from tests.data.chat.toys import hugging_face_tokenizer, sentencepiece_model
 
 QUESTION, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}
@@ -163,6 +164,25 @@ def test_a_template_error_names_the_line(tmp_path):
     data = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"], {"messages": [{"role": "system", "content": "s"}, ANSWER]}])
     with pytest.raises(ValueError, match=r"x.jsonl:2: the chat template failed: no system here"):
         read_samples([data], strict, Reading(8))
+
+
+@pytest.mark.parametrize("template", BUILT_IN)
+def test_no_built_in_template_drops_a_message(tmp_path, template):
+    """A system message may stand anywhere: it is in the text, or the line is bad."""
+    chat = chat_format_of("NullTokenizer", None, 257, template)
+    system = {"role": "system", "content": "be brief"}
+    for place in range(3):
+        messages = [QUESTION, ANSWER, QUESTION, ANSWER]
+        messages.insert(place, system)
+        data = write(tmp_path / "x.jsonl", [{"messages": messages}])
+        if template == "alpaca" and place:
+            said = r"x\.jsonl:1: the chat template failed: alpaca has a place for a system message at the start only"
+            with pytest.raises(BadLine, match=said):
+                read_samples([data], chat, Reading(512))
+        else:
+            [ids] = [sample[0] for sample in read_samples([data], chat, Reading(512))[0]]
+            text = "".join(chr(number) for number in ids if number < 256)
+            assert [text.count(each["content"]) for each in (system, QUESTION)] == [1, 2]
 
 
 def test_the_held_out_share_goes_by_content(tmp_path):
