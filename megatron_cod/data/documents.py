@@ -124,7 +124,8 @@ def json_value(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(error)) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        # Some of Python's messages end with "at" themselves.
+        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
 

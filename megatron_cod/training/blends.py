@@ -126,7 +126,7 @@ def _from_json(path: str) -> dict[str, Blend]:
     try:
         content = json.loads(_text_of("--per-split-data-args-path", path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} is not JSON: {error.msg} in line {error.lineno}") from None
+        raise ValueError(f"{flag} is not JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != set(SPLITS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(

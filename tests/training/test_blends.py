@@ -90,6 +90,7 @@ def test_blends_from_flags_and_files_agree(arguments, tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("{", "is not JSON: Expecting property name"),
+        ('{"train": "a', "is not JSON: Unterminated string starting at: line 1 column 11"),
         ("[]", "must hold the keys train, valid and test (null for a split without data), found list"),
         ('{"train": "a"}', "must hold the keys train, valid and test (null for a split without data), found train"),
         ('{"train": 5, "valid": null, "test": null}', "train must hold a string or a list of strings"),
