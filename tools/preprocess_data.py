@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_cod.data.left_out import told
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
@@ -184,10 +185,8 @@ def print_summary(result: PreprocessResult) -> None:
         print(f"{first.empty} empty documents, {others}")
     else:
         print(f"empty documents: {', '.join(f'{n} under {key}' for key, n in result.empty.items())}; {others}")
-    for message in result.bad:
-        print(f"  left out: {message}")
-    if result.bad_count > len(result.bad) > 0:
-        print(f"  and {result.bad_count - len(result.bad)} more")
+    for line in told(result.bad, result.bad_count):
+        print(line)
     if not first.append_eod:
         print("note: documents have no end-of-document id (--append-eod was not given)")
     if result.seconds:

@@ -18,12 +18,13 @@ from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.index_file import write_index
 from megatron_cod.data.inputs import InputFile
 from megatron_cod.data.job import PreprocessJob, check_job, describe_inputs, output_name
+from megatron_cod.data.left_out import MOST_EXAMPLES
 from megatron_cod.data.plan import Plan, make_plan
 from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
 from megatron_cod.data.reading import divide, part_bytes, where
 from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
-from megatron_cod.data.runs import MOST_EXAMPLES, Run, all_runs
+from megatron_cod.data.runs import Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
 from megatron_cod.data.work_folder import WorkFolder
 
