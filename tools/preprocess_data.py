@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_cod.data.left_out import told
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
@@ -178,12 +179,14 @@ def print_summary(result: PreprocessResult) -> None:
         )
     megabytes = sum(record.text_bytes for record in result.datasets.values()) / 1e6
     tokens = sum(record.tokens for record in result.datasets.values())
-    print(f"{result.empty} empty documents, {result.bad_count} bad lines and {result.duplicates} duplicates left out")
-    for message in result.bad:
-        print(f"  left out: {message}")
-    if result.bad_count > len(result.bad) > 0:
-        print(f"  and {result.bad_count - len(result.bad)} more")
     first = next(iter(result.datasets.values()))
+    others = f"{result.bad_count} bad lines and {result.duplicates} duplicates left out"
+    if len(result.empty) == 1:
+        print(f"{first.empty} empty documents, {others}")
+    else:
+        print(f"empty documents: {', '.join(f'{n} under {key}' for key, n in result.empty.items())}; {others}")
+    for line in told(result.bad, result.bad_count):
+        print(line)
     if not first.append_eod:
         print("note: documents have no end-of-document id (--append-eod was not given)")
     if result.seconds:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
+from megatron_cod.data.left_out import told
 from megatron_cod.errors import run_tool
 
 
@@ -25,6 +26,11 @@ def parse_args() -> argparse.Namespace:
         choices=["auto", "jsonl", "text"],
         default="auto",
         help="auto goes by the name: .jsonl .ndjson .json, .txt .text .md (default %(default)s)",
+    )
+    data.add_argument(
+        "--skip-bad-lines",
+        action="store_true",
+        help="leave out and count what cannot be read, instead of ending with an error",
     )
     data.add_argument("--overwrite", action="store_true", help="replace existing output")
 
@@ -84,6 +90,10 @@ def main() -> None:
         print("bytes per token  unknown: too little text to keep some from training")
     else:
         print(f"bytes per token  {result.bytes_per_token:.2f} on {result.holdout_bytes} held-out bytes")
+    if result.bad_count:
+        print(f"left out         {result.bad_count} bad lines")
+        for line in told(result.bad, result.bad_count):
+            print(line)
     print(f"time             {result.seconds:.1f} s")
     print(f"files            {result.model}\n                 {result.vocab}")
 

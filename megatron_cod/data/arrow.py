@@ -17,12 +17,10 @@ Row = tuple[bytes | None, ...]
 
 
 class RowGroup(NamedTuple):
-    """Rows that follow each other; `place` is the number (from 0) of the first, `position` of the file's bytes
-    passed."""
+    """Rows that follow each other; `place` is the number (from 0) of the first."""
 
     place: int
     rows: list[Row]
-    position: int
 
 
 def _import_pyarrow(path: Path) -> Any:
@@ -66,15 +64,14 @@ def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) 
     pyarrow = _import_pyarrow(source.path)
     try:
         read = _parquet_batches if source.format == "parquet" else _arrow_batches
-        for place, total, batch in read(pyarrow, source.path, columns, first):
+        for place, batch in read(pyarrow, source.path, columns, first):
             for start in range(max(first - place, 0), min(last - place, batch.num_rows), _rows_at_once(batch)):
                 count = min(_rows_at_once(batch), last - place - start)
                 part = batch.slice(start, count)
                 values = [_as_bytes(pyarrow, source.path, name, part) for name in columns]
                 rows = list(zip(*values, strict=True))
-                done = (place + start + part.num_rows) / max(total, 1)
                 del values, part  # the reader takes the rows out of their list one by one: a text may be 100 MB
-                yield RowGroup(place + start, rows, round(source.size * done))
+                yield RowGroup(place + start, rows)
             if place + batch.num_rows >= last:
                 return
     except (pyarrow.ArrowException, OSError) as error:
@@ -85,8 +82,8 @@ def _rows_at_once(batch: Any) -> int:
     return max(1, min(_MOST_ROWS, _GROUP_BYTES * batch.num_rows // max(batch.nbytes, 1)))
 
 
-def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, int, Any]]:
-    """(number of the first row, rows of the file, rows) from the row group on that holds row `first`."""
+def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, Any]]:
+    """(number of the first row, rows) from the row group on that holds row `first`."""
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_GROUP_BYTES) as file:
         _check_columns(path, file.schema_arrow, columns)
         place, metadata = 0, file.metadata
@@ -96,18 +93,17 @@ def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: in
                 each = max(1, min(_MOST_ROWS, _GROUP_BYTES * group.num_rows // max(group.total_byte_size, 1)))
                 within = place
                 for batch in file.iter_batches(each, row_groups=[number], columns=list(columns), use_threads=False):
-                    yield within, metadata.num_rows, batch
+                    yield within, batch
                     within += batch.num_rows
             place += group.num_rows
 
 
-def _arrow_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, int, Any]]:
+def _arrow_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, Any]]:
     place = 0
-    total = sum(batch.num_rows for batch in _record_batches(pyarrow, path))
     for batch in _record_batches(pyarrow, path):
         _check_columns(path, batch.schema, columns)
         if place + batch.num_rows > first:
-            yield place, total, batch
+            yield place, batch
         place += batch.num_rows
 
 
@@ -115,7 +111,8 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
     """The batches of an Arrow file of either kind: a stream, as `datasets` writes it, or the kind with a table of
     contents.
 
-    The file is mapped into memory: passing over a batch reads its header only.
+    The file is mapped into memory: passing over a batch reads its header only. ValueError for a stream without an end
+    mark: it was cut between two batches, which pyarrow takes for its end.
     """
     with pyarrow.memory_map(str(path)) as mapped:
         try:
@@ -125,7 +122,12 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
             file = pyarrow.ipc.open_file(mapped)
             yield from (file.get_batch(number) for number in range(file.num_record_batches))
             return
-        yield from reader
+        place, rows = mapped.tell(), 0
+        for batch in reader:
+            yield batch
+            place, rows = mapped.tell(), rows + batch.num_rows
+        if mapped.tell() == place:
+            raise ValueError(f"{path}: cut Arrow stream (no end mark behind its {rows} rows)")
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:

@@ -124,7 +124,8 @@ def json_value(line: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(error)) from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from None
+        # Some of Python's messages end with "at" themselves.
+        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("not usable JSON: nested too deeply") from None
 
@@ -151,6 +152,18 @@ def text_of_plain(content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(_not_utf8(error)) from None
+
+
+def utf8(text: str, first: int = 0) -> bytes:
+    """The bytes of a text; raises ValueError for half a surrogate pair, which JSON can name and no file can hold.
+
+    first: the number of its first character, where the text is a piece of another.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        place = first + error.start
+        raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cod.data.arrow import Row
+from megatron_cod.data.documents import utf8
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile
+from megatron_cod.data.left_out import HINT
 from megatron_cod.data.pool import Report
 from megatron_cod.data.reading import RawBatch, Slice, read_slice, texts_of, where
 from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
 
-_SKIP = "(--skip-bad-lines leaves such documents out)"
 _HASHED_AT_ONCE = 1 << 20  # characters
 _HUGE = 1 << 24  # bytes of a document
 
@@ -43,7 +44,7 @@ def encode_part(what: Encoding, number: int, report: Report) -> list[Commit]:
     commits = [run.commit for run in whole_runs_of_part(what.folder, number)]
     if not what.skip_bad and any(commit.bad for commit in commits):
         file, start, line, message = next(example for commit in commits for example in commit.examples)
-        raise ValueError(f"{where(what.inputs[file], start, line)}: {message} {_SKIP}")
+        raise ValueError(f"{where(what.inputs[file], start, line)}: {message} {HINT}")
     if commits and commits[-1].next is None:
         return commits
     begin, resume = commits[-1].next if commits and commits[-1].next else (0, None)
@@ -81,7 +82,7 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
             digest, sizes = digest_of(found)
         except ValueError as error:
             if not what.skip_bad:
-                raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error} {_SKIP}") from error
+                raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error} {HINT}") from error
             writer.add_bad(file, batch.start, batch.lines[number], str(error))
             continue
         # White space alone is no document, though some tokenizers would give tokens for it.
@@ -135,11 +136,7 @@ def digest_of(texts: Sequence[str]) -> tuple[bytes, list[int]]:
     for text in texts:
         size = 0
         for start in range(0, len(text), _HASHED_AT_ONCE):
-            try:
-                content = text[start : start + _HASHED_AT_ONCE].encode("utf-8")
-            except UnicodeEncodeError as error:
-                place = start + error.start
-                raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
+            content = utf8(text[start : start + _HASHED_AT_ONCE], start)
             digest.update(content)
             size += len(content)
         sizes.append(size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ _SUFFIX_FORMATS: dict[str, Format] = {
     ".arrow": "arrow",
 }
 _COMPRESSION_SUFFIXES = (".gz", ".zst")
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_SHOWN = 3
 _READ_BYTES = 1 << 20
 # Of compressed bytes: what they expand to is held at once, and zeros expand ten thousandfold.
 _ZSTD_BYTES = 1 << 15
@@ -54,35 +57,51 @@ class InputStream:
     position: Callable[[], int]
 
 
-def find_inputs(patterns: Sequence[str], input_format: str = "auto") -> list[InputFile]:
+def _say_on_stderr(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def find_inputs(
+    patterns: Sequence[str], input_format: str = "auto", say: Callable[[str], None] = _say_on_stderr
+) -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
-    A folder must be a dataset written by Hugging Face's `save_to_disk`; its files follow in its order.
-    `input_format` is "jsonl", "text", or "auto" to go by the file's name. Raises ValueError for a path
-    that is missing, another folder, a glob without matches, or a name whose format "auto" cannot tell.
+    A file keeps the first name it is given; further ones, links too, are left out, and `say` is told. A folder must be
+    a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
+    "text", or "auto" to go by the file's name. Raises ValueError for a path that is missing, another folder, a glob
+    without matches, or a name whose format "auto" cannot tell.
     """
-    paths: dict[Path, None] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            paths.update(dict.fromkeys(_saved_dataset(path)))
-            continue
-        if path.exists():
-            paths[path] = None
-            continue
-        matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]
-        matches = [match for match in matches if match.is_file()]
-        if not matches:
-            what = "matches no file" if has_magic(pattern) else "does not exist"
-            raise ValueError(f"input {pattern} {what}")
-        paths.update(dict.fromkeys(matches))
-    if not paths:
+    names: dict[Path, Path] = {}
+    again: list[str] = []
+    for path in (path for pattern in patterns for path in _named_by(pattern)):
+        first = names.setdefault(path.resolve(), path)
+        if first is not path:
+            again.append(f"{path} ({first} again)")
+    if not names:
         raise ValueError("no input given")
+    if again:
+        more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
+        say(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
     found = []
-    for path in paths:
+    for path in names.values():
         status = path.stat()
         found.append(InputFile(path, status.st_size, _format_of(path, input_format), status.st_mtime_ns))
     return found
+
+
+def _named_by(pattern: str) -> list[Path]:
+    """The files that a path or a glob names."""
+    path = Path(pattern)
+    if path.is_dir():
+        return _saved_dataset(path)
+    if path.exists():
+        return [path]
+    matches = [Path(name) for name in sorted(glob(pattern, recursive=True))]
+    matches = [match for match in matches if match.is_file()]
+    if not matches:
+        what = "matches no file" if has_magic(pattern) else "does not exist"
+        raise ValueError(f"input {pattern} {what}")
+    return matches
 
 
 def _saved_dataset(folder: Path) -> list[Path]:
@@ -125,9 +144,9 @@ def is_compressed(path: Path) -> bool:
 
 
 def _compression(magic: bytes) -> str | None:
-    if magic[:2] == b"\x1f\x8b":
+    if magic[:2] == _GZIP:
         return "gzip"
-    if magic == b"\x28\xb5\x2f\xfd" or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
+    if magic == _ZSTD or (magic[1:] == b"\x2a\x4d\x18" and magic[0] >> 4 == 5):
         return "zstd"
     return None
 
@@ -136,12 +155,17 @@ def _compression(magic: bytes) -> str | None:
 def open_input(path: Path) -> Iterator[InputStream]:
     """Open a plain, gzip or zstd file for reading; the content decides which, not the name.
 
-    Raises ValueError naming the file when the compressed data is damaged or ends early.
+    Raises ValueError naming the file when the compressed data is damaged or ends early; where nothing is left of it, the
+    name tells.
     """
     with path.open("rb", buffering=_READ_BYTES) as raw:
         damaged: tuple[type[BaseException], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-        compression = _compression(raw.read(4))
+        magic = raw.read(4)
+        compression = _compression(magic)
         raw.seek(0)
+        named = path.suffix.lower() in _COMPRESSION_SUFFIXES
+        if compression is None and named and any(known.startswith(magic) for known in (_GZIP, _ZSTD)):
+            raise ValueError(f"{path}: damaged or cut compressed file ({len(magic)} bytes)")
         content: BinaryIO = raw
         if compression == "gzip":
             content = cast(BinaryIO, gzip.GzipFile(fileobj=raw))

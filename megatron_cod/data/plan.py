@@ -21,9 +21,9 @@ _PIECE_BYTES = 1 << 26
 class Plan:
     """The output as pieces that can be written apart: the documents of a run, or of a range of shuffle keys.
 
-    `documents`, `tokens`, `text_bytes` int64 [pieces, splits, keys]: what each piece adds to each dataset. `seed` of
-    the shuffle and `width`, the ranges in a piece, are None for the order of the input. `duplicates` counts documents
-    left out.
+    `documents`, `tokens`, `text_bytes` int64 [pieces, splits, keys]: what each piece adds to each dataset. `taken`
+    counts the documents that have text under one key at least, and go into the datasets of those keys; `duplicates`
+    those left out. `seed` of the shuffle and `width`, the ranges in a piece, are None for the order of the input.
     """
 
     runs: Sequence[Run]
@@ -31,6 +31,7 @@ class Plan:
     documents: np.ndarray
     tokens: np.ndarray
     text_bytes: np.ndarray
+    taken: int
     duplicates: int
     seed: int | None
     width: int | None
@@ -80,7 +81,7 @@ def make_plan(
         else:
             _add_up(sums, table, codes, _piece_of(table, seed, width))
     duplicates = 0 if marks is None else int(np.count_nonzero(marks))
-    return Plan(runs, folder, sums[0], sums[1], sums[2], duplicates, seed, width)
+    return Plan(runs, folder, sums[0], sums[1], sums[2], kept, duplicates, seed, width)
 
 
 def _width(size: int) -> int:

@@ -19,12 +19,13 @@ from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.index_file import write_index
 from megatron_cod.data.inputs import InputFile
 from megatron_cod.data.job import PreprocessJob, check_job, identity_of, output_name, what_differs
+from megatron_cod.data.left_out import MOST_EXAMPLES
 from megatron_cod.data.plan import Plan, make_plan
 from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
 from megatron_cod.data.reading import divide, part_bytes, where
 from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
-from megatron_cod.data.runs import MOST_EXAMPLES, Run, all_runs
+from megatron_cod.data.runs import Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
 from megatron_cod.data.tokenizer_files import main_file
 from megatron_cod.data.work_folder import WorkFolder
@@ -37,11 +38,15 @@ class PreprocessResult:
     there already."""
 
     datasets: dict[str, DatasetRecord]
-    empty: int
     bad: list[str]
     bad_count: int
     duplicates: int
     seconds: float
+
+    @property
+    def empty(self) -> dict[str, int]:
+        """Key -> how many documents its datasets leave out, since they have no text under it."""
+        return {record.json_key: record.empty for record in self.datasets.values()}
 
 
 def preprocess(job: PreprocessJob) -> PreprocessResult:
@@ -92,7 +97,7 @@ def _made_already(
     others = [difference for record in records.values() if (difference := what_differs(identity, vars(record)))]
     if len(records) == len(prefixes) and not others:
         first = records[prefixes[0]]
-        return PreprocessResult(records, first.empty, [], first.bad, first.duplicates, 0.0)
+        return PreprocessResult(records, [], first.bad, first.duplicates, 0.0)
     if not job.overwrite:
         names = ", ".join(str(path) for path in existing)
         made_with = f", made with other {others[0]}" if others else ""
@@ -143,7 +148,7 @@ class _Run:
         bad = [f"{where(self._inputs[file], begin, line)}: {message}" for file, begin, line, message in examples]
         self._folder.publish([dataset_files(prefix) for prefix in datasets])
         first = next(iter(datasets.values()))
-        return PreprocessResult(datasets, first.empty, bad, first.bad, first.duplicates, time.monotonic() - start)
+        return PreprocessResult(datasets, bad, first.bad, first.duplicates, time.monotonic() - start)
 
     def _tokenize(self) -> list[Run]:
         """The runs of all parts that are needed."""
@@ -197,6 +202,7 @@ class _Run:
             )
 
     def _left_out(self, plan: Plan) -> tuple[int, int]:
+        """Documents without text under any key, and bad ones."""
         return sum(run.commit.empty for run in plan.runs), sum(run.commit.bad for run in plan.runs)
 
     def _merge(self, plan: Plan) -> None:
@@ -236,6 +242,7 @@ class _Run:
     def _record(self, plan: Plan, split: int, key: int, documents: int, tokens: int, text_bytes: int) -> DatasetRecord:
         job = self._job
         empty, bad = self._left_out(plan)
+        empty += plan.taken - int(plan.documents[:, :, key].sum())
         return DatasetRecord(
             **self._identity,
             tokenizer_model=None if job.tokenizer.model is None else str(job.tokenizer.model),

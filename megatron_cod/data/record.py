@@ -15,9 +15,10 @@ class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
     `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
-    in the whole run; `tokenizer_files` has the SHA-256 of each file of the tokenizer, and `model_sha256` that of the
-    model alone; `inputs` have "path", "size", "mtime_ns" and "format"; `options` are those of the tool that the result
-    depends on. Records of earlier versions lack what has a default here, and the inputs' format.
+    in the whole run, `empty` those without text under `json_key`; `tokenizer_files` has the SHA-256 of each file of
+    the tokenizer, and `model_sha256` that of the model alone; `inputs` have "path", "size", "mtime_ns" and "format";
+    `options` are those of the tool that the result depends on. Records of earlier versions lack what has a default
+    here, and the inputs' format.
     """
 
     tokenizer_type: str

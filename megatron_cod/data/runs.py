@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_cod.data.left_out import MOST_EXAMPLES
+
 # Bytes of tokens, and documents, that a worker holds before it writes a run.
 RUN_BYTES = 1 << 25
 RUN_DOCUMENTS = 1 << 17
 # A shuffled run notes where its documents begin in each of so many equal ranges of shuffle keys.
 RANGES = 1 << 12
-# Bad documents that a run describes; all are counted.
-MOST_EXAMPLES = 5
 _LONGEST = np.iinfo(np.int32).max  # Megatron's index holds lengths as int32
 
 

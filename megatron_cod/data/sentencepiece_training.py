@@ -14,7 +14,8 @@ from typing import Any
 import sentencepiece
 
 from megatron_cod.data.inputs import InputFile, find_inputs
-from megatron_cod.data.reading import read_batches, texts_of, where
+from megatron_cod.data.left_out import HINT, MOST_EXAMPLES
+from megatron_cod.data.reading import RawBatch, read_batches, texts_of, where
 
 # SentencePiece leaves out sentences above 4192 bytes without a word; documents are cut well below that.
 _SENTENCE_CHARACTERS = 1000
@@ -47,12 +48,14 @@ class TokenizerTraining:
     threads: int = 4
     json_key: str = "text"
     input_format: str = "auto"
+    skip_bad_lines: bool = False
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class TrainedTokenizer:
-    """`bytes_per_token` is on text kept from training; None when there was too little text."""
+    """`bytes_per_token` is on text kept from training; None when there was too little text. `bad` are the messages of
+    the first bad documents left out, `bad_count` is how many there were."""
 
     model: Path
     vocab: Path
@@ -60,6 +63,24 @@ class TrainedTokenizer:
     bytes_per_token: float | None
     holdout_bytes: int
     seconds: float
+    bad: list[str]
+    bad_count: int
+
+
+class _Bad:
+    """Counts documents that cannot be read, or raises ValueError for the first unless they are skipped."""
+
+    def __init__(self, skipped: bool) -> None:
+        self._skipped = skipped
+        self.examples: list[str] = []
+        self.count = 0
+
+    def one_more(self, batch: RawBatch, line: int, error: ValueError) -> None:
+        if not self._skipped:
+            raise ValueError(f"{where(batch.source, batch.start, line)}: {error} {HINT}") from error
+        self.count += 1
+        if len(self.examples) < MOST_EXAMPLES:
+            self.examples.append(f"{where(batch.source, batch.start, line)}: {error}")
 
 
 def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
@@ -77,10 +98,11 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     holdout: list[str] = []
     buffer = io.BytesIO()
     options = _trainer_options(job)
-    sentences = _keep_some(_sentences(inputs, job.json_key), holdout)
+    bad = _Bad(job.skip_bad_lines)
+    sentences = _keep_some(_sentences(inputs, job.json_key, bad), holdout)
     sample = _sample(sentences, job.max_sentences, job.seed)
     if not sample:
-        raise ValueError(f"no text to train on in {len(inputs)} input file(s)")
+        raise ValueError(f"no text to train on in {len(inputs)} input file(s), {bad.count} bad lines left out")
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=buffer, **options)
     except (RuntimeError, OSError) as error:
@@ -97,7 +119,8 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     held_bytes = sum(len(text.encode("utf-8")) for text in holdout)
     held_tokens = sum(len(processor.encode(text)) for text in holdout)
     ratio = held_bytes / held_tokens if held_tokens else None
-    return TrainedTokenizer(model_path, vocab_path, size, ratio, held_bytes, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    return TrainedTokenizer(model_path, vocab_path, size, ratio, held_bytes, seconds, bad.examples, bad.count)
 
 
 def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:
@@ -140,15 +163,16 @@ def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:
     return options
 
 
-def _sentences(inputs: Sequence[InputFile], json_key: str) -> Iterator[str]:
-    """Lines of all documents, long ones cut at white space; bad documents are ValueErrors with their line."""
+def _sentences(inputs: Sequence[InputFile], json_key: str, bad: _Bad) -> Iterator[str]:
+    """Lines of all documents, long ones cut at white space."""
     cut = re.compile(rf"\S.{{0,{_SENTENCE_CHARACTERS}}}(?=\s|$)|\S{{1,{_SENTENCE_CHARACTERS}}}")
     for batch in read_batches(inputs, "line", [json_key]):
         for line, content in zip(batch.lines, batch.contents, strict=True):
             try:
                 text = texts_of(batch.source, content, [json_key])[0]
             except ValueError as error:
-                raise ValueError(f"{where(batch.source, batch.start, line)}: {error}") from error
+                bad.one_more(batch, line, error)
+                continue
             # NUL and lone surrogates cannot be passed to SentencePiece.
             text = text.encode("utf-8", "ignore").decode("utf-8").replace("\0", " ")
             for part in text.splitlines():

@@ -36,12 +36,15 @@ class Blend:
 
 
 def read_blend(source: str, words: Sequence[str]) -> Blend:
-    """Prefixes, or a weight before each prefix. Raises ValueError for anything else, and for weights not above 0."""
+    """Prefixes, or a weight before each prefix.
+
+    Raises ValueError for anything else, for weights not above 0, and for a dataset named twice.
+    """
     numbers = [_number(word) for word in words]
     if not words:
         raise ValueError(f"{source} names no dataset")
     if not any(number is not None for number in numbers):
-        return Blend(source, [word.strip() for word in words], None)
+        return Blend(source, _each_once(source, words), None)
     asked = f"{source} takes dataset prefixes, or a weight before each: WEIGHT PREFIX WEIGHT PREFIX ..."
     for place in range(0, len(words), 2):
         if numbers[place] is None:
@@ -54,16 +57,28 @@ def read_blend(source: str, words: Sequence[str]) -> Blend:
                 f"(a dataset with such a name is written ./{words[place + 1]})"
             )
     weights = [number for number in numbers[::2] if number is not None]
-    prefixes = [word.strip() for word in words[1::2]]
+    prefixes = _each_once(source, words[1::2])
     for weight, prefix in zip(weights, prefixes, strict=True):
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(
                 f"{source}: the weight of {prefix} must be above 0, found {weight:g}; leave it out instead"
             )
-    doubled = next((prefix for prefix in prefixes if prefixes.count(prefix) > 1), None)
-    if doubled is not None:
-        raise ValueError(f"{source} names {doubled} twice; give it one weight")
+    if not math.isfinite(sum(weights)):
+        raise ValueError(f"{source}: the weights add up to more than a number can hold; give smaller ones")
     return Blend(source, prefixes, weights)
+
+
+def _each_once(source: str, words: Sequence[str]) -> list[str]:
+    prefixes = [word.strip() for word in words]
+    seen: set[Path] = set()
+    for prefix in prefixes:
+        place = Path(prefix).resolve()
+        if place in seen:
+            raise ValueError(
+                f"{source} names {prefix} twice; name it once, with a weight where it is to count for more"
+            )
+        seen.add(place)
+    return prefixes
 
 
 def _number(word: str) -> float | None:
@@ -111,7 +126,7 @@ def _from_json(path: str) -> dict[str, Blend]:
     try:
         content = json.loads(_text_of("--per-split-data-args-path", path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} is not JSON: {error.msg} in line {error.lineno}") from None
+        raise ValueError(f"{flag} is not JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != set(SPLITS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(

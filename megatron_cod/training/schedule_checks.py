@@ -34,6 +34,7 @@ def check_schedule(args: Any, complete: bool = True) -> None:
 
     args: the plain parse of the command line. complete: whether what is missing is an error too.
     """
+    _refuse_negative(args)
     if args.train_iters and args.train_samples:
         raise ValueError(
             f"--train-iters {args.train_iters} and --train-samples {args.train_samples} both say how long to train; give "
@@ -58,6 +59,14 @@ def check_schedule(args: Any, complete: bool = True) -> None:
                 "(--unset leaves a recipe's out)"
             )
     _check_phases(args, unit, getattr(args, f"lr_decay_{unit}") or length)
+
+
+def _refuse_negative(args: Any) -> None:
+    lengths = (f"{kind}_{unit}" for kind in ("train", "lr_warmup", "lr_decay", "lr_wsd_decay") for unit in _UNITS)
+    for name in (*lengths, "lr_warmup_fraction"):
+        value = getattr(args, name)
+        if value is not None and not value >= 0:  # NaN too
+            raise ValueError(f"--{name.replace('_', '-')} {value} must not be negative")
 
 
 def _check_phases(args: Any, unit: str, length: int) -> None:

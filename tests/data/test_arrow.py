@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_cod.data import arrow, reading
+from megatron_cod.data.estimate import estimate
 from megatron_cod.data.inputs import find_inputs
 from megatron_cod.data.job import PreprocessJob
 from megatron_cod.data.megatron_api import IndexedDataset
@@ -73,7 +74,33 @@ def test_the_tokens_are_those_of_the_same_lines(
     assert len(reading.divide(find_inputs([str(source)]), "line")) > 2
     result = run(source, tmp_path / "d", workers=workers)
     assert texts_of(tmp_path / "d_text_document") == [*documents, "caf\u00e9"]
-    assert result.empty == 1
+    assert result.empty == {"text": 1}
+
+
+@pytest.mark.parametrize(("name", "make"), [("d.parquet", parquet), ("d.arrow", arrow_file)])
+@pytest.mark.parametrize("part_bytes", [1 << 25, 5_000])
+def test_a_dry_run_knows_how_much_of_a_table_it_read(
+    tmp_path: Path, name: str, make: Make, part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4,000 equal rows, in one part and in several, as many as asked for."""
+    monkeypatch.setattr(reading, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(arrow, "_MOST_ROWS", 250)
+    make(tmp_path / name, ["word"] * 4000)
+    found = estimate(PreprocessJob([str(tmp_path / name)], str(tmp_path / "d"), BYTES), documents=1000)
+    assert 1000 <= found.documents <= 1300 and found.share == pytest.approx(found.documents / 4000, rel=0.01)
+    assert found.total_tokens == pytest.approx(16_000, rel=0.01)
+    whole = estimate(PreprocessJob([str(tmp_path / name)], str(tmp_path / "d"), BYTES), documents=4000)
+    assert (whole.documents, whole.share, whole.total_tokens) == (4000, 1.0, 16_000)
+
+
+def test_the_share_of_a_table_that_was_read_counts_from_where_its_part_begins(tmp_path: Path) -> None:
+    """Also where a reading goes on in the middle, as after a kill."""
+    [source] = find_inputs([str(parquet(tmp_path / "d.parquet", ["word"] * 4000))])
+    piece = reading.Slice(0, 1000, 4000, 3000)
+    for resume in (None, 1000, 2500):
+        batches = list(reading.read_slice(source, piece, ["text"], "line", resume))
+        assert [batch.position for batch in batches] == [(batch.after or 0) - 1000 for batch in batches]
+        assert batches[-1].position == 3000
 
 
 def test_other_kinds_of_strings(documents: list[str], tmp_path: Path) -> None:
@@ -117,6 +144,31 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "f.arrow").write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match=r"f\.arrow: cannot be read as arrow"):
         run(tmp_path / "f.arrow", tmp_path / "d")
+
+
+@pytest.mark.parametrize("kind", ["current", "legacy", "saved"])
+def test_a_stream_cut_between_two_batches_is_an_error(tmp_path: Path, kind: str) -> None:
+    """Where it is cut, there are bytes that look like an end mark: the last 32 rows are true."""
+    path, table = tmp_path / "d.arrow", pa.table({"text": ["word"] * 96, "good": [True] * 96})
+    if kind == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+        path = next((tmp_path / "saved").glob("*.arrow"))
+    else:
+        options = pa.ipc.IpcWriteOptions(use_legacy_format=kind == "legacy")
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=32)
+    run(path, tmp_path / "whole")
+    assert len(texts_of(tmp_path / "whole_text_document")) == 96
+    with pa.memory_map(str(path)) as mapped:
+        batches = pa.ipc.open_stream(mapped)
+        ends = [mapped.tell(), *(mapped.tell() for _ in batches)]
+    whole = path.read_bytes()
+    for end in ends:
+        path.write_bytes(whole[:end])
+        assert kind == "saved" or end == ends[0] or whole[:end].endswith(b"\xff\xff\xff\xff\0\0\0\0")
+        with pytest.raises(ValueError, match=rf"{path}: cut Arrow stream \(no end mark behind its \d+ rows\)"):
+            run(path, tmp_path / "cut")
 
 
 def test_without_pyarrow_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,22 @@ def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
     assert check_prefix(tmp_path / "data" / "bytes_valid_text_document", vocab_size=257).documents == 2
 
 
+def test_the_summary_counts_what_is_empty_for_each_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"title": "a", "body": "b"}\n{"title": "c", "body": ""}\n')
+    program = preprocess_data_program(monkeypatch)
+    command = ["preprocess_data.py", "--input", str(tmp_path / "in.jsonl"), "--tokenizer-type", "ByteLevelTokenizer"]
+    for keys, says in (
+        (["title", "body"], "empty documents: 0 under title, 1 under body; 0 bad lines and 0 duplicates left out"),
+        (["body"], "1 empty documents, 0 bad lines and 0 duplicates left out"),
+    ):
+        output = ["--output-prefix", str(tmp_path / str(len(keys))), "--json-keys", *keys]
+        monkeypatch.setattr(sys, "argv", [*command, *output])
+        program.main()
+        assert says in capsys.readouterr().out
+
+
 def test_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,6 +91,7 @@ def test_byte_order_mark_is_no_text() -> None:
     ("line", "says"),
     [
         (b"{", "not JSON: Expecting property name"),
+        (b'{"text": "a', "not JSON: Unterminated string starting at column 10"),
         (b"[1]", "needs a JSON object on each line, found a list"),
         (b'{"body": "x", "id": 1}', "no key 'text' (keys here: body, id); choose with --json-keys"),
         (b'{"text": 5}', "key 'text' holds a int, not a string"),

@@ -7,6 +7,7 @@ import pytest
 import zstandard
 
 from megatron_cod.data.inputs import find_inputs, open_input
+from megatron_cod.data.reading import read_batches
 
 CONTENT = b"".join(b"line %d of a file\n" % i for i in range(200_000))
 
@@ -41,6 +42,18 @@ def test_a_cut_compressed_file_is_an_error(tmp_path: Path, compress: object, kee
         b"".join(stream.content)
 
 
+@pytest.mark.parametrize("name", ["in.jsonl.gz", "in.jsonl.zst"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_compressed_file_of_which_nothing_is_left_is_an_error(tmp_path: Path, name: str, keep: int) -> None:
+    path = tmp_path / name
+    path.write_bytes((gzip.compress if name.endswith("gz") else zstd)(CONTENT)[:keep])
+    with pytest.raises(ValueError, match=rf"{path}: damaged or cut compressed file \({keep} bytes\)"):
+        list(read_batches(find_inputs([str(path)]), "line"))
+    plain = tmp_path / "in.jsonl"
+    plain.write_bytes(b"")
+    assert list(read_batches(find_inputs([str(plain)]), "line")) == []
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, zstd])
 def test_a_damaged_compressed_file_is_an_error(tmp_path: Path, compress: object) -> None:
     whole = bytearray(compress(CONTENT))  # type: ignore[operator]
@@ -58,6 +71,24 @@ def test_paths_keep_their_order_and_globs_are_sorted_and_each_file_counts_once(t
     found = find_inputs([str(tmp_path / "c.jsonl"), str(tmp_path / "*")])
     assert [source.path.name for source in found] == ["c.jsonl", "a.jsonl", "b.txt.gz"]
     assert [source.format for source in found] == ["jsonl", "jsonl", "text"]
+
+
+def test_a_file_with_several_names_counts_once_under_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.jsonl").write_text("x")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "x" / "a.jsonl")
+    monkeypatch.chdir(tmp_path / "x")
+    names = ["a.jsonl", str(tmp_path / "x" / "a.jsonl"), "../x/a.jsonl", "../*.jsonl", "a.jsonl"]
+    said: list[str] = []
+    [found] = find_inputs(names, say=said.append)
+    assert str(found.path) == "a.jsonl"
+    left_out = f"{tmp_path}/x/a.jsonl (a.jsonl again), ../x/a.jsonl (a.jsonl again), ../b.jsonl (a.jsonl again)"
+    assert said == [f"each input is read once; left out: {left_out} and 1 more"]
+    assert len(find_inputs(names[:2])) == 1
+    ended = capsys.readouterr()
+    assert (ended.out, ended.err) == ("", f"each input is read once; left out: {names[1]} (a.jsonl again)\n")
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_of_duplicates_the_first_stays(jsonl: Jsonl, tmp_path: Path) -> None:
     job = PreprocessJob([str(first), str(second)], str(tmp_path / "d"), BYTES, deduplicate=True)
     result = preprocess(job)
     assert texts_of(tmp_path / "d_text_document") == ["a", "b", "c", "d"]
-    assert (result.duplicates, result.empty) == (3, 1)
+    assert (result.duplicates, result.empty) == (3, {"text": 1})
     assert next(iter(result.datasets.values())).duplicates == 3
 
 
@@ -178,7 +178,7 @@ def test_plain_text(tmp_path: Path, split_on: str, expected: list[str]) -> None:
     (tmp_path / "in.txt").write_text("one\ntwo\n\nthree\n")
     result = run(tmp_path / "in.txt", tmp_path / "d", split_on=split_on)
     assert texts_of(tmp_path / "d_text_document") == expected
-    assert result.empty == (1 if split_on == "line" else 0)
+    assert result.empty == {"text": 1 if split_on == "line" else 0}
 
 
 def test_several_inputs_follow_each_other(jsonl: Jsonl, tmp_path: Path) -> None:
@@ -199,10 +199,28 @@ def test_each_json_key_makes_a_dataset_and_a_record_stays_in_one_split(tmp_path:
     assert texts_of(tmp_path / "d_train_body_document") == ["b0", "b3", "b4"]
 
 
+@pytest.mark.parametrize("shuffle_seed", [None, 1])
+def test_a_document_that_is_empty_under_one_key_is_counted_for_that_key(
+    tmp_path: Path, shuffle_seed: int | None
+) -> None:
+    pairs = [("t0", "b0"), ("t1", ""), ("", ""), ("t3", " "), ("", "b4"), ("t5", "b5"), ("t0", "b0"), ("t1", "")]
+    lines = "".join(json.dumps({"title": title, "body": body}) + "\n" for title, body in pairs)
+    (tmp_path / "in.jsonl").write_text(lines)
+    options = {"json_keys": ["title", "body"], "deduplicate": True, "holdout_every": 2, "shuffle_seed": shuffle_seed}
+    made = run(tmp_path / "in.jsonl", tmp_path / "d", **options)
+    assert (made.empty, made.duplicates) == ({"title": 2, "body": 3}, 2)
+    for split in ("train", "valid"):
+        for key, empty in made.empty.items():
+            record = read_record(tmp_path / f"d_{split}_{key}_document")
+            assert record is not None and record.empty == empty
+    again = run(tmp_path / "in.jsonl", tmp_path / "d", **options)
+    assert (again.empty, again.seconds) == (made.empty, 0.0)
+
+
 def test_max_documents_counts_documents_written(jsonl: Jsonl, tmp_path: Path) -> None:
     result = run(jsonl(["", "a", " \n", "b", "c"]), tmp_path / "d", max_documents=2)
     assert texts_of(tmp_path / "d_text_document") == ["a", "b"]
-    assert result.empty == 2
+    assert result.empty == {"text": 2}
 
 
 def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
@@ -212,7 +230,7 @@ def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
         run(source, tmp_path / "d")
     result = run(source, tmp_path / "d", skip_bad_lines=True)
     assert texts_of(tmp_path / "d_text_document") == ["a", "b"]
-    assert (result.empty, result.bad_count) == (1, 2)
+    assert (result.empty, result.bad_count) == ({"text": 1}, 2)
     assert "line 4: holds a lone surrogate" in result.bad[1]
 
 
@@ -307,7 +325,7 @@ def test_the_same_job_again_has_nothing_to_do(jsonl: Jsonl, tmp_path: Path) -> N
     made = run(source, tmp_path / "d")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("d*")}
     again = run(source, tmp_path / "d", workers=2)
-    assert (again.datasets, again.empty, again.seconds) == (made.datasets, 1, 0.0)
+    assert (again.datasets, again.empty, again.seconds) == (made.datasets, {"text": 1}, 0.0)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("d*")}
     with pytest.raises(ValueError, match="exists already"):
         run(source, tmp_path / "d", append_eod=True)

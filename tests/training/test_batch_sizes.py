@@ -154,6 +154,24 @@ WRONG = {
         ["--train-iters", "10", "--lr-warmup-fraction", "1"],
         r"--lr-warmup-fraction 1.0 must be less",
     ),
+    "a negative fraction": (
+        ["--train-iters", "10", "--lr-warmup-fraction", "-0.5"],
+        r"--lr-warmup-fraction -0.5 must not be negative",
+    ),
+    "no fraction": (
+        ["--train-iters", "10", "--lr-warmup-fraction", "nan"],
+        r"--lr-warmup-fraction nan must not be neg",
+    ),
+    "negative warm-up": (
+        ["--train-iters", "10", "--lr-warmup-iters", "-3"],
+        r"--lr-warmup-iters -3 must not be negative",
+    ),
+    "negative warm-up, no length": (["--lr-warmup-samples", "-3"], r"--lr-warmup-samples -3 must not be negative"),
+    "negative length": (["--train-samples", "-3"], r"--train-samples -3 must not be negative"),
+    "negative decay": (
+        ["--train-iters", "10", "--lr-decay-iters", "-3"],
+        r"--lr-decay-iters -3 must not be negative",
+    ),
     "phases that do not fit": (
         [
             *("--train-tokens", "10K", "--lr-decay-style", "WSD", "--lr-warmup-tokens", "4K"),

@@ -59,7 +59,11 @@ def test_prefixes_and_weights() -> None:
         (["-1", "a", "1", "b"], "the weight of a must be above 0, found -1"),
         (["nan", "a", "1", "b"], "the weight of a must be above 0, found nan"),
         (["inf", "a", "1", "b"], "the weight of a must be above 0, found inf"),
-        (["1", "a", "2", "a"], "--data-path names a twice; give it one weight"),
+        (["1", "a", "2", "a"], "--data-path names a twice; name it once, with a weight where it is to count for more"),
+        (["1", "a", "2", "./a"], "--data-path names ./a twice"),
+        (["a", "b", "a"], "--data-path names a twice"),
+        (["x/a", "x/../x/a"], "--data-path names x/../x/a twice"),
+        (["1e308", "a", "1e308", "b"], "--data-path: the weights add up to more than a number can hold"),
     ],
 )
 def test_wrong_blends(words: list[str], says: str) -> None:
@@ -88,6 +92,7 @@ def test_blends_from_flags_and_files_agree(arguments, tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("{", "is not JSON: Expecting property name"),
+        ('{"train": "a', "is not JSON: Unterminated string starting at: line 1 column 11"),
         ("[]", "must hold the keys train, valid and test (null for a split without data), found list"),
         ('{"train": "a"}', "must hold the keys train, valid and test (null for a split without data), found train"),
         ('{"train": 5, "valid": null, "test": null}', "train must hold a string or a list of strings"),

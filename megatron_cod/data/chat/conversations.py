@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.documents import cut_documents, json_value
+from megatron_cod.data.documents import cut_documents, json_value, utf8
 from megatron_cod.data.inputs import find_inputs, open_input
 
 Message = dict[str, Any]
@@ -94,6 +94,11 @@ def messages_of(record: Any, layout: str = "auto") -> list[Message]:
         raise ValueError(f"the last message is the {messages[-1]['role']}'s: there is no answer to train on")
     if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
         raise ValueError("an answer is empty: there is no token to train on")
+    for number, message in enumerate(messages, 1):
+        try:
+            utf8(message["content"])
+        except ValueError as error:
+            raise ValueError(f"message {number} ({message['role']}) {error}") from None
     return messages
 
 
@@ -115,14 +120,18 @@ def _records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 
 def read_conversations(
-    patterns: Sequence[str], layout: str = "auto", bad: Callable[[BadLine], None] | None = None
+    patterns: Sequence[str],
+    layout: str = "auto",
+    bad: Callable[[BadLine], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Conversation]:
     """Every conversation of the files, in order. Blank lines are nothing.
 
     layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
-    then left out; without it the first one raises ``BadLine``. ValueError for files that are missing or damaged.
+    then left out; without it the first one raises ``BadLine``. say: see
+    ``find_inputs``. ValueError for files that are missing or damaged.
     """
-    for source in find_inputs(patterns, "jsonl"):
+    for source in find_inputs(patterns, "jsonl", say):
         for place, parse in _records(source.path):
             try:
                 yield Conversation(messages_of(parse(), layout), place)

@@ -126,7 +126,7 @@ class ByteEncoder(_PieceEncoder):
     specials: dict[str, int] = {"<eod>": BYTE_VOCABULARY - 1}  # noqa: RUF012
 
     def _ids(self, text: str, first: bool) -> list[int]:
-        return list(text.encode("utf-8", errors="surrogatepass"))
+        return list(text.encode("utf-8"))
 
     def fingerprint(self) -> bytes:
         """See ``Encoder``."""

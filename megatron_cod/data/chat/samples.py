@@ -124,7 +124,7 @@ def read_samples(
         counts.shown += [str(error)] if len(counts.shown) < _SHOWN else []
 
     def samples() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        for conversation in read_conversations(files, reading.layout, bad):
+        for conversation in read_conversations(files, reading.layout, bad, say):
             teller.one_more()
             try:
                 ids, trained = _encoded(conversation, chat)

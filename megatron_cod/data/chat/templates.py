@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.chat.conversations import Message
+from megatron_cod.data.documents import utf8
 
 _FOLDER = Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
@@ -82,4 +83,9 @@ class ChatTemplate:
         except Exception as error:  # Jinja's own errors, and whatever an expression in a template may raise
             logging.getLogger(__name__).debug("chat template", exc_info=True)
             raise ValueError(f"the chat template failed: {' '.join(str(error).split())[:300]}") from None
-        return str(texts[0]), spans[0] if spans else []
+        text = str(texts[0])
+        try:  # a template may read other keys of a message than its content
+            utf8(text)
+        except ValueError as error:
+            raise ValueError(f"what the chat template writes {error}") from None
+        return text, spans[0] if spans else []

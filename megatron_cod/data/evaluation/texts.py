@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megatron_cod.data.documents import cut_documents, json_value, text_of_plain
+from megatron_cod.data.documents import cut_documents, json_value, text_of_plain, utf8
 from megatron_cod.data.evaluation.token_sets import Source, TokenSet
 from megatron_cod.data.inputs import InputFile, find_inputs, open_input
 
 Say = Callable[[str], None]
 _SHOWN = 5
+_NO_DOMAIN = "(none)"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TextReading:
     """The id behind each document, once; None for none."""
     json_key: str = "text"
     domain_key: str | None = None
-    """JSON field whose values become sets of their own."""
+    """JSON field whose values become sets of their own; that of an empty value is named (none)."""
     skip_bad: bool = False
     """Leave documents out that cannot be read; otherwise the first one is an error."""
 
@@ -42,7 +43,7 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
     """The sets of one source, in order of appearance. ValueError, with file and line, for what cannot be read."""
     found: dict[str, _Collected] = {}
     bad, empty = [], 0
-    for file in find_inputs([source.path]):
+    for file in find_inputs([source.path], say=say):
         if file.format not in ("jsonl", "text"):
             raise ValueError(f"{file.path}: evaluation reads JSON lines and plain text; make .bin/.idx of the others")
         for line, content in _documents(file):
@@ -78,7 +79,7 @@ def _documents(file: InputFile) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, str]:
-    """(domain, text) of one document; the domain of plain text is ''."""
+    """(domain, text) of one document; the domain is '' where none is asked for."""
     if file.format == "text":
         return "", text_of_plain(content)
     record = json_value(content)
@@ -89,14 +90,18 @@ def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, s
         if not isinstance(record.get(key), str):
             there = f"holds a {type(record[key]).__name__}" if key in record else "is missing"
             raise ValueError(f"key {key!r} {there} (keys here: {', '.join(list(record)[:8]) or 'none'})")
-    return (record[reading.domain_key] if reading.domain_key else ""), record[reading.json_key]
+    if not reading.domain_key:
+        return "", record[reading.json_key]
+    domain = record[reading.domain_key] or _NO_DOMAIN
+    try:
+        utf8(domain)
+    except ValueError as error:
+        raise ValueError(f"key {reading.domain_key!r} {error}") from None
+    return domain, record[reading.json_key]
 
 
 def _ids(text: str, reading: TextReading) -> np.ndarray:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"a lone surrogate at character {error.start}, which UTF-8 cannot hold") from None
+    utf8(text)
     ids = np.array(reading.encode(text), np.int64)
     if len(ids) and (ids.min() < 0 or ids.max() >= reading.vocabulary):
         raise ValueError(

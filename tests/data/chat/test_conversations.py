@@ -9,6 +9,8 @@ import pytest
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.conversations import BadLine, read_conversations
 from megatron_cod.data.chat.samples import Reading, held_out, read_samples
+from megatron_cod.data.chat.templates import BUILT_IN
+from tests.data.chat.toys import hugging_face_tokenizer, sentencepiece_model
 
 QUESTION, ANSWER = {"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}
 BYTES = chat_format_of("NullTokenizer", None, 257, "raw")
@@ -101,6 +103,15 @@ def test_invalid_utf8_and_a_broken_list(tmp_path):
         list(read_conversations([str(tmp_path / "y.json")]))
 
 
+def test_a_file_named_twice_is_read_once_and_said(tmp_path):
+    path = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"]])
+    said: list[str] = []
+    samples, _ = read_samples(
+        [path, str(tmp_path / "." / ".." / tmp_path.name / "x.jsonl")], BYTES, Reading(8), said.append
+    )
+    assert len(samples) == 1 and "x.jsonl again)" in said[0]
+
+
 def test_bad_lines_are_skipped_counted_and_shown(tmp_path):
     path = write(tmp_path / "x.jsonl", ["{", LAYOUTS["prompt"], {"prompt": "a", "completion": ""}])
     samples, counts = read_samples([path], BYTES, Reading(8, skip_bad=True))
@@ -155,6 +166,25 @@ def test_a_template_error_names_the_line(tmp_path):
         read_samples([data], strict, Reading(8))
 
 
+@pytest.mark.parametrize("template", BUILT_IN)
+def test_no_built_in_template_drops_a_message(tmp_path, template):
+    """A system message may stand anywhere: it is in the text, or the line is bad."""
+    chat = chat_format_of("NullTokenizer", None, 257, template)
+    system = {"role": "system", "content": "be brief"}
+    for place in range(3):
+        messages = [QUESTION, ANSWER, QUESTION, ANSWER]
+        messages.insert(place, system)
+        data = write(tmp_path / "x.jsonl", [{"messages": messages}])
+        if template == "alpaca" and place:
+            said = r"x\.jsonl:1: the chat template failed: alpaca has a place for a system message at the start only"
+            with pytest.raises(BadLine, match=said):
+                read_samples([data], chat, Reading(512))
+        else:
+            [ids] = [sample[0] for sample in read_samples([data], chat, Reading(512))[0]]
+            text = "".join(chr(number) for number in ids if number < 256)
+            assert [text.count(each["content"]) for each in (system, QUESTION)] == [1, 2]
+
+
 def test_the_held_out_share_goes_by_content(tmp_path):
     records = [{"prompt": str(n), "completion": str(n * n)} for n in range(400)]
     one, _ = read_samples([write(tmp_path / "x.jsonl", records)], BYTES, Reading(16))
@@ -165,3 +195,41 @@ def test_the_held_out_share_goes_by_content(tmp_path):
     assert 20 < len(splits[0][1]) < 60
     assert len(splits[1][0]) + len(splits[1][1]) == 450
     assert np.array_equal(one.part([3]).ids, one[3][0])
+
+
+ENCODERS = {
+    "bytes": lambda folder: ("NullTokenizer", None, 257, "raw"),
+    "sentencepiece": lambda folder: ("SentencePieceTokenizer", str(sentencepiece_model(folder)), None, "raw"),
+    "huggingface": lambda folder: ("HuggingFaceTokenizer", str(hugging_face_folder(folder)), None, "raw"),
+}
+
+
+def hugging_face_folder(folder):
+    hugging_face_tokenizer(folder / "hf")
+    return folder / "hf"
+
+
+@pytest.mark.parametrize("asked", ENCODERS.values(), ids=ENCODERS)
+def test_half_a_surrogate_pair_is_a_bad_line_for_every_tokenizer(tmp_path, asked):
+    """No tokenizer can be given one: of those here one raises TypeError, one RuntimeError, and bytes became no UTF-8."""
+    chat = chat_format_of(*asked(tmp_path))
+    half = '{"prompt": "a \\ud800", "completion": "b"}'
+    path = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"], half])
+    with pytest.raises(BadLine, match=r"x\.jsonl:2: message 1 \(user\) holds a lone surrogate at character 2, which"):
+        read_samples([path], chat, Reading(32))
+    samples, counts = read_samples([path], chat, Reading(32, skip_bad=True))
+    assert len(samples) == 1 and counts.bad == 1 and "x.jsonl:2" in counts.shown[0]
+    whole = write(tmp_path / "y.jsonl", ['{"prompt": "a \\ud83d\\ude00", "completion": "b"}'])
+    assert len(read_samples([whole], chat, Reading(32))[0]) == 1
+
+
+def test_half_a_surrogate_pair_from_another_key_that_a_template_reads(tmp_path):
+    path = tmp_path / "named.jinja"
+    path.write_text("{{ messages[0]['name'] }}" + BYTES.template.text)
+    named = chat_format_of("NullTokenizer", None, 257, str(path))
+    messages = [{**QUESTION, "name": "b\ud800"}, ANSWER]
+    data = write(tmp_path / "x.jsonl", [json.dumps({"messages": messages})])
+    with pytest.raises(
+        BadLine, match=r"x\.jsonl:1: what the chat template writes holds a lone surrogate at character 1"
+    ):
+        read_samples([data], named, Reading(32))
