@@ -16,7 +16,7 @@ from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, read_samples
 from megatron_cod.data.inputs import find_inputs
 
-_VERSION = 1
+_VERSION = 2
 _ARRAYS = ("ids", "trained", "starts")
 
 
