@@ -1,6 +1,5 @@
 """What the launch scripts decide before anything starts, with stand-ins for what they start."""
 
-import os
 import subprocess
 from pathlib import Path
 
