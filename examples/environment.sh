@@ -2,7 +2,8 @@
 # What every launch needs, in one place (docs/launching.md explains each). Sourced by the scripts beside it.
 # Everything may be set before: what is set already stays.
 
-PYTHON=${PYTHON:-python}
+# make's environment where it is there, else the one that is active.
+[ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python || PYTHON=python; }
 export PYTHON
 
 # Restarts within torchrun fail at random while an attempt finds the addresses of the one before.
@@ -20,13 +21,14 @@ fi
 # A dead peer ends the job with a message instead of hanging it.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"
 
-# GPUs of this machine; 2 CPU processes where there is none.
+# GPUs that processes here see; 2 CPU processes where there is none.
 processes_here() {
-    if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
-        nvidia-smi -L | wc -l
-    else
-        echo 2
+    local gpus
+    gpus=$(nvidia-smi -L 2>/dev/null | grep -c .) || gpus=0
+    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # a list, of which CUDA leaves out -1 and all after it
+        gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^-1$/,$d' | grep -c .) || gpus=0
     fi
+    [ "$gpus" -gt 0 ] && echo "$gpus" || echo 2
 }
 
 # MASTER_ADDR and MASTER_PORT of a Slurm job, in its batch script, which runs on the first node.

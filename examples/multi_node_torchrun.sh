@@ -24,7 +24,6 @@ address=() # of this machine for the others, where its host name does not lead t
 exec "$PYTHON" -m megatron_cod.training.torchrun --nnodes "$NODES" --nproc-per-node "$PROCESSES" "${address[@]}" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29400}" --rdzv-id "${RUN_ID:-megatron_cod}" \
     --rdzv-conf "join_timeout=${RENDEZVOUS_TIMEOUT:-600}" --max-restarts "${RESTARTS:-10}" \
-    --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
     -m megatron_cod.training.pretrain --recipe "$RECIPE" \
     --train-data-path "${DATA}_train_text_document" --valid-data-path "${DATA}_valid_text_document" \
     --save "$SAVE" --load "$SAVE" --save-interval "${SAVE_INTERVAL:-1000}" \

@@ -2,11 +2,14 @@
 # Look at the machines before a job. Set what the job's own script sets, and give the same flags:
 #   examples/preflight.sh                                    this machine
 #   HEAD=node1 NODES=2 examples/preflight.sh [flags]         on every machine, before multi_node_torchrun.sh
-#   salloc --nodes=2 ... examples/preflight.sh [flags]       in an allocation, or as the script of sbatch
+#   RECIPE=... DATA=... SAVE=... salloc --nodes=2 ... examples/preflight.sh [flags]    in an allocation, or by sbatch
 # One table, machine by machine; exit code 1 when something failed. docs/launching.md says what is looked at.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -f examples/environment.sh ] || cd "$SLURM_SUBMIT_DIR" # sbatch runs a copy that lies elsewhere
+
+# The defaults are those of multi_node_torchrun.sh, and no job's: under Slurm nothing is guessed.
+[ -z "${SLURM_JOB_ID:-}" ] || : "${RECIPE:?as in the job}" "${DATA:?as in the job}" "${SAVE:?as in the job}"
 
 # ---- the five things to change ----
 HEAD=${HEAD:-localhost} # Slurm knows both of these

@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -14,6 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.preflight import job
 from tests.conftest import ROOT
+from tests.launch.runs import events_of, steps_done, wait_for
 from tests.ports import free_port
 
 SCRIPTS = sorted([*ROOT.glob("examples/**/*.sh"), *ROOT.glob("examples/**/*.sbatch")])
@@ -92,11 +96,16 @@ TOY = [
 ]
 
 
-def execute(name: str, save: Path, text_data: Path, *flags: str, expect: int = 0, **variables: str) -> str:
-    """Run a script of ``examples/`` from another directory; what it said."""
+def variables_of(save: Path, text_data: Path) -> dict[str, str]:
+    """The environment of a script of ``examples/``."""
     data = {f"{part.upper()}": str(text_data / f"some_{part}_text_document") for part in ("train", "valid")}
     paths = {"SAVE": str(save), "DATA": str(text_data / "some"), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **data, **paths, "PROCESSES": "2", **variables}
+    return {**os.environ, **data, **paths, "PROCESSES": "2"}
+
+
+def execute(name: str, save: Path, text_data: Path, *flags: str, expect: int = 0, **variables: str) -> str:
+    """Run a script of ``examples/`` from another directory; what it said."""
+    environment = {**variables_of(save, text_data), **variables}
     command = [str(ROOT / "examples" / name), *TOY, *flags]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     done = subprocess.run(command, cwd=save.parent, env=environment, text=True, timeout=300, **pipe)
@@ -123,6 +132,33 @@ def test_single_node_trains_and_goes_on(text_data, tmp_path):
     data = ["--train-data-path", str(text_data / "some_train_text_document")]
     flags = ["--recipe", str(ROOT / "recipes" / "debug.yaml"), *TOY, *flags, *data]
     assert job.describe(2, flags)["checkpoint_bytes"] == size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["USR1", "KILL"])
+def test_single_node_leaves_no_ranks_behind(text_data, tmp_path, number):
+    """SIGUSR1, by which a scheduler warns: the ranks, and what loads their data, save and end. SIGKILL: they end."""
+    save, log = tmp_path / "run", tmp_path / "log"
+    flags = ["--pipeline-model-parallel-size", "2", "--train-iters", "100000", "--num-workers", "2"]
+    command = [str(ROOT / "examples" / "single_node.sh"), *TOY, *flags]
+    with (
+        log.open("w") as out,
+        subprocess.Popen(command, env=variables_of(save, text_data), stdout=out, stderr=subprocess.STDOUT) as script,
+    ):
+        wait_for(lambda: steps_done(save) >= 3, 120, log)
+        below = psutil.Process(script.pid).children(recursive=True)
+        assert len(below) > 2
+        script.send_signal(number)
+        try:
+            _, left = psutil.wait_procs(below, timeout=60)
+            assert not left, log.read_text()[-3000:]
+        finally:
+            for process in below:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    assert events_of(save) == ["start", "stopped by a signal"][: 2 if number == signal.SIGUSR1 else 1]
+    if number == signal.SIGUSR1:
+        assert script.returncode == 138 and list(save.glob("iter_*"))
 
 
 def test_single_node_ends_with_one_line_on_bad_input_and_does_not_try_again(text_data, tmp_path):

@@ -13,7 +13,8 @@ RECIPE=${RECIPE:-recipes/debug.yaml}
 DATA=${DATA:-runs/quickstart/data/sotu} # in the container: DATA_train_text_document and DATA_valid_text_document
 # ------------------------------------
 
-mkdir -p "$RUNS" # Docker would make it as root
+mkdir -p "$RUNS"         # Docker would make it as root
+RUNS=$(realpath "$RUNS") # and takes a bare name for a volume of its own
 gpus=()
 [ -z "$GPUS" ] || gpus=(--gpus "$GPUS" --ulimit memlock=-1 --ulimit stack=67108864)
 # Signals reach the training, which saves before it ends; shared memory is for the workers that load data; what is written

@@ -8,6 +8,7 @@ from megatron_cod.training import helper_processes
 
 def main() -> None:
     """Run the evaluation; see ``evaluation/run.py``."""
+    helper_processes.die_with_launcher()
     from megatron_cod.training.evaluation import run
 
     run.main()

@@ -1,11 +1,16 @@
-"""For the processes that Megatron's checkpoint writer starts: each imports the main module again.
+"""Processes that end with the one that started them: a rank, and those that Megatron's checkpoint writer starts.
 
-What an entry imports, each of them pays for; so entries import this and nothing else.
+Each of the latter imports the main module again. What an entry imports, each of them pays for; so entries import this and
+nothing else.
 """
 
 import ctypes
+import os
 import signal
 import sys
+
+LAUNCHER = "MEGATRON_COD_LAUNCHER"
+"""The environment variable in which our torchrun tells its process id to its ranks."""
 
 
 def die_with_parent() -> None:
@@ -15,6 +20,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
+def die_with_launcher() -> None:
+    """For a rank that our torchrun started: one that is killed can end none of its ranks itself."""
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
+        die_with_parent()
+
+
 def leave_signals_to_parent() -> None:
     """Ignore what tells a run to save and stop: Slurm signals every process of a step, and the save needs its helpers."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -22,6 +33,6 @@ def leave_signals_to_parent() -> None:
 
 
 def settle() -> None:
-    """Both."""
+    """What a helper of a save does first."""
     die_with_parent()
     leave_signals_to_parent()

@@ -8,6 +8,7 @@ from megatron_cod.training import helper_processes
 
 def main() -> None:
     """Run the training; see ``run.py``."""
+    helper_processes.die_with_launcher()
     from megatron_cod.training import pretraining, run
 
     run.main(pretraining.TASK)

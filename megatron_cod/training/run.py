@@ -19,7 +19,7 @@ from megatron_cod import cpu, identity
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, rank_logs, retention
+from megatron_cod.training import agreement, checkpoints, data_workers, rank_logs, retention
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
@@ -112,6 +112,7 @@ def main(task: Task) -> None:
         failed_saves(args),
         reported(args, task.share_of_tokens(), faults.see_loss),
         ExitStack() as at_exit,
+        data_workers.ended(),
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:
             keeper = retention.Retention(args, say)

@@ -8,6 +8,7 @@ from megatron_cod.training import helper_processes
 
 def main() -> None:
     """Run the fine-tuning; see ``run.py``."""
+    helper_processes.die_with_launcher()
     from megatron_cod.training import fine_tuning, run
 
     run.main(fine_tuning.task())

@@ -4,6 +4,7 @@ Before it starts, HEAD's name is looked up and its port tried: a wrong name or a
 machines wait for HEAD, and all of them for each other, as long as ``--rdzv-conf join_timeout=SECONDS`` says. A run that
 was started wrongly (exit code 2) or stopped by a signal (85) is not started again; after any other failure all ranks are,
 ``--max-restarts`` times. The last line says why it ended, and the exit code is the failed rank's, where a rank failed.
+SIGUSR1 is handed to the ranks as SIGTERM is, and when this process is killed its ranks are too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.launcher import api as launcher
 
+from megatron_cod.training import helper_processes
 from megatron_cod.training.failures import USER_ERROR
 from megatron_cod.training.faults.signals import STOPPED
 from megatron_cod.training.head import Head
@@ -106,9 +108,16 @@ def _fail(code: int, line: str) -> NoReturn:
     os._exit(code)  # threads of a rendezvous that failed must not hold the exit up
 
 
+def parse(words: list[str]) -> Namespace:
+    """torchrun's command line; SIGUSR1 is for the ranks too, where nothing else is said."""
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    return run.parse_args(words)
+
+
 def main() -> None:
     """Run torchrun's command line."""
-    args, head = run.parse_args(sys.argv[1:]), None
+    args, head = parse(sys.argv[1:]), None
+    os.environ[helper_processes.LAUNCHER] = str(os.getpid())
     launcher.LocalElasticAgent = Agent  # type: ignore[misc] # the name by which torchrun makes its agent
     try:
         if args.rdzv_backend == "c10d" and args.rdzv_endpoint and not args.standalone:

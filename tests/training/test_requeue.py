@@ -1,5 +1,6 @@
 """When a job script queues a job again, and when it stops doing so."""
 
+import os
 import subprocess
 import sys
 
@@ -8,15 +9,12 @@ import pytest
 from megatron_cod.training.faults.events import Events, read_events, restarts
 from megatron_cod.training.requeue import AGAIN, DONE, GIVE_UP, decide
 
-
-def at_step(save, step: int) -> None:
-    (save / f"iter_{step:07d}").mkdir()
-    (save / "latest_checkpointed_iteration.txt").write_text(str(step))
+JOB = "4711"
 
 
 def test_a_run_that_never_saved_is_tried_a_few_times(tmp_path):
-    assert [decide(tmp_path, 2)[0] for _ in range(4)] == [AGAIN, AGAIN, GIVE_UP, GIVE_UP]
-    assert decide(tmp_path, 2)[1] == "no step of progress since step 0 in 2 tries: not queued again"
+    assert [decide(tmp_path, 2, JOB)[0] for _ in range(4)] == [AGAIN, AGAIN, GIVE_UP, GIVE_UP]
+    assert decide(tmp_path, 2, JOB)[1] == "no step of progress since step 0 in 2 tries: not queued again"
 
 
 def test_progress_starts_the_count_anew(tmp_path, monkeypatch):
@@ -24,16 +22,47 @@ def test_progress_starts_the_count_anew(tmp_path, monkeypatch):
 
     steps = iter([10, 10, 20, 20, 20, 20])
     monkeypatch.setattr(requeue, "newest_step", lambda _: next(steps))
-    assert [decide(tmp_path, 2)[0] for _ in range(6)] == [AGAIN, AGAIN, AGAIN, AGAIN, GIVE_UP, GIVE_UP]
+    assert [decide(tmp_path, 2, JOB)[0] for _ in range(6)] == [AGAIN, AGAIN, AGAIN, AGAIN, GIVE_UP, GIVE_UP]
+
+
+def test_tries_of_an_earlier_job_do_not_count(tmp_path):
+    """The user has repaired what made it fail, and submits it again."""
+    assert [decide(tmp_path, 2, JOB)[0] for _ in range(3)] == [AGAIN, AGAIN, GIVE_UP]
+    Events(str(tmp_path), 0).add("start")
+    assert [decide(tmp_path, 2, "4712")[0] for _ in range(3)] == [AGAIN, AGAIN, GIVE_UP]
+    assert [one["job"] for one in read_events(tmp_path) if one["event"] == "queued again"] == [JOB] * 2 + ["4712"] * 2
+
+
+def test_a_directory_that_was_never_made_is_made_for_the_count(tmp_path):
+    """A wrong flag ends the run before it makes its own."""
+    save = tmp_path / "runs" / "new"
+    assert [decide(save, 2, JOB)[0] for _ in range(3)] == [AGAIN, AGAIN, GIVE_UP]
+
+
+@pytest.mark.parametrize("why", ["Not a directory", "Is a directory", "No space left on device"])
+def test_where_tries_cannot_be_counted_there_are_none(tmp_path, why):
+    save = tmp_path / "run"
+    if why == "Not a directory":
+        save.touch()
+        save /= "deeper"
+    else:
+        save.mkdir()
+        if why == "Is a directory":
+            (save / "events.jsonl").mkdir()
+        else:
+            (save / "events.jsonl").symlink_to("/dev/full")
+    code, line = decide(save, 2, JOB)
+    assert code == GIVE_UP and line.endswith(f": {why}; tries cannot be counted there: not queued again")
+    assert line.startswith(str(save))
 
 
 def test_a_finished_run_is_not_queued(tmp_path):
     events = Events(str(tmp_path), 0)
     events.add("start")
     events.add("finished", step=40)
-    assert decide(tmp_path, 3) == (DONE, "finished at step 40")
+    assert decide(tmp_path, 3, JOB) == (DONE, "finished at step 40")
     events.add("start")  # queued again by mistake and killed: it was not finished then
-    assert decide(tmp_path, 3)[0] == AGAIN
+    assert decide(tmp_path, 3, JOB)[0] == AGAIN
 
 
 def test_a_torn_line_is_left_out(tmp_path):
@@ -66,7 +95,8 @@ def test_as_a_job_script_calls_it(tmp_path, code):
         "--retries",
         str(int(code == AGAIN)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "SLURM_JOB_ID": JOB}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == code
-    events = [one["event"] for one in read_events(tmp_path)]
-    assert events == (["queued again"] if code == AGAIN else [])
+    events = [(one["event"], one["job"]) for one in read_events(tmp_path)]
+    assert events == ([("queued again", JOB)] if code == AGAIN else [])

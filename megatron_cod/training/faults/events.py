@@ -34,21 +34,31 @@ class Events:
             self.add_here(event, rank=self._rank, host=this_host(), **facts)
 
     def add_here(self, event: str, **facts: Any) -> None:
-        """What this rank alone knows. A short line at the end of a file goes there whole, whoever else writes."""
+        """What this rank alone knows."""
         if self._path is None:
             return
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        line = _line(event, facts)
         try:
-            _append(self._path, json.dumps(line) + "\n")
+            _append(self._path, line)
         except OSError as error:  # on a full disk what happened to the run matters more than the note of it
-            print(f"WARNING: {self._path} cannot be written ({error}): {json.dumps(line)}", file=sys.stderr, flush=True)
+            print(f"WARNING: {self._path} cannot be written ({error}): {line}", file=sys.stderr, flush=True)
+
+
+def record(save: Path, event: str, **facts: Any) -> None:
+    """For who counts on the line being there: OSError when it cannot be written."""
+    _append(save / EVENTS, _line(event, facts))
+
+
+def _line(event: str, facts: dict[str, Any]) -> str:
+    return json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts})
 
 
 def _append(path: Path, line: str) -> None:
+    """A short line at the end of a file goes there whole, whoever else writes."""
     with path.open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"  # by a kill, or a disk that was full
-        file.write((torn * "\n" + line).encode())
+        file.write((torn * "\n" + line + "\n").encode())
 
 
 def read_events(save: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,112 @@
+"""What the launch scripts decide before anything starts, with stand-ins for what they start."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
+
+
+def program(place: Path, text: str = ECHO) -> Path:
+    """A stand-in; by default it prints its words, a line each."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text)
+    place.chmod(0o755)
+    return place
+
+
+def bash(*words: str, cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """Nothing of this environment but the system's programs."""
+    variables = {"PATH": "/usr/bin:/bin", **variables}
+    return subprocess.run(["bash", *words], cwd=cwd, env=variables, capture_output=True, text=True)
+
+
+def environment(what: str, cwd: Path = ROOT, **variables: str) -> str:
+    """What a command prints after a script has sourced ``environment.sh``."""
+    done = bash("-euc", f". {ROOT}/examples/environment.sh; {what}", cwd=cwd, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_python_of_make_is_found_in_a_fresh_shell(tmp_path):
+    assert environment("echo $PYTHON", tmp_path) == "python"
+    made = program(tmp_path / ".venv" / "bin" / "python")
+    assert environment("echo $PYTHON", tmp_path) == str(made)
+    assert environment("echo $PYTHON", tmp_path, PYTHON="python3") == "python3"
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [(None, 8), ("0,3", 2), ("5", 1), ("0,1,-1,2", 2), ("-1", 2), ("", 2), ("GPU-1a,GPU-1b", 2)]
+)
+def test_processes_are_counted_by_the_gpus_that_are_to_be_seen(tmp_path, visible, count):
+    """None of eight: two CPU processes."""
+    program(tmp_path / "nvidia-smi", '#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo "GPU $i: H"; done\n')
+    told = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert environment("processes_here", PATH=f"{tmp_path}:/usr/bin:/bin", **told) == str(count)
+    assert environment("processes_here", **told) == "2"  # no GPUs, whatever is left in the environment
+
+
+def test_docker_is_given_a_directory_and_no_name(tmp_path):
+    program(tmp_path / "bin" / "docker")
+    variables = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "RUNS": "my/runs"}
+    done = bash(str(ROOT / "examples" / "docker" / "run.sh"), cwd=tmp_path, **variables)
+    words = done.stdout.splitlines()
+    assert words[words.index("--volume") + 1] == f"{tmp_path.resolve()}/my/runs:/workspace/runs"
+    assert (tmp_path / "my" / "runs").is_dir()
+
+
+def test_the_preflight_of_a_job_guesses_none_of_its_settings():
+    done = bash("examples/preflight.sh", SLURM_JOB_ID="7", PYTHON="false")
+    assert done.returncode and done.stderr.splitlines()[-1].endswith("RECIPE: as in the job")
+    done = bash("examples/preflight.sh", SLURM_JOB_ID="7", PYTHON="false", RECIPE="x", DATA="y")
+    assert done.returncode and done.stderr.splitlines()[-1].endswith("SAVE: as in the job")
+
+
+class Array:
+    """``preprocess.sbatch`` as a job array would run it, on five files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.python = folder, str(program(folder / "python"))
+        for number in range(5):
+            (folder / f"f{number}").touch()
+
+    def task(self, number: int, array: list[int], **variables: str) -> subprocess.CompletedProcess:
+        told = {"ID": number, "COUNT": len(array), "MIN": min(array), "MAX": max(array)}
+        slurm = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+        given = {"INPUTS": f"{self.folder}/f*", "OUTPUT": "out", "PYTHON": self.python, "SLURM_SUBMIT_DIR": str(ROOT)}
+        return bash("examples/slurm/preprocess.sbatch", **{**given, **slurm, **variables})
+
+    def files(self, number: int, array: list[int], **variables: str) -> list[str]:
+        done = self.task(number, array, **variables)
+        assert done.returncode == 0, done.stderr
+        return [Path(word).name for word in done.stdout.splitlines() if word.startswith(f"{self.folder}/f")]
+
+
+@pytest.fixture
+def array(tmp_path):
+    return Array(tmp_path)
+
+
+def test_an_array_takes_every_file_once(array):
+    whole = [0, 1, 2]
+    assert [array.files(number, whole) for number in whole] == [["f0", "f3"], ["f1", "f4"], ["f2"]]
+    # What failed again, alone.
+    assert array.files(1, [1], TASKS="3") == ["f1", "f4"]
+    assert array.files(7, list(range(8))) == []  # more tasks than files
+
+
+@pytest.mark.parametrize(("number", "tasks"), [(1, [1, 2, 3]), (1, [1]), (0, [0, 2, 4])])
+def test_an_array_that_would_leave_files_out_or_take_some_twice_is_refused(array, number, tasks):
+    done = array.task(number, tasks)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("error: the array must be 0-N, without gaps") and done.stderr.count("\n") == 1
+
+
+def test_a_task_beyond_the_whole_and_a_pattern_of_no_file_are_refused(array):
+    done = array.task(3, [3], TASKS="3")
+    assert (done.returncode, done.stderr) == (1, "error: task 3 is none of TASKS=3, which are 0 to 2\n")
+    done = array.task(0, [0, 1], INPUTS="nowhere/*.json")
+    assert (done.returncode, done.stderr) == (1, "error: no file matches nowhere/*.json\n")
