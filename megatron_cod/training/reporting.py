@@ -31,6 +31,16 @@ def say(text: str) -> None:
         _print(text)
 
 
+def check_wandb(args: Any, rank: int, world: int) -> None:
+    """ValueError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
+    if not args.wandb_project or rank != world - 1:
+        return
+    try:
+        from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
+    except ImportError as error:
+        raise ValueError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
+
+
 def job_of(args: Any, share_of_tokens: float) -> Job:
     """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
     flops = float(num_floating_point_operations(args, 1))

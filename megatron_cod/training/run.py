@@ -33,7 +33,7 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_optimizer
-from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
+from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
@@ -68,6 +68,7 @@ def main(task: Task) -> None:
         check_schedule(raw)
         check_optimizer(raw)
         check_flags(raw)
+        check_wandb(raw, this_rank(), world_size)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:

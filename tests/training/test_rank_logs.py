@@ -2,11 +2,15 @@
 
 import os
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_cod.training.faults.events import read_events
+from megatron_cod.training.reporting import check_wandb
 from tests.distributed.launch import run_training_ranks
+from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import succeed
 from tests.faults.mutants import BrokenLayer, FailsAt
 
@@ -78,3 +82,23 @@ def test_wandb_gets_the_metrics(tiny, tmp_path):
     for name in ("lm loss", "learning-rate", "grad-norm", "tokens per second and GPU", "tokens seen"):
         assert name.encode() in content, name
     assert b"depth/variance after/layer 004" in content
+
+
+def without_wandb() -> None:
+    sys.modules["wandb"] = None  # an import of it fails
+
+
+def test_wandb_that_is_not_installed_is_one_line(tiny):
+    """On the last rank, which is the one to talk to it."""
+    flags = [*tiny, *SHORT, "--wandb-project", "depth", "--wandb-exp-name", "lns"]
+    refuse(2, flags, r"rank 1 on \S+: --wandb-project needs .*: pip install wandb$", before=without_wandb)
+
+
+def test_a_folder_of_w_and_bs_name_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    args = SimpleNamespace(wandb_project="depth")
+    with pytest.raises(ValueError, match=r"--wandb-project needs the package wandb \(cannot import name 'init'"):
+        check_wandb(args, 1, 2)
+    check_wandb(args, 0, 2)
