@@ -28,6 +28,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.launcher import api as launcher
 
+from megatron_cod.training import torchrun_flags
 from megatron_cod.training.failures import USER_ERROR
 from megatron_cod.training.faults.signals import STOPPED
 from megatron_cod.training.head import Head
@@ -108,9 +109,10 @@ def _fail(code: int, line: str) -> NoReturn:
 
 def main() -> None:
     """Run torchrun's command line."""
-    args, head = run.parse_args(sys.argv[1:]), None
+    args, head = Namespace(), None
     launcher.LocalElasticAgent = Agent  # type: ignore[misc] # the name by which torchrun makes its agent
     try:
+        args = torchrun_flags.parse(sys.argv[1:])
         if args.rdzv_backend == "c10d" and args.rdzv_endpoint and not args.standalone:
             head = Head(args)
             head.reach()
