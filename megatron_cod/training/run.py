@@ -33,6 +33,7 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
@@ -93,13 +94,14 @@ def main(task: Task) -> None:
 
     faults = FaultHandling(args, events, say)
     variance = StreamVariance()
+    lines = Lines()
     steps = Steps(args)
     steps.first.append(until_training.over)
     steps.each_step.append(faults.step_begins)
     steps.each_forward.append(faults.forward_begins)
-    model_config.post_wrap_hooks += [report_parameters, variance.attach, faults.attach]
+    model_config.post_wrap_hooks += [lines.attach, report_parameters, variance.attach, faults.attach]
     if args.depth_monitor_interval:
-        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, partial(print, flush=True))
+        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)
         steps.each_step.append(monitor.step_begins)
     environment.satisfy_make()
@@ -111,7 +113,7 @@ def main(task: Task) -> None:
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),
-        reported(args, task.share_of_tokens(), faults.see_loss),
+        reported(args, task.share_of_tokens(), faults.see_loss, lines),
         ExitStack() as at_exit,
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:

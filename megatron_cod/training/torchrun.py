@@ -74,7 +74,7 @@ def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
     if failure.exitcode == USER_ERROR:  # its message is the one that training/failures.py left for us
         return USER_ERROR, str(failure.message)
     how = f"got {failure.signal_name()}" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
-    line = f"{where} {how}, and {restarts} restarts are used up; its output is above"
+    line = f"{where} {how}, and {restarts} restarts are used up; its output is above, or in its file of SAVE/logs"
     return (128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode), line
 
 

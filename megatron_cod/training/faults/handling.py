@@ -18,6 +18,7 @@ from megatron_cod.training.faults.nonfinite import StepGuard
 from megatron_cod.training.faults.signals import watched
 from megatron_cod.training.faults.spikes import LossSpikes
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline
+from megatron_cod.training.launch_store import store_connection
 
 Say = Callable[[str], None]
 
@@ -75,7 +76,7 @@ class FaultHandling:
                 self._limits,
                 torch.distributed.get_rank(),
                 torch.distributed.get_world_size(),
-                hangs.store_connection(self._limits.timeout),
+                store_connection(self._limits.timeout),
                 self._events,
             )
             self._hangs.start()

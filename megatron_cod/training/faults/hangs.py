@@ -13,19 +13,14 @@ import faulthandler
 import json
 import math
 import os
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
-import torch
-from torch.distributed import PrefixStore, TCPStore
-
-from megatron_cod.training import rank_logs
+from megatron_cod import console
 from megatron_cod.training.faults.events import Events, this_host
 from megatron_cod.training.faults.whereabouts import SAVING, WAITING, Wait, doing
 
@@ -198,7 +193,7 @@ class HangWatch:
 
     def _leave(self, line: str, speak: bool) -> None:
         if speak:
-            rank_logs.speak(f"error: {line}; the job ends")
+            console.speak(f"error: {line}; the job ends")
         else:
             time.sleep(min(2 * self._interval, 5.0))  # the line first
         faulthandler.dump_traceback(file=2, all_threads=True)  # where this rank was
@@ -218,20 +213,3 @@ class HangWatch:
 def _read(store: Any, rank: int) -> Sign | None:
     key = _SIGNS.format(rank)
     return Sign(**json.loads(store.get(key))) if store.check([key]) else None
-
-
-def store_connection(timeout: float) -> Callable[[], Any]:
-    """Connects to the store that the launcher, or rank 0, keeps. Collective over all ranks.
-
-    The keys get a prefix that is drawn once a start: torchrun may keep one store over its restarts, and counts them on each
-    machine by itself.
-    """
-    token = [secrets.token_hex(8)]
-    torch.distributed.broadcast_object_list(token, 0)
-
-    def connect() -> Any:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
-        return PrefixStore(token[0], store)
-
-    return connect
