@@ -29,11 +29,12 @@ def show(text: str) -> None:
 
 def speak(text: str) -> None:
     """Print on standard error, after what was shown before."""
-    sys.stdout.flush()
+    if _err is None:
+        sys.stdout.flush()
     _print(text, _err, sys.stderr)
 
 
 def _print(text: str, console: TextIO | None, stream: TextIO) -> None:
-    if console is not None:
+    if console is not None:  # before the file, whose file system may not answer
         print(text, file=console, flush=True)
     print(text, file=stream, flush=True)

@@ -145,7 +145,7 @@ class HangWatch:
                 number += 1
                 store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(number))))
                 if store.check([_VERDICT]):
-                    self._leave(store.get(_VERDICT).decode(), speak=False)
+                    self._leave(spoken=False)
                 sign = _read(store, neighbour)
                 now = self._answered = time.monotonic()
                 if sign is None or sign.number == 0:  # not begun, or done
@@ -184,17 +184,18 @@ class HangWatch:
         ]
         line = f"{what} from {', '.join(named)}{' and others' if len(ranks) > 4 else ''}"
         # The first who says so is heard; the others end with its words.
-        first = store.compare_set(_VERDICT, "", line).decode()
-        speak = first == line
-        if speak:
+        spoken = store.compare_set(_VERDICT, "", line).decode() == line
+        if spoken:
             step = f"forward step {self._forwards}" if self._forwards else "set-up"
-            self._events.add_here("hang", ranks=ranks, what=line, seen_by=self._rank, at=step)
-        self._leave(first, speak)
+            self._speak(line, ranks=ranks, at=step)
+        self._leave(spoken)
 
-    def _leave(self, line: str, speak: bool) -> None:
-        if speak:
-            console.speak(f"error: {line}; the job ends")
-        else:
+    def _speak(self, line: str, **facts: Any) -> None:
+        console.speak(f"error: {line}; the job ends")  # first: the file system may be what hangs
+        self._events.add_here("hang", what=line, seen_by=self._rank, **facts)
+
+    def _leave(self, spoken: bool) -> None:
+        if not spoken:
             time.sleep(min(2 * self._interval, 5.0))  # the line first
         faulthandler.dump_traceback(file=2, all_threads=True)  # where this rank was
         self._end(HUNG)
@@ -206,8 +207,8 @@ class HangWatch:
             if silent > self._limits.timeout + 2 * self._interval:
                 host = "rank 0's process" if "TORCHELASTIC_RUN_ID" not in os.environ else "the launcher"
                 line = f"no answer for {silent:.0f} s from the store that {host} keeps"
-                self._events.add_here("hang", what=line, seen_by=self._rank)
-                self._leave(line, speak=True)
+                self._speak(line)
+                self._leave(spoken=True)
 
 
 def _read(store: Any, rank: int) -> Sign | None:
