@@ -12,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
+from megatron_cod import console
 from megatron_cod.schemes.depth import (
     DEPTH_EXPONENT,
     depth_factor,
@@ -126,5 +127,5 @@ def refuse_wrong_depth(model: list[torch.nn.Module], exponent: float = DEPTH_EXP
     if first is not None:
         raise DepthMapError(first)
     if torch.distributed.get_rank() == 0:
-        print(format_depth_map(stages), flush=True)
+        console.show(format_depth_map(stages))
     return model

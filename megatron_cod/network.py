@@ -4,6 +4,13 @@ import socket
 
 import psutil
 
+from megatron_cod.counts import whole_number
+
+
+def port_number(text: str, what: str) -> int:
+    """A port. ValueError, naming what it is for, for any other text."""
+    return whole_number(text, what, 1, 65535)
+
 
 def addresses_of(host: str) -> list[str]:
     """What a name stands for here. ValueError for one that is not known."""
@@ -34,7 +41,8 @@ def holder(port: int) -> str:
     try:
         for one in psutil.net_connections("tcp"):
             if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid:
-                return f"by process {one.pid}: {' '.join(psutil.Process(one.pid).cmdline())[:100]}"
+                command = " ".join(" ".join(psutil.Process(one.pid).cmdline()).split())  # of one line
+                return f"by process {one.pid}: {command[:100]}"
     except psutil.Error:
         pass
     return "by a process that this user may not see"

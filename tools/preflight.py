@@ -23,7 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from megatron_cod.counts import whole_number
 from megatron_cod.errors import run_tool
+from megatron_cod.network import addresses_of, port_number
 
 
 def _refuse(message: str) -> NoReturn:
@@ -42,14 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--head", default="localhost", metavar="HOST", help="the machine that holds the job's rendezvous"
     )
+    where.add_argument("--nodes", default="1", metavar="N", help="machines, where no launcher says it (default 1)")
     where.add_argument(
-        "--nodes", type=int, default=1, metavar="N", help="machines, where no launcher says it (default 1)"
+        "--processes", default="1", metavar="P", help="processes a machine, likewise; LOCAL_RANK counts them"
     )
-    where.add_argument(
-        "--processes", type=int, default=1, metavar="P", help="processes a machine, likewise; LOCAL_RANK counts them"
-    )
-    where.add_argument("--port", type=int, default=29400, help="the port of the job's rendezvous (default %(default)s)")
-    where.add_argument("--meeting-port", type=int, metavar="PORT", help="the preflight's own (default: the one after)")
+    where.add_argument("--port", default="29400", help="the port of the job's rendezvous (default %(default)s)")
+    where.add_argument("--meeting-port", metavar="PORT", help="the preflight's own (default: the one after)")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--join-timeout", type=float, default=120.0, metavar="S", help="wait so long for all (default %(default)s)"
@@ -80,9 +80,12 @@ def main() -> None:
     settings, flags = _parser().parse_known_args()
     if settings.json and not Path(settings.json).parent.is_dir():
         raise ValueError(f"{settings.json}: its folder does not exist")
+    settings.port = port_number(settings.port, "PORT (--port)")
+    settings.nodes = whole_number(settings.nodes, "NODES (--nodes)")
+    settings.processes = whole_number(settings.processes, "PROCESSES (--processes)")
+    port = port_number(settings.meeting_port or str(settings.port + 1), "the preflight's own port (--meeting-port)")
     warnings.simplefilter("ignore")
     # After parsing, so that --help and wrong options answer at once.
-    from megatron_cod.network import addresses_of
     from megatron_cod.preflight import report
     from megatron_cod.preflight.check import Here
     from megatron_cod.preflight.job import JobProcess
@@ -93,7 +96,6 @@ def main() -> None:
     address = addresses_of(settings.head)[0]
     place = find_place(os.environ, settings.head, settings.nodes, settings.processes)
     launch = JobProcess(settings.world_size or place.world, flags) if place.is_head else None
-    port = settings.meeting_port or settings.port + 1
     meeting = Meeting(place, settings.head, port, settings.join_timeout)
     missing = report.missing_findings(meeting.gather(settings.join_timeout))
     if place.is_head:

@@ -141,8 +141,8 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     group.add_argument(
         "--rank-log-dir",
         metavar="DIR",
-        help="a file for each rank but the first and the last, which have the console; 'none': all ranks on the console "
-        "(default: SAVE/logs)",
+        help="where each rank's file is, with all that it and Megatron print; 'none': all of it on the console "
+        "(default: SAVE/logs; without --save none)",
     )
     group.add_argument(
         "--peak-tflops",

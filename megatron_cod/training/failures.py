@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from torch.distributed import DistError
 
-from megatron_cod.training import rank_logs
+from megatron_cod import console
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
@@ -85,7 +85,7 @@ def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> 
     if exit_code == USER_ERROR:
         _tell_launcher(message, wait)
     time.sleep(wait)
-    rank_logs.speak(f"error: {message}")
+    console.speak(f"error: {message}")
     # Not sys.exit: process groups and loader threads of a half-started run must not hold the exit up.
     os._exit(exit_code)
 

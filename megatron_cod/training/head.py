@@ -14,6 +14,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.network import holder, is_here
+from megatron_cod.training.torchrun_flags import endpoint, rendezvous_settings
 
 _DEFAULT_PORT = 29400  # torchrun's
 _MACHINES = "megatron_cod/machines"
@@ -25,11 +26,11 @@ class Head:
     """HEAD as this machine sees it."""
 
     def __init__(self, args: Namespace) -> None:
-        """args: torchrun's; their ``rdzv_conf`` is completed. ValueError for an endpoint without a known name."""
-        name, colon, port = args.rdzv_endpoint.rpartition(":")
-        self.name, self.port = (name, int(port)) if colon else (port, _DEFAULT_PORT)
-        conf = dict(word.split("=", 1) for word in args.rdzv_conf.split(",") if "=" in word)
-        self.seconds = float(conf.get("join_timeout", 600))
+        """args: torchrun's; their ``rdzv_conf`` is completed. ValueError for an endpoint without a known name, or what is
+        no port or no time."""
+        self.name, self.port = endpoint(args, _DEFAULT_PORT)
+        conf = rendezvous_settings(args)
+        self.seconds = float(conf["join_timeout"])
         self.is_here = is_here(self.name)
         self._store: Any = None
         # The store's own time-out of 60 s would end an agent whose cable was out for longer.

@@ -1,21 +1,46 @@
-"""The console for the ranks that have something to say, a file for each of the others.
+"""A file for each rank, with all that it prints; the console for what a user is to see (``console.py``).
 
-Rank 0 says how the run is set up and what goes wrong, the last rank has the losses and prints the progress, as in Megatron.
-What the others print, Megatron's own warnings for the most part, goes to ``rank_00007.log`` and so on.
+Megatron prints some 800 lines of arguments on rank 0 and a long line a step on the last rank, and every rank its warnings:
+all that goes to ``rank_00000.log`` and so on, with the lines of the console among it.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
 
+from megatron_cod import console
 from megatron_cod.training.faults.events import restarts, this_host
 
-_console: TextIO | None = None
 _file: Path | None = None
+
+
+class _Log(io.TextIOWrapper):
+    """A rank's file as a stream. On a full disk a line of it is lost, and the run is not."""
+
+    told = False
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as error:
+            return self._lost(error, len(text))
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            self._lost(error, 0)
+
+    def _lost(self, error: OSError, length: int) -> int:
+        if not _Log.told:
+            _Log.told = True
+            console.speak(f"WARNING: {_file} cannot be written ({error.strerror or error}); lines of it are lost")
+        return length
 
 
 def folder_of(asked: str | None, save: str | None) -> Path | None:
@@ -26,31 +51,30 @@ def folder_of(asked: str | None, save: str | None) -> Path | None:
 
 
 def redirect(folder: Path | None, rank: int, world: int) -> None:
-    """From here on, what this process and its children print goes to its file, unless its place is the console."""
-    global _console, _file
-    if folder is None or rank in (0, world - 1):
+    """From here on, what this process and its children print goes to its file; without a folder to the console."""
+    global _file
+    if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     _file = folder / f"rank_{rank:05d}.log"
-    _console = os.fdopen(os.dup(2), "w")
     sys.stdout.flush()
     sys.stderr.flush()
+    console.keep(*(os.fdopen(os.dup(stream), "w") for stream in (1, 2)))
     descriptor = os.open(_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
+    sys.stdout, sys.stderr = (
+        _Log(open(stream, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)  # noqa: SIM115
+        for stream in (1, 2)
+    )
+    sys.excepthook = _failed
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     print(f"---- {now} rank {rank} of {world} on {this_host()}, pid {os.getpid()}, restart {restarts()}", flush=True)
 
 
-def speak(line: str) -> None:
-    """Print a line of this rank on the console, and in its file where it has one."""
-    sys.stdout.flush()
-    print(line, file=sys.stderr, flush=True)
-    if _console is not None:
-        print(line, file=_console, flush=True)
-
-
-def where() -> str:
-    """How to find this rank's file, to end a line with; empty where it has none."""
-    return f" (its log: {_file})" if _file else ""
+def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The traceback to the file, a line to the console."""
+    sys.__excepthook__(kind, error, trace)
+    rank, text = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
+    console.speak(f"rank {rank} failed: {kind.__name__}: {text} (its log: {_file})")

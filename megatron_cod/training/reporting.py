@@ -1,4 +1,5 @@
-"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. On the last rank."""
+"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. All of it on the last
+rank, whose lines rank 0 prints."""
 
 from __future__ import annotations
 
@@ -15,20 +16,34 @@ from megatron.training import get_tensorboard_writer
 from megatron.training.global_vars import get_wandb_writer
 from megatron.training.training import num_floating_point_operations
 
+from megatron_cod import console
 from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.parameters import count_parameters
+from megatron_cod.training.progress import Lines
 from megatron_cod.training.throughput import Job, peak_tflops
 
-_print = partial(print, flush=True)
+# How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.
+_SECONDS_AT_THE_END = 10.0
+_SECONDS_AFTER_A_FAILURE = 2.0
 
 
 def say(text: str) -> None:
     """Print a line of the log, on rank 0."""
     if this_rank() == 0:
-        _print(text)
+        console.show(text)
+
+
+def check_wandb(args: Any, rank: int, world: int) -> None:
+    """ValueError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
+    if not args.wandb_project or rank != world - 1:
+        return
+    try:
+        from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
+    except ImportError as error:
+        raise ValueError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
 
 
 def job_of(args: Any, share_of_tokens: float) -> Job:
@@ -37,7 +52,9 @@ def job_of(args: Any, share_of_tokens: float) -> Job:
     return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
 
 
-def _metrics_writer(args: Any, job: Job, see_loss: Callable[[int, float], str | None], inner: Any) -> MetricsWriter:
+def _metrics_writer(
+    args: Any, job: Job, tell: Callable[[str], None], see_loss: Callable[[int, float], str | None], inner: Any
+) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +68,7 @@ def _metrics_writer(args: Any, job: Job, see_loss: Callable[[int, float], str | 
         consumed=lambda: int(args.consumed_train_samples),
         job=job,
         log_interval=args.log_interval,
-        emit=_print,
+        emit=tell,
         see_loss=see_loss,
         also=_to_wandb,
     )
@@ -80,14 +97,21 @@ def report_parameters(model: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def reported(args: Any, share_of_tokens: float, see_loss: Callable[[int, float], str | None]) -> Iterator[None]:
+def reported(
+    args: Any, share_of_tokens: float, see_loss: Callable[[int, float], str | None], lines: Lines
+) -> Iterator[None]:
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
-    if args.world_size - 1 != this_rank():
-        yield
-        return
-    install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), see_loss))
+    last = args.world_size - 1 == this_rank()
+    if last:
+        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines.tell, see_loss))
+    wait = _SECONDS_AFTER_A_FAILURE
     try:
         yield
+        wait = _SECONDS_AT_THE_END
+    except SystemExit:
+        wait = _SECONDS_AT_THE_END
+        raise
     finally:
-        for line in get_tensorboard_writer().summary.lines(args.save):
-            _print(line)
+        for line in get_tensorboard_writer().summary.lines(args.save) if last else ():
+            lines.tell(line)
+        lines.end(wait)

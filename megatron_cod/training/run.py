@@ -33,7 +33,8 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_optimizer
-from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
+from megatron_cod.training.progress import Lines
+from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
@@ -68,6 +69,7 @@ def main(task: Task) -> None:
         check_schedule(raw)
         check_optimizer(raw)
         check_flags(raw)
+        check_wandb(raw, this_rank(), world_size)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:
@@ -92,13 +94,14 @@ def main(task: Task) -> None:
 
     faults = FaultHandling(args, events, say)
     variance = StreamVariance()
+    lines = Lines()
     steps = Steps(args)
     steps.first.append(until_training.over)
     steps.each_step.append(faults.step_begins)
     steps.each_forward.append(faults.forward_begins)
-    model_config.post_wrap_hooks += [report_parameters, variance.attach, faults.attach]
+    model_config.post_wrap_hooks += [lines.attach, report_parameters, variance.attach, faults.attach]
     if args.depth_monitor_interval:
-        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, partial(print, flush=True))
+        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)
         steps.each_step.append(monitor.step_begins)
     environment.satisfy_make()
@@ -110,7 +113,7 @@ def main(task: Task) -> None:
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),
-        reported(args, task.share_of_tokens(), faults.see_loss),
+        reported(args, task.share_of_tokens(), faults.see_loss, lines),
         ExitStack() as at_exit,
         data_workers.ended(),
     ):

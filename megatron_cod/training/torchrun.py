@@ -29,7 +29,7 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.launcher import api as launcher
 
-from megatron_cod.training import helper_processes
+from megatron_cod.training import helper_processes, torchrun_flags
 from megatron_cod.training.failures import USER_ERROR
 from megatron_cod.training.faults.signals import STOPPED
 from megatron_cod.training.head import Head
@@ -75,7 +75,7 @@ def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
     if failure.exitcode == USER_ERROR:  # its message is the one that training/failures.py left for us
         return USER_ERROR, str(failure.message)
     how = f"got {failure.signal_name()}" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
-    line = f"{where} {how}, and {restarts} restarts are used up; its output is above"
+    line = f"{where} {how}, and {restarts} restarts are used up; its output is above, or in its file of SAVE/logs"
     return (128 - failure.exitcode if failure.exitcode < 0 else failure.exitcode), line
 
 
@@ -108,18 +108,13 @@ def _fail(code: int, line: str) -> NoReturn:
     os._exit(code)  # threads of a rendezvous that failed must not hold the exit up
 
 
-def parse(words: list[str]) -> Namespace:
-    """torchrun's command line; SIGUSR1 is for the ranks too, where nothing else is said."""
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
-    return run.parse_args(words)
-
-
 def main() -> None:
     """Run torchrun's command line."""
-    args, head = parse(sys.argv[1:]), None
+    args, head = Namespace(), None
     os.environ[helper_processes.LAUNCHER] = str(os.getpid())
     launcher.LocalElasticAgent = Agent  # type: ignore[misc] # the name by which torchrun makes its agent
     try:
+        args = torchrun_flags.parse(sys.argv[1:])
         if args.rdzv_backend == "c10d" and args.rdzv_endpoint and not args.standalone:
             head = Head(args)
             head.reach()

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -54,6 +55,8 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     except SystemExit as end:
         outcome = ("error", f"exit code {end.code}") if end.code else ("ok", None)
     except BaseException as error:
+        if sys.excepthook is not sys.__excepthook__:  # a rank's own, which its end would call
+            sys.excepthook(type(error), error, error.__traceback__)
         outcome = ("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     with open(f"{folder}/{rank}.part", "wb") as file:
         pickle.dump(outcome, file)

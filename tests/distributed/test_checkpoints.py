@@ -130,7 +130,7 @@ def kill_and_go_on(tiny, folder: Path, steps: int, kills: list[tuple[str, int]])
         assert tracked >= iteration - 1 if stage.startswith("random") else tracked in (iteration - 1, iteration)
         assert tracked == 1 or tracked - 1 in iterations(folder), "fewer than two are kept"
     ended = succeed(2, flags)
-    assert f"step {steps}/{steps} | loss" in ended[1].output
+    assert f"step {steps}/{steps} | loss" in ended[0].output
     assert leftovers(folder) == []
     assert list(iterations(folder)) == [steps - 1, steps]
     for path in iterations(folder).values():

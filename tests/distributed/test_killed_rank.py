@@ -63,5 +63,5 @@ def test_killing_a_rank_ends_the_run_and_loses_nothing(tiny, tmp_path, victim):
     ended = run_training_ranks(2, again)
     assert [rank.code for rank in ended] == [0, 0], ended[0].output[-2000:]
     assert read_metrics(folder / "metrics.jsonl").last_step() == step + 5
-    assert f"step {step + 1:>6}/100000" in ended[1].output
+    assert f"step {step + 1:>6}/100000" in ended[0].output
     assert step + 1 in read_metrics(folder / "metrics.jsonl").scalars[TRAIN_LOSS]

@@ -126,7 +126,7 @@ def test_batches_grow(ramped):
         round(seen / 32) for seen in read_metrics(folder / "metrics.jsonl").scalars["tokens seen"].values()
     ] == consumed[1:]
     assert f"11 steps, {samples} samples" in ended[0].output
-    assert "step 11/11 | loss" in ended[1].output and "ETA 0:00" in ended[1].output.split("step 11/11")[1]
+    assert "step 11/11 | loss" in ended[0].output and "ETA 0:00" in ended[0].output.split("step 11/11")[1]
     assert [path.name for path in folder.glob("iter_*")] == ["iter_0000011"]
 
 

@@ -94,7 +94,7 @@ def test_a_run_says_what_it_trains_on(whole):
     ):
         assert text in output, text
     steps = int(output.split("--train-epochs 3: ")[1].split(" ")[0])
-    assert f"step {steps}/{steps} | loss" in ended[1].output and "tokens/s (" in ended[1].output
+    assert f"step {steps}/{steps} | loss" in ended[0].output and "tokens/s (" in ended[0].output
     train, valid = losses(folder)
     assert list(train) == list(range(1, steps + 1)) and train[steps] < train[1] - 0.1
     assert set(valid) == {*range(4, steps + 1, 4), steps}
@@ -300,4 +300,4 @@ def test_the_commonsense_recipe_trains_on_its_layout(base, tmp_path):
         "one conversation a row" in ended[0].output
         and "### Response:\\n[[the correct answer is true<eod>]]" in ended[0].output
     )
-    assert "step 1/" in ended[1].output
+    assert "step 1/" in ended[0].output

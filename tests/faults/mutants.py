@@ -1,5 +1,7 @@
 """Troubles put into a rank before it trains; objects, since they travel to another process."""
 
+import functools
+import importlib
 import os
 import signal
 import sys
@@ -97,6 +99,22 @@ class Stuck:
             time.sleep(0.01)
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class StuckIn:
+    """One rank never comes back from a function, found under this name in a module."""
+
+    module: str
+    name: str
+    rank: int
+
+    def __call__(self) -> None:
+        if int(os.environ["RANK"]) != self.rank:
+            return
+        *path, last = self.name.split(".")
+        owner = functools.reduce(getattr, path, importlib.import_module(self.module))
+        setattr(owner, last, lambda *args, **kwargs: time.sleep(1000))
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,23 @@
 """A rank that stops answering ends the run within the time-out, and is named."""
 
+import json
 import re
+import sys
 import time
+from dataclasses import asdict
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from torch.distributed import HashStore
 
-from megatron_cod.training.faults import hangs
+from megatron_cod.training.faults import whereabouts
 from megatron_cod.training.faults.events import Events, read_events
-from megatron_cod.training.faults.hangs import HUNG, HangWatch, Sign, culprits
+from megatron_cod.training.faults.handling import hang_limits
+from megatron_cod.training.faults.hangs import HUNG, HangWatch, Limits, Sign, culprits
+from megatron_cod.training.faults.whereabouts import Wait, doing
 from tests.distributed.launch import run_training_ranks
-from tests.faults.mutants import Stuck
+from tests.faults.mutants import Stuck, StuckIn
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "2000", "--lr-decay-iters", "2000", "--eval-iters", "0", "--save-interval", "3"]
@@ -67,8 +73,34 @@ class Slow:
         batches.get_batch = slow
 
 
-def sign(still: float, doing: str, forwards: int = 7) -> Sign:
-    return Sign(3, forwards, still, doing, "node", 1)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stuck", "said"),
+    [
+        (StuckIn("megatron.training.checkpointing", "dist_checkpointing.save", 1), "saving a checkpoint"),
+        (
+            StuckIn("megatron_cod.training.batches", "BlendedMegatronDatasetBuilder.build", 1),
+            "building datasets",
+        ),
+    ],
+    ids=["save", "set-up"],
+)
+def test_a_hang_in_set_up_or_a_save_is_named_before_a_collective_fails(tiny, tmp_path, stuck, said):
+    """The collectives wait for a minute; a hang time-out of 25 s allows a save 75."""
+    flags = [*tiny, *LONG, "--save", str(tmp_path), "--distributed-timeout-minutes", "1", "--hang-timeout", "25"]
+    ended = run_training_ranks(2, flags, before=stuck)
+    assert HUNG in [rank.code for rank in ended], ended[0].output[-2000:]
+    errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(rf"no progress for \d+ s from rank 1 on \S+ \(pid \d+, {said}", errors[0])
+    events = [one["event"] for one in read_events(tmp_path)]
+    assert events.count("hang") == 1 and "failed" not in events
+
+
+def sign(still: float, doing: str, forwards: int = 7, waited: float = 0.0) -> Sign:
+    return Sign(3, forwards, still, waited, doing, "node", 1)
+
+
+LIMITS = Limits(10.0, set_up=40.0, training=25.0)  # patience: 35 s, then 20 s
 
 
 WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "saving a checkpoint (c)"
@@ -83,10 +115,17 @@ WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "s
         ([sign(11, WAITING), sign(12, WAITING)], [0, 1]),
         ([sign(11, WAITING), sign(12, SAVING)], []),
         ([sign(31, WAITING), sign(32, SAVING)], [1]),
+        ([sign(21, WAITING, waited=20), sign(22, SAVING)], [1]),  # the collective that rank 0 waits in is about to fail
+        ([sign(21, WAITING, waited=19), sign(22, SAVING)], []),
+        ([sign(28, SAVING), sign(28, SAVING)], []),  # nobody waits
+        ([sign(90, WAITING, 0, waited=34), sign(90, "computing", 0)], []),  # set-up
+        ([sign(90, WAITING, 0, waited=35), sign(90, "computing", 0)], [1]),
+        ([sign(90, "computing", 0), sign(90, "computing", 0)], []),
+        ([sign(11, "computing", 1), sign(12, WAITING, 0)], [0]),  # the second stage waits before its first step
     ],
 )
 def test_who_keeps_the_others_waiting(signs, named):
-    assert culprits(dict(enumerate(signs)), 10.0) == named
+    assert culprits(dict(enumerate(signs)), LIMITS) == named
 
 
 class Ended(Exception):
@@ -97,8 +136,9 @@ def test_one_speaks_and_the_others_end_with_its_words(tmp_path, capsys):
     """Two watches over one store: both see rank 2, which left a sign and no more."""
     store, codes = HashStore(), []
     store.set_timeout(timedelta(seconds=5))
-    store.set("sign/2", '{"number": 4, "forwards": 3, "still": 0.1, "doing": "computing (x)", "host": "n2", "pid": 22}')
-    watches = [HangWatch(1.0, rank, 3, lambda: store, Events(str(tmp_path), rank), codes.append) for rank in (0, 1)]
+    store.set("sign/2", json.dumps(asdict(sign(0.1, "computing (x)"))))
+    limits = Limits(1.0, 60, 60)
+    watches = [HangWatch(limits, rank, 3, lambda: store, Events(str(tmp_path), rank), codes.append) for rank in (0, 1)]
     for watch in watches:
         watch.beat()
         watch.start()
@@ -112,6 +152,22 @@ def test_one_speaks_and_the_others_end_with_its_words(tmp_path, capsys):
     assert [one["ranks"] for one in read_events(tmp_path)] == [[2]]
 
 
+def test_before_the_first_step_rank_0_looks_too(tmp_path):
+    """It builds something, and rank 1 has waited for that almost as long as a collective may take."""
+    store, codes = HashStore(), []
+    store.set("sign/1", json.dumps(asdict(sign(1.7, WAITING, 0, waited=1.7))))
+    limits = Limits(60.0, set_up=2.0, training=600.0)
+    watch = HangWatch(limits, 0, 2, lambda: store, Events(str(tmp_path), 0), codes.append)
+    watch.start()
+    deadline = time.monotonic() + 20
+    while not codes and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watch.stop()
+    assert codes[:1] == [HUNG]
+    told = read_events(tmp_path)[0]
+    assert (told["ranks"], told["at"]) == ([0], "set-up")
+
+
 def test_a_store_that_does_not_answer(tmp_path, capsys):
     """Its host is stopped: the thread that asks it never comes back, the other one speaks."""
     codes = []
@@ -120,7 +176,7 @@ def test_a_store_that_does_not_answer(tmp_path, capsys):
         def set(self, *_: object) -> None:
             time.sleep(30)
 
-    watch = HangWatch(1.0, 1, 2, Silent, Events(str(tmp_path), 1), codes.append)
+    watch = HangWatch(Limits(1.0, 60, 60), 1, 2, Silent, Events(str(tmp_path), 1), codes.append)
     watch.start()
     time.sleep(3.5)
     watch._over.set()
@@ -129,8 +185,30 @@ def test_a_store_that_does_not_answer(tmp_path, capsys):
 
 
 def test_the_innermost_place_counts():
-    import sys
-
     frame = sys._getframe()
-    assert hangs.doing(frame).startswith("computing (faults/test_hangs.py:")
-    assert hangs.doing(None) == "computing ()"
+    assert doing(frame).startswith("computing (faults/test_hangs.py:")
+    assert doing(None) == "computing ()"
+
+
+def test_the_limits_leave_time_to_speak():
+    """Before the collectives fail: a wait is seen up to an interval late, its sign read up to two later."""
+    args = {"hang_timeout": None, "distributed_timeout_minutes": 10, "distributed_timeout_seconds_after_init": None}
+    for given in ({}, {"hang_timeout": 8}, {"hang_timeout": 5000}, {"distributed_timeout_minutes": 1}):
+        limits = hang_limits(SimpleNamespace(**args | given))
+        for begun in (False, True):
+            assert 0.8 * limits.set_up <= limits.patience(begun) <= limits.set_up - 3 * limits.interval - 0.5
+    limits = hang_limits(SimpleNamespace(**args | {"distributed_timeout_seconds_after_init": 100}))
+    assert (limits.timeout, limits.set_up, limits.training) == (50, 600, 100)
+
+
+def test_a_wait_is_that_in_one_collective(monkeypatch):
+    """Another collective at the same place is another wait; so is the same after something else."""
+    clock, begun, frames = [0.0], [3], {}
+    monkeypatch.setattr(whereabouts.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(whereabouts, "collectives_begun", lambda: begun[0])
+    exec(compile("frame = sys._getframe()", "/torch/distributed/distributed_c10d.py", "exec"), {"sys": sys}, frames)
+    wait, looks = Wait(), []
+    for number, frame in [(3, 1), (3, 1), (4, 1), (4, 1), (4, 0), (4, 1), (4, 1)]:
+        clock[0], begun[0] = clock[0] + 5, number
+        looks.append(wait.look(frames["frame"] if frame else sys._getframe()))
+    assert looks == [0, 5, 0, 5, 0, 0, 5]

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.checkpoint_files import iterations, read_tracker
@@ -143,6 +145,19 @@ def test_samples_are_passed_over_from_where_they_were_consumed():
     dataset = PassedOver(range(100), [Rewind(2, 1, 8, 4), Rewind(5, 2, 20, 8)])
     assert len(dataset) == 88
     assert [dataset[index] for index in (0, 7, 8, 19, 20, 87)] == [0, 7, 12, 23, 32, 99]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 12)), max_size=6))
+@example([(40, 8), (20, 4)])  # back to before the first, whose samples stay out
+def test_several_rewinds_in_any_order_are_a_list_with_samples_removed(places):
+    """As each start saw the data: what was passed over before is gone, whether a rewind is to before or after it."""
+    rewinds = [Rewind(number, 1, first, samples) for number, (first, samples) in enumerate(places)]
+    left = list(range(120))
+    for one in rewinds:
+        del left[one.first_sample : one.first_sample + one.samples]
+    dataset = PassedOver(range(120), rewinds)
+    assert len(dataset) == len(left)
+    assert [dataset[index] for index in range(len(left))] == left
 
 
 WRONG = {

@@ -1,5 +1,7 @@
 """Processes that meet, keep step, and lose one: as threads, over a real store."""
 
+import re
+import runpy
 import threading
 import time
 from functools import partial
@@ -12,6 +14,7 @@ from megatron_cod.preflight.meeting import Meeting, Member, in_time, told_apart
 from megatron_cod.preflight.place import Place, find_place
 from megatron_cod.preflight.report import as_json, failed, format_table, missing_findings
 from megatron_cod.preflight.table import Result, judged
+from tests.conftest import ROOT
 from tests.ports import free_port
 from tests.preflight.here import here
 
@@ -96,6 +99,25 @@ def test_without_head_there_is_one_line_in_time():
     with pytest.raises(ValueError, match=r"the preflight on HEAD did not answer at 127.0.0.1:\d+ within 2 s"):
         Meeting(place("b", 2), "127.0.0.1", free_port(23000), 2)
     assert time.monotonic() - begun < 15
+
+
+WRONG = {
+    "port above": (["--port", "99999"], "PORT (--port) is '99999', which is not a whole number from 1 to 65535"),
+    "the last port": (
+        ["--port", "65535"],
+        "the preflight's own port (--meeting-port) is '65536', which is not a whole",
+    ),
+    "port": (["--port", "abc"], "PORT (--port) is 'abc', which is not a whole number"),
+    "nodes": (["--nodes", "0"], "NODES (--nodes) is '0', which is not a whole number of at least 1"),
+    "processes": (["--processes", "x"], "PROCESSES (--processes) is 'x', which is not a whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
+def test_numbers_that_are_none(flags, said, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["preflight.py", *flags])
+    with pytest.raises(ValueError, match=re.escape(said)):
+        runpy.run_path(str(ROOT / "tools" / "preflight.py"))["main"]()
 
 
 def test_the_place_under_each_launcher():

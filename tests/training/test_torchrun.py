@@ -13,10 +13,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
+from megatron_cod.network import holder
+from megatron_cod.training import torchrun_flags
 from megatron_cod.training.failures import may_pass
 from megatron_cod.training.faults.saving import SaveError
 from megatron_cod.training.head import Head
-from megatron_cod.training.torchrun import Agent, ending
+from megatron_cod.training.torchrun import Agent, ending, main
 from tests.conftest import ROOT
 from tests.ports import free_port
 
@@ -124,6 +126,66 @@ def test_a_killed_rank_is_started_again_also_where_others_fail_in_set_up(tmp_pat
 def arguments(endpoint: str, conf: str = "join_timeout=3") -> Namespace:
     words = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-conf", conf, "x.py"]
     return run.parse_args(words)
+
+
+WRONG = {
+    "port above": (
+        ["--rdzv-endpoint", "localhost:99999"],
+        "PORT (--rdzv-endpoint) is '99999', which is not a whole number",
+    ),
+    "port no number": (["--rdzv-endpoint", "localhost:abc"], "PORT (--rdzv-endpoint) is 'abc', which is not a whole"),
+    "port 0": (
+        ["--rdzv-endpoint", "localhost:0"],
+        "PORT (--rdzv-endpoint) is '0', which is not a whole number from 1 to",
+    ),
+    "nodes": (["--nnodes", "x"], "NODES (--nnodes) is 'x', which is not a whole number of at least 1"),
+    "no nodes": (["--nnodes", "0"], "NODES (--nnodes) is '0', which is not a whole number of at least 1"),
+    "nodes reversed": (["--nnodes", "3:2"], "NODES (--nnodes) is '3:2', which is neither a number nor MIN:MAX"),
+    "no processes": (
+        ["--nproc-per-node", "0"],
+        "PROCESSES (--nproc-per-node) is '0', which is not a whole number of at",
+    ),
+    "processes": (
+        ["--nproc-per-node", "two"],
+        "PROCESSES (--nproc-per-node) is 'two': Unsupported nproc_per_node value",
+    ),
+    "restarts": (["--max-restarts", "x"], "argument --max-restarts/--max_restarts: invalid int value: 'x'"),
+    "time": (["--rdzv-conf", "join_timeout=soon"], "RENDEZVOUS_TIMEOUT (--rdzv-conf join_timeout) is 'soon', which is"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
+def test_numbers_that_are_none_are_said_with_the_variables_name(flags, said, monkeypatch, capsys):
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(
+        sys, "argv", ["torchrun", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost", *flags, "x.py"]
+    )
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(run, "run", lambda args: pytest.fail("started"))
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+
+
+def test_numbers_that_are_right():
+    words = ["--nnodes", "1:2", "--nproc-per-node", "cpu", "--rdzv-endpoint", "node1:65535", "x.py"]
+    args = torchrun_flags.parse(words)
+    assert torchrun_flags.endpoint(args, 29400) == ("node1", 65535)
+    assert torchrun_flags.endpoint(Namespace(rdzv_endpoint="node1"), 29400) == ("node1", 29400)
+
+
+def test_who_holds_a_port_is_one_line():
+    code = (
+        "import socket, time\ns = socket.create_server(('', 0))\nprint(s.getsockname()[1], flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            found = holder(int(other.stdout.readline()))
+        finally:
+            other.kill()
+    assert f"by process {other.pid}: " in found and "import socket, time s = " in found and "\n" not in found
 
 
 def test_head_is_looked_up_and_its_port_tried():

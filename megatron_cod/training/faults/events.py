@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from megatron_cod import console
 
 EVENTS = "events.jsonl"
 
@@ -41,7 +42,7 @@ class Events:
         try:
             _append(self._path, line)
         except OSError as error:  # on a full disk what happened to the run matters more than the note of it
-            print(f"WARNING: {self._path} cannot be written ({error}): {line}", file=sys.stderr, flush=True)
+            console.speak(f"WARNING: {self._path} cannot be written ({error}): {line}")
 
 
 def record(save: Path, event: str, **facts: Any) -> None:

@@ -18,6 +18,7 @@ from megatron_cod.training.faults.nonfinite import StepGuard
 from megatron_cod.training.faults.signals import watched
 from megatron_cod.training.faults.spikes import LossSpikes
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline
+from megatron_cod.training.launch_store import store_connection
 
 Say = Callable[[str], None]
 
@@ -28,9 +29,12 @@ def check_flags(args: Any) -> None:
     rewind.check_rewind(args)
 
 
-def default_hang_timeout(args: Any) -> float:
-    """Seconds: well below the collectives' time-out, after which torch ends the job and names nobody."""
-    return 0.5 * 60.0 * args.distributed_timeout_minutes
+def hang_limits(args: Any) -> hangs.Limits:
+    """By default a hang is named well before the collectives' time-out, after which torch ends the job and names nobody."""
+    set_up = 60.0 * args.distributed_timeout_minutes
+    training = float(args.distributed_timeout_seconds_after_init or set_up)
+    timeout = 0.5 * min(set_up, training) if args.hang_timeout is None else args.hang_timeout
+    return hangs.Limits(timeout, set_up, training)
 
 
 def put_in_order(args: Any, say: Say, events: Events) -> None:
@@ -61,18 +65,18 @@ class FaultHandling:
         self._limit = TimeLimit(end, args.save) if end is not None else None
         self._spikes = LossSpikes(args.loss_spike_factor) if args.loss_spike_factor else None
         self._hangs: hangs.HangWatch | None = None
-        self._timeout = default_hang_timeout(args) if args.hang_timeout is None else args.hang_timeout
+        self._limits = hang_limits(args)
 
     def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """Megatron post-wrap hook, when the process group is there and the model is built."""
         if self._guard:
             self._guard.attach(model)
-        if self._timeout and torch.distributed.get_world_size() > 1:
+        if self._limits.timeout and torch.distributed.get_world_size() > 1:
             self._hangs = hangs.HangWatch(
-                self._timeout,
+                self._limits,
                 torch.distributed.get_rank(),
                 torch.distributed.get_world_size(),
-                hangs.store_connection(self._timeout),
+                store_connection(self._limits.timeout),
                 self._events,
             )
             self._hangs.start()

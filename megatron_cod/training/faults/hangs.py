@@ -11,38 +11,24 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
-import secrets
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from types import FrameType
 from typing import Any
 
-import torch
-from torch.distributed import PrefixStore, TCPStore
-
-from megatron_cod.training import rank_logs
+from megatron_cod import console
 from megatron_cod.training.faults.events import Events, this_host
+from megatron_cod.training.faults.whereabouts import SAVING, WAITING, Wait, doing
 
 HUNG = 86
 """Exit code of a run that was ended because a rank hung."""
 
 _SIGNS = "sign/{}"
 _VERDICT = "verdict"
-_SAVING = "saving a checkpoint"
-_WAITING = "waiting for other ranks"
-# Files of which a frame says what the main thread is at; the innermost that matches counts.
-_PLACES = (
-    ("torch/distributed/distributed_c10d.py", _WAITING),
-    ("megatron/core/pipeline_parallel/p2p_communication.py", _WAITING),
-    ("megatron/training/checkpointing.py", _SAVING),
-    ("torch/utils/data/", "loading data"),
-    ("megatron_cod/training/batches.py", "loading data"),
-)
 
 
 @dataclass(frozen=True)
@@ -54,34 +40,57 @@ class Sign:
     forwards: int
     """Forward steps begun."""
     still: float
-    """Seconds since the last of them began."""
+    """Seconds since the last of them began, or since the watch did."""
+    waited: float
+    """Seconds of waiting for others in the collective at hand."""
     doing: str
     host: str
     pid: int
 
 
-def doing(frame: FrameType | None) -> str:
-    """What a thread with this innermost frame is at, and where, in a few words."""
-    what, where = "", ""
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if not what:
-            what = next((name for part, name in _PLACES if part in path), "")
-        if not where and "/torch/" not in path and "/threading.py" not in path:
-            where = f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back
-    return f"{what or 'computing'} ({where})"
+@dataclass(frozen=True)
+class Limits:
+    """Seconds after which silence is a hang."""
+
+    timeout: float
+    """Without a sign of life, or without a forward step of any rank; a save is given three times as long."""
+    set_up: float
+    """The collectives' own time-out before the first step."""
+    training: float
+    """The same from then on."""
+
+    @property
+    def interval(self) -> float:
+        """Between two signs of a rank."""
+        return min(max(self.timeout / 8, 0.2), 15.0, self.set_up / 20, self.training / 20)
+
+    def patience(self, begun: bool) -> float:
+        """How long a rank may wait in one collective: what waits longer is about to fail without naming anybody.
+        begun: whether any rank has begun a forward step.
+
+        A sign is up to an interval old when it is read, was made up to an interval after the wait began, and is looked at
+        once an interval.
+        """
+        return (self.training if begun else self.set_up) - 4 * self.interval
+
+    def still(self, sign: Sign, begun: bool) -> float:
+        """How long a rank may begin no forward step; in set-up, where one may build what all wait for, as it likes."""
+        if not begun:
+            return math.inf
+        return self.timeout * (3 if sign.doing.startswith(SAVING) else 1)
 
 
-def culprits(signs: dict[int, Sign], timeout: float) -> list[int]:
-    """Of ranks that are all alive and all still, those that the others wait for.
+def culprits(signs: dict[int, Sign], limits: Limits) -> list[int]:
+    """Of ranks that are all alive, those that the others wait for.
 
-    Who is not itself waiting, else who has begun the fewest forward steps. None while one of them saves, for which three
-    times the time-out is allowed, or has made progress.
+    Who is not itself waiting, else who has begun the fewest forward steps. None while there is time: where one of them
+    may be still for longer, and none has waited for so long that its collective is about to fail.
     """
-    if any(sign.still < timeout * (3 if sign.doing.startswith(_SAVING) else 1) for sign in signs.values()):
+    begun = any(sign.forwards for sign in signs.values())
+    out_of_time = any(sign.waited >= limits.patience(begun) for sign in signs.values())
+    if not out_of_time and any(sign.still < limits.still(sign, begun) for sign in signs.values()):
         return []
-    busy = [rank for rank, sign in signs.items() if not sign.doing.startswith(_WAITING)]
+    busy = [rank for rank, sign in signs.items() if not sign.doing.startswith(WAITING)]
     if busy and len(busy) < len(signs):
         return busy
     fewest = min(sign.forwards for sign in signs.values())
@@ -94,20 +103,20 @@ class HangWatch:
 
     def __init__(
         self,
-        timeout: float,
+        limits: Limits,
         rank: int,
         world: int,
         connect: Callable[[], Any],
         events: Events,
         end: Callable[[int], Any] = os._exit,
     ) -> None:
-        """timeout: seconds without a sign of life, or of progress. connect: a store for the thread alone.
-        end: ends this process with an exit code."""
-        self._timeout, self._rank, self._world = timeout, rank, world
+        """connect: a store for the thread alone. end: ends this process with an exit code."""
+        self._limits, self._rank, self._world = limits, rank, world
         self._connect, self._events, self._end = connect, events, end
-        self._interval = min(max(timeout / 8, 0.2), 15.0)
+        self._interval = limits.interval
         self._forwards, self._since = 0, time.monotonic()
         self._main = threading.main_thread().ident
+        self._wait = Wait()
         self._over = threading.Event()
         self._answered = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -136,16 +145,16 @@ class HangWatch:
                 number += 1
                 store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(number))))
                 if store.check([_VERDICT]):
-                    self._leave(store.get(_VERDICT).decode(), speak=False)
+                    self._leave(spoken=False)
                 sign = _read(store, neighbour)
                 now = self._answered = time.monotonic()
                 if sign is None or sign.number == 0:  # not begun, or done
                     changed = now
                 elif sign.number != seen:
                     seen, changed = sign.number, now
-                elif now - changed > self._timeout:
+                elif now - changed > self._limits.timeout:
                     self._tell(store, [neighbour], {neighbour: sign}, f"no sign of life for {now - changed:.0f} s")
-                if self._rank == 0 and self._forwards and now - self._since > self._timeout:
+                if self._rank == 0 and now - self._since > self._judged_after():
                     self._judge(store)
             store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(0))))
         except (RuntimeError, OSError):
@@ -155,12 +164,17 @@ class HangWatch:
     def _sign(self, number: int) -> Sign:
         frame = sys._current_frames().get(self._main) if self._main is not None else None
         still = time.monotonic() - self._since
-        return Sign(number, self._forwards, round(still, 1), doing(frame), this_host(), os.getpid())
+        waited = round(self._wait.look(frame), 1)
+        return Sign(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid())
+
+    def _judged_after(self) -> float:
+        patience = self._limits.patience(self._forwards > 0)
+        return min(self._limits.timeout, patience) if self._forwards else patience
 
     def _judge(self, store: Any) -> None:
         signs = {rank: sign for rank in range(self._world) if (sign := _read(store, rank)) and sign.number}
         # Where some are done nobody waits for the others.
-        found = culprits(signs, self._timeout) if len(signs) == self._world else []
+        found = culprits(signs, self._limits) if len(signs) == self._world else []
         if found:
             self._tell(store, found, signs, f"no progress for {signs[found[0]].still:.0f} s")
 
@@ -170,17 +184,18 @@ class HangWatch:
         ]
         line = f"{what} from {', '.join(named)}{' and others' if len(ranks) > 4 else ''}"
         # The first who says so is heard; the others end with its words.
-        first = store.compare_set(_VERDICT, "", line).decode()
-        speak = first == line
-        if speak:
-            step = f"forward step {self._forwards}"
-            self._events.add_here("hang", ranks=ranks, what=line, seen_by=self._rank, at=step)
-        self._leave(first, speak)
+        spoken = store.compare_set(_VERDICT, "", line).decode() == line
+        if spoken:
+            step = f"forward step {self._forwards}" if self._forwards else "set-up"
+            self._speak(line, ranks=ranks, at=step)
+        self._leave(spoken)
 
-    def _leave(self, line: str, speak: bool) -> None:
-        if speak:
-            rank_logs.speak(f"error: {line}; the job ends")
-        else:
+    def _speak(self, line: str, **facts: Any) -> None:
+        console.speak(f"error: {line}; the job ends")  # first: the file system may be what hangs
+        self._events.add_here("hang", what=line, seen_by=self._rank, **facts)
+
+    def _leave(self, spoken: bool) -> None:
+        if not spoken:
             time.sleep(min(2 * self._interval, 5.0))  # the line first
         faulthandler.dump_traceback(file=2, all_threads=True)  # where this rank was
         self._end(HUNG)
@@ -189,30 +204,13 @@ class HangWatch:
         """A store whose host is stopped answers nothing, and keeps the other thread for ever."""
         while not self._over.wait(self._interval):
             silent = time.monotonic() - self._answered
-            if silent > self._timeout + 2 * self._interval:
+            if silent > self._limits.timeout + 2 * self._interval:
                 host = "rank 0's process" if "TORCHELASTIC_RUN_ID" not in os.environ else "the launcher"
                 line = f"no answer for {silent:.0f} s from the store that {host} keeps"
-                self._events.add_here("hang", what=line, seen_by=self._rank)
-                self._leave(line, speak=True)
+                self._speak(line)
+                self._leave(spoken=True)
 
 
 def _read(store: Any, rank: int) -> Sign | None:
     key = _SIGNS.format(rank)
     return Sign(**json.loads(store.get(key))) if store.check([key]) else None
-
-
-def store_connection(timeout: float) -> Callable[[], Any]:
-    """Connects to the store that the launcher, or rank 0, keeps. Collective over all ranks.
-
-    The keys get a prefix that is drawn once a start: torchrun may keep one store over its restarts, and counts them on each
-    machine by itself.
-    """
-    token = [secrets.token_hex(8)]
-    torch.distributed.broadcast_object_list(token, 0)
-
-    def connect() -> Any:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
-        return PrefixStore(token[0], store)
-
-    return connect

@@ -7,7 +7,9 @@ data it passed over stays passed over.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +38,7 @@ class Rewind:
     to: int
     skip: int
     first_sample: int
-    """Samples consumed at that step."""
+    """Samples consumed at that step: a place in the data that rewinds before this one left."""
     samples: int
     """How many are passed over from there."""
 
@@ -115,18 +117,43 @@ def _free(path: Path) -> Path:
     return free
 
 
+class _Gaps:
+    """Samples of a dataset that are left out: runs of them, apart and in order, by their places in the whole dataset."""
+
+    def __init__(self) -> None:
+        self._gaps: list[tuple[int, int]] = []  # first sample, and the one after the last
+        # The index of the first sample after a gap, where those left out are not counted; samples left out up to there.
+        self._after: list[int] = []
+        self._left_out: list[int] = [0]
+
+    def place(self, index: int) -> int:
+        """Where a sample stands in the dataset. index: its number among those that are not left out."""
+        return index + self._left_out[bisect.bisect_right(self._after, index)]
+
+    def leave_out(self, index: int, count: int) -> None:
+        """Leave out more: so many from this index on."""
+        first, end = self.place(index), self.place(index + count - 1) + 1
+        self._gaps = sorted([*(gap for gap in self._gaps if not first <= gap[0] < end), (first, end)])
+        self._left_out = [0, *itertools.accumulate(end - first for first, end in self._gaps)]
+        self._after = [first - before for (first, _), before in zip(self._gaps, self._left_out, strict=False)]
+
+
 class PassedOver:
     """A training set without the samples that rewinds pass over; the same index gives the same sample at every start."""
 
     def __init__(self, dataset: Any, rewinds: Sequence[Rewind]) -> None:
-        self._dataset, self._rewinds = dataset, list(rewinds)
+        """rewinds: in the order they were done. Each is counted in the data that those before it left."""
+        self._dataset, self._gaps = dataset, _Gaps()
+        for one in rewinds:
+            if one.samples:
+                self._gaps.leave_out(one.first_sample, one.samples)
+        self._samples = sum(one.samples for one in rewinds)
 
     def __len__(self) -> int:
-        return len(self._dataset) - sum(one.samples for one in self._rewinds)
+        return len(self._dataset) - self._samples
 
     def __getitem__(self, index: int) -> Any:
-        passed = sum(one.samples for one in self._rewinds if index >= one.first_sample)
-        return self._dataset[index + passed]
+        return self._dataset[self._gaps.place(index)]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dataset, name)

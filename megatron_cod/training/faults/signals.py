@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from megatron_cod.training import rank_logs
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.faults.events import Events, restarts
 
@@ -63,8 +62,6 @@ def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterat
     except BaseException as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         events.add_first("failed", error=text, step=_step(args))
-        if rank_logs.where():
-            rank_logs.speak(f"rank {args.rank} failed: {text}{rank_logs.where()}")
         raise
     finally:
         signal.signal(signal.SIGUSR1, before)
