@@ -69,6 +69,13 @@ class BrokenLoss:
         GPTModel.forward = broken
 
 
+class _Endless:
+    """A loader that gives nothing and does not end."""
+
+    def __next__(self) -> Any:
+        time.sleep(1000)
+
+
 @dataclass(frozen=True)
 class Stuck:
     """One rank stops at a step: 'stopped' by a signal, or 'loading' for ever."""
@@ -87,10 +94,8 @@ class Stuck:
 
         get_batch = batches.get_batch
 
-        def stuck(*args: Any, **kwargs: Any) -> Any:
-            if current_step() == self.step:
-                time.sleep(1000)
-            return get_batch(*args, **kwargs)
+        def stuck(data: Any, *args: Any, **kwargs: Any) -> Any:
+            return get_batch(_Endless() if current_step() == self.step else data, *args, **kwargs)
 
         batches.get_batch = stuck
 

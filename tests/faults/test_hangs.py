@@ -27,7 +27,7 @@ CASES = {
     "rank 0 stopped": (2, [], Stuck(0, 5, "stopped"), r"no sign of life for \d+ s from rank 0 on \S+ \(pid \d+, "),
     "loader of rank 1 stuck": (
         *(2, PP2, Stuck(1, 5, "loading")),
-        r"no progress for \d+ s from rank 1 on \S+ \(pid \d+, loading data \(faults/mutants.py:\d+ stuck\)",
+        r"no progress for \d+ s from rank 1 on \S+ \(pid \d+, loading data \(faults/mutants.py:\d+ __next__\)",
     ),
     "loader of rank 0 stuck": (2, [], Stuck(0, 5, "loading"), r"no progress for \d+ s from rank 0 on"),
 }
