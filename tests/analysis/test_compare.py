@@ -261,7 +261,6 @@ def test_a_changed_metric_is_found_at_its_step(whole, tmp_path, compare):
     assert compare(both, both)[0] == 0
 
 
-@pytest.mark.slow
 def test_another_scheme_is_said_first(whole, tiny, tmp_path, compare):
     other = train(2, [*tiny, *PP2, "--norm-scheme", "pre_ln", "--exit-interval", "4"], tmp_path / "pre_ln")
     code, out, _, _ = compare(whole, other, "--tolerance", "1e9")

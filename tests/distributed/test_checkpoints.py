@@ -82,7 +82,6 @@ def test_what_stock_megatron_and_older_versions_saved():
     assert differences(place, newer, lns) == [f"s was saved by megatron_cod 9.0, this is {megatron_cod.__version__}"]
 
 
-@pytest.mark.slow
 def test_a_directory_that_is_only_loaded_from_is_left_as_it_is(checkpoint, tiny, tmp_path):
     folder = tmp_path / "theirs"
     shutil.copytree(checkpoint, folder)

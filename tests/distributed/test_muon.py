@@ -88,7 +88,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize(("world", "flags"), OTHER.values(), ids=OTHER)
-@pytest.mark.slow
+@pytest.mark.slow_except("tp 2, duplicated")
 def test_going_on_at_another_layout(whole, tiny, tmp_path, world, flags):
     found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *flags], world), losses(whole)
     assert list(found) == [3, 4]

@@ -162,7 +162,6 @@ def test_another_stop_changes_nothing_either(ramped, short, tmp_path, stop):
     goes_on_as(ramped[0], short, tmp_path)
 
 
-@pytest.mark.slow
 def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short, tmp_path):
     """Stopped over two replicas, gone on with in two stages."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)

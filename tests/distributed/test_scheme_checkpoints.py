@@ -33,7 +33,7 @@ def go_on(flags: list[str], stopped, world: int, layout: list[str], folder) -> t
     return losses(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow_except("lns")
 def test_it_goes_on_exactly_and_at_other_layouts(run, tmp_path):
     flags, (train, valid), stopped = run
     same = go_on(flags, stopped, 2, PP2, tmp_path / "same")

@@ -174,7 +174,6 @@ def test_another_scheme_is_refused(base, toy):
     )
 
 
-@pytest.mark.slow
 def test_going_on_with_other_data_is_refused(whole, chats, toy, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("iter_*/*"))

@@ -41,7 +41,7 @@ def disk(tmp_path):
 
 # A checkpoint of this run is about 990 KiB, 37 of them the index, written last.
 @pytest.mark.parametrize("size", [2500, 2990], ids=["in the data", "in the index"])
-@pytest.mark.slow
+@pytest.mark.slow_except("in the data")
 def test_a_disk_that_is_full_in_mid_save(tiny, tmp_path, disk, size):
     small = disk(size)
     save = small / "run"

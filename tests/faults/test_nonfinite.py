@@ -54,7 +54,6 @@ def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, worl
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "4"
 
 
-@pytest.mark.slow
 def test_a_step_left_out_changes_nothing_but_the_data(tiny, tmp_path):
     """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends."""
     flags = [*tiny, *SHORT, *PP2, "--on-nonfinite", "skip", "--save", str(tmp_path / "skip")]

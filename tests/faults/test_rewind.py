@@ -67,7 +67,6 @@ def run(tiny, save, record, *flags: str, world: int = 2):
     return ended
 
 
-@pytest.mark.slow
 def test_back_to_a_step_and_past_the_data_of_three(tiny, tmp_path):
     """DP 2. Steps 5 to 9 then see the data that an undisturbed run sees three steps later."""
     plain, save = tmp_path / "plain", tmp_path / "run"

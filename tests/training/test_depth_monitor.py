@@ -104,7 +104,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.slow_except("tp2 sp")
+@pytest.mark.slow_except("vp2", "tp2 sp", "recompute")
 def test_a_layout_gives_the_numbers_of_one_process(tiny, whole, tmp_path, name):
     """From the same checkpoint, the first step."""
     world, flags = LAYOUTS[name]

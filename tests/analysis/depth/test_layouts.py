@@ -39,7 +39,7 @@ def numbers(value, path="") -> dict[str, float]:
     return {} if value is None or path.endswith("error") else {path: float(value)}
 
 
-@pytest.mark.slow
+@pytest.mark.slow_except("lns")
 def test_layouts_and_export_agree(trained, tmp_path):
     flags, folder = trained
     right = numbers(found(open_checkpoint(folder, None, None)[0]))
