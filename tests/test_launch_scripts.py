@@ -110,3 +110,23 @@ def test_a_task_beyond_the_whole_and_a_pattern_of_no_file_are_refused(array):
     assert (done.returncode, done.stderr) == (1, "error: task 3 is none of TASKS=3, which are 0 to 2\n")
     done = array.task(0, [0, 1], INPUTS="nowhere/*.json")
     assert (done.returncode, done.stderr) == (1, "error: no file matches nowhere/*.json\n")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "answer", "code", "queued"),
+    [(1, 0, 1, True), (0, 0, 0, True), (0, 1, 0, False), (0, 2, 2, False), (9, 2, 9, False)],
+    ids=["again", "again after a lost node", "done", "given up after a lost node", "given up"],
+)
+def test_a_job_that_is_given_up_is_no_success(tmp_path, ranks, answer, code, queued):
+    """srun may return 0 when a node is lost."""
+    say = (
+        'case $* in "show hostnames"*) echo n1;; "show node"*) echo "A=1 NodeAddr=127.0.0.1 B=2";; *) echo "$@";; esac'
+    )
+    for name, what in {"srun": f"exit {ranks}", "scontrol": say, "squeue": "echo", "sleep": "true"}.items():
+        program(tmp_path / name, f"#!/usr/bin/env bash\n{what}\n")
+    python = program(tmp_path / "python", f"#!/usr/bin/env bash\nexit {answer}\n")
+    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_JOB_NODELIST": "n1"}
+    variables |= {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": str(python), "DATA": "d"}
+    done = bash("examples/slurm/pretrain.sbatch", **variables)
+    assert done.returncode == code, done.stderr
+    assert ("requeue 7" in done.stdout) == queued
