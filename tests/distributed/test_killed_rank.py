@@ -15,7 +15,7 @@ from tests.distributed.launch import run_training_ranks
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.slow
+@pytest.mark.slow_except("1")
 def test_killing_a_rank_ends_the_run_and_loses_nothing(tiny, tmp_path, victim):
     folder = tmp_path / "run"
     flags = [
