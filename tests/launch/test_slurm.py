@@ -99,10 +99,12 @@ def test_with_munge_a_time_limit_and_a_lost_node_end_in_an_exact_continuation(te
         first = steps_done(save)
         assert events_of(save)[:2] == ["start", "stopped by a signal"] and 0 < first < LONG
         wait_for(lambda: steps_done(save) >= first + 60, 180, log)
+        # On a slow machine there were more time limits by now.
+        restarts = int(cluster.facts(job)["Restarts"]) + 1
         cluster.lose(2)
-        wait_for(lambda: int(cluster.facts(job)["Restarts"]) >= 2, 120, log)
+        wait_for(lambda: int(cluster.facts(job)["Restarts"]) >= restarts, 120, log)
         cluster.start(2)
-        complete(cluster, job, 2, log)
+        complete(cluster, job, restarts, log)
     assert losses_of(save) == whole
     assert events_of(save)[-1] == "finished"
 
@@ -123,7 +125,8 @@ def test_a_taken_port_is_passed_over_and_the_preflight_runs_in_an_allocation(clu
     """The port that the job's number leads to belongs to another program: the next one is taken."""
     log = tmp_path / "out"
     options = ["--parsable", "--hold", "--nodes=2", "--ntasks-per-node=2", f"--output={log}"]
-    variables = {"DATA": str(text_data / "some"), "SAVE": str(tmp_path / "run"), "PYTHON": sys.executable}
+    variables = {"RECIPE": "recipes/debug.yaml", "DATA": str(text_data / "some"), "SAVE": str(tmp_path / "run")}
+    variables["PYTHON"] = sys.executable
     found = cluster.run("sbatch", *options, str(ROOT / "examples" / "preflight.sh"), *MODEL, cwd=ROOT, **variables)
     job = found.strip()
     port = 20000 + int(job) % 10000
