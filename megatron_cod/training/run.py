@@ -15,7 +15,7 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import identity, torch_adaptations
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
@@ -74,7 +74,7 @@ def main(task: Task) -> None:
         rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
-        cpu.install()
+        torch_adaptations.install()
         sys.argv = [sys.argv[0], *flags]
         args = parse_and_validate_args(extra_args_provider=partial(add_arguments, program=task))
         until_training = UntilTraining()
