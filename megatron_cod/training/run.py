@@ -38,6 +38,7 @@ from megatron_cod.training.reporting import check_wandb, report_parameters, repo
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
+from megatron_cod.training.warmup import GraphWarmup
 
 
 def check_inputs(args: Any, task: Task) -> None:
@@ -99,7 +100,12 @@ def main(task: Task) -> None:
     steps.first.append(until_training.over)
     steps.each_step.append(faults.step_begins)
     steps.each_forward.append(faults.forward_begins)
-    model_config.post_wrap_hooks += [lines.attach, report_parameters, variance.attach, faults.attach]
+    model_config.post_wrap_hooks += [steps.attach, lines.attach, report_parameters, variance.attach, faults.attach]
+    if args.residual_warmup_steps and args.cuda_graph_impl != "none":
+        warmup = GraphWarmup(args)
+        model_config.post_wrap_hooks.append(warmup.attach)
+        steps.first.append(warmup.step_begins)
+        steps.each_step.append(warmup.step_begins)
     if args.depth_monitor_interval:
         monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)
