@@ -32,8 +32,7 @@ class StreamVariance:
                     module.register_forward_hook(self._hook)
                     if hasattr(module, "cudagraph_manager"):
                         validate_without_graph(module)
-        device = next(model[0].parameters()).device
-        self._table = torch.zeros(2, depth, dtype=torch.float64, device=device)
+        self._table = torch.zeros(2, depth, dtype=torch.float64, device=torch.cuda.current_device())
         return model
 
     def _hook(self, layer: Any, _: Any, output: Any) -> None:
