@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
-from torch import Tensor
 
 from megatron_cod.analysis.metrics import variance_tag
 

@@ -35,10 +35,10 @@ from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_optimizer
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
+from megatron_cod.training.residual_warmup import GraphWarmup
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
-from megatron_cod.training.warmup import GraphWarmup
 
 
 def check_inputs(args: Any, task: Task) -> None:

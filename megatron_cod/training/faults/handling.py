@@ -78,6 +78,7 @@ class FaultHandling:
                 torch.distributed.get_world_size(),
                 store_connection(self._limits.timeout),
                 self._events,
+                replayed=self._args.cuda_graph_impl == "full_iteration",
             )
             self._hangs.start()
         return model
