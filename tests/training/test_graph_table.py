@@ -1,4 +1,4 @@
-"""Every hook and per-step value of ours is a row of the table of CUDA graphs; what is refused is one line with both flags."""
+"""Every hook and per-step value of ours is a row of the table of CUDA graphs; a refusal is one line with both flags."""
 
 import argparse
 import ast
