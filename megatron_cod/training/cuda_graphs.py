@@ -38,7 +38,7 @@ class Row:
     refused: Mapping[str, str] = field(default_factory=dict)
     """Kind of graph -> why not."""
     flags: tuple[str, ...] = ()
-    """The flags that ask for it; the first is named where it is refused. None: every run has it."""
+    """The flags that ask for it or change it; the first is named where it is refused. Empty: every run has it."""
     asked: Callable[[Any], bool] = _always
     """Whether Megatron's validated arguments ask for it."""
     sites: tuple[str, ...] = ()

@@ -33,7 +33,9 @@ class Steps:
     def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """Megatron post-wrap hook: notice when training steps begin."""
         first: Any = model[0]
-        zero_gradients = first.zero_grad_buffer
+        zero_gradients = getattr(first, "zero_grad_buffer", None)
+        if zero_gradients is None:  # --skip-train: a model without gradients
+            return model
 
         def step_begins(*rest: Any, **kwargs: Any) -> Any:
             self._step_begins()
