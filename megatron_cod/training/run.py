@@ -131,7 +131,7 @@ def main(task: Task) -> None:
             pretrain_cfg_container_from_args(args, model_config),
             rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
-            steps.watch(task.forward_step),
+            faults.watch(steps.watch(task.forward_step)),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
             get_embedding_ranks=partial(embedding_ranks, args),
