@@ -33,8 +33,8 @@ class Rotation:
 
     def at(self, positions: Tensor) -> "Rotation":
         """The rotation of tokens at these positions [t], not of 0, 1, 2, ..."""
-        tables = (table.index_select(0, positions) for table in (self.cos, self.sin, self.sin_back))
-        return Rotation(*tables, self.interleaved)
+        cos, sin, back = (table.index_select(0, positions) for table in (self.cos, self.sin, self.sin_back))
+        return Rotation(cos, sin, back, self.interleaved)
 
 
 def _partners(x: Tensor, interleaved: bool) -> Tensor:
