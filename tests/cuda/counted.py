@@ -141,7 +141,7 @@ def count(folder: Path, *flags: str, mutant: str = "", entry: str = "pretrain", 
     environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(29600 + os.getpid() % 400))}
     run = subprocess.run(command, cwd=ROOT, env=environment, timeout=timeout, capture_output=True, text=True)
-    assert path.exists(), f"exit code {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
+    assert path.exists(), f"exit code {run.returncode}\n{run.stdout[-3000:]}\n{run.stderr[-9000:]}"
     return Counts(*(_step(one) for one in json.loads(path.read_text()).values()))
 
 

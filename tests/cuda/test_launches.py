@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.cuda.counted import BACKWARD, FORWARD, LLAMA_60M, OPTIMIZER, Counts, count, table
 
-FORWARD_AT_MOST, BACKWARD_AT_MOST = 14, 29
+FORWARD_AT_MOST, BACKWARD_AT_MOST = 13, 28
 OPTIMIZER_AT_MOST = 22
 """Of a step of four layers: no part of it goes by parameter."""
 

@@ -1,13 +1,18 @@
 """Where the host waits for the device in a training step: ours are few, and everybody else's are known by name."""
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.cuda.counted import LLAMA_60M, Step, count
+from tests.cuda.mutants import lengths_from_the_device, megatrons_rotary
+from tests.cuda.runs import DEBUG, train
 
 OURS_AT_MOST = 4
 LOOP = {
@@ -45,6 +50,52 @@ def test_a_step_waits_for_the_device_in_few_known_places():
     unknown = set(found) - set(LOOP) - {"ours"}
     assert not unknown, unknown
     assert 1 <= found["ours"] <= OURS_AT_MOST, found
+
+
+def packed_run(folder: Path, before: Callable[[], None] | None = None) -> Counter[str]:
+    """Files in whose functions a fine-tuning run on packed rows has waited, as often as that."""
+    chats = [
+        [{"role": "user", "content": f"How much is {n} plus {n}?"}, {"role": "assistant", "content": f"{2 * n}."}]
+        for n in range(40)
+    ]
+    lines = [json.dumps({"messages": messages}) for messages in chats]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "chats.jsonl").write_text("\n".join(lines))
+    base = [*DEBUG, "--no-rope-fusion", "--vocab-size", "256", "--max-position-embeddings", "256"]
+    train(
+        1, folder / "base", *base, "--train-iters", "1", "--save", str(folder / "base"), "--save-interval", "1"
+    ).succeeded()
+    run = train(
+        *(1, folder / "run", "--recipe", str(ROOT / "recipes" / "sft_debug.yaml"), "--num-layers", "4"),
+        *("--no-rope-fusion", "--load", str(folder / "base"), "--save", str(folder / "run"), "--eval-iters", "0"),
+        *("--sft-data-path", str(folder / "chats.jsonl"), "--sft-valid-share", "0.1", "--train-epochs", "1"),
+        *("--save-interval", "1000", "--log-interval", "1"),
+        entry="sft",
+        before=before,
+    ).succeeded()
+    assert run.losses
+    places = {name: number for name, number in run.reports[0].items() if name.startswith("@")}
+    assert places
+    files: Counter[str] = Counter()
+    for place, number in places.items():
+        files.update(dict.fromkeys({part.split("/")[-1].split(":")[0] for part in place.split(" ")}, number))
+    return files
+
+
+PACKED = ("torch_attention.py", "torch_self_attention.py", "rope_utils.py", "packed_samples.py")
+
+
+@pytest.mark.slow
+def test_packed_rows_are_waited_for_nowhere(tmp_path):
+    """Lengths are known on the host, and the rotary takes positions from the device."""
+    found = packed_run(tmp_path)
+    assert not {file: found[file] for file in PACKED if found[file]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mutant", "file"), [(lengths_from_the_device, PACKED[0]), (megatrons_rotary, PACKED[2])])
+def test_a_wait_for_packed_rows_is_caught(mutant, file, tmp_path):
+    assert packed_run(tmp_path, before=mutant)[file] > 0
 
 
 @pytest.mark.slow
