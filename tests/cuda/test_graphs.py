@@ -16,8 +16,8 @@ from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
 from tests.faults.mutants import Stuck, current_step
 
-NATIVE = ("--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
-"""Megatron's other cross entropy asserts on the host."""
+NATIVE = ("--no-rope-fusion", "--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
+"""Without Transformer Engine. Megatron's other cross entropy asserts on the host."""
 GRAPHS = {
     "local": ("--cuda-graph-impl", "local", "--cuda-graph-warmup-steps", "1"),
     "full_iteration": ("--cuda-graph-impl", "full_iteration", "--te-rng-tracker"),
