@@ -47,6 +47,10 @@ class Row:
 
 _OUTSIDE = "called where gradients are zeroed, outside of every graph"
 _HOOKS = "its forward and backward hooks measure layers, and a replay calls none"
+_TOKENS = (
+    "shapes within a captured layer cannot depend on the router; give --cuda-graph-modules attn, or "
+    "--moe-pad-expert-input-to-capacity with --moe-expert-capacity-factor"
+)
 _BATCH = "a graph holds as many micro-batches as the step that was captured"
 
 TABLE = (
@@ -192,6 +196,15 @@ TABLE = (
         refused={FULL: "the scale of the step that was captured stays in the graph; give --loss-scale X, or --bf16"},
         flags=("--fp16",),
         asked=lambda args: args.fp16 and not args.loss_scale,
+    ),
+    Row(
+        "experts that take as many tokens as come",
+        "their part of the layer is not captured where --cuda-graph-modules says so",
+        refused=dict.fromkeys(KINDS, _TOKENS),
+        flags=("--num-experts",),
+        asked=lambda args: (
+            bool(args.num_experts) and not args.cuda_graph_modules and not args.moe_pad_expert_input_to_capacity
+        ),
     ),
     Row(
         "timers in the forward and backward",

@@ -168,6 +168,9 @@ def given(kind: str, **values) -> SimpleNamespace:
         "fp16": False,
         "loss_scale": None,
         "timing_log_level": 0,
+        "num_experts": None,
+        "cuda_graph_modules": [],
+        "moe_pad_expert_input_to_capacity": False,
     }
     return SimpleNamespace(cuda_graph_impl=kind, **{**plain, **values})
 
@@ -180,6 +183,7 @@ REFUSED = {
         {"step_batch_size_schedule": "0:4 1K:8", "pipeline_model_parallel_size": 2},
     ),
     "loss scale that changes": ((FULL,), {"fp16": True}),
+    "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),
 }
 
@@ -207,6 +211,7 @@ def test_what_does_not_go_together_is_refused(on_a_gpu, name, kind):
 def test_accepts_a_plain_run(on_a_gpu, kind):
     check_graphs(given(kind, residual_warmup_steps=4))
     check_graphs(given(kind, fp16=True, loss_scale=1024.0))
+    check_graphs(given(kind, num_experts=4, moe_pad_expert_input_to_capacity=True))
 
 
 def test_accepts_batch_sizes_in_stages_for_layers_of_one_stage(on_a_gpu):
