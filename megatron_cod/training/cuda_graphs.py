@@ -47,10 +47,8 @@ class Row:
 
 _OUTSIDE = "called where gradients are zeroed, outside of every graph"
 _HOOKS = "its forward and backward hooks measure layers, and a replay calls none"
-_TOKENS = (
-    "shapes within a captured layer cannot depend on the router; give --cuda-graph-modules attn, or "
-    "--moe-pad-expert-input-to-capacity with --moe-expert-capacity-factor"
-)
+_PADDED = "--moe-pad-expert-input-to-capacity with --moe-expert-capacity-factor"
+_TOKENS = "shapes in a graph cannot depend on the router; give "
 _BATCH = "a graph holds as many micro-batches as the step that was captured"
 
 TABLE = (
@@ -200,7 +198,10 @@ TABLE = (
     Row(
         "experts that take as many tokens as come",
         "their part of the layer is not captured where --cuda-graph-modules says so",
-        refused=dict.fromkeys(KINDS, _TOKENS),
+        refused={
+            **dict.fromkeys((LOCAL, TE), f"{_TOKENS}--cuda-graph-modules attn moe_router, or {_PADDED}"),
+            FULL: _TOKENS + _PADDED,
+        },
         flags=("--num-experts",),
         asked=lambda args: (
             bool(args.num_experts) and not args.cuda_graph_modules and not args.moe_pad_expert_input_to_capacity
