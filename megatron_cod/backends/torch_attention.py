@@ -12,6 +12,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cod.packed_samples import PackedSamples
+
 
 class SDPACoreAttention(MegatronModule):
     """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
@@ -82,7 +84,9 @@ class SDPACoreAttention(MegatronModule):
         return self._attend(query, key, value, mask, causal and mask is None)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, samples: Any, causal: bool) -> Tensor:
-        lengths = samples.cu_seqlens_q.diff().tolist()
+        # Megatron's own parameters have the lengths on the device only.
+        known = isinstance(samples, PackedSamples)
+        lengths = samples.lengths if known else samples.cu_seqlens_q.diff().tolist()
         parts = zip(*(tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value)), strict=True)
         return torch.cat([self._attend(q, k, v, None, causal) for q, k, v in parts]).squeeze(1)
 

@@ -16,7 +16,7 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import identity, torch_adaptations
 from megatron_cod.model import model_config_from_args
 from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
@@ -92,7 +92,7 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
         check_schedule(raw, complete=False)
         check_optimizer(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
-        cpu.install()
+        torch_adaptations.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):
             args: Namespace = parse_args(add_arguments)
             validate_args(args)

@@ -10,7 +10,7 @@ from typing import Any
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_cod import __version__, cpu
+from megatron_cod import __version__
 from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
@@ -106,11 +106,6 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
     lines = ignored(args, checkpoint)
     if checkpoint is None:
         return [*lines, f"--load {args.load}: no checkpoint there, starting from scratch"] if args.load else []
-    if args.use_distributed_optimizer and cpu.has_cuda() and not HAVE_APEX_OR_TE:
-        # Megatron 0.19.2 there: an assertion, and where that is passed, AdamW steps that count up once a parameter.
-        raise ValueError(
-            "Megatron cannot resume --use-distributed-optimizer with torch's AdamW: install Transformer Engine or Apex"
-        )
     # A run's own is looked at when its directory is put in order. One rank's reading is enough.
     elsewhere = args.dry_run or not same_directory(args.load, args.save)
     check_files(checkpoint, verify=args.verify_checkpoint and elsewhere and this_rank() == 0)

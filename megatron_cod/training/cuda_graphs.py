@@ -80,7 +80,7 @@ TABLE = (
     Row(
         "begin of a forward step",
         "the forward step is Python under local and transformer_engine; what hangs on it is the watch for hangs alone",
-        sites=("training/run.py main: pretrain steps.watch(task.forward_step)",),
+        sites=("training/run.py main: pretrain faults.watch(steps.watch(task.forward_step))",),
     ),
     Row(
         "time limit",
@@ -111,12 +111,15 @@ TABLE = (
     ),
     Row(
         "check for NaN and infinity",
-        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step",
+        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step, and the layer "
+        "is found by running the step again without graphs; with graphs of layers it is not",
         flags=("--on-nonfinite", "--most-skipped-steps"),
         asked=lambda args: args.on_nonfinite != "ignore",
         sites=(
-            "training/faults/nonfinite.py StepGuard.attach: register_forward_hook",
-            "training/faults/nonfinite.py StepGuard._hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _watched: register_forward_hook",
+            "training/faults/nonfinite_search.py _hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
+            "training/faults/nonfinite_search.py _aside: config.timers",
             "training/faults/nonfinite.py StepGuard.attach: config.finalize_model_grads_func",
             "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
             "training/faults/nonfinite.py before_step: optimizer.step",

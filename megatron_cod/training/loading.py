@@ -17,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
@@ -102,7 +102,7 @@ def parse(flags: Sequence[str], program: Program | None = None) -> tuple[Any, An
     command = sys.argv
     with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
         try:
-            cpu.install()
+            torch_adaptations.install()
             sys.argv = [command[0], *flags]
             args = parse_and_validate_args(extra_args_provider=lambda parser: add_arguments(parser, program))
             config, _ = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))

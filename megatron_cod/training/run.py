@@ -15,7 +15,7 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import identity, torch_adaptations
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
@@ -75,7 +75,7 @@ def main(task: Task) -> None:
         rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
-        cpu.install()
+        torch_adaptations.install()
         sys.argv = [sys.argv[0], *flags]
         args = parse_and_validate_args(extra_args_provider=partial(add_arguments, program=task))
         until_training = UntilTraining()
@@ -131,7 +131,7 @@ def main(task: Task) -> None:
             pretrain_cfg_container_from_args(args, model_config),
             rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
-            steps.watch(task.forward_step),
+            faults.watch(steps.watch(task.forward_step)),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
             get_embedding_ranks=partial(embedding_ranks, args),

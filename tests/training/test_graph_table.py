@@ -26,6 +26,7 @@ ONCE = {
     # Set when a model is built, or before.
     "backends/te_norm.py scale_norm_in_chain: scaled.depth_factor",
     "backends/te_norm.py _DepthScaledOp.op_forward: ctx.depth_scaled",
+    "backends/torch_rotary.py _Rotate.forward: ctx.rotations",
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",

@@ -83,6 +83,10 @@ class FaultHandling:
             self._hangs.start()
         return model
 
+    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The same forward step, kept an eye on."""
+        return self._guard.watch(step) if self._guard else step
+
     def step_begins(self) -> None:
         """A training step begins on this rank."""
         if self._limit:

@@ -1,4 +1,4 @@
-"""Megatron's distributed optimizer over torch's AdamW, the only Adam without a GPU: what ``cpu.ADAPTED`` puts in."""
+"""Megatron's distributed optimizer over torch's AdamW, the Adam of a machine without Transformer Engine and Apex."""
 
 import functools
 from collections.abc import Callable
