@@ -46,3 +46,16 @@ def with_own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
             state["step"] = state["step"].clone()
 
     return wrapper
+
+
+def with_loading_flag(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``ChainedOptimizer.state_dict`` that hands ``is_loading`` on, with which a torch_dcp checkpoint is loaded."""
+
+    @functools.wraps(original)
+    def wrapper(self: Any, is_loading: bool = False) -> Any:
+        if not is_loading:
+            return original(self)
+        states = [optimizer.state_dict(is_loading=True) for optimizer in self.chained_optimizers]
+        return states[0] if len(states) == 1 else states
+
+    return wrapper

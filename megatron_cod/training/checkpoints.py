@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, load
 
 from megatron_cod import __version__
 from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
     check_files,
+    is_dcp,
     iteration_name,
     iterations,
     latest_checkpoint,
@@ -46,9 +47,17 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     try:
-        return dist_checkpointing.load_common_state_dict(str(checkpoint))
+        return (
+            _dcp_state(checkpoint) if is_dcp(checkpoint) else dist_checkpointing.load_common_state_dict(str(checkpoint))
+        )
     except Exception as error:
         raise ValueError(f"checkpoint {checkpoint} is corrupt: {' '.join(str(error).split())[:200]}") from None
+
+
+def _dcp_state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = {"args": None}
+    load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    return state
 
 
 def checkpoint_to_load(args: Any) -> Path | None:
@@ -163,8 +172,13 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
     content: the checkpoint's content metadata. A distributed optimizer saved without
     ``--dist-ckpt-optim-fully-reshardable``, which our runs have by default, keeps its buckets as they lay in memory.
     """
-    if args.no_load_optim or args.finetune or getattr(saved, "no_save_optim", False):
+    if args.no_load_optim or args.finetune:
         return
+    if getattr(saved, "no_save_optim", False):
+        raise ValueError(
+            f"checkpoint {checkpoint} was saved with --no-save-optim: there is no optimizer state to resume from; give "
+            "--no-load-optim, or --finetune to begin at step 0"
+        )
     optimizer = getattr(saved, "optimizer", args.optimizer)
     if optimizer != args.optimizer:
         raise ValueError(
@@ -177,6 +191,7 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
             f"checkpoint {checkpoint} was saved {'with' if theirs else 'without'} --use-distributed-optimizer, and its "
             f"optimizer state only loads so: {'give' if theirs else 'leave out'} that flag, or give --no-load-optim"
         )
+    _check_experts(checkpoint, saved, args)
     kind = content.get("distrib_optim_sharding_type")
     if not ours or kind is None or kind in DistributedOptimizer.checkpoint_fully_reshardable_formats:
         return
@@ -189,6 +204,16 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
         )
     if not HAVE_APEX_OR_TE:  # Megatron writes into its parameters in place, which autograd refuses
         raise ValueError(f"{what}, and with torch's AdamW not be loaded at all: give --no-load-optim")
+
+
+def _check_experts(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:
+    """ValueError where experts go from one rank to several, or back: over several they have an optimizer of their own."""
+    theirs, ours = (getattr(one, "expert_model_parallel_size", None) or 1 for one in (saved, args))
+    if args.num_experts and (theirs > 1) != (ours > 1):
+        raise ValueError(
+            f"checkpoint {checkpoint} was saved at --expert-model-parallel-size {theirs}, and its optimizer state "
+            f"cannot be brought to {ours}: give {theirs if theirs == 1 else 'more than 1'}, or --no-load-optim"
+        )
 
 
 def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:

@@ -21,6 +21,7 @@ def check_optimizer(args: Any) -> None:
     args: the plain parse of the command line.
     """
     name = args.optimizer
+    _check_offload(args)
     if name in _OWN:
         return
     flag = f"--optimizer {name}"
@@ -41,3 +42,10 @@ def check_optimizer(args: Any) -> None:
     refused = [what for what, is_set in asked.items() if is_set]
     if refused:
         raise ValueError(f"{flag} does not support {', '.join(refused)}")
+
+
+def _check_offload(args: Any) -> None:
+    """ValueError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails at the latest in its first step."""
+    if args.optimizer_cpu_offload and not args.bf16:
+        given = "--fp16" if args.fp16 else "fp32"
+        raise ValueError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
