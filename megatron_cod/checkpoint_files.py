@@ -139,6 +139,11 @@ def check_files(checkpoint: Path, verify: bool = False) -> None:
     """
     from torch.distributed.checkpoint import FileSystemReader
 
+    if any(checkpoint.glob("mp_rank_*")):
+        raise ValueError(
+            f"checkpoint {checkpoint} is in Megatron's old format torch, which is not supported; Megatron-LM converts it "
+            "with --ckpt-convert-format torch_dist"
+        )
     if not (checkpoint / "metadata.json").is_file() and not is_dcp(checkpoint):
         raise ValueError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
     if not (checkpoint / ".metadata").is_file():

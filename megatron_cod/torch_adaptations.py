@@ -6,7 +6,13 @@ is one row of ``TORCH_ADAPTED``, with the reason. Where either package is instal
 
 from megatron_cod import cpu
 from megatron_cod.adaptations import Adapted, put_in
-from megatron_cod.torch_optimizer import with_loading_flag, with_optimizer_state, with_own_steps, with_step
+from megatron_cod.torch_optimizer import (
+    state_beside_parameters,
+    with_loading_flag,
+    with_optimizer_state,
+    with_own_steps,
+    with_step,
+)
 
 _DISTRIBUTED = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
 _RESUME = "loading a checkpoint of the distributed optimizer fails with torch's AdamW"
@@ -15,6 +21,12 @@ TORCH_ADAPTED = (
     Adapted(_DISTRIBUTED, "state_dict", with_optimizer_state, _RESUME, wraps=True),
     Adapted(_DISTRIBUTED, "load_state_dict", with_own_steps, _RESUME, wraps=True),
     Adapted(_DISTRIBUTED, "_set_main_param_and_optimizer_states", with_step, _RESUME, wraps=True),
+    Adapted(
+        "megatron.core.optimizer.cpu_offloading.hybrid_optimizer.HybridDeviceOptimizer",
+        "_move_new_state_to_right_device",
+        state_beside_parameters,
+        "with a part of the optimizer on the host, a resumed run has all of its state there",
+    ),
     Adapted(
         "megatron.core.optimizer.optimizer.ChainedOptimizer",
         "state_dict",

@@ -33,6 +33,8 @@ RESOLVED = "resolved_args.yaml"
 # What must agree for the weights to fit; Megatron asserts some of these later, on every rank and less clearly.
 _SHAPE_ARGUMENTS = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "padded_vocab_size")
 
+_FSDP2 = "training with --use-torch-fsdp2 --ckpt-format torch_dcp"
+
 # What a distributed optimizer's buckets are cut by. Short name -> argument.
 _BUCKET_LAYOUT = {
     "TP": "tensor_model_parallel_size",
@@ -118,6 +120,7 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
     # A run's own is looked at when its directory is put in order. One rank's reading is enough.
     elsewhere = args.dry_run or not same_directory(args.load, args.save)
     check_files(checkpoint, verify=args.verify_checkpoint and elsewhere and this_rank() == 0)
+    _check_format(checkpoint, args)
     state = saved_state(checkpoint)
     saved = state.get("args")
     if saved is None:
@@ -131,6 +134,17 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
     return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
+
+
+def _check_format(checkpoint: Path, args: Any) -> None:
+    """ValueError for a checkpoint in a format that Megatron takes for another one."""
+    ours = args.ckpt_format in ("torch_dcp", "fsdp_dtensor")
+    if is_dcp(checkpoint) and not ours:
+        raise ValueError(f"checkpoint {checkpoint} is in the format torch_dcp: only {_FSDP2} loads it")
+    if ours and not is_dcp(checkpoint):
+        raise ValueError(
+            f"checkpoint {checkpoint} is not in --ckpt-format {args.ckpt_format}, which {_FSDP2} loads alone"
+        )
 
 
 def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:

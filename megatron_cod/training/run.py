@@ -32,7 +32,7 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.save_checks import check_saving
@@ -69,6 +69,7 @@ def main(task: Task) -> None:
         raw = build_parser(task).parse_args(flags)
         check_schedule(raw)
         check_optimizer(raw)
+        check_offload_device(raw)
         check_saving(raw)
         check_flags(raw)
         check_wandb(raw, this_rank(), world_size)

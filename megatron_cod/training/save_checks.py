@@ -20,32 +20,33 @@ def check_saving(args: Any) -> None:
     _check_non_persistent(args)
 
 
+_FORMATS = {
+    "torch": "is Megatron's old format, which is not checked and resharded here",
+    "torch_dcp": "is for --use-torch-fsdp2",
+    "fsdp_dtensor": "is for --use-megatron-fsdp",
+}
+
+
 def _check_format(args: Any) -> None:
-    chosen = f"--ckpt-format {args.ckpt_format}"
     if args.use_torch_fsdp2:
         _check_fsdp2(args)
     elif args.use_megatron_fsdp:
         _check_megatron_fsdp(args)
-    elif args.ckpt_format != "torch_dist":
-        what = (
-            "is Megatron's old format, which is not checked or resharded here"
-            if args.ckpt_format == "torch"
-            else ("is for --use-torch-fsdp2" if args.ckpt_format == "torch_dcp" else "is for --use-megatron-fsdp")
-        )
-        raise ValueError(f"{chosen} {what}: leave it out, for torch_dist")
+    elif args.ckpt_format in _FORMATS:
+        raise ValueError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: leave it out, for torch_dist")
 
 
 def _check_fsdp2(args: Any) -> None:
-    flag, weights = "--use-torch-fsdp2", "for the weights alone give --no-save-optim"
+    flag, weights = "--use-torch-fsdp2", "or --no-save-optim, for the weights alone"
+    if args.optimizer != "adam" and not args.no_save_optim:
+        raise ValueError(f"{flag} cannot resume the state of --optimizer {args.optimizer}: give adam, {weights}")
     if args.ckpt_format == "torch_dist":
         if not args.no_save_optim:
-            raise ValueError(
-                f"{flag} cannot save its optimizer state in --ckpt-format torch_dist: give --ckpt-format torch_dcp; {weights}"
-            )
+            raise ValueError(f"{flag} cannot save its optimizer in torch_dist: give --ckpt-format torch_dcp, {weights}")
     elif not torch_adaptations.applies():
         raise ValueError(
-            f"{flag} with Transformer Engine or Apex saves in --ckpt-format torch_dcp what Megatron-Core 0.19.2 cannot load: "
-            f"leave out --save, or {weights} and no --ckpt-format"
+            f"{flag} with Transformer Engine or Apex saves in torch_dcp what Megatron-Core 0.19.2 cannot load: leave out "
+            f"--ckpt-format, and --save, {weights}"
         )
 
 
@@ -70,4 +71,9 @@ def _check_asynchronous(args: Any) -> None:
         )
 
 
-def _check_non_persistent(args: Any) -> None: ...
+def _check_non_persistent(args: Any) -> None:
+    if args.non_persistent_save_interval or args.non_persistent_ckpt_type:
+        raise ValueError(
+            "--non-persistent-save-interval and --non-persistent-ckpt-type are not supported: such checkpoints are not "
+            "checked when a run is resumed; give a shorter --save-interval with --keep-last-checkpoints"
+        )
