@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from torch.distributed.checkpoint.metadata import TensorProperties
+
 from megatron_cod import torch_adaptations
+from megatron_cod.backends.choice import have_transformer_engine
 
 
 def check_saving(args: Any) -> None:
@@ -13,11 +16,38 @@ def check_saving(args: Any) -> None:
 
     args: the plain parse of the command line: Megatron's validation turns some of these off with nothing but a warning.
     """
+    _check_strictness(args)
     if not args.save:
         return
+    _check_tensors(args)
+    _check_optimizer(args)
     _check_format(args)
     _check_asynchronous(args)
     _check_non_persistent(args)
+
+
+def _check_strictness(args: Any) -> None:
+    asked, default = args.dist_ckpt_strictness, "assume_ok_unexpected"
+    if (args.save or args.load) and asked != default and hasattr(TensorProperties(), "strides"):
+        raise ValueError(
+            f"--dist-ckpt-strictness {asked}: Megatron-Core 0.19.2 cannot compare checkpoints of this torch, which record "
+            f"strides, and loads none of them so; leave it out ({default})"
+        )
+
+
+def _check_tensors(args: Any) -> None:
+    for name in ("save_activations_interval", "save_dgrads_interval"):
+        if getattr(args, name) and not have_transformer_engine():
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} needs Transformer Engine, whose layers are all that Megatron looks for")
+
+
+def _check_optimizer(args: Any) -> None:
+    if args.optimizer == "sgd" and not args.no_save_optim:
+        raise ValueError(
+            "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load the state it saves; give --no-save-optim, and "
+            "--no-load-optim with --load, or leave out --save"
+        )
 
 
 _FORMATS = {

@@ -14,7 +14,6 @@ EXACT = {
     "distributed bf16 dp2": (2, [DISTRIBUTED, "--bf16", *DP2, "--overlap-grad-reduce", "--overlap-param-gather"]),
     "distributed fp32 dp2": (2, [DISTRIBUTED, *DP2]),
     "distributed fp16": (1, [DISTRIBUTED, "--fp16", "--initial-loss-scale", "65536"]),
-    "distributed sgd": (1, [DISTRIBUTED, "--optimizer", "sgd"]),
     "distributed tp2 dropout": (2, [DISTRIBUTED, "--tensor-model-parallel-size", "2", "--hidden-dropout", "0.1"]),
     "plain dropout": (1, ["--hidden-dropout", "0.1", "--attention-dropout", "0.1"]),
     "plain fp16": (1, ["--fp16", "--initial-loss-scale", "65536"]),

@@ -18,6 +18,7 @@ def check(*flags: str) -> None:
 
 
 REFUSED = {
+    "sgd": (["--optimizer", "sgd"], "--optimizer sgd does not resume"),
     "old format": (["--ckpt-format", "torch"], "--ckpt-format torch is Megatron's old format"),
     "dcp alone": (["--ckpt-format", "torch_dcp"], "--ckpt-format torch_dcp is for --use-torch-fsdp2"),
     "dtensor alone": (["--ckpt-format", "fsdp_dtensor"], "--ckpt-format fsdp_dtensor is for --use-megatron-fsdp"),
