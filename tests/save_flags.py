@@ -5,7 +5,6 @@ A flag that Megatron adds fails ``tests/training/test_save_checks.py`` until it 
 
 from dataclasses import dataclass
 
-ASYNC = ("--async-save", "--use-persistent-ckpt-worker", "--async-strategy", "mcore")
 DISTRIBUTED = ("--use-distributed-optimizer", "--micro-batch-size", "1")
 """For two ranks, each a replica."""
 FSDP2 = ("--use-torch-fsdp2", "--micro-batch-size", "1")
@@ -56,7 +55,6 @@ CASES = {
     ),
     "not validated": Case(resumed=("--no-ckpt-load-validate-sharding-integrity",)),
     "step named": Case(resumed=("--override-ckpt-iteration", "2", "--ckpt-step", "2")),
-    "no states": Case(("--no-save-optim",), ("--load",), refused=()),
     "parameters": Case(("--save-params-interval", "2")),
     "weight gradients": Case(("--save-wgrads-interval", "2")),
     "tokens of experts": Case(("--save-tokens-per-expert-interval", "2")),
@@ -75,14 +73,16 @@ CASES = {
     "fsdp_dtensor alone": Case(
         ("--ckpt-format", "fsdp_dtensor"), refused=("--ckpt-format fsdp_dtensor", "--use-megatron-fsdp")
     ),
-    "asynchronous alone": Case(("--async-save",), refused=("--async-save",)),
+    "asynchronous": Case(("--async-save",), refused=("--async-save",)),
+    "asynchronous worker": Case(
+        ("--async-save", "--use-persistent-ckpt-worker", "--async-strategy", "mcore"), refused=("--async-save",)
+    ),
     "local": Case(("--non-persistent-ckpt-type", "local"), refused=("--non-persistent-ckpt-type",)),
     "global": Case(
         ("--non-persistent-save-interval", "1", "--non-persistent-ckpt-type", "global"),
         refused=("--non-persistent-save-interval", "--keep-last-checkpoints"),
     ),
 }
-del CASES["no states"]  # tests/cuda/test_resume.py: refused when resumed, with the way out
 
 ELSEWHERE = {
     **dict.fromkeys(("save", "save-interval", "load"), "every case"),

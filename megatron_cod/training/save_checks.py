@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from torch.distributed.checkpoint.metadata import TensorProperties
@@ -45,7 +44,7 @@ def _check_tensors(args: Any) -> None:
 def _check_optimizer(args: Any) -> None:
     if args.optimizer == "sgd" and not args.no_save_optim:
         raise ValueError(
-            "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load the state it saves; give --no-save-optim, and "
+            "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load its state; give --no-save-optim, and "
             "--no-load-optim with --load, or leave out --save"
         )
 
@@ -90,14 +89,10 @@ def _check_megatron_fsdp(args: Any) -> None:
 
 
 def _check_asynchronous(args: Any) -> None:
-    if not args.async_save:
-        return
-    if not args.use_persistent_ckpt_worker:
-        raise ValueError("--async-save needs --use-persistent-ckpt-worker: without it Megatron saves synchronously")
-    if args.async_strategy == "nvrx" and importlib.util.find_spec("nvidia_resiliency_ext") is None:
+    if args.async_save:
         raise ValueError(
-            "--async-save with --async-strategy nvrx, Megatron's default, needs the package nvidia-resiliency-ext: "
-            "give --async-strategy mcore"
+            "--async-save is not supported: Megatron-Core 0.19.2 saves synchronously all the same without "
+            "--use-persistent-ckpt-worker, and with it a run waits for ever once that worker has failed; leave it out"
         )
 
 
