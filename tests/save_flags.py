@@ -48,6 +48,7 @@ CASES = {
     "memory efficient": _distributed("--distrib-optim-fully-reshardable-mem-efficient"),
     "before 0.14": _distributed("--dist-ckpt-save-pre-mcore-014"),
     "deprecated names": Case(("--use-dist-ckpt", "--dist-ckpt-format", "torch_dist")),
+    "verified": Case(("--verify-integrity",)),
     "no random states": Case(("--no-save-rng",)),
     "detected": Case(resumed=("--auto-detect-ckpt-format",)),
     "the checkpoint's arguments": Case(
@@ -87,7 +88,9 @@ CASES = {
 ELSEWHERE = {
     **dict.fromkeys(("save", "save-interval", "load"), "every case"),
     **dict.fromkeys(("ckpt-fully-parallel-save", "dist-ckpt-optim-fully-reshardable", "no-load-rng"), "our defaults"),
-    **dict.fromkeys(("no-save-optim", "no-load-optim", "load-main-params-from-ckpt"), "tests/cuda/test_resume.py"),
+    **dict.fromkeys(
+        ("finetune", "no-save-optim", "no-load-optim", "load-main-params-from-ckpt"), "tests/cuda/test_resume.py"
+    ),
     **dict.fromkeys(("save-retain-interval",), "tests/training/test_retention.py"),
     **dict.fromkeys(("pretrained-checkpoint", "ckpt-step"), "tests/distributed/test_checkpoints.py"),
     **dict.fromkeys(("ckpt-convert-format", "ckpt-convert-save"), "converts, and ends without training"),
