@@ -32,7 +32,7 @@ def skip_foreign(args: Any, say: Callable[[str], None], model: list[Any]) -> lis
 
     Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.
     """
-    if not args.no_load_rng and not args.finetune:
+    if (args.load or args.pretrained_checkpoint) and not args.no_load_rng and not args.finetune:
         line = [_foreign(args) if torch.distributed.get_rank() == 0 else ""]
         torch.distributed.broadcast_object_list(line, device=torch.device(torch.cuda.current_device()))
         if line[0]:
