@@ -22,10 +22,14 @@ def connections(monkeypatch):
     monkeypatch.setenv(MANY_CONNECTIONS, "8")  # FSDP takes anything but 1
 
 
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-@pytest.mark.parametrize("case", RUN.values(), ids=RUN)
+ON_CPUS = ("plain", "distributed", "fsdp2", "fsdp2 bf16", "parallel load")
+PLACES = [(name, "cuda") for name in RUN] + [(name, "cpu") for name in ON_CPUS]
+
+
+@pytest.mark.parametrize(("name", "device"), PLACES, ids=[f"{name} {device}" for name, device in PLACES])
 @pytest.mark.slow
-def test_saves_and_resumes(tmp_path, case, device):
+def test_saves_and_resumes(tmp_path, name, device):
+    case = RUN[name]
     saved = save(tmp_path, case.world, *case.flags, device=device)
     assert difference(saved, tmp_path / "resumed", case.world, *case.flags, *case.resumed, device=device) == 0
 
