@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
     is_pp_first_stage,
@@ -19,6 +20,7 @@ from megatron.training.models import GPTModelConfig
 from megatron.training.models.gpt import GPTModelBuilder
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+from megatron_cod import cpu
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
@@ -117,6 +119,11 @@ def attach_design(
     config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))
 
 
+def _to_device(model: list[Any]) -> list[Any]:
+    """Weights drawn on the CPU (``--use-cpu-initialization``) go to the GPU: Megatron-Core 0.19.2 leaves them there."""
+    return [chunk.cuda(torch.cuda.current_device()) for chunk in model]
+
+
 def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
     """Megatron's model configuration with our design on it, and the log line about initialisation.
 
@@ -130,4 +137,6 @@ def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[S
     if args.use_rope_scaling:  # Megatron 0.19.2 reads this flag and forgets it: every model was scaled by 8
         config.rope_scaling_factor = args.rope_scaling_factor
     attach_design(config, design, backend, own_layers)
+    if args.use_cpu_initialization and cpu.has_cuda() and not args.use_torch_fsdp2:
+        config.pre_wrap_hooks.append(_to_device)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

@@ -27,6 +27,7 @@ from megatron_cod.training.blends import blends_of, check_data
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 
 
@@ -91,6 +92,7 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
         check_layout(raw, world_size)
         check_schedule(raw, complete=False)
         check_optimizer(raw)
+        check_saving(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         torch_adaptations.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):

@@ -12,8 +12,10 @@ CHOICES = ("auto", *BACKENDS)
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
 # next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
 # leaves out, faults/nonfinite.py says where a NaN came from.
-_COMMON = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
-_COMMON += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+COMMON_FLAGS = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
+COMMON_FLAGS += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+"""Those that are the same on every machine."""
+
 _IMPLEMENTATION = "--transformer-impl"
 
 
@@ -70,7 +72,7 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     on_cpu = [] if cpu.has_cuda() else list(cpu.DEFAULT_FLAGS)
     implementation = given_value(user_flags, _IMPLEMENTATION)
     if implementation:
-        return [*_COMMON, *on_cpu], [f"backend: {_IMPLEMENTATION} {implementation} (asked for)"]
+        return [*COMMON_FLAGS, *on_cpu], [f"backend: {_IMPLEMENTATION} {implementation} (asked for)"]
     asked = given_value(user_flags, "--backend") or "auto"
     backend, why = _automatic(user_flags) if asked == "auto" else (asked, "asked for")
     if on_cpu:
@@ -79,4 +81,4 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
         of_backend = []  # Megatron's default
     else:
         of_backend = _local_flags(backend)
-    return [*_COMMON, *on_cpu, *of_backend], [f"backend: {backend} ({why})"]
+    return [*COMMON_FLAGS, *on_cpu, *of_backend], [f"backend: {backend} ({why})"]

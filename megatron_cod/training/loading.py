@@ -19,6 +19,7 @@ from megatron.training.arguments import parse_and_validate_args
 
 from megatron_cod import torch_adaptations
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.training import (
@@ -65,6 +66,11 @@ def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     checkpoint = checkpoints.checkpoint_to_load(where)
     if checkpoint is None:
         raise ValueError(f"{folder} holds no finished checkpoint")
+    if is_dcp(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is in the format torch_dcp, which only training with --use-torch-fsdp2 reads; a run with "
+            "--no-save-optim and no --ckpt-format saves weights that every program reads"
+        )
     return folder, checkpoint
 
 

@@ -19,7 +19,7 @@ from megatron_cod import identity, torch_adaptations
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, data_workers, rank_logs, retention
+from megatron_cod.training import agreement, checkpoints, data_workers, random_states, rank_logs, retention
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
@@ -32,10 +32,11 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.residual_warmup import GraphWarmup
+from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
@@ -69,6 +70,8 @@ def main(task: Task) -> None:
         raw = build_parser(task).parse_args(flags)
         check_schedule(raw)
         check_optimizer(raw)
+        check_offload_device(raw)
+        check_saving(raw)
         check_flags(raw)
         check_wandb(raw, this_rank(), world_size)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
@@ -106,6 +109,7 @@ def main(task: Task) -> None:
         model_config.post_wrap_hooks.append(warmup.attach)
         steps.first.append(warmup.step_begins)
         steps.each_step.append(warmup.step_begins)
+    model_config.post_wrap_hooks.append(partial(random_states.skip_foreign, args, say))
     if args.depth_monitor_interval:
         monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)
