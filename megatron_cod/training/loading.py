@@ -29,6 +29,7 @@ from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 from megatron_cod.training.task import Program
 
@@ -148,7 +149,8 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
     ]
     launch_alone()
     with redirect_stdout(io.StringIO()):
-        flags = resolve_command_line(flags)[0]
+        flags, raw, _ = resolve_command_line(flags)
+    check_packages(raw)
     args, config = parse(flags)
     inner = build(args, config)[0]
     while hasattr(inner, "module"):
