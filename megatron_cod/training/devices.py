@@ -1,4 +1,4 @@
-"""The devices of this machine, before any rank waits for another: what torch can use of them, and for how many processes."""
+"""The devices of this machine, before any rank waits for another: what torch can use, and for how many processes."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def check_devices(environment: Mapping[str, str] = os.environ) -> None:
     capability, architectures = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     if architectures and not runs_on(capability, architectures):
         raise ValueError(
-            f"torch {torch.__version__} has no kernels for the {torch.cuda.get_device_name()} "
-            f"(sm_{capability[0]}{capability[1]}), only for {', '.join(architectures)}: install a torch that has, or {_ON_CPUS}"
+            f"torch {torch.__version__} has no kernels for the {torch.cuda.get_device_name()} (sm_{capability[0]}"
+            f"{capability[1]}), only for {', '.join(architectures)}: install a torch that has, or {_ON_CPUS}"
         )
 
 
@@ -93,6 +93,22 @@ def _check_processes(environment: Mapping[str, str]) -> None:
             f"{processes} processes were started on this machine, but torch sees {gpus} GPU{plural}: start at most {gpus}, "
             f"one for each (--nproc-per-node {gpus}), or {_ON_CPUS}"
         )
+
+
+def device_named(name: str | None) -> torch.device:
+    """``--device`` of a tool; None is the GPU where there is one, else the CPU. ValueError for what is not there."""
+    if name is None:
+        check_driver()
+        return torch.device("cuda" if cpu.has_cuda() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device {name}: there are cpu, cuda and cuda:N") from None
+    if device.type == "cuda" and not cpu.has_cuda():
+        raise ValueError(f"--device {name}: {no_gpu()}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0")
+    return device
 
 
 @dataclass(frozen=True)

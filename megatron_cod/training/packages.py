@@ -33,7 +33,9 @@ def _pip(name: str, module: str, install: str = "") -> Package:
 
 
 _FROM_APEX = "build NVIDIA Apex with its CUDA extensions (PyPI's apex is another project)"
-TRANSFORMER_ENGINE = _pip("Transformer Engine", "transformer_engine", "--no-build-isolation transformer_engine[pytorch]")
+TRANSFORMER_ENGINE = _pip(
+    "Transformer Engine", "transformer_engine", "--no-build-isolation transformer_engine[pytorch]"
+)
 WEIGHT_GRADIENTS = Package("Apex's fused_weight_gradient_mlp_cuda", ("fused_weight_gradient_mlp_cuda",), _FROM_APEX)
 SOFTMAX = Package(
     "Apex's fused softmax",
@@ -136,7 +138,9 @@ ON_REQUEST = (
     OnRequest("non_persistent_ckpt_type", _RESILIENCY, ("local",)),
     OnRequest("use_kitchen_attention", _pip("nvidia-kitchen", "nvidia_kitchen")),
     OnRequest("enable_msc", _pip("multi-storage-client", "multistorageclient")),
-    OnRequest("adlr_autoresume", Package("NVIDIA's userlib", ("userlib",), "it is not public; --time-limit saves in time")),
+    OnRequest(
+        "adlr_autoresume", Package("NVIDIA's userlib", ("userlib",), "it is not public; --time-limit saves in time")
+    ),
     OnRequest(
         "run_workload_inspector_server", Package("workload_inspector", ("workload_inspector",), "it is not public")
     ),

@@ -40,6 +40,7 @@ from megatron_cod.training.reporting import check_wandb, report_parameters, repo
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
+from megatron_cod.training.warm_up import widen_warm_up
 
 
 def check_inputs(args: Any, task: Task) -> None:
@@ -126,8 +127,10 @@ def main(task: Task) -> None:
             keeper = retention.Retention(args, say)
             steps.each_step.append(keeper.look)
             at_exit.enter_context(keeper.until_the_end())
+        cfg = pretrain_cfg_container_from_args(args, model_config)
+        widen_warm_up(args, model_config)
         pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
+            cfg,
             rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
             steps.watch(task.forward_step),

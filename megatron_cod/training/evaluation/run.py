@@ -29,11 +29,12 @@ from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_w
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.model_options import TOKENIZER
 from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
 from megatron_cod.training.trained_with import trained_with
 
-_KEPT = ("tokenizer", "micro-batch", "seq-length")
+_KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
 _MICRO_BATCHES = 4
 """Of a stage, in one call: the bubble is then no larger than a fifth."""
 
