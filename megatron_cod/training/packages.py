@@ -156,6 +156,8 @@ def missing(args: Any) -> list[str]:
     if args.moe_token_dispatcher_type == "flex":
         backend = args.moe_flex_dispatcher_backend
         asked.append((f"--moe-token-dispatcher-type flex ({backend})", _FLEXIBLE[backend]))
+    if args.use_precision_aware_optimizer and not args.optimizer_cpu_offload:
+        asked.append(("--use-precision-aware-optimizer without --optimizer-cpu-offload", TRANSFORMER_ENGINE))
     return [
         f"{flag}: {package.name} is not installed ({package.install})"
         for flag, package in asked

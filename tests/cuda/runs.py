@@ -58,7 +58,6 @@ def _on_gpu(mode: str, folder: Path, before: Callable[[], None] | None) -> None:
     import fakecuda  # on the path of processes under the emulation only
 
     fakecuda.begin_rank(mode, str(folder / "emulation"))
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if before is not None:
         before()
 
