@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.cuda.cpu_side import call_on_cpu
 from tests.distributed.launch import Ended, run_training_ranks
 
 DEBUG = (
@@ -62,15 +63,6 @@ def _on_gpu(mode: str, folder: Path, before: Callable[[], None] | None) -> None:
         before()
 
 
-def _on_cpu(before: Callable[[], None] | None) -> None:
-    import torch._dynamo
-
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch._dynamo.config.disable = True  # as cpu.py's TORCHDYNAMO_DISABLE, which comes too late for a forked process
-    if before is not None:
-        before()
-
-
 def _read(path: Path) -> dict[str, int]:
     if not path.exists():
         return {}
@@ -99,5 +91,5 @@ def train(
 def train_on_cpu(
     world: int, *flags: str, entry: str = "pretrain", before: Callable[[], None] | None = None, timeout: float = 240.0
 ) -> Run:
-    """The same on CPU processes, as on a machine whose GPUs are hidden."""
-    return Run(run_training_ranks(world, list(flags), timeout, partial(_on_cpu, before), entry), [])
+    """The same on CPU processes, as on a machine without a GPU."""
+    return Run(call_on_cpu(run_training_ranks, world, list(flags), timeout, before, entry), [])

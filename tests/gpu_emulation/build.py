@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def environment(folder: Path | str, mode: str = "numerics") -> dict[str, str]:
         # torch then asks NVML for the number of devices: a process that only asked may still fork (tests do).
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
+
+
+def without_emulation(variables: Mapping[str, str]) -> dict[str, str]:
+    """The same variables for a process that is not under the emulation."""
+    own = ("LD_PRELOAD", "LD_LIBRARY_PATH", "PYTORCH_NVML_BASED_CUDA_CHECK", "MEGATRON_COD_CUDA")
+    kept = {name: value for name, value in variables.items() if name not in own and not name.startswith("FAKECUDA")}
+    paths = [path for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path) != PRELOAD]
+    return kept | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def missing() -> str | None:
