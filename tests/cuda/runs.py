@@ -1,6 +1,5 @@
 """Training runs on emulated devices, in ranks forked from a process that has Megatron imported (3 seconds each)."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
