@@ -24,7 +24,8 @@ PROGRAMS = {
     "evaluate": ("", "sotu"),  # the README's own command
     "sft": (
         f"{TORCHRUN} --nproc-per-node 2 -m megatron_cod.training.sft --recipe recipes/sft_debug.yaml --load runs/first "
-        f"--sft-data-path chats/sotu_train.jsonl --unset train-epochs --train-iters 2 --log-interval 1 {TOYS}",
+        f"--sft-data-path chats/sotu_train.jsonl --sft-too-long truncate --unset train-epochs --train-iters 2 "
+        f"--log-interval 1 {TOYS}",
         "step 2/2 | loss",
     ),
     "convert_hf export": ("tools/convert_hf.py export --checkpoint runs/first --output hf/again", ""),
@@ -143,7 +144,9 @@ def test_quick_start_finishes_with_any_number_of_gpus(gpus, tmp_path):
 
 @pytest.mark.slow
 def test_fine_tuning_example_with_one_gpu(home):
-    command = f"examples/fine_tuning.py --base runs/first -- {TOYS} --unset train-epochs --train-iters 2"
+    command = (
+        f"examples/fine_tuning.py --base runs/first --epochs 1 -- {TOYS} --sft-too-long truncate --global-batch-size 64"
+    )
     output = execute(shlex.split(command), home, CUDA_VISIBLE_DEVICES="0")
     assert "2 processes and 1 GPU" in output and "loss per token of the 40 answers" in output
 
