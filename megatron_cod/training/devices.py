@@ -32,8 +32,14 @@ def check_driver() -> None:
 
     Nothing of CUDA is started where there is a GPU, so that the process may still fork.
     """
-    if not cpu.has_cuda() and os.environ.get(_HIDDEN) is None and torch.version.cuda:
+    if not cpu.has_cuda() and not _are_hidden() and torch.version.cuda:
         _start_cuda()
+
+
+def _are_hidden() -> bool:
+    """Whether the user hides all GPUs: CUDA leaves out -1 and all after it."""
+    visible = os.environ.get(_HIDDEN)
+    return visible is not None and visible.split(",")[0].strip() in ("", "-1")
 
 
 def _start_cuda() -> None:

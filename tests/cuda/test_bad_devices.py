@@ -51,6 +51,7 @@ def test_rejects_a_driver_that_is_too_old_where_torch_asks_the_driver(tmp_path):
     def before() -> None:
         machine(driver="12040")()
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK")
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"  # as Slurm sets it: nothing is hidden
 
     assert train(1, tmp_path, *DEBUG, before=before).refused("cannot use this machine's GPUs", "too old")
 
