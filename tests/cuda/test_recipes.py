@@ -14,7 +14,7 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml") if path
 FAST = ("debug.yaml",)
 SFT = [name for name in RECIPES if name.startswith("sft_")]
 ODD = "llama_1b.yaml"
-CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 32
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 200
 
 
 def _large_device() -> None:
@@ -30,7 +30,8 @@ def flags_of(name: str, folder) -> list[str]:
     vocabulary = recipe.get("padded-vocab-size") or recipe.get("vocab-size") or 4096
     data = [key for key in ("data", "tokenizer-model") if key in recipe]
     flags = ["--recipe", str(ROOT / "recipes" / name), *(["--unset", *data] if data else [])]
-    flags += ["--global-batch-size", str(recipe["micro-batch-size"]), "--on-nonfinite", "ignore", "--log-interval", "1"]
+    flags += ["--global-batch-size", str(recipe["micro-batch-size"]), "--on-nonfinite", "ignore"]
+    flags += ["--log-interval", "1", "--exit-interval", "2"]
     if name not in SFT:
         flags += ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary - 1)]
         return [*flags, "--eval-iters", "0", *(["--train-iters", "2"] if recipe.get("train-iters") else [])]
