@@ -80,13 +80,13 @@ def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     # After parsing, so that --help and wrong options answer at once.
-    import torch
-
+    from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.analysis.depth.measure import Budget, measure
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
+    from megatron_cod.training.devices import device_named
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_named(args.device)
     model, tokenizer = _opened(args)
     fit = args.fit_tokens if "usefulness" in args.metrics else 0
     sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}

@@ -5,7 +5,6 @@ from typing import Any
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.training import get_tokenizer
 
-from megatron_cod import cpu
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
@@ -160,8 +159,6 @@ def check_built(args: Any, config: Any) -> None:
 
     args: after Megatron's validation. config: the TransformerConfig of the model.
     """
-    if args.use_megatron_fsdp and not cpu.has_cuda():
-        raise ValueError("--use-megatron-fsdp needs a GPU; --use-torch-fsdp2 runs without")
     check_graphs(args)
     _check_meta_device(args)
     _check_attention(config)

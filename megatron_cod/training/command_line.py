@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import recipes
+from megatron_cod.training import devices, recipes
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import COMMON_FLAGS, default_flags
 from megatron_cod.training.reporting import say
@@ -17,8 +17,10 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     """Defaults, then the recipe, then the command line: flags for Megatron, their plain parse, and as YAML what was asked.
 
     The YAML is a recipe that reproduces the run on any machine: what is chosen by the machine is not in it.
-    Raises ValueError for an unknown flag, recipe or recipe key, and for lengths that contradict each other.
+    Raises ValueError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
+    torch cannot use. Sets what Megatron reads from the environment before the first CUDA context.
     """
+    devices.check_driver()
     parser = build_parser(program)
     given = parser.parse_args(command_line)
     from_recipe = []
@@ -33,6 +35,7 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     asked = [*(program.default_flags if program else ()), *from_recipe, *command_line]
     flags = [*defaults, *asked]
     raw = parser.parse_args([*COMMON_FLAGS, *asked])
+    devices.set_connections(raw)
     counted = in_samples(flags, parser.parse_args(flags), say)
     always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
     return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)

@@ -25,6 +25,7 @@ from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
+from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.failures import this_rank, user_errors
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
@@ -33,6 +34,7 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.residual_warmup import GraphWarmup
@@ -40,6 +42,7 @@ from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
+from megatron_cod.training.warm_up import widen_warm_up
 
 
 def check_inputs(args: Any, task: Task) -> None:
@@ -63,7 +66,10 @@ def _forget_make(model: list[Any]) -> list[Any]:
 def main(task: Task) -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
+        check_devices()
         flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
+        check_needs_gpu(raw)
+        check_packages(raw)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         check_layout(raw, world_size)
         flags = task.prepare(flags, raw)
@@ -131,8 +137,10 @@ def main(task: Task) -> None:
             keeper = retention.Retention(args, say)
             steps.each_step.append(keeper.look)
             at_exit.enter_context(keeper.until_the_end())
+        cfg = pretrain_cfg_container_from_args(args, model_config)
+        widen_warm_up(args, model_config)
         pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
+            cfg,
             rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
             faults.watch(steps.watch(task.forward_step)),

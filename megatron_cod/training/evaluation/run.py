@@ -23,15 +23,18 @@ from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.model_options import TOKENIZER
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
 from megatron_cod.training.trained_with import trained_with
 
-_KEPT = ("tokenizer", "micro-batch", "seq-length")
+_KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
 _MICRO_BATCHES = 4
 """Of a stage, in one call: the bubble is then no larger than a fifth."""
 
@@ -61,6 +64,8 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     # Last as well: the command line may name the checkpoint itself.
     flags += [*command_line, "--load", str(folder)]
     flags, raw, _ = resolve_command_line(flags, PROGRAM)
+    check_needs_gpu(raw)
+    check_packages(raw)
     if raw.micro_batch_size is None:
         flags += ["--micro-batch-size", "1"]
         raw.micro_batch_size = 1
@@ -170,6 +175,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with user_errors(ValueError, AssertionError, OSError):
+        check_devices()
         flags, checkpoint, _ = resolved(sys.argv[1:])
         args, config = loading.parse(flags, PROGRAM)
         UntilTraining()  # a SIGTERM ends it
