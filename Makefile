@@ -3,14 +3,17 @@ PYTHON ?=
 BIN := .venv/bin
 # Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
 TWO := --numprocesses 2 --dist loadfile
-FAST := not slow and not launch and not containers and not campaign
+FAST := not slow and not launch and not containers and not campaign and not cuda
+# The CUDA path without a GPU: the command that follows runs on emulated devices (tests/gpu_emulation).
+ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
 export PYTHON
 
-.PHONY: help quickstart test test-slow test-kills test-launch test-containers check format venv clean
+.PHONY: help quickstart test test-cuda test-slow test-kills test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
+	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
@@ -28,6 +31,10 @@ quickstart: venv
 test: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest $(TWO) -m '$(FAST)'
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m '$(FAST)' tests/te
+	$(ON_CUDA) -m 'not slow'
+
+test-cuda: venv
+	$(ON_CUDA)
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
@@ -35,7 +42,7 @@ test: venv .venv/transformer_engine/.installed
 	@touch $@
 
 test-slow: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not cuda'
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
 
 test-kills: venv
