@@ -56,10 +56,14 @@ def _local_flags(backend: str) -> list[str]:
     flags = [_IMPLEMENTATION, "local"]
     if backend == "torch":
         flags.append("--no-persist-layer-norm")
-    # The extension of Apex that adds weight gradients to the main gradients within the product.
-    if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None:
-        flags.append("--no-gradient-accumulation-fusion")
     return flags
+
+
+def _missing_fusions() -> list[str]:
+    """Off, whatever the layers are made of: the output layer is Megatron's own, on Transformer Engine too."""
+    # The extension of Apex that adds weight gradients to the main gradients within the product.
+    missing = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None
+    return ["--no-gradient-accumulation-fusion"] if missing else []
 
 
 def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -67,13 +71,13 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
 
     user_flags: the recipe's and the command line's; an explicit ``--transformer-impl`` or ``--backend`` there wins.
     """
-    on_cpu = [] if cpu.has_cuda() else list(cpu.DEFAULT_FLAGS)
+    on_cpu = _missing_fusions() if cpu.has_cuda() else list(cpu.DEFAULT_FLAGS)
     implementation = given_value(user_flags, _IMPLEMENTATION)
     if implementation:
         return [*_COMMON, *on_cpu], [f"backend: {_IMPLEMENTATION} {implementation} (asked for)"]
     asked = given_value(user_flags, "--backend") or "auto"
     backend, why = _automatic(user_flags) if asked == "auto" else (asked, "asked for")
-    if on_cpu:
+    if not cpu.has_cuda():
         of_backend = [_IMPLEMENTATION, "transformer_engine"] if backend == "transformer_engine" else []
     elif backend == "transformer_engine":
         of_backend = []  # Megatron's default
