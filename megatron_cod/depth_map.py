@@ -121,11 +121,13 @@ def refuse_wrong_depth(model: list[torch.nn.Module], exponent: float = DEPTH_EXP
         check_depth_map(stages, config.num_layers, config.mtp_num_layers or 0, exponent)
     except DepthMapError as error:
         fault = str(error)
-    faults: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(faults, fault)
-    first = next((text for text in faults if text), None)
-    if first is not None:
-        raise DepthMapError(first)
+    # One number first: on GPUs a gathering of texts waits for the device several times.
+    wrong = torch.full((1,), int(fault is not None), dtype=torch.int32, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(wrong, op=torch.distributed.ReduceOp.MAX)
+    if int(wrong):
+        faults: list[str | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(faults, fault)
+        raise DepthMapError(next(text for text in faults if text))
     if torch.distributed.get_rank() == 0:
         console.show(format_depth_map(stages))
     return model

@@ -11,6 +11,7 @@ from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.checkpoints import checkpoint_to_load
+from megatron_cod.training.cuda_graphs import check_graphs
 from megatron_cod.training.schedule_checks import check_batches
 
 
@@ -161,6 +162,7 @@ def check_built(args: Any, config: Any) -> None:
     """
     if args.use_megatron_fsdp and not cpu.has_cuda():
         raise ValueError("--use-megatron-fsdp needs a GPU; --use-torch-fsdp2 runs without")
+    check_graphs(args)
     _check_meta_device(args)
     _check_attention(config)
     _check_divisions(args)

@@ -145,7 +145,7 @@ def forward_step(
     while not hasattr(inner, "vp_stage") and hasattr(inner, "module"):
         inner = inner.module
     args = get_args()
-    if args.residual_warmup_steps:
+    if args.residual_warmup_steps and args.cuda_graph_impl == "none":  # under graphs residual_warmup.py does
         set_training_step([inner], getattr(args, "curr_iteration", args.iteration))
     batch = get_batch(data_iterator, getattr(inner, "vp_stage", None), everywhere=packed)
     batch, samples = packed_batch(batch) if packed else (batch, None)

@@ -40,6 +40,7 @@ data-path train- valid-data test-data split tokenizer global-batch micro-batch r
 depth-monitor finetune no-load no-save ckpt-step recipe seq-length sft- no-sft- train-epochs pretrained-checkpoint
 chat-template optimizer muon- phase-transition use-torch-fsdp2 use-megatron-fsdp rank-log
 transformer-impl distributed-backend use-cpu-init no-persist no-gradient-acc no-masked no-rope-fusion no-bias-
+cuda-graph enable-cuda-graph external-cuda-graph optimizer-cuda-graph inference-cuda-graph te-rng-tracker
 """
 """Beginnings of resolved arguments that say how and on what machine a model was trained, and not what it is."""
 

@@ -35,6 +35,7 @@ from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_optimizer
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
+from megatron_cod.training.residual_warmup import GraphWarmup
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
@@ -99,7 +100,12 @@ def main(task: Task) -> None:
     steps.first.append(until_training.over)
     steps.each_step.append(faults.step_begins)
     steps.each_forward.append(faults.forward_begins)
-    model_config.post_wrap_hooks += [lines.attach, report_parameters, variance.attach, faults.attach]
+    model_config.post_wrap_hooks += [steps.attach, lines.attach, report_parameters, variance.attach, faults.attach]
+    if args.residual_warmup_steps and args.cuda_graph_impl != "none":
+        warmup = GraphWarmup(args)
+        model_config.post_wrap_hooks.append(warmup.attach)
+        steps.first.append(warmup.step_begins)
+        steps.each_step.append(warmup.step_begins)
     if args.depth_monitor_interval:
         monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)

@@ -78,6 +78,7 @@ class FaultHandling:
                 torch.distributed.get_world_size(),
                 store_connection(self._limits.timeout),
                 self._events,
+                replayed=self._args.cuda_graph_impl == "full_iteration",
             )
             self._hangs.start()
         return model
@@ -86,6 +87,10 @@ class FaultHandling:
         """A training step begins on this rank."""
         if self._limit:
             self._limit.look()
+        if self._guard:
+            self._guard.step_begins()
+        if self._hangs and self._args.cuda_graph_impl == "full_iteration":
+            self._hangs.beat()  # no forward step is told where the graph is replayed
 
     def forward_begins(self) -> None:
         """A forward step begins: of training or validation."""

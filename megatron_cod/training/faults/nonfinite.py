@@ -91,14 +91,23 @@ class StepGuard:
                         module.embedding.register_forward_hook(self._hook(0))
                     if module.post_process:
                         module.register_forward_hook(self._hook(config.num_layers + 1))
+        if config.cuda_graph_impl == "full_iteration":
+            return model  # ``step_begins`` has it checked: gradients are finished within the graph, which cannot wait
         finalize = config.finalize_model_grads_func or finalize_model_grads  # Megatron's default, set later
 
         def finalized(*rest: Any, **kwargs: Any) -> None:
             finalize(*rest, **kwargs)
-            self._check(config)
+            if self._check():
+                leave_out(config.grad_scale_func.__self__)
 
         config.finalize_model_grads_func = finalized
         return model
+
+    def step_begins(self) -> None:
+        """A training step begins. Where a graph holds forward and backward: check before the optimizer's step instead."""
+        config = get_model_config(self._model[0])
+        if config.cuda_graph_impl == "full_iteration":
+            before_step(config.grad_scale_func.__self__, self._check)
 
     def _hook(self, place: int) -> Callable[..., None]:
         def hook(module: torch.nn.Module, _: Any, output: Any) -> None:
@@ -116,7 +125,8 @@ class StepGuard:
 
         return hook
 
-    def _check(self, config: Any) -> None:
+    def _check(self) -> bool:
+        """Whether the step is to be left out. Collective."""
         total = self._flags.sum() + sum(map(_zero_if_finite, _whole_gradients(self._model)))
         trouble = (~torch.isfinite(total)).to(torch.int32).reshape(1)
         torch.distributed.all_reduce(trouble, op=torch.distributed.ReduceOp.MAX)
@@ -125,10 +135,11 @@ class StepGuard:
         self._flags.zero_()
         if sighting is None:
             self._skipped = 0
-            return
+            return False
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, sighting)
-        self._act([one for one in gathered if one], config)
+        self._act([one for one in gathered if one])
+        return True
 
     def _sighting(self) -> Sighting:
         broken = ~torch.isfinite(self._flags)
@@ -144,7 +155,7 @@ class StepGuard:
             parameters=list(itertools.islice(named, 3)),
         )
 
-    def _act(self, sightings: list[Sighting], config: Any) -> None:
+    def _act(self, sightings: list[Sighting]) -> None:
         step = int(self._args.curr_iteration) + 1
         name, seen = origin(sightings)
         ranks = ", ".join(f"rank {one.rank} on {one.host}" for one in seen[:4]) or "no rank by itself"
@@ -154,24 +165,37 @@ class StepGuard:
         if self._policy == "skip" and self._skipped <= self._most:
             self._events.add("step left out", **facts)
             self._say(f"WARNING: {line}; left out, {self._skipped} in a row of at most {self._most}")
-            leave_out(config.grad_scale_func.__self__)
             return
         self._events.add("not finite", **facts, sightings=[asdict(one) for one in seen[:4]])
         way = "" if self._policy == "stop" else f", as were the {self._most} steps before"
         raise NonFiniteError(f"{line}{way}; the weights are those of step {step - self._skipped}")
 
 
-def leave_out(optimizer: Any) -> None:
-    """Have the next ``step`` of a Megatron optimizer do nothing and say so, as where its loss scaler found an overflow.
+_LEFT_OUT = (False, None, None)  # as where the loss scaler found an overflow
 
-    The learning rate's schedule then stays where it is, and the data goes on. An attribute of this one object.
+
+def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
+    """Have the next ``step`` of a Megatron optimizer ask first, and do nothing but say so where it is left out.
+
+    The learning rate's schedule then stays where it is, and the data goes on. An attribute of this one object, which may
+    have one already (``--optimizer-cuda-graph``).
     """
+    step = optimizer.step
+    own = vars(optimizer).get("step")
 
-    def nothing() -> tuple[bool, None, None]:
-        del optimizer.step
-        return False, None, None
+    def asks_first() -> Any:
+        if own is None:
+            del optimizer.step
+        else:
+            optimizer.step = own
+        return _LEFT_OUT if is_left_out() else step()
 
-    optimizer.step = nothing
+    optimizer.step = asks_first
+
+
+def leave_out(optimizer: Any) -> None:
+    """Have the next ``step`` of a Megatron optimizer do nothing and say so."""
+    before_step(optimizer, lambda: True)
 
 
 def gradients_of(model: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
