@@ -10,7 +10,6 @@ from tests.distributed.mapping import Layout
 from tests.oracle import Shape
 
 LAYERS, HIDDEN, TOKENS = 3, 256, 512
-PRODUCT = re.compile(r"MulFunctor|mul_")
 
 
 def count(_rank: int, folder: str, flags: tuple[str, ...], schemes: tuple[str, ...]) -> dict[str, list[dict[str, int]]]:
@@ -50,20 +49,43 @@ def more(counted: dict[str, int], base: dict[str, int]) -> dict[str, int]:
     return {name: gap for name in names if (gap := counted.get(name, 0) - base.get(name, 0))}
 
 
-LAYERS_OF = {
-    "dense": (),
-    "zero-centred": ("--apply-layernorm-1p",),
-    "op fuser": ("--use-transformer-engine-op-fuser",),
-    "LayerNorm": ("--normalization", "LayerNorm"),
-    "fp8": ("--fp8-format", "hybrid", "--fp8-recipe", "tensorwise"),
+RUNS = {
+    # flags -> how many more a layer, forward and backward: for each of two norms gamma times s, and its gradient
+    "dense": ((), 2, 2),
+    "op fuser": (("--use-transformer-engine-op-fuser",), 2, 2),
+    "fp8": (("--fp8-format", "hybrid", "--fp8-recipe", "tensorwise"), 2, 2),
+    "LayerNorm": (("--normalization", "LayerNorm"), 4, 4),  # beta as well
+    "zero-centred": (("--apply-layernorm-1p",), 8, 6),  # to fp32, 1 + gamma, times s, back
 }
 
 
-@pytest.mark.parametrize("name", LAYERS_OF)
-def test_lns_adds_two_products_of_hidden_size_a_layer_and_direction(name, tmp_path):
-    found = run_ranks(1, count, str(tmp_path), LAYERS_OF[name], ("pre_ln", "lns"))[0]
+def larger(extra: dict[str, int]) -> list[str]:
+    """Launches on more than h elements: those of more than one block, or not elementwise."""
+    return [name for name in extra if not re.search(r"elementwise_kernel.* blocks 1$", name)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_lns_adds_products_of_hidden_size_only(name, tmp_path):
+    flags, *expected = RUNS[name]
+    found = run_ranks(1, count, str(tmp_path), flags, ("pre_ln", "lns"))[0]
     for direction in (0, 1):
         base = found["pre_ln"][direction]
         assert sum(launches(base).values()) >= 10 * LAYERS, base  # the layers did run
         extra = more(found["lns"][direction], base)
-        print(name, direction, sum(launches(base).values()), extra)
+        assert not larger(extra), extra
+        assert sum(extra.values()) == LAYERS * expected[direction], extra
+
+
+def count_naive(*arguments) -> dict[str, list[dict[str, int]]]:
+    """The mutant: the activation is scaled, not gamma."""
+    from megatron_cod.backends.te_linear import DepthScaledTELayerNormColumnParallelLinear as Scaled
+    from megatron_cod.backends.te_linear import TELayerNormColumnParallelLinear as Plain
+
+    Scaled.forward = lambda self, x: Plain.forward(self, x * self.bound_factor())
+    return count(*arguments)
+
+
+def test_sees_that_an_activation_is_scaled(tmp_path):
+    found = run_ranks(1, count_naive, str(tmp_path), (), ("pre_ln", "lns"))[0]
+    for direction in (0, 1):
+        assert larger(more(found["lns"][direction], found["pre_ln"][direction]))

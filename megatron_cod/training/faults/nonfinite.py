@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from megatron_cod.training.faults.events import Events, this_host
 from megatron_cod.training.faults.flags import POLICIES
+from megatron_cod.training.layer_hooks import hook_layers
 
 
 class NonFiniteError(RuntimeError):
@@ -83,14 +84,16 @@ class StepGuard:
         device = next(model[0].parameters()).device
         self._flags = torch.zeros(2, config.num_layers + 2, device=device)
         for chunk in model:
+            hooks: dict[torch.nn.Module, Callable[..., None]] = {}
             for module in chunk.modules():
                 if isinstance(module, BaseTransformerLayer) and not getattr(module, "is_mtp_layer", False):
-                    module.register_forward_hook(self._hook(int(module.layer_number)))
+                    hooks[module] = self._hook(int(module.layer_number))
                 elif hasattr(module, "vp_stage") and hasattr(module, "post_process"):  # the model itself
                     if getattr(module, "embedding", None) is not None and module.pre_process:
                         module.embedding.register_forward_hook(self._hook(0))
                     if module.post_process:
                         module.register_forward_hook(self._hook(config.num_layers + 1))
+            hook_layers(chunk, hooks)
         if config.cuda_graph_impl == "full_iteration":
             return model  # ``step_begins`` has it checked: gradients are finished within the graph, which cannot wait
         finalize = config.finalize_model_grads_func or finalize_model_grads  # Megatron's default, set later
