@@ -1,5 +1,6 @@
 """Training runs on the real Transformer Engine's layers, whose kernels compute nothing: losses are not looked at."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cuda import runs
@@ -16,8 +17,8 @@ MOE = (
 )
 
 
-def train(world: int, folder: Path, *flags: str) -> Run:
-    return runs.train(world, folder, *TE, *flags)
+def train(world: int, folder: Path, *flags: str, before: Callable[[], None] | None = None) -> Run:
+    return runs.train(world, folder, *TE, *flags, before=before)
 
 
 def launched(run: Run, *words: str) -> int:
