@@ -1,8 +1,12 @@
 """FP8 and FP4: what the GPU at hand has, which Transformer Engine would only say in the first forward."""
 
+import os
 from typing import Any
 
 from megatron_cod.backends.choice import have_transformer_engine
+
+UNPICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+"""Without it Transformer Engine 2.20 saves the state of delayed scaling, and ends the run that goes on from there."""
 
 MULTIPLE = 16
 """Of what Transformer Engine's products take as widths."""
@@ -34,6 +38,11 @@ def _check(args: Any, asked: str, flag: str, recipe: str) -> None:
         )
     if recipe in SUPPORT:
         _check_device(f"{flag} {recipe}", SUPPORT[recipe])
+    if recipe == "delayed" and (args.save or args.load) and os.environ.get(UNPICKLES) != "1":
+        raise ValueError(
+            f"{flag} delayed keeps its scaling factors as a pickle in checkpoints, which Transformer Engine refuses to load; "
+            f"set {UNPICKLES}=1 if you trust your checkpoints, or take {flag} tensorwise"
+        )
 
 
 def _check_device(asked: str, function: str) -> None:

@@ -124,6 +124,10 @@ REFUSED = {
     "grouped dense": ((*FUSER, "--use-grouped-gemm-for-dense-mlp"), "--use-grouped-gemm-for-dense-mlp: Device compute"),
     "fp8 on torch": (("--backend", "torch", "--no-rope-fusion", *TENSORWISE), "--fp8-format needs Transformer Engine"),
     "fp8 width": ((*TENSORWISE, "--ffn-hidden-size", "264"), "--ffn-hidden-size 264 is none"),
+    "delayed scaling, saved": (
+        (*DELAYED, "--save", "never"),
+        "--fp8-recipe delayed keeps its scaling factors as a pickle",
+    ),
     "flash-attn": (("--attention-backend", "flash"), "--attention-backend flash"),
     "op fuser, post_ln": ((*FUSER, "--norm-scheme", "post_ln"), "--use-transformer-engine-op-fuser needs"),
     "op fuser, experts": ((*FUSER, *MOE), "Fused GroupedMLP is not supported"),

@@ -28,6 +28,8 @@ def given(**values) -> SimpleNamespace:
         "seq_length": 64,
         "micro_batch_size": 1,
         "sequence_parallel": False,
+        "save": None,
+        "load": None,
     }
     return SimpleNamespace(**plain | values)
 
@@ -82,3 +84,14 @@ def test_refuses_sizes_that_the_products_do_not_take(on_transformer_engine, valu
     with pytest.raises(ValueError, match=message):
         check_low_precision(given(**te, **values))
     check_low_precision(given(**te | {"fp8": None}, **values))
+
+
+@pytest.mark.parametrize("flag", ["save", "load"])
+def test_checkpoints_of_delayed_scaling_need_leave_to_be_loaded(on_transformer_engine, monkeypatch, flag):
+    te = {"fp8": "hybrid", "transformer_impl": "transformer_engine", flag: "runs/a"}
+    monkeypatch.delenv(low_precision.UNPICKLES, raising=False)
+    with pytest.raises(ValueError, match=rf"set {low_precision.UNPICKLES}=1 .* or take --fp8-recipe tensorwise"):
+        check_low_precision(given(**te))
+    check_low_precision(given(**te, fp8_recipe="tensorwise"))
+    monkeypatch.setenv(low_precision.UNPICKLES, "1")
+    check_low_precision(given(**te))
