@@ -40,7 +40,7 @@ def _check(args: Any, asked: str, flag: str, recipe: str) -> None:
         _check_device(f"{flag} {recipe}", SUPPORT[recipe])
     if recipe == "delayed" and (args.save or args.load) and os.environ.get(UNPICKLES) != "1":
         raise ValueError(
-            f"{flag} delayed keeps its scaling factors as a pickle in checkpoints, which Transformer Engine refuses to load; "
+            f"{flag} delayed saves its scaling factors as a pickle, which Transformer Engine refuses to load; "
             f"set {UNPICKLES}=1 if you trust your checkpoints, or take {flag} tensorwise"
         )
 

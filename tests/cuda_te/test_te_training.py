@@ -126,7 +126,7 @@ REFUSED = {
     "fp8 width": ((*TENSORWISE, "--ffn-hidden-size", "264"), "--ffn-hidden-size 264 is none"),
     "delayed scaling, saved": (
         (*DELAYED, "--save", "never"),
-        "--fp8-recipe delayed keeps its scaling factors as a pickle",
+        "--fp8-recipe delayed saves its scaling factors as a pickle",
     ),
     "flash-attn": (("--attention-backend", "flash"), "--attention-backend flash"),
     "op fuser, post_ln": ((*FUSER, "--norm-scheme", "post_ln"), "--use-transformer-engine-op-fuser needs"),
