@@ -11,6 +11,7 @@ from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.checkpoints import checkpoint_to_load
 from megatron_cod.training.cuda_graphs import check_graphs
+from megatron_cod.training.low_precision import check_low_precision
 from megatron_cod.training.schedule_checks import check_batches
 
 
@@ -80,6 +81,18 @@ def _check_attention(config: Any) -> None:
         config.attention_backend != AttnBackend.unfused or config.context_parallel_size > 1
     ):
         SDPACoreAttention(config, 1, AttnMaskType.causal, "self")
+    if config.transformer_impl == "transformer_engine" and config.attention_backend == AttnBackend.flash:
+        _check_flash_attention()
+
+
+def _check_flash_attention() -> None:
+    from transformer_engine.pytorch.attention.dot_product_attention.utils import FlashAttentionUtils as flash
+
+    if not (flash.is_installed or flash.v3_is_installed or flash.v4_is_installed):
+        raise ValueError(
+            "--attention-backend flash: Transformer Engine has none of its own, and no version of flash-attn that it takes "
+            "is installed; leave the flag out for cuDNN's attention"
+        )
 
 
 def _check_divisions(args: Any) -> None:
@@ -160,6 +173,7 @@ def check_built(args: Any, config: Any) -> None:
     args: after Megatron's validation. config: the TransformerConfig of the model.
     """
     check_graphs(args)
+    check_low_precision(args)
     _check_meta_device(args)
     _check_attention(config)
     _check_divisions(args)

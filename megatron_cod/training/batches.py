@@ -106,7 +106,7 @@ def get_batch(
         for name in names:
             torch.distributed.broadcast(batch[name], source, group=group)
     if args.context_parallel_size > 1:
-        batch = get_batch_on_this_cp_rank(batch)
+        batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
     if everywhere and data is not None:
         batch[ON_HOST] = data["position_ids"]
     return batch

@@ -124,5 +124,12 @@ def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser, alw
             key = next(k for k, a in _flag_actions(parser).items() if a.dest == destination and a.const == value)
             resolved[key] = True
         else:
-            resolved[key] = value if isinstance(value, (int, float, str, list)) else getattr(value, "name", str(value))
+            resolved[key] = _plain(value, action)
     return yaml.safe_dump(resolved, sort_keys=True)
+
+
+def _plain(value: Any, action: argparse.Action) -> Any:
+    """As it is written on the command line: members of enums by their names, and a list in one word where that is asked."""
+    if isinstance(value, list | tuple):
+        return [_plain(one, action) for one in value] if action.nargs else str(value).replace(" ", "")
+    return value if type(value) in (bool, int, float, str) else getattr(value, "name", str(value))

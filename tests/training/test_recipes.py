@@ -1,5 +1,6 @@
 """Recipes: what they hold, how they become flags, and that every shipped one trains at toy size."""
 
+import argparse
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from megatron_cod import cpu
-from megatron_cod.training.arguments import UsageError, build_parser
+from megatron_cod.training.arguments import UsageError, add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
 from tests.distributed.launch import run_training_ranks
@@ -143,6 +144,30 @@ def test_resolved_arguments_reproduce_the_run(tmp_path, parser):
     assert differing <= {"recipe", "init_policy"}
     assert yaml.safe_load(resolved)["init-policy"] == "normal"
     assert "lr" not in yaml.safe_load(resolved_yaml(parser.parse_args([]), parser, {}))
+
+
+EXAMPLES = {
+    "attention_backend": "unfused",
+    "window_size": "(4,0)",
+    "window_attn_skip_freq": "([1]*2+[0]*2)",
+    "no_rope_freq": "([0]*2+[1]*2)",
+    "exit_signal": "SIGUSR1",
+    "moe_layer_freq": "([0]*1+[1]*3)",
+    "linear_attention_freq": "([1]*3+[0]*1)",
+    "cuda_graph_scope_deprecated": "attn",
+    "cuda_graph_modules": "attn",
+}
+"""A value for every flag of Megatron's that it parses into something else than a number or a text."""
+
+
+def test_values_that_megatron_parses_itself_reproduce_the_run(parser):
+    ours = {action.dest for action in add_arguments(argparse.ArgumentParser())._actions}
+    actions = {action.dest: action for action in parser._actions if action.type not in (None, int, float, str, bool)}
+    assert actions.keys() - ours == EXAMPLES.keys(), "give an example"
+    for name, text in EXAMPLES.items():
+        args = parser.parse_args([actions[name].option_strings[0], text])
+        again = recipe_flags(yaml.safe_load(resolved_yaml(args, parser, {})), parser)
+        assert getattr(parser.parse_args(again), name) == getattr(args, name) != actions[name].default
 
 
 def test_usage_errors_are_one_line(parser):
