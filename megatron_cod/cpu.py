@@ -97,10 +97,11 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory with ``device='cuda'`` read as the CPU."""
+    """The factory with ``device='cuda'`` read as the CPU, and without pinned memory, which only a GPU's driver has."""
 
     @functools.wraps(factory)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = CPU
         return factory(*args, **kwargs)

@@ -94,7 +94,8 @@ class DepthMonitor:
             self._table[number - 1, len(COLUMNS) - 1] = gammas.mean() + offset
             self._table[number - 1, -1] = 1.0
         torch.distributed.all_reduce(self._table)
-        values = means(self._table.cpu(), get_num_microbatches())
+        # Megatron averages over context-parallel ranks as over micro-batches: a rank's own loss is as many times larger.
+        values = means(self._table.cpu(), get_num_microbatches() / self._args.context_parallel_size)
         self._table.zero_()
         for name, column in values.items():
             for number, value in enumerate(column, 1):
@@ -133,12 +134,12 @@ def _add_gradient(row: Tensor, gradient: Tensor) -> None:
     row[7] += gradient.numel() // gradient.shape[-1]
 
 
-def means(table: Tensor, microbatches: int) -> dict[str, list[float]]:
+def means(table: Tensor, microbatches: float) -> dict[str, list[float]]:
     """Gathered sums [L, ...] -> a value for every layer and metric.
 
     ``gradient norm`` is the root mean square over tokens of the norm, over channels, of a micro-batch's loss gradient with
-    respect to the stream after the block; Megatron divides losses by the number of micro-batches, which is undone, so that
-    the figure does not depend on the layout.
+    respect to the stream after the block; Megatron divides losses by ``microbatches``, which is undone, so that the figure
+    does not depend on the layout.
     """
     tokens, with_gradient, holders = table[:, 6], table[:, 7], table[:, 8]
     found = {name: table[:, place] / tokens for place, name in enumerate(COLUMNS[:4])}
