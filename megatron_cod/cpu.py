@@ -130,6 +130,23 @@ def _as_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda tensor, as_numpy=False, **_: tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
+def _as_one_process(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Draws numbers of a layout's sizes; here they come from the generator of the weights, which would depend on it."""
+
+    @functools.wraps(original)
+    def wrapper(*_: Any, **__: Any) -> None:
+        from megatron.training import get_args
+
+        args = get_args()
+        one = {"tensor_model_parallel_size": 1, "context_parallel_size": 1, "sequence_parallel": False}
+        held = {name: getattr(args, name) for name in one}
+        vars(args).update(one)
+        original(tp_size=1)
+        vars(args).update(held)
+
+    return wrapper
+
+
 class _CPUMesh(torch.distributed.device_mesh.DeviceMesh):
     """DeviceMesh that FSDP2 asks for by group and ``"cuda"``."""
 
@@ -202,6 +219,8 @@ def _table() -> tuple[Adapted, ...]:
             wraps=True,
         )
     )
+    start = "megatron.training.initialize"
+    rows.append(Adapted(start, "_warmup_jit_function", _as_one_process, "weights must not depend on TP", wraps=True))
     experts, fsdp = "megatron.core.transformer.moe.token_dispatcher", "torch_fully_sharded_data_parallel"
     rows.append(Adapted(experts, "maybe_move_tensor_to_cpu", _as_numbers, "looks for tensors on a GPU", wraps=True))
     rows.append(Adapted(f"megatron.core.distributed.{fsdp}", "DeviceMesh", _CPUMesh, "asks for a mesh of GPUs"))
