@@ -77,7 +77,7 @@ class SDPACoreAttention(MegatronModule):
         if self.config.context_parallel_size > 1:
             assert attention_bias is None
             mask = None if attention_mask is None else ~attention_mask
-            return self._in_parallel(query, key, value, mask, causal)
+            return attention_of_chunks(query, key, value, mask, causal, self.softmax_scale, self.context_group)
         # Megatron's dense masks already hold the causal part, and torch refuses a mask together with is_causal.
         mask = attention_bias
         if attention_mask is not None:
@@ -89,10 +89,6 @@ class SDPACoreAttention(MegatronModule):
             mask = attention_bias.masked_fill(upper, float("-inf"))
 
         return self._attend(query, key, value, mask, causal and mask is None)
-
-    def _in_parallel(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        chunks = attention_of_chunks(query, key, value, mask, causal, self.context_group)
-        return torch.cat([self._attend(*chunk, False) for chunk in chunks])
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, samples: Any, causal: bool) -> Tensor:
         lengths = samples.cu_seqlens_q.diff().tolist()

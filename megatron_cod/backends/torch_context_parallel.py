@@ -1,22 +1,22 @@
 """Context parallelism for torch's attention: keys and values are gathered over the ranks, their gradients scattered back.
 
 Megatron cuts a sequence into 2C chunks for C ranks and gives rank r the chunks r and 2C-1-r, so that under a causal mask
-all ranks have the same work. A chunk attends to the keys from the first of the sequence to its own last, which fused
-kernels do without a mask in memory (``causal_lower_right``). Memory grows with the sequence, not with its square.
+all ranks have the same work. A chunk attends to the keys from the first of the sequence to its own last, which the flash
+kernel does without a mask in memory. Memory grows with the sequence, not with its square.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 
 GATHERED = ("p2p", "all_gather", "allgather")
 """Values of ``--cp-comm-type`` that are accepted: Megatron's default, of which a line is logged, and what is done."""
@@ -94,27 +94,64 @@ class _Gather(torch.autograd.Function):
         return key, value, None, None
 
 
-def _masks(mask: Tensor | None, lengths: list[tuple[int, int]], causal: bool) -> list[Tensor | None]:
-    """What torch takes as the mask of each chunk. mask: None, or of this rank's queries over all keys."""
-    if mask is not None:
-        parts = mask.chunk(2, dim=-2)
-        return [part[..., :keys] for part, (_, keys) in zip(parts, lengths, strict=True)]
-    return [causal_lower_right(queries, keys) if causal else None for queries, keys in lengths]
+def _takes_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the flash kernel can be called for them, [b, heads, s, d]. Its own causal mask is at the lower right."""
+    grouped = query.shape[1] != key.shape[1]
+    params = SDPAParams(query, key, value, None, 0.0, False, grouped)
+    return query.is_cuda and query.shape[-1] % 8 == 0 and can_use_flash_attention(params)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Queries [c, b, heads, d] of one chunk over keys and values [k, b, groups, d] that end with it -> [c, b, heads * d].
+
+    Torch's own ``is_causal`` lines up the first query with the first key, here the last must meet the last.
+    """
+    query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    queries, keys = query.shape[2], key.shape[2]
+    if causal and queries < keys and _takes_flash(query, key, value):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(query, key, value, 0.0, True, scale=scale)[0].permute(2, 0, 1, 3).flatten(2)
+    if causal and queries < keys:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    context = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=causal and queries == keys,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return context.permute(2, 0, 1, 3).flatten(2)
 
 
 def attention_of_chunks(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, group: Any = None
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """(queries, keys, values, mask) of each of this rank's two chunks, to be attended to one by one.
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    group: Any = None,
+) -> Tensor:
+    """Attention of this rank's two chunks, [s/C, b, heads * d]. Collective over the context-parallel ranks.
 
-    query [s/C, b, heads, d], key and value [s/C, b, groups, d]: this rank's two chunks, one behind the other. mask: as
-    torch has it, [..., s/C, s]; causal even where ``causal`` is set. group: the context-parallel ranks. Collective.
+    query [s/C, b, heads, d], key and value [s/C, b, groups, d]: the chunks, one behind the other. mask: as torch has it,
+    [..., s/C, s]; what ``causal`` asks for is in it. group: the ranks, by default Megatron's.
     """
     group = group or parallel_state.get_context_parallel_group()
     size = dist.get_world_size(group)
     length = query.shape[0] // 2
     numbers = chunk_numbers(dist.get_rank(group), size)
     ends = tuple((number + 1) * length if causal else 2 * size * length for number in numbers)
-    first_key, first_value, last_key, last_value = _Gather.apply(key, value, group, ends)
-    masks = _masks(mask, [(length, end) for end in ends], causal)
-    yield from zip(query.chunk(2), (first_key, last_key), (first_value, last_value), masks, strict=True)
+    gathered = _Gather.apply(key, value, group, ends)
+    masks = [None, None] if mask is None else mask.chunk(2, dim=-2)
+    parts = zip(query.chunk(2), gathered[::2], gathered[1::2], masks, strict=True)
+    return torch.cat(
+        [
+            _attend(q, k, v, m if m is None else m[..., : k.shape[0]], causal and m is None, scale)
+            for q, k, v, m in parts
+        ]
+    )

@@ -110,51 +110,6 @@ def efficient_backward(
     )
 
 
-def heads_first(*tensors):
-    return [tensor.transpose(1, 2) for tensor in tensors]
-
-
-def as_bias(query, key, mask_type):
-    """What is added to the scores of [b, s, heads, d] tensors under a causal mask at the lower right (type 2)."""
-    if mask_type != 2:
-        raise NotImplementedError(f"custom_mask_type {mask_type}")
-    queries, keys = query.shape[1], key.shape[1]
-    return torch.full((queries, keys), -math.inf).triu(keys - queries + 1)
-
-
-def efficient_kernel(
-    query, key, value, bias, cum_q, cum_k, max_q, max_k, dropout_p, mask_type, lse=False, *, scale=None, **_
-):
-    bias = as_bias(query, key, mask_type)
-    return (efficient(*heads_first(query, key, value), bias, lse, scale=scale)[0].transpose(1, 2),)
-
-
-def efficient_kernel_backward(
-    grad,
-    query,
-    key,
-    value,
-    bias,
-    out,
-    cum_q,
-    cum_k,
-    max_q,
-    max_k,
-    lse,
-    dropout_p,
-    seed,
-    offset,
-    mask_type,
-    *_,
-    scale=None,
-    **__,
-):
-    bias = as_bias(query, key, mask_type)
-    grad, query, key, value, out = heads_first(grad, query, key, value, out)
-    found = efficient_backward(grad, query, key, value, bias, out, lse, seed, offset, dropout_p, None, scale=scale)
-    return (*heads_first(*found[:3]), None)
-
-
 def rms_norm(x, shape, weight, eps):
     wide = x.float()
     mean_square = wide.square().mean(tuple(range(-len(shape), 0)), keepdim=True)
@@ -177,8 +132,6 @@ BY_HAND = {
     aten._scaled_dot_product_flash_attention_backward.default: flash_backward,
     aten._scaled_dot_product_efficient_attention.default: efficient,
     aten._scaled_dot_product_efficient_attention_backward.default: efficient_backward,
-    aten._efficient_attention_forward.default: efficient_kernel,
-    aten._efficient_attention_backward.default: efficient_kernel_backward,
     aten._fused_rms_norm.default: rms_norm,
     aten._fused_rms_norm_backward.default: rms_norm_backward,
 }
