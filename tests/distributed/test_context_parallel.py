@@ -15,7 +15,7 @@ CP2, CP4 = ["--context-parallel-size", "2"], ["--context-parallel-size", "4"]
 MTP2 = ["--mtp-num-layers", "2"]
 DOCUMENTS = [
     *("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss"),
-    "--create-attention-mask-in-dataloader",
+    *("--unset", "no-create-attention-mask-in-dataloader"),
 ]
 MOE = [
     *("--num-experts", "4", "--moe-router-topk", "2", "--moe-ffn-hidden-size", "48"),
@@ -85,8 +85,7 @@ def dense(tiny, tmp_path_factory):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_other_layouts(tiny, dense, tmp_path, name):
     world, layout = LAYOUTS[name]
-    flags = [*tiny, *layout, "--micro-batch-size", "1" if "dp" in name else "2"]
-    differences = compared(train(tmp_path, world, [*flags, *([] if "fsdp" in name else WATCHED)]), dense)
+    differences = compared(train(tmp_path, world, [*tiny, *layout, *WATCHED]), dense)
     print(name, differences)
     assert max(differences.values()) <= 1e-5, differences
 
