@@ -1,16 +1,50 @@
 """Context parallelism on emulated devices: the losses of one of them, over NCCL."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cuda.runs import DEBUG, Run, train
+from tests.distributed.launch import run_ranks
 
 SHORT = (*DEBUG, "--no-rope-fusion", "--hidden-size", "64", "--ffn-hidden-size", "128")
 GQA = ("--group-query-attention", "--num-query-groups", "2")
 CP2 = ("--context-parallel-size", "2")
 TP2 = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
 PP2 = ("--pipeline-model-parallel-size", "2")
+
+
+def chunk(device: str, dtype: torch.dtype, groups: int, keys: int) -> list[torch.Tensor]:
+    """Attention of 8 queries that end with the keys, and the gradients of both, keys and values within a larger tensor."""
+    from megatron_cod.backends.torch_context_parallel import _attend
+
+    draw = torch.Generator().manual_seed(keys + groups)
+    query = torch.randn(8, 2, 4, 16, generator=draw).to(device, dtype).requires_grad_()
+    both = torch.randn(2 * keys, 2, groups, 32, generator=draw).to(device, dtype).requires_grad_()
+    key, value = both[:keys].split([16, 16], -1)
+    found = _attend(query, key, value, None, True, None)
+    found.backward(torch.randn(found.shape, generator=draw).to(device, dtype))
+    return [tensor.detach().float().cpu() for tensor in (found, query.grad, both.grad)]
+
+
+def kernels(_rank: int, report: str) -> dict[torch.dtype, float]:
+    """Largest difference of a dtype's kernel on the device from fp32 on the CPU."""
+    import fakecuda
+
+    fakecuda.begin_rank("numerics,report", report)
+    largest = dict.fromkeys((torch.float32, torch.bfloat16), 0.0)
+    for dtype, groups, keys in product(largest, (4, 2, 1), (8, 16, 40)):
+        pairs = zip(chunk("cuda", dtype, groups, keys), chunk("cpu", torch.float32, groups, keys), strict=True)
+        largest[dtype] = max(largest[dtype], *(float((mine - theirs).abs().max()) for mine, theirs in pairs))
+    return largest
+
+
+def test_a_chunk_attends_to_all_before_it(tmp_path):
+    """The flash kernel in bf16, the memory-efficient one in fp32; grouped queries too."""
+    found = run_ranks(1, kernels, str(tmp_path / "report"))[0]
+    assert found[torch.float32] <= 2e-6 and found[torch.bfloat16] <= 5e-2, found
 
 
 def collectives(run: Run, kind: str) -> int:

@@ -123,8 +123,9 @@ def test_weights_gradients_and_optimizer(flags, world):
 def test_activations_are_what_autograd_keeps(flags, world):
     """In fp32 on the CPU. Its kernels keep more than a GPU's, and what they do is added here by name:
 
-    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, rotary embeddings their tables, attention of chunks a mask. Not
-    kept by either: the logits beside their softmax, which only meet in the moment of the loss.
+    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, rotary embeddings their tables,
+    attention of chunks a mask. Not kept by either: the logits beside their softmax, which only meet in the moment of the
+    loss.
     """
     launch = read_launch(flags, world)
     args, chunk = launch.args, planned(flags, world).stages[0].chunks[0]

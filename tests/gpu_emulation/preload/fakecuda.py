@@ -66,7 +66,7 @@ def lower_right(query, key, is_causal):
     queries, keys = query.shape[-2], key.shape[-2]
     if not is_causal or queries == keys:
         return is_causal, None
-    return False, torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    return False, torch.full((queries, keys), -math.inf, dtype=query.dtype).triu(keys - queries + 1)
 
 
 def flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
@@ -85,6 +85,16 @@ def flash_backward(
     )
 
 
+def for_each_head(query, tensor):
+    """Keys or values [b, groups, s, d] of grouped queries, [b, heads, s, d]."""
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1)
+
+
+def for_each_group(tensor, gradient):
+    """The inverse: gradients of all heads summed into those of the groups."""
+    return gradient.unflatten(1, (tensor.shape[1], -1)).sum(2).to(tensor.dtype)
+
+
 def shares(query, key, bias, is_causal, scale):
     product = query.float() @ key.float().transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
@@ -93,19 +103,21 @@ def shares(query, key, bias, is_causal, scale):
 
 
 def efficient(query, key, value, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None):
+    key, value = for_each_head(query, key), for_each_head(query, value)
     return ((shares(query, key, bias, is_causal, scale) @ value.float()).to(query.dtype),)
 
 
 def efficient_backward(
     grad, query, key, value, bias, out, lse, seed, offset, dropout_p, mask, is_causal=False, *, scale=None
 ):
-    share, by_share = shares(query, key, bias, is_causal, scale), grad.float() @ value.float().transpose(-1, -2)
+    keys, values = for_each_head(query, key), for_each_head(query, value)
+    share, by_share = shares(query, keys, bias, is_causal, scale), grad.float() @ values.float().transpose(-1, -2)
     by_score = share * (by_share - (by_share * share).sum(-1, keepdim=True))
     by_score = by_score * (query.shape[-1] ** -0.5 if scale is None else scale)
     return (
-        (by_score @ key.float()).to(query.dtype),
-        (by_score.transpose(-1, -2) @ query.float()).to(key.dtype),
-        (share.transpose(-1, -2) @ grad.float()).to(value.dtype),
+        (by_score @ keys.float()).to(query.dtype),
+        for_each_group(key, by_score.transpose(-1, -2) @ query.float()),
+        for_each_group(value, share.transpose(-1, -2) @ grad.float()),
         None,
     )
 
