@@ -88,6 +88,7 @@ WRONG_FLAGS = {
         ["--context-parallel-size", "2", "--cp-comm-type", "a2a"],
         r"the torch backend's attention does not support --cp-comm-type a2a",
     ),
+    "lengths of their own": (["--hybrid-context-parallel"], r"--hybrid-context-parallel is not supported"),
     "chunks of a sequence": (
         ["--context-parallel-size", "2", "--seq-length", "30"],
         r"--seq-length 30 must be a multiple of 4",
