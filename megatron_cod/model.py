@@ -24,6 +24,7 @@ from megatron_cod import cpu
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
+from megatron_cod.mtp_loss import WeighedMTP
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
 from megatron_cod.schemes.table import get_scheme
@@ -70,7 +71,7 @@ class SchemeModelBuilder(GPTModelBuilder):
             *("position_embedding_type", "rotary_percent", "rotary_base", "rope_scaling", "rope_scaling_factor"),
             *("seq_len_interpolation_factor", "scatter_embedding_sequence_parallel"),
         )
-        return GPTModel(
+        return WeighedMTP(
             config=config,
             transformer_layer_spec=model.transformer_layer_spec(model, vp_stage=vp_stage),
             mtp_block_spec=scheme_mtp_spec(config, model.design, vp_stage=vp_stage, backend=model.backend),

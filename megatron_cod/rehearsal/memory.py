@@ -73,6 +73,19 @@ def model_memory(args: Any, dense: int, experts: int) -> tuple[float, float, flo
     return weight * (dense + experts), gradient * (dense + experts), states
 
 
+def _gathering(args: Any, parts: dict[str, float], size: float, queries: float, keys: float) -> dict[str, float]:
+    """Context parallelism on torch's attention: keys and values of all ranks in place of this rank's, and outputs by chunk.
+
+    size: bytes of one channel of this rank's tokens. queries, keys: channels.
+    """
+    rotary = args.position_embedding_type in ("rope", "yarn", "mrope")
+    everywhere = args.context_parallel_size * 2 * keys
+    return {
+        "qkv": size * (queries if rotary else queries + 2 * keys),
+        "core_attn": parts["core_attn"] + size * (everywhere + queries),
+    }
+
+
 def layer_parts(args: Any, mixture: bool) -> dict[str, float]:
     """Bytes one micro-batch leaves in one layer for its backward pass, by the module that would recompute them.
 
@@ -100,6 +113,8 @@ def layer_parts(args: Any, mixture: bool) -> dict[str, float]:
     if str(getattr(args.attention_backend, "name", args.attention_backend)) == "unfused":
         scores = args.micro_batch_size * args.num_attention_heads / tp * args.seq_length**2
         parts["core_attn"] = scores * (2 * element + (1 if args.attention_dropout else 0))
+    if args.context_parallel_size > 1 and args.transformer_impl == "local":
+        parts |= _gathering(args, parts, tokens * element, queries, keys)
     if not mixture:
         return parts | {"mlp": tokens * up * args.ffn_hidden_size / tp * element}
     etp = args.expert_tensor_parallel_size or tp

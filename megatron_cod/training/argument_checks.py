@@ -33,6 +33,7 @@ def check_layout(args: Any, world_size: int) -> None:
             f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} x --context-parallel-size {cp}); "
             f"start {world_size // model_ranks * model_ranks or model_ranks}, or change the layout"
         )
+    _check_context(args)
     if args.num_layers:
         plan_pipeline(split_from_args(args))
     if args.num_attention_heads and args.num_attention_heads % tp:
@@ -53,6 +54,18 @@ def _check_sizes(args: Any) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+
+def _check_context(args: Any) -> None:
+    """ValueError for what context parallelism cannot be had with. args: the plain parse."""
+    cp = args.context_parallel_size
+    if args.hybrid_context_parallel:
+        raise ValueError("--hybrid-context-parallel is not supported; --context-parallel-size alone is")
+    if args.seq_length and cp > 1 and args.seq_length % (2 * cp):
+        raise ValueError(
+            f"--seq-length {args.seq_length} must be a multiple of {2 * cp}: each of the {cp} ranks of "
+            f"--context-parallel-size takes two chunks of it"
+        )
 
 
 def head_dim(args: Any) -> int:

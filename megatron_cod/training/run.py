@@ -16,6 +16,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
 from megatron_cod import identity, torch_adaptations
+from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
@@ -91,6 +92,8 @@ def main(task: Task) -> None:
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
+        if gathering := log_line(model_config.transformer):
+            say(gathering)
         identity.record(args)
         check_inputs(args, task)
         agree(args)

@@ -19,6 +19,7 @@ WIDE = [
 DISTRIBUTED = ["--use-distributed-optimizer"]
 GELU = ["--unset", "swiglu", "--group-query-attention", "--num-query-groups", "2"]
 MOE = ["--num-experts", "4", "--moe-token-dispatcher-type", "allgather", "--expert-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 
 
 @dataclass
@@ -113,23 +114,30 @@ def test_weights_gradients_and_optimizer(flags, world):
 
 @pytest.mark.parametrize(
     ("flags", "world"),
-    [(WIDE, 1), ([*WIDE, *layout(tp=2)], 2), ([*WIDE, *GELU, *layout(tp=2)], 2)],
-    ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2"],
+    [
+        *[(WIDE, 1), ([*WIDE, *layout(tp=2)], 2), ([*WIDE, *GELU, *layout(tp=2)], 2)],
+        *[([*WIDE, *CP2], 2), ([*WIDE, *GELU, *CP2, *layout(tp=2)], 4)],
+    ],
+    ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2", "cp2", "gelu, gqa, tp2 cp2"],
 )
 def test_activations_are_what_autograd_keeps(flags, world):
     """In fp32 on the CPU. Its kernels keep more than a GPU's, and what they do is added here by name:
 
-    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, rotary embeddings their tables. Not
-    kept by either: the logits beside their softmax, which only meet in the moment of the loss.
+    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, rotary embeddings their tables,
+    attention of chunks a mask. Not kept by either: the logits beside their softmax, which only meet in the moment of the
+    loss.
     """
     launch = read_launch(flags, world)
     args, chunk = launch.args, planned(flags, world).stages[0].chunks[0]
     tp = args.tensor_model_parallel_size
-    tokens = args.seq_length * args.micro_batch_size
+    length = args.seq_length // args.context_parallel_size
+    tokens = length * args.micro_batch_size
     norms = 2 * args.num_layers + 1
     extra = 4 * norms * tokens // tp * (args.hidden_size + 1)
     extra += 2 * 4 * args.num_layers * tokens * args.ffn_hidden_size // tp if args.swiglu else 0
-    extra += 4 * args.num_layers * 4 * args.seq_length * args.hidden_size // args.num_attention_heads
+    extra += 4 * args.num_layers * 4 * length * args.hidden_size // args.num_attention_heads
+    if args.context_parallel_size > 1:  # the mask of rank 0's last chunk, over all keys
+        extra += 4 * args.num_layers * length // 2 * args.seq_length
     logits = 4 * tokens * args.padded_vocab_size // tp
     assert measured(flags, world, 0).saved == pytest.approx(chunk.activations + extra - logits, rel=0.02)
 

@@ -75,7 +75,7 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_layout(raw, world_size)
-    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size
+    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
     batch = raw.micro_batch_size * (world_size // ranks) * _MICRO_BATCHES * raw.pipeline_model_parallel_size
     return [*flags, "--global-batch-size", str(batch)], checkpoint, raw
 
@@ -131,7 +131,9 @@ def plan(args: Any, sets: list[TokenSet]) -> Job:
     pipeline = args.pipeline_model_parallel_size
     interleaved = args.virtual_pipeline_model_parallel_size is not None
     micro = _MICRO_BATCHES * pipeline
-    return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, pipeline if interleaved else 1)
+    unit = pipeline if interleaved else 1
+    multiple = 2 * args.context_parallel_size * args.tensor_model_parallel_size
+    return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, unit, multiple)
 
 
 def _tell(args: Any, checkpoint: Path, job: Job) -> None:
