@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.estimate.memory import Memory, chunk_activations, model_memory
+from megatron_cod.estimate.parameters import Count, chunk_count, model_count
+from megatron_cod.estimate.schedule import bubble_ratio, bubble_share, peak_in_flight, stage_tasks
+from megatron_cod.estimate.shape import microbatches, virtual_group
 from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 from megatron_cod.rehearsal.launch import Launch
-from megatron_cod.rehearsal.memory import Memory, chunk_activations, model_memory
-from megatron_cod.rehearsal.parameters import Count, chunk_count, model_count
-from megatron_cod.rehearsal.schedule import bubble_ratio, bubble_share, peak_in_flight, stage_tasks
 from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.training.argument_checks import microbatches, virtual_group
 from megatron_cod.training.batch_sizes import planned
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_cod.rehearsal.memory import GIB, Memory
+from megatron_cod.estimate.memory import GIB, Memory
 from megatron_cod.rehearsal.plan import ChunkRow, Plan
 
 

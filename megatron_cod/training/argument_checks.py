@@ -7,6 +7,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod import cpu
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
@@ -52,26 +53,6 @@ def _check_sizes(args: Any) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
-
-
-def head_dim(args: Any) -> int:
-    """Channels of one attention head."""
-    return args.kv_channels or args.hidden_size // args.num_attention_heads
-
-
-def query_groups(args: Any) -> int:
-    """Key-value heads."""
-    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
-
-
-def microbatches(args: Any, batch: int | None = None) -> int:
-    """Micro-batches of one data-parallel replica in a step of ``batch`` samples; ``--global-batch-size`` by default."""
-    return (batch or args.global_batch_size) // (args.micro_batch_size * args.data_parallel_size)
-
-
-def virtual_group(args: Any) -> int:
-    """Contiguous micro-batches a virtual stage takes in turn."""
-    return args.microbatch_group_size_per_vp_stage or args.pipeline_model_parallel_size
 
 
 def _check_attention(config: Any) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from megatron_cod.estimate.memory import chunk_activations, optimizer_bytes
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.rehearsal.memory import chunk_activations, optimizer_bytes
 from megatron_cod.rehearsal.worker import Job, rehearse
 from tests.distributed.launch import run_ranks
 from tests.rehearsal.jobs import DEBUG, job_of, layout, planned

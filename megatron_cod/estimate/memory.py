@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from megatron_cod.estimate.parameters import moe_pattern
+from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
-from megatron_cod.rehearsal.parameters import moe_pattern
-from megatron_cod.training.argument_checks import head_dim, query_groups
 
 GIB = 1 << 30
 
