@@ -105,11 +105,11 @@ def _span(numbers: list[int]) -> str:
 
 def _rehearse(args: argparse.Namespace, command_line: list[str], launch: Launch, plan: Plan) -> list[RankReport]:
     """Build and run the ranks asked for; ends the program with code 1 where one is not as planned."""
+    from megatron_cod.estimate.ranks import place_of, stage_rank
     from megatron_cod.rehearsal.compare import Mismatch, compare
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
     from megatron_cod.rehearsal.process import RehearsalFailed, run_job
-    from megatron_cod.rehearsal.ranks import place_of, stage_rank
     from megatron_cod.rehearsal.shrink import shrink_flags
     from megatron_cod.rehearsal.worker import Job
 
@@ -157,9 +157,9 @@ def main() -> None:
         return
     if args.world_size is None:
         raise ValueError("--world-size N is needed: how many processes the launch would start")
+    from megatron_cod.estimate.ranks import place_of
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
-    from megatron_cod.rehearsal.ranks import place_of
     from megatron_cod.rehearsal.report import format_plan, plan_as_json
 
     launch = read_launch(command_line, args.world_size)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 
 def head_dim(args: Any) -> int:
     """Channels of one attention head."""
@@ -21,3 +23,8 @@ def microbatches(args: Any, batch: int | None = None) -> int:
 def virtual_group(args: Any) -> int:
     """Contiguous micro-batches a virtual stage takes in turn."""
     return args.microbatch_group_size_per_vp_stage or args.pipeline_model_parallel_size
+
+
+def element_size(dtype: Any) -> int:
+    """Bytes of an element of a torch dtype, or of one that Megatron's flags name."""
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}[dtype]
