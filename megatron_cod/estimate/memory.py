@@ -10,11 +10,12 @@ from typing import Any
 
 from megatron.core import optimizer as megatron_optimizer
 
-from megatron_cod.estimate.activations import chunk_activations, gathered_input
+from megatron_cod.estimate.activations import chunk_activations, gathered_input, logits_bytes
 from megatron_cod.estimate.parameters import Count, chunk_count
+from megatron_cod.estimate.ranks import place_of
 from megatron_cod.estimate.schedule import peak_in_flight, stage_tasks
 from megatron_cod.estimate.shape import element_size, microbatches, virtual_group
-from megatron_cod.pipeline import StagePlan
+from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 
 GIB = 1 << 30
 RESERVED = (0.02, 0.18)
@@ -138,3 +139,16 @@ def stage_memory(args: Any, stage: int, chunks: Sequence[StagePlan]) -> tuple[in
         step=step_bytes(args, dense, experts),
     )
     return in_flight, memory
+
+
+def rank_memory(args: Any, rank: int) -> Memory:
+    """Bytes on one rank of a run. args: Megatron's, after validation."""
+    stage = place_of(rank, args, args.world_size).pipeline
+    chunks = plan_pipeline(split_from_args(args))
+    return stage_memory(args, stage, [chunk for chunk in chunks if chunk.pipeline_rank == stage])[1]
+
+
+def evaluation_memory(args: Any, rank: int) -> Memory:
+    """The same where a model is only evaluated: weights, and logits of a micro-batch in their precision and in fp32."""
+    logits = logits_bytes(args) * (element_size(args.params_dtype) + 4)
+    return Memory(rank_memory(args, rank).weights, gradients=0.0, optimizer=0.0, activations=logits)
