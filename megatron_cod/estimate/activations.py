@@ -71,17 +71,26 @@ def _up(args: Any) -> int:
 
 
 def _moe_parts(args: Any) -> dict[str, float]:
-    element = element_size(args.params_dtype)
-    rows, ffn = routed_rows(args), expert_ffn(args)
+    """Experts keep their rows once and what goes into and comes out of the activation function.
+
+    Not their outputs: the router's probabilities are multiplied in within the activation function
+    (``weighted_bias_swiglu_impl``), and what puts rows back in order keeps only places.
+    """
+    element, rows, ffn = element_size(args.params_dtype), routed_rows(args), expert_ffn(args)
     parts = {
-        "moe": rows * (2 * args.hidden_size + _up(args) * ffn) * element
-        + _stream(args) / args.hidden_size / element * args.num_experts * 4,
+        "moe": rows * (args.hidden_size + _up(args) * ffn) * element + router_scores(args),
         "moe_act": rows * ffn * element,
     }
     if args.moe_shared_expert_intermediate_size:
         width = args.moe_shared_expert_intermediate_size / args.tensor_model_parallel_size
         parts["shared_experts"] = _tokens(args) * (_up(args) + 1) * width * element
     return parts
+
+
+def router_scores(args: Any) -> float:
+    """A score in fp32 for each token of this rank and each expert."""
+    tokens = _stream(args) / args.hidden_size / element_size(args.params_dtype)
+    return 4 * tokens * args.num_experts
 
 
 def expert_ffn(args: Any) -> float:
@@ -92,13 +101,10 @@ def expert_ffn(args: Any) -> float:
 
 def routed_rows(args: Any) -> float:
     """Rows of all experts of this rank together: balanced, so that ranks get equal shares; no more than their capacity."""
-    tp = args.tensor_model_parallel_size
+    tp, factor = args.tensor_model_parallel_size, args.moe_expert_capacity_factor
     etp = args.expert_tensor_parallel_size or tp
-    factor = args.moe_expert_capacity_factor
-    share = args.moe_router_topk * (
-        factor if factor is not None and (factor < 1 or args.moe_pad_expert_input_to_capacity) else 1
-    )
-    return _tokens(args) / tp * etp * share
+    is_cut = factor is not None and (factor < 1 or args.moe_pad_expert_input_to_capacity)
+    return _tokens(args) / tp * etp * args.moe_router_topk * (factor if is_cut else 1)
 
 
 def layer_parts(args: Any, mixture: bool) -> dict[str, float]:
@@ -157,9 +163,11 @@ def layer_backward(args: Any, mixture: bool) -> float:
     By then the second product's input is gone, its output's gradient is there.
     """
     element, tokens = element_size(args.params_dtype), _tokens(args)
-    if mixture:
-        rows = routed_rows(args) * args.expert_model_parallel_size / args.num_experts
-        return _stream(args) + product_backward(args, _up(args) * expert_ffn(args), rows / tokens)
+    if mixture:  # one expert after the other, when the gradients of all their outputs are there
+        rows, ffn = routed_rows(args), expert_ffn(args)
+        share = args.expert_model_parallel_size / args.num_experts
+        beside = _stream(args) + rows * args.hidden_size * element - rows * share * ffn * element
+        return beside + product_backward(args, _up(args) * ffn, rows * share / tokens)
     ffn = args.ffn_hidden_size / args.tensor_model_parallel_size
     return _stream(args) - tokens * ffn * element + product_backward(args, _up(args) * ffn)
 

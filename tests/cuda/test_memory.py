@@ -1,0 +1,62 @@
+"""The estimate of a rank's memory is near the allocator's peak, for full-size models; without one of its terms it is not."""
+
+from functools import cache
+
+import pytest
+
+from megatron_cod.estimate import activations, memory
+from megatron_cod.estimate.memory import Memory, rank_memory
+from megatron_cod.rehearsal.launch import read_launch
+from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, measure
+
+measured = cache(measure)
+
+
+def estimate(name: str) -> Memory:
+    shape = SHAPES[name]
+    return rank_memory(read_launch(shape.flags, shape.world).args, shape.rank)
+
+
+def off(name: str) -> tuple[float, float]:
+    """How far the estimate made now is off: of the peak, of the activations."""
+    found, now = measured(name), estimate(name)
+    return now.total / found.peak - 1, now.activations / found.activations - 1
+
+
+@pytest.mark.slow_except(*FAST)
+@pytest.mark.parametrize("name", SHAPES)
+def test_estimate_is_near_the_peak(name):
+    of_peak, of_activations = off(name)
+    assert abs(of_peak) < 0.03 and abs(of_activations) < 0.05, measured(name)
+
+
+def test_peak_of_a_step_is_the_larger_of_passes_and_optimizer():
+    parts = dict(weights=2.0, gradients=4.0, optimizer=12.0, buffers=1.0)
+    assert Memory(**parts, activations=3.0, step=4.0).total == 23.0
+    assert Memory(**parts, activations=5.0, step=4.0).total == 24.0
+
+
+def without(*_):
+    return 0.0
+
+
+MUTANTS = {
+    "the weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", without),
+    "gradients of a product in flight": ("7B, TP 8, fully recomputed", activations, "product_backward", without),
+    "the optimizer's step": ("7B, TP 8", memory, "step_bytes", without),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_term_left_out_is_found(name, monkeypatch):
+    shape, module, term, mutant = MUTANTS[name]
+    monkeypatch.setattr(module, term, mutant)
+    of_peak, of_activations = off(shape)
+    assert abs(of_peak) >= 0.03 or abs(of_activations) >= 0.05
+
+
+def test_the_page_has_every_shape():
+    """docs/rehearsal.md; ``python -m tests.cuda.memory --write`` writes the table."""
+    table = PAGE.read_text().split(BEGIN)[1].split(END)[0]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table.strip().splitlines()[2:]] == list(SHAPES)
