@@ -1,4 +1,4 @@
-"""The estimate of a rank's memory is near the allocator's peak, for full-size models; without one of its terms it is not."""
+"""The estimate of a rank's memory is near the allocator's peak, for full-size models; without a term of it it is not."""
 
 from functools import cache
 
@@ -6,6 +6,7 @@ import pytest
 
 from megatron_cod.estimate import activations, memory
 from megatron_cod.estimate.memory import Memory, rank_memory
+from megatron_cod.estimate.shape import head_dim
 from megatron_cod.rehearsal.launch import read_launch
 from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, measure
 
@@ -31,19 +32,31 @@ def test_estimate_is_near_the_peak(name):
 
 
 def test_peak_of_a_step_is_the_larger_of_passes_and_optimizer():
-    parts = dict(weights=2.0, gradients=4.0, optimizer=12.0, buffers=1.0)
+    parts = {"weights": 2.0, "gradients": 4.0, "optimizer": 12.0, "buffers": 1.0}
     assert Memory(**parts, activations=3.0, step=4.0).total == 23.0
     assert Memory(**parts, activations=5.0, step=4.0).total == 24.0
 
 
-def without(*_):
+def none(*_):
     return 0.0
 
 
+def tables_elsewhere(args, rotary=activations.rotary_tables):
+    """In every layer where they are shared, nowhere where each layer has its own."""
+    return 0.0 if rotary(args) else 4 * args.seq_length * head_dim(args) * 2
+
+
+def outputs_of_experts_too(args, parts=activations._moe_parts):
+    found = parts(args)
+    return found | {"moe": found["moe"] + activations.routed_rows(args) * args.hidden_size * 2}
+
+
 MUTANTS = {
-    "the weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", without),
-    "gradients of a product in flight": ("7B, TP 8, fully recomputed", activations, "product_backward", without),
-    "the optimizer's step": ("7B, TP 8", memory, "step_bytes", without),
+    "rotary tables": ("7B, TP 8, core_attn and mlp recomputed", activations, "rotary_tables", tables_elsewhere),
+    "a weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", none),
+    "gathered input in flight": ("7B, TP 8, fully recomputed", activations, "_whole_stream", none),
+    "the optimizer's step": ("7B, TP 8", memory, "step_bytes", none),
+    "experts": ("350M, 8 experts, top 2, capacity 1", activations, "_moe_parts", outputs_of_experts_too),
 }
 
 
