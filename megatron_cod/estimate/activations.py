@@ -62,7 +62,22 @@ def _attention_parts(args: Any) -> dict[str, float]:
     if str(getattr(args.attention_backend, "name", args.attention_backend)) == "unfused":
         scores = args.micro_batch_size * args.num_attention_heads / tp * args.seq_length**2
         parts["core_attn"] = scores * (2 * element + (1 if args.attention_dropout else 0))
+    if args.context_parallel_size > 1 and args.transformer_impl == "local":
+        parts |= _gathering(args, parts, tokens * element, queries, keys)
     return parts
+
+
+def _gathering(args: Any, parts: dict[str, float], size: float, queries: float, keys: float) -> dict[str, float]:
+    """Context parallelism on torch's attention: keys and values of all ranks in place of this rank's, and outputs by chunk.
+
+    size: bytes of one channel of this rank's tokens. queries, keys: channels.
+    """
+    rotary = args.position_embedding_type in ("rope", "yarn", "mrope")
+    everywhere = args.context_parallel_size * 2 * keys
+    return {
+        "qkv": size * (queries if rotary else queries + 2 * keys),
+        "core_attn": parts["core_attn"] + size * (everywhere + queries),
+    }
 
 
 def _up(args: Any) -> int:
