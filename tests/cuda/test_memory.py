@@ -5,29 +5,17 @@ from functools import cache
 import pytest
 
 from megatron_cod.estimate import activations, memory
-from megatron_cod.estimate.memory import Memory, rank_memory
+from megatron_cod.estimate.memory import Memory
 from megatron_cod.estimate.shape import head_dim
-from megatron_cod.rehearsal.launch import read_launch
-from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, measure
+from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, estimate, measure, none, outputs_of_experts_too
 
 measured = cache(measure)
-
-
-def estimate(name: str) -> Memory:
-    shape = SHAPES[name]
-    return rank_memory(read_launch(shape.flags, shape.world).args, shape.rank)
-
-
-def off(name: str) -> tuple[float, float]:
-    """How far the estimate made now is off: of the peak, of the activations."""
-    found, now = measured(name), estimate(name)
-    return now.total / found.peak - 1, now.activations / found.activations - 1
 
 
 @pytest.mark.slow_except(*FAST)
 @pytest.mark.parametrize("name", SHAPES)
 def test_estimate_is_near_the_peak(name):
-    of_peak, of_activations = off(name)
+    of_peak, of_activations = measured(name).off(estimate(name))
     assert abs(of_peak) < 0.03 and abs(of_activations) < 0.05, measured(name)
 
 
@@ -37,24 +25,19 @@ def test_peak_of_a_step_is_the_larger_of_passes_and_optimizer():
     assert Memory(**parts, activations=5.0, step=4.0).total == 24.0
 
 
-def none(*_):
-    return 0.0
-
-
 def tables_elsewhere(args, rotary=activations.rotary_tables):
     """In every layer where they are shared, nowhere where each layer has its own."""
     return 0.0 if rotary(args) else 4 * args.seq_length * head_dim(args) * 2
 
 
-def outputs_of_experts_too(args, parts=activations._moe_parts):
-    found = parts(args)
-    return found | {"moe": found["moe"] + activations.routed_rows(args) * args.hidden_size * 2}
+def without_gathered_input(args, rows, share=1.0):
+    return activations.weight_gradient(args, rows) + activations.WORKSPACE
 
 
 MUTANTS = {
     "rotary tables": ("7B, TP 8, core_attn and mlp recomputed", activations, "rotary_tables", tables_elsewhere),
     "a weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", none),
-    "gathered input in flight": ("7B, TP 8, fully recomputed", activations, "_whole_stream", none),
+    "gathered input in flight": ("7B, TP 8, fully recomputed", activations, "product_backward", without_gathered_input),
     "the optimizer's step": ("7B, TP 8", memory, "step_bytes", none),
     "experts": ("350M, 8 experts, top 2, capacity 1", activations, "_moe_parts", outputs_of_experts_too),
 }
@@ -65,7 +48,7 @@ MUTANTS = {
 def test_a_term_left_out_is_found(name, monkeypatch):
     shape, module, term, mutant = MUTANTS[name]
     monkeypatch.setattr(module, term, mutant)
-    of_peak, of_activations = off(shape)
+    of_peak, of_activations = measured(shape).off(estimate(shape))
     assert abs(of_peak) >= 0.03 or abs(of_activations) >= 0.05
 
 

@@ -5,13 +5,16 @@ import re
 
 import pytest
 
-from tests.cuda.runs import DEBUG, Run, train
+from tests.cuda import runs
+from tests.cuda.runs import Run, train
+
+DEBUG = (*runs.DEBUG, "--no-rope-fusion")
 
 WIDE = ("--hidden-size", "512", "--ffn-hidden-size", "1376", "--num-attention-heads", "8", "--num-layers", "2")
 SET_UP = (*DEBUG, "--hidden-size", "4096", "--ffn-hidden-size", "11008", "--num-attention-heads", "32")
 """0.8 billion parameters: their gradients alone are 3 GiB."""
 FIRST_STEP = (*DEBUG, *WIDE, "--micro-batch-size", "512", "--global-batch-size", "1024", "--vocab-size", "4000")
-FIRST_STEP = (*FIRST_STEP, "--padded-vocab-size", "4000")
+FIRST_STEP = (*FIRST_STEP, "--padded-vocab-size", "4096")
 
 
 def _small(gib: str = "1", light: bool = True) -> None:
@@ -24,19 +27,20 @@ def _second_step_is_too_large() -> None:
     """From the second step on a forward step keeps a tensor more than the device has."""
     import torch
 
-    from megatron_cod.training import batches
+    from megatron_cod.training import steps
 
     _small("4", light=False)
-    step = batches.forward_step
+    watch = steps.Steps.watch
 
-    def forward_step(*rest):
-        from megatron.training import get_args
+    def too_large(self, step):
+        def forward_step(*rest):
+            if self._args.curr_iteration == 1 and os.environ["RANK"] == "1":
+                torch.empty(5 << 30, dtype=torch.uint8, device="cuda")
+            return step(*rest)
 
-        if get_args().curr_iteration == 1 and os.environ["RANK"] == "1":
-            torch.empty(5 << 30, dtype=torch.uint8, device="cuda")
-        return step(*rest)
+        return watch(self, forward_step)
 
-    batches.forward_step = forward_step
+    steps.Steps.watch = too_large
 
 
 def _loading_is_too_large() -> None:
