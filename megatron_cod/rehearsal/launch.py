@@ -17,8 +17,8 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
 from megatron_cod import cpu, identity, torch_adaptations
+from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.model import model_config_from_args
-from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments

@@ -6,6 +6,7 @@ from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.training import get_tokenizer
 
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
@@ -66,26 +67,6 @@ def _check_context(args: Any) -> None:
             f"--seq-length {args.seq_length} must be a multiple of {2 * cp}: each of the {cp} ranks of "
             f"--context-parallel-size takes two chunks of it"
         )
-
-
-def head_dim(args: Any) -> int:
-    """Channels of one attention head."""
-    return args.kv_channels or args.hidden_size // args.num_attention_heads
-
-
-def query_groups(args: Any) -> int:
-    """Key-value heads."""
-    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
-
-
-def microbatches(args: Any, batch: int | None = None) -> int:
-    """Micro-batches of one data-parallel replica in a step of ``batch`` samples; ``--global-batch-size`` by default."""
-    return (batch or args.global_batch_size) // (args.micro_batch_size * args.data_parallel_size)
-
-
-def virtual_group(args: Any) -> int:
-    """Contiguous micro-batches a virtual stage takes in turn."""
-    return args.microbatch_group_size_per_vp_stage or args.pipeline_model_parallel_size
 
 
 def _check_attention(config: Any) -> None:

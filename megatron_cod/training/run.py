@@ -35,6 +35,7 @@ from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
+from megatron_cod.training.out_of_memory import DeviceOutOfMemory, in_step, told_in_one_line
 from megatron_cod.training.packages import check_packages
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
@@ -126,7 +127,7 @@ def main(task: Task) -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     with (
-        user_errors(DepthMapError, NonFiniteError, SaveError),
+        user_errors(DepthMapError, NonFiniteError, SaveError, DeviceOutOfMemory),
         # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
         faults.around_training(),
@@ -135,6 +136,7 @@ def main(task: Task) -> None:
         reported(args, task.share_of_tokens(), faults.see_loss, lines),
         ExitStack() as at_exit,
         data_workers.ended(),
+        told_in_one_line(args, when=lambda: in_step(args, not steps.not_begun())),
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:
             keeper = retention.Retention(args, say)

@@ -19,6 +19,7 @@ from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, rea
 from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
 from megatron_cod.depth_map import DepthMapError
+from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
@@ -30,6 +31,7 @@ from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.model_options import TOKENIZER
+from megatron_cod.training.out_of_memory import DeviceOutOfMemory, told_in_one_line
 from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
 from megatron_cod.training.trained_with import trained_with
@@ -187,11 +189,13 @@ def main() -> None:
         if args.dry_run:
             say("dry run: arguments, checkpoint and data are in order")
             return
-    with user_errors(DepthMapError, ValueError, RuntimeError, OSError):
-        model = loading.build(args, config)
     last = this_rank() == args.world_size - 1
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
-    totals = measure(job, model, progress.add)
+    in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
+    with user_errors(DepthMapError, ValueError, RuntimeError, OSError), in_one_line():
+        model = loading.build(args, config)
+    with user_errors(DeviceOutOfMemory), in_one_line():
+        totals = measure(job, model, progress.add)
     if totals is None or not last:
         return
     scores = [

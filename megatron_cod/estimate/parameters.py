@@ -6,9 +6,9 @@ One ``Count`` a module. It holds the numbers of the whole model, so that the sam
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.schemes.table import get_scheme
-from megatron_cod.training.argument_checks import head_dim, query_groups
 
 
 @dataclass(frozen=True)
