@@ -14,7 +14,8 @@ from torch.distributed import HashStore
 from megatron_cod.training.faults import whereabouts
 from megatron_cod.training.faults.events import Events, read_events
 from megatron_cod.training.faults.handling import hang_limits
-from megatron_cod.training.faults.hangs import HUNG, HangWatch, Limits, Sign, culprits
+from megatron_cod.training.faults.hangs import HUNG, HangWatch
+from megatron_cod.training.faults.verdicts import Limits, Sign, verdict
 from megatron_cod.training.faults.whereabouts import Wait, doing
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import Stuck, StuckIn
@@ -125,7 +126,8 @@ WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "s
     ],
 )
 def test_who_keeps_the_others_waiting(signs, named):
-    assert culprits(dict(enumerate(signs)), LIMITS) == named
+    found = verdict(dict(enumerate(signs)), LIMITS)
+    assert (found.ranks if found else []) == named
 
 
 class Ended(Exception):

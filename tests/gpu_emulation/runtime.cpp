@@ -68,12 +68,22 @@ bool light() { static bool is = setting("FAKECUDA_LIGHT", 0); return is; }
 static thread_local int device = 0;
 static thread_local cudaError_t last = cudaSuccess;
 static cudaError_t error(cudaError_t code) { if (code) last = code; return code; }
-API cudaError_t cudaGetDeviceCount(int* n) { *n = devices(); return *n ? cudaSuccess : error(cudaErrorNoDevice); }
+// A process forked from one that has started the driver cannot use it, as on a GPU.
+static bool started = false, forked_too_late = false;
+static cudaError_t start_driver() {
+  started = true;
+  return forked_too_late ? error(cudaErrorInitializationError) : cudaSuccess;
+}
+API cudaError_t cudaGetDeviceCount(int* n) {
+  *n = devices();
+  if (auto code = start_driver()) return code;
+  return *n ? cudaSuccess : error(cudaErrorNoDevice);
+}
 API cudaError_t cudaGetDevice(int* d) { *d = device; return cudaSuccess; }
 API cudaError_t cudaSetDevice(int d) {
   if (d < 0 || d >= devices()) return error(cudaErrorInvalidDevice);
   device = d;
-  return cudaSuccess;
+  return start_driver();
 }
 API cudaError_t cudaDriverGetVersion(int* v) { *v = CUDA_VERSION; return cudaSuccess; }
 API cudaError_t cudaRuntimeGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
@@ -143,7 +153,7 @@ __attribute__((constructor)) static void start() {
   used = new std::map<size_t, size_t>;
   pinned_memory = new std::map<size_t, size_t>;
   map_memory();
-  pthread_atfork(nullptr, nullptr, map_memory);
+  pthread_atfork(nullptr, nullptr, [] { map_memory(); forked_too_late = started; });
 }
 bool on_device(const void* p) { return (char*)p >= device_base && (char*)p < device_base + ARENA; }
 char* readable(const void* p) { return on_device(p) ? (char*)p - device_base + readable_base : (char*)p; }
@@ -154,6 +164,7 @@ static bool is_pinned(const void* p) {
   return next != pinned_memory->begin() && (--next, (size_t)p < next->first + next->second);
 }
 API cudaError_t cudaMalloc(void** p, size_t bytes) {  // the first gap that is wide enough
+  if (auto code = start_driver()) return code;
   Lock lock(mutex());
   bytes = std::max<size_t>((bytes + 511) & ~(size_t)511, 512);
   if (held[device] + bytes > device_bytes()) { count("out of memory"); return error(cudaErrorMemoryAllocation); }
@@ -440,7 +451,7 @@ API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, c
 }
 
 // ---- the driver, as Triton, torch.compile and torch's own table of driver functions use it
-API CUresult cuInit(unsigned) { return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
+API CUresult cuInit(unsigned) { if (start_driver()) return CUDA_ERROR_NOT_INITIALIZED; return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
 API CUresult cuGetExportTable(const void** table, const CUuuid*) { *table = nullptr; return CUDA_ERROR_NOT_SUPPORTED; }
 API CUresult cuDriverGetVersion(int* v) { *v = CUDA_VERSION; return CUDA_SUCCESS; }
 API CUresult cuDeviceGetCount(int* n) { *n = devices(); return CUDA_SUCCESS; }
