@@ -2,7 +2,8 @@
 
 Over NCCL no line of Python waits for other ranks: the host runs ahead, and its main thread stops wherever it next needs a
 value from the device. The recorder (on by default, the last 2000 entries) knows what was begun and is not finished, over
-gloo as over NCCL; messages between two ranks over NCCL only. What a CUDA graph replays it does not see.
+gloo as over NCCL. Of messages between two ranks it knows less (none over gloo, none in batches, which pipelines send, in
+new versions of torch): there the line that waits tells. What a CUDA graph replays it does not see.
 """
 
 from __future__ import annotations
@@ -86,6 +87,15 @@ def _is_finished(entry: dict[str, Any]) -> bool:
     return bool(entry.get("retired")) or entry.get("state") == "completed"
 
 
+def _is_batch(entry: dict[str, Any]) -> bool:
+    """The older recorder notes of a batch of messages as a whole that it is finished, of those in it never."""
+    return entry["profiling_name"].endswith(":coalesced")
+
+
+def _batch(entry: dict[str, Any]) -> tuple[str, int]:
+    return entry["process_group"][0], entry["p2p_seq_id"]
+
+
 def _begun(entry: dict[str, Any], newest: int) -> Begun:
     kind = entry["profiling_name"].split(":")[-1]
     sizes, types = (entry.get(f"input_{of}") or entry.get(f"output_{of}") or [] for of in ("sizes", "dtypes"))
@@ -123,6 +133,10 @@ def from_entries(entries: list[dict[str, Any]], ranks: dict[str, list[int]]) -> 
     entries.sort(key=lambda entry: entry["time_created_ns"])
     groups: dict[str, list[dict[str, Any]]] = {}
     messages = []
+    batches = {_batch(entry) for entry in entries if _is_batch(entry) and _is_finished(entry)}
+    entries = [
+        entry for entry in entries if not _is_batch(entry) and not (entry["is_p2p"] and _batch(entry) in batches)
+    ]
     for entry in entries:
         name, library = entry["process_group"][0], entry["profiling_name"].split(":")[0]
         if not entry["is_p2p"]:
