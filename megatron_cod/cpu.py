@@ -166,6 +166,9 @@ def _table() -> tuple[Adapted, ...]:
     rows = [
         Adapted(cuda, "current_device", lambda: CPU, "Megatron passes it as device= everywhere"),
         Adapted(cuda, "device_count", lambda: 1, "model parallel groups are only made when a device is counted"),
+        Adapted(
+            cuda, "is_available", lambda: False, "under PYTORCH_NVML_BASED_CUDA_CHECK it is whether any is counted"
+        ),
         Adapted(cuda, "set_device", _nothing, "called with the local rank at start-up"),
         Adapted(cuda, "get_device_properties", lambda *_: _NO_GPU, "flag checks ask for the GPU's generation"),
         Adapted(cuda, "memory_stats", lambda *_: defaultdict(int), "memory report after the first steps"),
