@@ -8,6 +8,7 @@ from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import recipes
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import default_flags
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.reporting import say
 from megatron_cod.training.task import Program
 from megatron_cod.training.token_counts import in_samples, overruled
@@ -18,6 +19,7 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
 
     Raises ValueError for an unknown flag, recipe or recipe key, and for lengths that contradict each other.
     """
+    import_schemes(command_line)
     parser = build_parser(program)
     given = parser.parse_args(command_line)
     from_recipe = []

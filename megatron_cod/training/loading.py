@@ -21,6 +21,7 @@ from megatron_cod import cpu
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
     checkpoints,
     environment,
@@ -28,6 +29,7 @@ from megatron_cod.training import (
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 from megatron_cod.training.task import Program
@@ -80,6 +82,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
+    import_modules(modules_of(recipe))
     training = tuple(word for word in _TRAINING.split() if not word.startswith(tuple(kept)))
     dropped = [key for key in recipe if key.startswith(training)]
     flags = recipe_flags(recipe, build_parser(), [*dropped, *unset])
