@@ -31,6 +31,7 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
 from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import user_errors
@@ -191,6 +192,7 @@ def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
     cpu.install()
     with as_process(job.rank, job.world_size, job.flags), tempfile.TemporaryDirectory() as cache:
+        import_schemes(sys.argv[1:])
         args = parse_args(add_arguments)
         _short(args, job)
         args.data_cache_path = cache

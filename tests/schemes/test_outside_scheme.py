@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from megatron_cod.schemes.row import Scheme
@@ -36,6 +37,23 @@ def test_the_page_shows_this_file():
     assert page == (ROOT / "tests" / "schemes" / "outside" / "fading.py").read_text()
 
 
+def weights() -> dict[str, torch.Tensor]:
+    """Those of the vectors, and a learned scalar for each layer."""
+    scales = {f"model.layers.{layer}.mlp_scale": torch.tensor([0.5 + layer / 4]) for layer in range(SHAPE.layers)}
+    return {**init_weights(load_file(VECTORS)), **scales}
+
+
+def folded(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same function as Pre-LN: factors in the gammas, scalars in the last projections of the MLPs."""
+    found = dict(held)
+    for layer in range(SHAPE.layers):
+        prefix = f"model.layers.{layer}."
+        for norm in ("input_layernorm.weight", "post_attention_layernorm.weight"):
+            found[prefix + norm] = held[prefix + norm] / (1 + 2.0 * (layer + 1) / SHAPE.layers)
+        found[prefix + "mlp.down_proj.weight"] = held[prefix + "mlp.down_proj.weight"] * held[prefix + "mlp_scale"]
+    return found
+
+
 def worker(_rank: int, layout: Layout) -> dict:
     import_modules([MODULE])
     vectors = load_file(VECTORS)
@@ -43,21 +61,17 @@ def worker(_rank: int, layout: Layout) -> dict:
     args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *batch, *layout.all_flags()])
     args.fading_rate = 2.0
     engine = Engine(args, layout, SHAPE, "fading")
-    engine.load(init_weights(vectors))
+    engine.load(weights())
     return engine.forward_backward(vectors["tokens"][0], vectors["labels"][0], forward_only=True)
 
 
 @pytest.mark.parametrize("layout", [Layout(pp=2, vp=2), Layout(tp=2, flags=SP)], ids=str)
 def test_computes_its_formula_at_every_layout(layout):
     vectors = load_file(VECTORS)
-    weights = init_weights(vectors)
-    for name in weights:  # the factor moved into the gammas: Pre-LN, the same function
-        if name.endswith(("input_layernorm.weight", "post_attention_layernorm.weight")):
-            weights[name] = weights[name] / (1 + 2.0 * (int(name.split(".")[2]) + 1) / SHAPE.layers)
-    expected, _ = oracle.forward(weights, vectors["tokens"][0], "pre_ln", SHAPE)
+    expected, _ = oracle.forward(folded(weights()), vectors["tokens"][0], "pre_ln", SHAPE)
     found = full_logits(run_ranks(layout.world, worker, layout), layout)
     assert (found - expected).abs().max() <= 1e-5
-    stock, _ = oracle.forward(init_weights(vectors), vectors["tokens"][0], "pre_ln", SHAPE)
+    stock, _ = oracle.forward(weights(), vectors["tokens"][0], "pre_ln", SHAPE)
     assert (found - stock).abs().max() > 0.1
 
 
@@ -89,7 +103,7 @@ def test_its_checkpoint_is_refused_by_other_runs(whole, tiny):
     )
     refuse(1, [*tiny, "--norm-scheme", "fading"], r"no norm scheme 'fading'.*--import MODULE")
     refuse(
-        1, [*tiny, *IMPORT, "--fading-rate", "1"], r"--fading-rate does not go with --norm-scheme lns, only with fading"
+        1, [*tiny, *IMPORT, "--fading-rate", "3"], r"--fading-rate does not go with --norm-scheme lns, only with fading"
     )
 
 
