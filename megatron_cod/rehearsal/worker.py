@@ -31,10 +31,10 @@ from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
 from megatron_cod.training.arguments import add_arguments
-from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import user_errors
+from megatron_cod.training.imports import import_schemes
 
 
 @dataclass(frozen=True)
