@@ -5,8 +5,8 @@ from typing import Any
 
 from megatron_cod import __version__, cpu
 from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.schemes.options import options_from_args
-from megatron_cod.schemes.table import SCHEMES, get_scheme
+from megatron_cod.schemes.options import read_options
+from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme
 
 
 def record(args: Any) -> None:
@@ -35,8 +35,9 @@ def recorded_identity(saved: argparse.Namespace) -> dict[str, Any]:
 
     A checkpoint that does not say what its scheme's exponent was has the paper's.
     """
-    scheme = getattr(saved, "norm_scheme", "pre_ln")
-    if scheme not in SCHEMES:
-        return {"norm_scheme": scheme}
-    found = BlockDesign(get_scheme(scheme), options_from_args(saved)).identity(saved)
+    name = getattr(saved, "norm_scheme", STOCK)
+    if name not in SCHEMES:
+        return {"norm_scheme": name}
+    scheme = get_scheme(name)
+    found = BlockDesign(scheme, read_options(scheme.options, saved)).identity(saved)
     return {name: getattr(saved, name, default) for name, default in found.items()}

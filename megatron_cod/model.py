@@ -25,9 +25,9 @@ from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
 from megatron_cod.mtp_loss import WeighedMTP
-from megatron_cod.schemes.design import BlockDesign, design_from_args
+from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
-from megatron_cod.schemes.table import get_scheme
+from megatron_cod.schemes.table import PRE_LN
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class SchemeModelConfig(GPTModelConfig):
     """Megatron's GPT configuration with the norm scheme that multi-token-prediction layers are to get as well."""
 
     builder: ClassVar[str] = "megatron_cod.model.SchemeModelBuilder"
-    design: BlockDesign = field(default_factory=lambda: BlockDesign(get_scheme("pre_ln")))
+    design: BlockDesign = field(default_factory=lambda: plain_design(PRE_LN))
     backend: str | None = None
     """See ``backends.choice.get_backend``."""
 
@@ -117,7 +117,7 @@ def attach_design(
             ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
     if ours:
         config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
-    config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))
+    config.post_wrap_hooks.append(partial(refuse_wrong_depth, factor=design.factor))
 
 
 def _to_device(model: list[Any]) -> list[Any]:

@@ -115,9 +115,9 @@ def mlp_count(args: Any, mixture: bool) -> Count:
 
 def layer_count(args: Any, mixture: bool) -> Count:
     """One transformer layer."""
-    norm, adds = _norm(args, args.hidden_size), get_scheme(args.norm_scheme).branch_parameters
-    branch = norm + (adds(args.hidden_size, norm) if adds else 0)
-    return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * branch)
+    norm = _norm(args, args.hidden_size)
+    added = get_scheme(args.norm_scheme).layer_parameters(args.hidden_size, norm)
+    return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * norm + added)
 
 
 def final_norm_count(args: Any) -> Count:

@@ -74,13 +74,19 @@ class Plan:
     notes: tuple[str, ...]
 
 
+def _factors(args: Any, design: BlockDesign, numbers: tuple[int, ...]) -> tuple[float, ...]:
+    """Of each layer; empty under a scheme without one."""
+    found = [design.factor(number, args) for number in numbers] if design.carriers else []
+    return tuple(factor for factor in found if factor is not None)
+
+
 def _chunk(args: Any, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
     numbers = chunk.layers + chunk.mtp
     count = chunk_count(args, chunk)
     return ChunkRow(
         virtual_stage=chunk.virtual_stage,
         layers=numbers,
-        factors=tuple(number**design.exponent for number in numbers) if design.carriers else (),
+        factors=_factors(args, design, numbers),
         carriers=design.carriers,
         embedding=chunk.embedding,
         loss=chunk.loss,

@@ -8,6 +8,7 @@ from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import devices, recipes
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import COMMON_FLAGS, default_flags
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.reporting import say
 from megatron_cod.training.task import Program
 from megatron_cod.training.token_counts import in_samples, overruled
@@ -21,6 +22,7 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     torch cannot use. Sets what Megatron reads from the environment before the first CUDA context.
     """
     devices.check_driver()
+    import_schemes(command_line)
     parser = build_parser(program)
     given = parser.parse_args(command_line)
     from_recipe = []

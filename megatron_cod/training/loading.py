@@ -22,6 +22,7 @@ from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
     checkpoints,
     environment,
@@ -29,6 +30,7 @@ from megatron_cod.training import (
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
 from megatron_cod.training.packages import check_packages
@@ -77,6 +79,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
+    import_modules(modules_of(recipe))
     parser = build_parser()
     dropped = keys_beside_the_model(recipe, parser, kept)
     flags = recipe_flags(recipe, parser, [*dropped, *unset])

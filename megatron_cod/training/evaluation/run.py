@@ -30,6 +30,7 @@ from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_w
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.model_options import TOKENIZER
 from megatron_cod.training.out_of_memory import DeviceOutOfMemory, told_in_one_line
 from megatron_cod.training.packages import check_packages
@@ -58,6 +59,7 @@ def _check_output(path: str | None) -> None:
 
 def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     """(the flags for Megatron, the checkpoint, their plain parse)."""
+    import_schemes(command_line)
     given = build_parser(PROGRAM).parse_args(command_line)
     check_flags(given)
     _check_output(given.output)
