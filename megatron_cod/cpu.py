@@ -95,10 +95,11 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory with ``device='cuda'`` read as the CPU."""
+    """The factory with ``device='cuda'`` read as the CPU, and without pinned memory, which only a GPU's driver has."""
 
     @functools.wraps(factory)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = CPU
         return factory(*args, **kwargs)
@@ -127,6 +128,23 @@ def _as_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda tensor, as_numpy=False, **_: tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
+def _as_one_process(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Draws numbers of a layout's sizes; here they come from the generator of the weights, which would depend on it."""
+
+    @functools.wraps(original)
+    def wrapper(*_: Any, **__: Any) -> None:
+        from megatron.training import get_args
+
+        args = get_args()
+        one = {"tensor_model_parallel_size": 1, "context_parallel_size": 1, "sequence_parallel": False}
+        held = {name: getattr(args, name) for name in one}
+        vars(args).update(one)
+        original(tp_size=1)
+        vars(args).update(held)
+
+    return wrapper
+
+
 class _CPUMesh(torch.distributed.device_mesh.DeviceMesh):
     """DeviceMesh that FSDP2 asks for by group and ``"cuda"``."""
 
@@ -148,6 +166,9 @@ def _table() -> tuple[Adapted, ...]:
     rows = [
         Adapted(cuda, "current_device", lambda: CPU, "Megatron passes it as device= everywhere"),
         Adapted(cuda, "device_count", lambda: 1, "model parallel groups are only made when a device is counted"),
+        Adapted(
+            cuda, "is_available", lambda: False, "under PYTORCH_NVML_BASED_CUDA_CHECK it is whether any is counted"
+        ),
         Adapted(cuda, "set_device", _nothing, "called with the local rank at start-up"),
         Adapted(cuda, "get_device_properties", lambda *_: _NO_GPU, "flag checks ask for the GPU's generation"),
         Adapted(cuda, "memory_stats", lambda *_: defaultdict(int), "memory report after the first steps"),
@@ -182,6 +203,8 @@ def _table() -> tuple[Adapted, ...]:
             wraps=True,
         )
     )
+    start = "megatron.training.initialize"
+    rows.append(Adapted(start, "_warmup_jit_function", _as_one_process, "weights must not depend on TP", wraps=True))
     experts, fsdp = "megatron.core.transformer.moe.token_dispatcher", "torch_fully_sharded_data_parallel"
     rows.append(Adapted(experts, "maybe_move_tensor_to_cpu", _as_numbers, "looks for tensors on a GPU", wraps=True))
     rows.append(Adapted(f"megatron.core.distributed.{fsdp}", "DeviceMesh", _CPUMesh, "asks for a mesh of GPUs"))

@@ -7,7 +7,13 @@ is one row of ``TORCH_ADAPTED``, with the reason. Where either package is instal
 from megatron_cod import cpu
 from megatron_cod.adaptations import Adapted, put_in
 from megatron_cod.torch_multi_tensor import copy, l2_norm, scale, with_one_copy
-from megatron_cod.torch_optimizer import with_optimizer_state, with_own_steps, with_step
+from megatron_cod.torch_optimizer import (
+    state_beside_parameters,
+    with_loading_flag,
+    with_optimizer_state,
+    with_own_steps,
+    with_step,
+)
 
 _DISTRIBUTED = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
 _CLIPPING, _OPTIMIZER = "megatron.core.optimizer.clip_grads", "megatron.core.optimizer.optimizer"
@@ -24,6 +30,19 @@ TORCH_ADAPTED = (
     Adapted(_OPTIMIZER, "multi_tensor_scale_impl", scale, "copies by scaling with 1: two kernels a parameter"),
     Adapted(_OPTIMIZER, "_multi_tensor_copy_this_to_that", copy, "copies parameters one by one"),
     Adapted(_DISTRIBUTED, "_copy_main_params_to_model_params", with_one_copy, "copies them one by one", wraps=True),
+    Adapted(
+        "megatron.core.optimizer.cpu_offloading.hybrid_optimizer.HybridDeviceOptimizer",
+        "_move_new_state_to_right_device",
+        state_beside_parameters,
+        "with a part of the optimizer on the host, a resumed run has all of its state there",
+    ),
+    Adapted(
+        "megatron.core.optimizer.optimizer.ChainedOptimizer",
+        "state_dict",
+        with_loading_flag,
+        "loading a torch_dcp checkpoint (FSDP2) calls it with is_loading, which it does not take",
+        wraps=True,
+    ),
 )
 
 

@@ -29,8 +29,6 @@ def _unsupported(config: TransformerConfig) -> dict[str, bool]:
     recompute = config.recompute_granularity == "selective" and "layernorm" in (config.recompute_modules or [])
     latent_split = config.multi_latent_attention and config.tensor_model_parallel_size > 1
     return {
-        # The attention of torch sees one rank's part of the sequence only.
-        "--context-parallel-size > 1": config.context_parallel_size > 1,
         # Without Transformer Engine some gradients of Megatron's attention are wrong there; see backends/torch_mla.py.
         "--multi-latent-attention under tensor parallelism without --sequence-parallel": (
             latent_split and not config.sequence_parallel

@@ -10,13 +10,13 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
-from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers, get_tokenizer, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
 from megatron_cod.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.training.context_parallel import balanced, cut_to_rank
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -105,8 +105,7 @@ def get_batch(
         group, source = mpu.get_tensor_model_parallel_group(), mpu.get_tensor_model_parallel_src_rank()
         for name in names:
             torch.distributed.broadcast(batch[name], source, group=group)
-    if args.context_parallel_size > 1:
-        batch = get_batch_on_this_cp_rank(batch)
+    batch = cut_to_rank(batch)
     if everywhere and data is not None:
         batch[ON_HOST] = data["position_ids"]
     return batch
@@ -116,12 +115,15 @@ def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[s
     """Sum of the token losses [b, s] over unmasked tokens, their number, and what is reported.
 
     loss_mask, output: [b, s]. Reported losses are means over all tokens of a step; the gradient is Megatron's (a mean
-    per micro-batch, or over tokens with --calculate-per-token-loss), the same thing when no token is masked.
+    per micro-batch, or over tokens with --calculate-per-token-loss), the same thing when no token is masked. Under context
+    parallelism a micro-batch is all ranks' parts of it.
     """
     mask = loss_mask.view(-1).float()
     loss = torch.sum(output.view(-1).float() * mask)
     tokens = mask.sum().clone().detach().to(torch.int)
     reported = torch.cat([loss.clone().detach().view(1), tokens.view(1).float()])
+    if not get_args().calculate_per_token_loss:
+        loss = balanced(loss, tokens)
     return loss, tokens, {"lm loss": reported}
 
 

@@ -2,9 +2,10 @@
 
 A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not told.
 ``local`` captures each layer's forward and backward, forward hooks of the layer among them, at the end of the first step;
-``transformer_engine`` each layer without its hooks, in training; ``full_iteration`` the forward and backward of all
-micro-batches, and a validation's. Whatever of ours changes from step to step or watches one is a row of ``TABLE``, read by
-``check_graphs`` at the start; tests/training/test_graph_table.py fails for what is not there.
+``transformer_engine`` each layer in training, between two steps, and none that has a hook (layer_hooks.py);
+``full_iteration`` the forward and backward of all micro-batches, and a validation's. Whatever of ours changes from step to
+step or watches one is a row of ``TABLE``, read by ``check_graphs`` at the start; tests/training/test_graph_table.py fails
+for what is not there.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Row:
 
 _OUTSIDE = "called where gradients are zeroed, outside of every graph"
 _HOOKS = "its forward and backward hooks measure layers, and a replay calls none"
+_PADDED = "--moe-pad-expert-input-to-capacity with --moe-expert-capacity-factor"
+_TOKENS = "shapes in a graph cannot depend on the router; give "
 _BATCH = "a graph holds as many micro-batches as the step that was captured"
 
 TABLE = (
@@ -144,7 +147,9 @@ TABLE = (
         "under local and transformer_engine a validation runs without graphs; under full_iteration its replay adds up on "
         "the device",
         sites=(
-            "training/depth_stats.py StreamVariance.attach: register_forward_hook",
+            "training/layer_hooks.py hook_layers: register_forward_hook",
+            "training/layer_hooks.py hook_layers.add: register_forward_hook",
+            "training/layer_hooks.py hook_layers: register_forward_pre_hook",
             "training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",
             "training/run.py main: post_wrap_hooks variance.attach",
             "training/run.py main: pretrain variance.collect",
@@ -195,6 +200,18 @@ TABLE = (
         refused={FULL: "the scale of the step that was captured stays in the graph; give --loss-scale X, or --bf16"},
         flags=("--fp16",),
         asked=lambda args: args.fp16 and not args.loss_scale,
+    ),
+    Row(
+        "experts that take as many tokens as come",
+        "their part of the layer is not captured where --cuda-graph-modules says so",
+        refused={
+            **dict.fromkeys((LOCAL, TE), f"{_TOKENS}--cuda-graph-modules attn moe_router, or {_PADDED}"),
+            FULL: _TOKENS + _PADDED,
+        },
+        flags=("--num-experts",),
+        asked=lambda args: (
+            bool(args.num_experts) and not args.cuda_graph_modules and not args.moe_pad_expert_input_to_capacity
+        ),
     ),
     Row(
         "timers in the forward and backward",

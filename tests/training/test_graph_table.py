@@ -30,7 +30,7 @@ ONCE = {
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
-    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, exponent=design.exponent)",
+    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
     "schemes/lns.py bind_depth_factor: carrier.depth_factor",
@@ -169,6 +169,9 @@ def given(kind: str, **values) -> SimpleNamespace:
         "fp16": False,
         "loss_scale": None,
         "timing_log_level": 0,
+        "num_experts": None,
+        "cuda_graph_modules": [],
+        "moe_pad_expert_input_to_capacity": False,
     }
     return SimpleNamespace(cuda_graph_impl=kind, **{**plain, **values})
 
@@ -181,6 +184,7 @@ REFUSED = {
         {"step_batch_size_schedule": "0:4 1K:8", "pipeline_model_parallel_size": 2},
     ),
     "loss scale that changes": ((FULL,), {"fp16": True}),
+    "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),
 }
 
@@ -208,6 +212,7 @@ def test_what_does_not_go_together_is_refused(on_a_gpu, name, kind):
 def test_accepts_a_plain_run(on_a_gpu, kind):
     check_graphs(given(kind, residual_warmup_steps=4))
     check_graphs(given(kind, fp16=True, loss_scale=1024.0))
+    check_graphs(given(kind, num_experts=4, moe_pad_expert_input_to_capacity=True))
 
 
 def test_accepts_batch_sizes_in_stages_for_layers_of_one_stage(on_a_gpu):
