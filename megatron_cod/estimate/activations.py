@@ -39,9 +39,12 @@ def gathered_input(args: Any) -> float:
 def rotary_tables(args: Any) -> float:
     """cos and sin that Megatron's unfused rotary keeps in every layer, for queries and for keys: 4 s d e, split by nothing.
 
-    ``_apply_rotary_pos_emb_bshd`` in megatron/core/models/common/embeddings/rope_utils.py.
+    ``_apply_rotary_pos_emb_bshd`` in megatron/core/models/common/embeddings/rope_utils.py. The torch backend's own
+    (``backends/torch_rotary.py``) has tables that all layers share, and keeps nothing in a layer.
     """
     if args.position_embedding_type not in ("rope", "yarn", "mrope") or args.apply_rope_fusion:
+        return 0.0
+    if args.transformer_impl == "local" and not args.multi_latent_attention:
         return 0.0
     length = args.seq_length / args.context_parallel_size
     return 4 * length * head_dim(args) * args.rotary_percent * element_size(args.params_dtype)
