@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.identity_op import IdentityOp
@@ -18,6 +19,7 @@ from megatron_cod.backends.backend import Backend, NormBuilder, with_common_keys
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
+from megatron_cod.backends.torch_self_attention import TorchSelfAttention
 from megatron_cod.schemes.overlay import Norms
 
 INPUT_NORMS = {"attention": "input_layernorm", "mlp": "pre_mlp_layernorm"}
@@ -61,6 +63,8 @@ def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred:
             attention = replace(attention, submodules=replace(inner, **changed))
         if getattr(attention, "module", None) is MLASelfAttention:
             attention = replace(attention, module=torch_mla(config))
+        elif getattr(attention, "module", None) is SelfAttention:
+            attention = replace(attention, module=TorchSelfAttention)
         norms = _replaced(submodules, plain, INPUT_NORMS)
         return with_common_keys(replace(norms, self_attention=attention))
 

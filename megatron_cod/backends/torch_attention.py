@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_cod.backends.torch_context_parallel import attention_of_chunks
 from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
+from megatron_cod.packed_samples import PackedSamples
 
 
 class SDPACoreAttention(MegatronModule):
@@ -91,7 +92,9 @@ class SDPACoreAttention(MegatronModule):
         return self._attend(query, key, value, mask, causal and mask is None)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, samples: Any, causal: bool) -> Tensor:
-        lengths = samples.cu_seqlens_q.diff().tolist()
+        # Megatron's own parameters have the lengths on the device only.
+        known = isinstance(samples, PackedSamples)
+        lengths = samples.lengths if known else samples.cu_seqlens_q.diff().tolist()
         parts = zip(*(tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value)), strict=True)
         return torch.cat([self._attend(q, k, v, None, causal) for q, k, v in parts]).squeeze(1)
 

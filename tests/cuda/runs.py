@@ -1,6 +1,5 @@
 """Training runs on emulated devices, in ranks forked from a process that has Megatron imported (3 seconds each)."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.cuda.cpu_side import call_on_cpu
 from tests.distributed.launch import Ended, run_training_ranks
 
 DEBUG = (
@@ -58,16 +58,6 @@ def _on_gpu(mode: str, folder: Path, before: Callable[[], None] | None) -> None:
     import fakecuda  # on the path of processes under the emulation only
 
     fakecuda.begin_rank(mode, str(folder / "emulation"))
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if before is not None:
-        before()
-
-
-def _on_cpu(before: Callable[[], None] | None) -> None:
-    import torch._dynamo
-
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch._dynamo.config.disable = True  # as cpu.py's TORCHDYNAMO_DISABLE, which comes too late for a forked process
     if before is not None:
         before()
 
@@ -100,5 +90,5 @@ def train(
 def train_on_cpu(
     world: int, *flags: str, entry: str = "pretrain", before: Callable[[], None] | None = None, timeout: float = 240.0
 ) -> Run:
-    """The same on CPU processes, as on a machine whose GPUs are hidden."""
-    return Run(run_training_ranks(world, list(flags), timeout, partial(_on_cpu, before), entry), [])
+    """The same on CPU processes, as on a machine without a GPU."""
+    return Run(call_on_cpu(run_training_ranks, world, list(flags), timeout, before, entry), [])

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from megatron_cod.estimate.ranks import place_of, stage_rank
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.rehearsal.ranks import place_of, stage_rank
 from tests.conftest import ROOT
 from tests.rehearsal.jobs import SMALL, layout
 

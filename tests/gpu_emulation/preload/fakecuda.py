@@ -215,6 +215,9 @@ class Numerics(TorchDispatchMode):
         if any(type(one) not in PLAIN for one in given):
             return NotImplemented  # DTensor and its like take themselves apart first
         devices = [one for one in flat if isinstance(one, torch.device)] + [one.device for one in given]
+        captured = recording is not None and torch.cuda.is_current_stream_capturing()
+        if captured and func.namespace == "c10d" and any(one.type == "cuda" for one in devices):
+            recording.append(Again(func, args, kwargs))
         if not any(one.type == "cuda" for one in devices) or func.namespace not in ("aten", "prims", "fsdp"):
             return func(*args, **kwargs)
         if func in WITHOUT_VALUES or is_view(func):
@@ -234,6 +237,21 @@ class Numerics(TorchDispatchMode):
         if self.any_large(tensors_of(out)):
             return zeroed(out, given)
         kernel, its_args, its_kwargs = by_hand or func, on_cpu(args), on_cpu(kwargs)
+        old = {id(one) for one in given}
+        targets = [
+            alias(one) if isinstance(one, torch.Tensor) and id(one) not in old else None for one in tree_flatten(out)[0]
+        ]
+
+        def write(found) -> None:
+            for target, source in zip(targets, tree_flatten(found)[0], strict=False):
+                if target is None or not isinstance(source, torch.Tensor):
+                    continue
+                if target.data_ptr() != source.data_ptr() and target.shape == source.shape:
+                    target.copy_(source)
+
+        if captured:  # computed by replays alone: a sum in place would be added to once too often
+            recording.append(lambda: write(kernel(*its_args, **its_kwargs)))
+            return out
         if random:
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(seed)
@@ -247,20 +265,7 @@ class Numerics(TorchDispatchMode):
         finally:
             if random:
                 torch.set_rng_state(state)
-        old = {id(one) for one in given}
-        leaves = tree_flatten(out)[0]
-        targets = [alias(one) if isinstance(one, torch.Tensor) and id(one) not in old else None for one in leaves]
-
-        def write(found) -> None:
-            for target, source in zip(targets, tree_flatten(found)[0], strict=False):
-                if target is None or not isinstance(source, torch.Tensor):
-                    continue
-                if target.data_ptr() != source.data_ptr() and target.shape == source.shape:
-                    target.copy_(source)
-
         write(found)
-        if recording is not None and torch.cuda.is_current_stream_capturing():
-            recording.append(lambda: write(kernel(*its_args, **its_kwargs)))
         return out
 
 
@@ -271,6 +276,13 @@ def seed_of(flat) -> int:
     if generator.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return 0
     return (generator.initial_seed() * 1000003 + generator.get_offset()) % (1 << 63)
+
+
+class Again:
+    """A collective of a captured graph: a replay begins it anew."""
+
+    def __init__(self, func, args, kwargs) -> None:
+        self.begin = lambda: func(*args, **kwargs)
 
 
 def make_graphs_replayable() -> None:
@@ -290,7 +302,14 @@ def make_graphs_replayable() -> None:
 
     def replayed(self) -> None:
         replay(self)
+        begun = []
         for operation in getattr(self, "captured", None) or ():
+            if isinstance(operation, Again):
+                begun.append(operation.begin())
+                continue
+            if begun:  # what follows is computed by the host, which sees only what has arrived
+                torch.cuda.synchronize()
+                begun.clear()
             operation()
 
     graph.capture_begin, graph.capture_end, graph.replay = capture_begin, capture_end, replayed
