@@ -11,7 +11,7 @@ from tests.cuda.runs import DEBUG, Run, train, train_on_cpu
 SMALL = (
     *DEBUG,
     *("--num-layers", "2", "--hidden-size", "32", "--ffn-hidden-size", "64"),
-    *("--seq-length", "32", "--max-position-embeddings", "32", "--no-rope-fusion"),
+    *("--seq-length", "32", "--max-position-embeddings", "32"),
 )
 """Two layers that train 4 steps in a second or two."""
 DP2 = ("--micro-batch-size", "1")
