@@ -56,8 +56,15 @@ def test_rejects_a_driver_that_is_too_old_where_torch_asks_the_driver(tmp_path):
     assert train(1, tmp_path, *DEBUG, before=before).refused("cannot use this machine's GPUs", "too old")
 
 
-def test_says_that_gpus_are_hidden():
-    run = train_on_cpu(1, *DEBUG, "--train-iters", "1").succeeded()
+def _hide() -> None:
+    import torch._dynamo
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    torch._dynamo.config.disable = True  # as cpu.py's TORCHDYNAMO_DISABLE, which comes too late for a forked process
+
+
+def test_says_that_gpus_are_hidden(tmp_path):
+    run = train(1, tmp_path, *DEBUG, "--train-iters", "1", before=_hide).succeeded()
     assert "no GPU found, with CUDA_VISIBLE_DEVICES=: training on CPU processes over gloo" in run.console
 
 
