@@ -14,7 +14,7 @@ help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
-	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then 5)'
+	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
