@@ -11,6 +11,7 @@ import pytest
 from megatron_cod.training.faults.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
+from tests.distributed.test_killed_rank import kill_and_go_on
 from tests.faults.mutants import OtherCollective, Stuck, StuckLayer
 
 LIMIT = 8
@@ -56,7 +57,7 @@ CASES = [(layout, how, rank) for layout in LAYOUTS for how in STUCK for rank in 
 @pytest.mark.parametrize(("layout", "how", "rank"), CASES, ids=[f"{c[0]} {c[1]} rank {c[2]}" for c in CASES])
 @pytest.mark.slow_except("dp2 data rank 1")
 def test_the_rank_that_is_waited_for_is_named(layout, how, rank, tmp_path):
-    run, line = hung(tmp_path, LAYOUTS[layout], STUCK[how](rank))
+    _, line = hung(tmp_path, LAYOUTS[layout], STUCK[how](rank))
     assert re.search(
         rf"no progress for \d+ s from rank {rank} on \S+ \(pid \d+, {WHERE[how]}\)[^(]*; the job ends$", line
     ), line
@@ -77,3 +78,9 @@ def test_ranks_whose_collectives_differ_are_named(layout, how, rank, tmp_path):
     _, line = hung(tmp_path, LAYOUTS[layout], OtherCollective(rank, 3, how))
     assert re.search(r"from rank 0 on \S+ \(pid .*\), rank 1 on \S+ \(pid ", line), line
     assert re.search("which are in different collectives: |which wait for each other: ", line), line
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_others(tiny, tmp_path):
+    """Rank 0 then waits for a message in the device's queue, where no signal of the launcher reaches Python."""
+    kill_and_go_on([*tiny, "--no-rope-fusion"], tmp_path / "run", victim=1)

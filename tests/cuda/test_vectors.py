@@ -1,4 +1,4 @@
-"""The model on emulated devices against the float64 vectors, in the tolerances of the CPU: logits, gradients, Adam steps."""
+"""The model on emulated devices against the float64 vectors, in the tolerances of the CPU."""
 
 import pytest
 from safetensors.torch import load_file

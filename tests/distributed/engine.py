@@ -191,4 +191,7 @@ class Engine:
             self.args.curr_iteration += 1
             if reported:
                 losses.append(float(reported["lm loss"]))
+        if self.args.overlap_param_gather:  # the last step's are gathered by the forward pass that does not come
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
         return losses
