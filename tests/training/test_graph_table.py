@@ -33,14 +33,21 @@ ONCE = {
     "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
-    "schemes/lns.py bind_depth_factor: carrier.depth_factor",
+    "schemes/depth.py bind_depth_factor: carrier.depth_factor",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual",
     "schemes/residual.py _Weighed.forward: ctx.weight",
     "schemes/residual.py start_warmup: join.warmup_steps",
     "training/run.py main: post_wrap_hooks report_parameters",
     "training/run.py main: pre_wrap_hooks _forget_make",
     "training/run.py main: pretrain partial(embedding_ranks, args)",
-    "training/run.py main: pretrain pretrain_cfg_container_from_args(args, model_config)",
+    "training/run.py main: pretrain cfg",
+    "training/run.py main: post_wrap_hooks partial(random_states.skip_foreign, args, say)",
+    "training/warm_up.py widen_warm_up: pre_wrap_hooks restore",
+    "model.py model_config_from_args: pre_wrap_hooks _to_device",
+    # Shapes, which a captured graph has in common with its replays.
+    "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
+    # Read when a run has failed.
+    "training/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
