@@ -68,7 +68,16 @@ ONCE = {
 """What the scan finds and is no hook or value of the training step."""
 
 FLAGS_ONCE = {
-    *("recipe", "unset", "norm_scheme", "init_policy", "lns_placement", "lns_exponent", "mix_ln_post_layers"),
+    *(
+        "recipe",
+        "unset",
+        "import_modules",
+        "norm_scheme",
+        "init_policy",
+        "lns_placement",
+        "lns_exponent",
+        "mix_ln_post_layers",
+    ),
     *("layerscale_init", "gamma_init", "backend", "override_scheme_check", "verify_checkpoint", "rank_log_dir"),
     *("dry_run", "help_megatron", "help", "train_tokens", "lr_warmup_tokens", "lr_decay_tokens", "lr_wsd_decay_tokens"),
 }
