@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 
@@ -28,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="DIR", help="where the report goes; must not exist"
     )
     parser.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="overlay earlier reports instead")
+    add_import_flag(parser)
     parser.add_argument("--name", help="what the model is called in figures (default: the folder's name)")
     parser.add_argument("--step", type=int, metavar="N", help="iteration of a Megatron run (default: the newest)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's own")

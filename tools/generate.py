@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 if TYPE_CHECKING:
     from megatron_cod.huggingface.generation import Sampling
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, metavar="DIR", help="Megatron checkpoint: what --save named, or iter_N"
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
+    add_import_flag(parser)
     parser.add_argument("prompt", help="text to go on from")
     parser.add_argument(
         "--chat",

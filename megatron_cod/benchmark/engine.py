@@ -21,7 +21,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 from torch import Tensor
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.model import model_config_from_args
@@ -54,7 +54,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
         check_devices()
         check_needs_gpu(raw)
         check_packages(raw)
-        cpu.install()
+        torch_adaptations.install()
         command, sys.argv = sys.argv, [sys.argv[0], *flags]
         try:
             args = parse_and_validate_args(extra_args_provider=add_arguments)

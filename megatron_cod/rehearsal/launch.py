@@ -16,9 +16,9 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import cpu, identity, torch_adaptations
+from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.model import model_config_from_args
-from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments
@@ -29,6 +29,7 @@ from megatron_cod.training.devices import check_needs_gpu, need_gpu
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.optimizer_checks import check_optimizer
 from megatron_cod.training.packages import check_packages, missing
+from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 
 
@@ -94,8 +95,9 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
         check_layout(raw, world_size)
         check_schedule(raw, complete=False)
         check_optimizer(raw)
+        check_saving(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
-        cpu.install()
+        torch_adaptations.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):
             args: Namespace = parse_args(add_arguments)
             validate_args(args)

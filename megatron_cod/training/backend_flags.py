@@ -14,8 +14,10 @@ CHOICES = ("auto", *BACKENDS)
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
 # next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
 # leaves out, faults/nonfinite.py says where a NaN came from.
-_COMMON = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
-_COMMON += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+COMMON_FLAGS = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
+COMMON_FLAGS += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+"""Those that are the same on every machine."""
+
 _IMPLEMENTATION = "--transformer-impl"
 _NOT_COMPILED = "fused activations: not compiled, which takes Triton, a C compiler and Python's headers (slower, equal)"
 
@@ -80,4 +82,4 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     if torch_has_the_norms(implementation, backend, normalization):
         fusions.append("--no-persist-layer-norm")
     lines = [line] if not cpu.has_cuda() or can_compile() else [line, _NOT_COMPILED]
-    return [*_COMMON, *fusions, *of_backend], lines
+    return [*COMMON_FLAGS, *fusions, *of_backend], lines

@@ -17,10 +17,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
     checkpoints,
     environment,
@@ -28,6 +30,7 @@ from megatron_cod.training import (
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
 from megatron_cod.training.packages import check_packages
@@ -55,6 +58,11 @@ def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     checkpoint = checkpoints.checkpoint_to_load(where)
     if checkpoint is None:
         raise ValueError(f"{folder} holds no finished checkpoint")
+    if is_dcp(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is in the format torch_dcp, which only training with --use-torch-fsdp2 reads; a run with "
+            "--no-save-optim and no --ckpt-format saves weights that every program reads"
+        )
     return folder, checkpoint
 
 
@@ -71,6 +79,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
+    import_modules(modules_of(recipe))
     parser = build_parser()
     dropped = keys_beside_the_model(recipe, parser, kept)
     flags = recipe_flags(recipe, parser, [*dropped, *unset])
@@ -92,7 +101,7 @@ def parse(flags: Sequence[str], program: Program | None = None) -> tuple[Any, An
     command = sys.argv
     with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
         try:
-            cpu.install()
+            torch_adaptations.install()
             sys.argv = [command[0], *flags]
             args = parse_and_validate_args(extra_args_provider=lambda parser: add_arguments(parser, program))
             config, _ = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))

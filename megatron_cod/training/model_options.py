@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
+from megatron_cod.schemes.options import CommonOptions, names
+from megatron_cod.schemes.table import SCHEMES
+
 _SHAPE = """
 num_layers encoder_num_layers decoder_num_layers hidden_size ffn_hidden_size num_attention_heads kv_channels
 group_query_attention num_query_groups add_bias_linear add_qkv_bias untie_embeddings_and_output_weights
@@ -18,7 +21,7 @@ use_rope_scaling rope_* no_rope_freq mrope_section yarn_* mscale mscale_all_dim 
 """
 _NORMS = """
 normalization layernorm_epsilon layernorm_zero_centered_gamma apply_residual_connection_post_layernorm
-norm_scheme init_policy lns_* mix_ln_post_layers layerscale_init gamma_init residual_warmup_steps
+norm_scheme init_policy import_modules
 """
 _ATTENTION = """
 multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim mla_down_proj_fusion
@@ -60,6 +63,11 @@ _OF_OTHER_PROGRAMS = ("sft-", "no-sft-", "train-epochs", "chat-template", "eval-
 """Beginnings of keys that fine-tuning and evaluation have, and whose parsers alone know them."""
 
 
+def scheme_options() -> list[str]:
+    """Options of the registered norm schemes."""
+    return [name for kind in (*(row.options for row in SCHEMES.values()), CommonOptions) for name in names(kind)]
+
+
 def matches(option: str, patterns: Iterable[str]) -> bool:
     """Whether an option is among names that may end with a star."""
     return any(option == one or (one.endswith("*") and option.startswith(one[:-1])) for one in patterns)
@@ -73,9 +81,10 @@ def keys_beside_the_model(
     kept: options to keep besides, as ``MODEL`` has them. A key that the parser does not know is left to it to refuse.
     """
     options = {name.lstrip("-"): action.dest for action in parser._actions for name in action.option_strings}
+    known = (*MODEL, *scheme_options(), *kept)
     dropped = []
     for key in recipe:
         option = options.get(key.replace("_", "-"))
-        if key.startswith(_OF_OTHER_PROGRAMS) or (option is not None and not matches(option, (*MODEL, *kept))):
+        if key.startswith(_OF_OTHER_PROGRAMS) or (option is not None and not matches(option, known)):
             dropped.append(key)
     return dropped

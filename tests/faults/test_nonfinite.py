@@ -7,13 +7,14 @@ import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.training.faults.events import read_events
-from megatron_cod.training.faults.nonfinite import Sighting, origin
+from megatron_cod.training.faults.nonfinite import Sighting, before_step, leave_out, origin
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import succeed
 from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 DISTRIBUTED = ["--use-distributed-optimizer"]
 
@@ -32,6 +33,11 @@ WHERE = {
     "virtual stages": (
         *(2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"], BrokenLayer(3, (6,), rank=0)),
         r"the output of layer 3 is not finite \(rank 0 on",
+    ),
+    "output at CP 2": (2, CP2, BrokenLayer(3, (6,), rank=1), r"the output of layer 3 is not finite \(rank 1 on"),
+    "gradient at CP 2": (
+        *(2, CP2, BrokenLayer(3, (6,), rank=1, backward=True)),
+        r"the gradient behind layer 3 is not finite \(rank 1 on",
     ),
     "TP 2 with recompute": (
         *(2, [*TP2, "--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]),
@@ -143,3 +149,24 @@ def saw(rank, outputs=(), loss=False, gradients=(), parameters=()):
 def test_the_origin_is_the_first_in_the_order_of_computation(sightings, name, ranks):
     found, of = origin(sightings)
     assert found == name and [one.rank for one in of] == ranks
+
+
+class Optimizer:
+    """As far as a step that is left out goes."""
+
+    def step(self) -> str:
+        return "of the class"
+
+
+@pytest.mark.parametrize("own", [None, lambda: "of this object"])
+def test_leaves_out_one_step_and_keeps_the_optimizers_own(own):
+    """``--optimizer-cuda-graph`` puts a step into the optimizer, and takes it out at the end of training."""
+    optimizer = Optimizer()
+    if own is not None:
+        optimizer.step = own
+    leave_out(optimizer)
+    assert optimizer.step() == (False, None, None)
+    assert vars(optimizer) == ({} if own is None else {"step": own})
+    before_step(optimizer, lambda: False)
+    assert optimizer.step() == (own or Optimizer().step)()
+    assert vars(optimizer) == ({} if own is None else {"step": own})

@@ -70,16 +70,23 @@ static thread_local cudaError_t last = cudaSuccess;
 static cudaError_t error(cudaError_t code) { if (code) last = code; return code; }
 static int driver() { return setting("FAKECUDA_DRIVER", CUDA_VERSION); }  // 12040 is a driver for CUDA 12.4
 static int capability() { return setting("FAKECUDA_CAPABILITY", 90); }
+// A process forked from one that has started the driver cannot use it, as on a GPU.
+static bool started = false, forked_too_late = false;
+static cudaError_t start_driver() {
+  started = true;
+  return forked_too_late ? error(cudaErrorInitializationError) : cudaSuccess;
+}
 API cudaError_t cudaGetDeviceCount(int* n) {
   *n = driver() / 1000 < CUDA_VERSION / 1000 ? 0 : devices();
   if (driver() / 1000 < CUDA_VERSION / 1000) return error(cudaErrorInsufficientDriver);
+  if (auto code = start_driver()) return code;
   return *n ? cudaSuccess : error(cudaErrorNoDevice);
 }
 API cudaError_t cudaGetDevice(int* d) { *d = device; return cudaSuccess; }
 API cudaError_t cudaSetDevice(int d) {
   if (d < 0 || d >= devices()) return error(cudaErrorInvalidDevice);
   device = d;
-  return cudaSuccess;
+  return start_driver();
 }
 API cudaError_t cudaDriverGetVersion(int* v) { *v = driver(); return cudaSuccess; }
 API cudaError_t cudaRuntimeGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
@@ -150,7 +157,7 @@ __attribute__((constructor)) static void start() {
   used = new std::map<size_t, size_t>;
   pinned_memory = new std::map<size_t, size_t>;
   map_memory();
-  pthread_atfork(nullptr, nullptr, map_memory);
+  pthread_atfork(nullptr, nullptr, [] { map_memory(); forked_too_late = started; });
 }
 bool on_device(const void* p) { return (char*)p >= device_base && (char*)p < device_base + ARENA; }
 char* readable(const void* p) { return on_device(p) ? (char*)p - device_base + readable_base : (char*)p; }
@@ -161,6 +168,7 @@ static bool is_pinned(const void* p) {
   return next != pinned_memory->begin() && (--next, (size_t)p < next->first + next->second);
 }
 API cudaError_t cudaMalloc(void** p, size_t bytes) {  // the first gap that is wide enough
+  if (auto code = start_driver()) return code;
   Lock lock(mutex());
   bytes = std::max<size_t>((bytes + 511) & ~(size_t)511, 512);
   if (held[device] + bytes > device_bytes()) { count("out of memory"); return error(cudaErrorMemoryAllocation); }
@@ -447,7 +455,7 @@ API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, c
 }
 
 // ---- the driver, as Triton, torch.compile and torch's own table of driver functions use it
-API CUresult cuInit(unsigned) { return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
+API CUresult cuInit(unsigned) { if (start_driver()) return CUDA_ERROR_NOT_INITIALIZED; return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
 API CUresult cuGetExportTable(const void** table, const CUuuid*) { *table = nullptr; return CUDA_ERROR_NOT_SUPPORTED; }
 API CUresult cuDriverGetVersion(int* v) { *v = CUDA_VERSION; return CUDA_SUCCESS; }
 API CUresult cuDeviceGetCount(int* n) { *n = devices(); return CUDA_SUCCESS; }
