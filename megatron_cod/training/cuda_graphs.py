@@ -2,9 +2,10 @@
 
 A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not told.
 ``local`` captures each layer's forward and backward, forward hooks of the layer among them, at the end of the first step;
-``transformer_engine`` each layer without its hooks, in training; ``full_iteration`` the forward and backward of all
-micro-batches, and a validation's. Whatever of ours changes from step to step or watches one is a row of ``TABLE``, read by
-``check_graphs`` at the start; tests/training/test_graph_table.py fails for what is not there.
+``transformer_engine`` each layer in training, between two steps, and none that has a hook (layer_hooks.py);
+``full_iteration`` the forward and backward of all micro-batches, and a validation's. Whatever of ours changes from step to
+step or watches one is a row of ``TABLE``, read by ``check_graphs`` at the start; tests/training/test_graph_table.py fails
+for what is not there.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ TABLE = (
     Row(
         "begin of a forward step",
         "the forward step is Python under local and transformer_engine; what hangs on it is the watch for hangs alone",
-        sites=("training/run.py main: pretrain steps.watch(task.forward_step)",),
+        sites=("training/run.py main: pretrain faults.watch(steps.watch(task.forward_step))",),
     ),
     Row(
         "time limit",
@@ -111,12 +112,15 @@ TABLE = (
     ),
     Row(
         "check for NaN and infinity",
-        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step",
+        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step, and the layer "
+        "is found by running the step again without graphs; with graphs of layers it is not",
         flags=("--on-nonfinite", "--most-skipped-steps"),
         asked=lambda args: args.on_nonfinite != "ignore",
         sites=(
-            "training/faults/nonfinite.py StepGuard.attach: register_forward_hook",
-            "training/faults/nonfinite.py StepGuard._hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _watched: register_forward_hook",
+            "training/faults/nonfinite_search.py _hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
+            "training/faults/nonfinite_search.py _aside: config.timers",
             "training/faults/nonfinite.py StepGuard.attach: config.finalize_model_grads_func",
             "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
             "training/faults/nonfinite.py before_step: optimizer.step",
@@ -143,7 +147,9 @@ TABLE = (
         "under local and transformer_engine a validation runs without graphs; under full_iteration its replay adds up on "
         "the device",
         sites=(
-            "training/depth_stats.py StreamVariance.attach: register_forward_hook",
+            "training/layer_hooks.py hook_layers: register_forward_hook",
+            "training/layer_hooks.py hook_layers.add: register_forward_hook",
+            "training/layer_hooks.py hook_layers: register_forward_pre_hook",
             "training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",
             "training/run.py main: post_wrap_hooks variance.attach",
             "training/run.py main: pretrain variance.collect",

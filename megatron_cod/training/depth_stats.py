@@ -7,6 +7,7 @@ import torch
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod.analysis.metrics import variance_tag
+from megatron_cod.training.layer_hooks import hook_layers
 
 
 class StreamVariance:
@@ -25,12 +26,14 @@ class StreamVariance:
         """Megatron post-wrap hook: watch every decoder layer of this rank's chunks."""
         depth = 0
         for chunk in model:
+            hooks: dict[torch.nn.Module, Any] = {}
             for module in chunk.modules():
                 depth = max(depth, getattr(getattr(module, "config", None), "num_layers", 0) or 0)
                 if isinstance(module, BaseTransformerLayer) and not getattr(module, "is_mtp_layer", False):
-                    module.register_forward_hook(self._hook)
+                    hooks[module] = self._hook
                     if hasattr(module, "cudagraph_manager"):
                         validate_without_graph(module)
+            hook_layers(chunk, hooks)
         self._table = torch.zeros(2, depth, dtype=torch.float64, device=torch.cuda.current_device())
         return model
 

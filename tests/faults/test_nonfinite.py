@@ -14,6 +14,7 @@ from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 DISTRIBUTED = ["--use-distributed-optimizer"]
 
@@ -32,6 +33,11 @@ WHERE = {
     "virtual stages": (
         *(2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"], BrokenLayer(3, (6,), rank=0)),
         r"the output of layer 3 is not finite \(rank 0 on",
+    ),
+    "output at CP 2": (2, CP2, BrokenLayer(3, (6,), rank=1), r"the output of layer 3 is not finite \(rank 1 on"),
+    "gradient at CP 2": (
+        *(2, CP2, BrokenLayer(3, (6,), rank=1, backward=True)),
+        r"the gradient behind layer 3 is not finite \(rank 1 on",
     ),
     "TP 2 with recompute": (
         *(2, [*TP2, "--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]),

@@ -26,10 +26,11 @@ ONCE = {
     # Set when a model is built, or before.
     "backends/te_norm.py scale_norm_in_chain: scaled.depth_factor",
     "backends/te_norm.py _DepthScaledOp.op_forward: ctx.depth_scaled",
+    "backends/torch_rotary.py _Rotate.forward: ctx.rotations",
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
-    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, exponent=design.exponent)",
+    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
     "schemes/lns.py bind_depth_factor: carrier.depth_factor",

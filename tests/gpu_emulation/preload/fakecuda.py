@@ -61,16 +61,38 @@ def on_cpu(arguments):
     return tree_map_only(torch.Generator, lambda _: None, arguments)
 
 
+def lower_right(query, key, is_causal):
+    """(is_causal, mask) for the CPU's flash attention, whose triangle is at the upper left; None: it is the same."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    if not is_causal or queries == keys:
+        return is_causal, None
+    return False, torch.full((queries, keys), -math.inf, dtype=query.dtype).triu(keys - queries + 1)
+
+
 def flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
-    return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, scale=scale)
+    is_causal, mask = lower_right(query, key, is_causal)
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+    )
 
 
 def flash_backward(
     grad, query, key, value, out, lse, cum_q, cum_k, max_q, max_k, dropout_p, is_causal, seed, offset, *, scale=None
 ):
+    is_causal, mask = lower_right(query, key, is_causal)
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, lse, dropout_p, is_causal, scale=scale
+        grad, query, key, value, out, lse, dropout_p, is_causal, attn_mask=mask, scale=scale
     )
+
+
+def for_each_head(query, tensor):
+    """Keys or values [b, groups, s, d] of grouped queries, [b, heads, s, d]."""
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1)
+
+
+def for_each_group(tensor, gradient):
+    """The inverse: gradients of all heads summed into those of the groups."""
+    return gradient.unflatten(1, (tensor.shape[1], -1)).sum(2).to(tensor.dtype)
 
 
 def shares(query, key, bias, is_causal, scale):
@@ -81,19 +103,21 @@ def shares(query, key, bias, is_causal, scale):
 
 
 def efficient(query, key, value, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None):
+    key, value = for_each_head(query, key), for_each_head(query, value)
     return ((shares(query, key, bias, is_causal, scale) @ value.float()).to(query.dtype),)
 
 
 def efficient_backward(
     grad, query, key, value, bias, out, lse, seed, offset, dropout_p, mask, is_causal=False, *, scale=None
 ):
-    share, by_share = shares(query, key, bias, is_causal, scale), grad.float() @ value.float().transpose(-1, -2)
+    keys, values = for_each_head(query, key), for_each_head(query, value)
+    share, by_share = shares(query, keys, bias, is_causal, scale), grad.float() @ values.float().transpose(-1, -2)
     by_score = share * (by_share - (by_share * share).sum(-1, keepdim=True))
     by_score = by_score * (query.shape[-1] ** -0.5 if scale is None else scale)
     return (
-        (by_score @ key.float()).to(query.dtype),
-        (by_score.transpose(-1, -2) @ query.float()).to(key.dtype),
-        (share.transpose(-1, -2) @ grad.float()).to(value.dtype),
+        (by_score @ keys.float()).to(query.dtype),
+        for_each_group(key, by_score.transpose(-1, -2) @ query.float()),
+        for_each_group(value, share.transpose(-1, -2) @ grad.float()),
         None,
     )
 
