@@ -43,7 +43,7 @@ def inputs(groups=HEADS, shape=(S, B)):
 
 
 def outcome(query, key, turned):
-    sum((one * torch.linspace(-1, 1, one.numel()).view_as(one)).sum() for one in turned).backward()
+    sum((one * torch.linspace(-1, 1, one.numel(), device=one.device).view_as(one)).sum() for one in turned).backward()
     return [*(one.detach() for one in turned), query.grad, key.grad]
 
 
