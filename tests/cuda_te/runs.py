@@ -18,7 +18,7 @@ MOE = (
 
 
 def train(world: int, folder: Path, *flags: str, before: Callable[[], None] | None = None) -> Run:
-    return runs.train(world, folder, *TE, *flags, before=before)
+    return runs.train(world, folder, *TE, *flags, before=before, timeout=420.0)
 
 
 def launched(run: Run, *words: str) -> int:
