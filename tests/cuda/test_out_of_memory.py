@@ -5,10 +5,7 @@ import re
 
 import pytest
 
-from tests.cuda import runs
-from tests.cuda.runs import Run, train
-
-DEBUG = (*runs.DEBUG, "--no-rope-fusion")
+from tests.cuda.runs import DEBUG, Run, train
 
 WIDE = ("--hidden-size", "512", "--ffn-hidden-size", "1376", "--num-attention-heads", "8", "--num-layers", "2")
 SET_UP = (*DEBUG, "--hidden-size", "4096", "--ffn-hidden-size", "11008", "--num-attention-heads", "32")
