@@ -155,7 +155,7 @@ class Measured:
 
 def measure_rank(_rank: int, shape: Shape, before: Callable[[], None] | None = None) -> Measured:
     """Two steps of the shape's rank over a fake process group, in this process, which is used up by it."""
-    os.environ["FAKECUDA_LIGHT"] = "1"
+    os.environ |= {"FAKECUDA_LIGHT": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import fakecuda  # on the path of processes under the emulation only
 
