@@ -36,29 +36,45 @@ def gathered_input(args: Any) -> float:
     return _whole_stream(args) if args.sequence_parallel else 0.0
 
 
-def rotary_tables(args: Any) -> float:
+def _rotary(args: Any) -> bool:
+    return args.position_embedding_type in ("rope", "yarn", "mrope")
+
+
+def _angles(args: Any) -> float:
+    """s d: angles of one sequence."""
+    return args.seq_length / args.context_parallel_size * head_dim(args) * args.rotary_percent
+
+
+def layer_rotary(args: Any) -> float:
     """cos and sin that Megatron's unfused rotary keeps in every layer, for queries and for keys: 4 s d e, split by nothing.
 
-    ``_apply_rotary_pos_emb_bshd`` in megatron/core/models/common/embeddings/rope_utils.py. The torch backend's own
-    (``backends/torch_rotary.py``) has tables that all layers share, and keeps nothing in a layer.
+    ``_apply_rotary_pos_emb_bshd`` in megatron/core/models/common/embeddings/rope_utils.py. Not with Transformer Engine's
+    fused kernel, nor in our own attention, whose layers share their tables.
     """
-    if args.position_embedding_type not in ("rope", "yarn", "mrope") or args.apply_rope_fusion:
+    if not _rotary(args) or args.apply_rope_fusion or args.transformer_impl == "local":
         return 0.0
-    if args.transformer_impl == "local" and not args.multi_latent_attention:
+    return 4 * _angles(args) * element_size(args.params_dtype)
+
+
+def shared_rotary(args: Any) -> float:
+    """The angles in fp32, and on the torch and apex backends their cos and two sines, once: s d (4 + 3 e).
+
+    ``backends/torch_rotary.py``, which keeps its tables from step to step.
+    """
+    if not _rotary(args):
         return 0.0
-    length = args.seq_length / args.context_parallel_size
-    return 4 * length * head_dim(args) * args.rotary_percent * element_size(args.params_dtype)
+    is_own = args.transformer_impl == "local" and not args.apply_rope_fusion
+    return _angles(args) * (4 + (3 * element_size(args.params_dtype) if is_own else 0))
 
 
 def _attention_parts(args: Any) -> dict[str, float]:
     tp, element, tokens = args.tensor_model_parallel_size, element_size(args.params_dtype), _tokens(args)
     dim = head_dim(args)
     queries, keys = args.num_attention_heads * dim / tp, max(query_groups(args) / tp, 1) * dim
-    rotary = args.position_embedding_type in ("rope", "yarn", "mrope")
     parts = {
         # Values stay a view of the whole projection; rotary embeddings make new queries and keys beside it.
-        "qkv": tokens * (queries + 2 * keys + (queries + keys if rotary else 0)) * element,
-        "rotary": rotary_tables(args),
+        "qkv": tokens * (queries + 2 * keys + (queries + keys if _rotary(args) else 0)) * element,
+        "rotary": layer_rotary(args),
         "core_attn": tokens * args.num_attention_heads / tp * 4,  # the log-sum-exp of flash attention
         "projection": tokens * queries * element,
     }
@@ -75,10 +91,9 @@ def _gathering(args: Any, parts: dict[str, float], size: float, queries: float, 
 
     size: bytes of one channel of this rank's tokens. queries, keys: channels.
     """
-    rotary = args.position_embedding_type in ("rope", "yarn", "mrope")
     everywhere = args.context_parallel_size * 2 * keys
     return {
-        "qkv": size * (queries if rotary else queries + 2 * keys),
+        "qkv": size * (queries if _rotary(args) else queries + 2 * keys),
         "core_attn": parts["core_attn"] + size * (everywhere + queries),
     }
 

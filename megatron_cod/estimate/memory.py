@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron.core import optimizer as megatron_optimizer
 
-from megatron_cod.estimate.activations import chunk_activations, gathered_input, logits_bytes
+from megatron_cod.estimate.activations import chunk_activations, gathered_input, logits_bytes, shared_rotary
 from megatron_cod.estimate.parameters import Count, chunk_count
 from megatron_cod.estimate.ranks import place_of
 from megatron_cod.estimate.schedule import peak_in_flight, stage_tasks
@@ -135,7 +135,7 @@ def stage_memory(args: Any, stage: int, chunks: Sequence[StagePlan]) -> tuple[in
     memory = Memory(
         *model_memory(args, dense, experts),
         activations=peak + max(working for _, working in held),
-        buffers=gathered_input(args),
+        buffers=gathered_input(args) + shared_rotary(args),
         step=step_bytes(args, dense, experts),
     )
     return in_flight, memory

@@ -27,7 +27,7 @@ BEGIN, END = "<!-- memory: written by tests/cuda/memory.py -->", "<!-- memory: e
 
 
 def _recipe(size: str, *flags: str) -> tuple[str, ...]:
-    return ("--recipe", str(ROOT / "recipes" / f"llama_{size}.yaml"), "--mock-data", "--no-rope-fusion", *flags)
+    return ("--recipe", str(ROOT / "recipes" / f"llama_{size}.yaml"), "--mock-data", *flags)
 
 
 def _layout(tp: int = 1, pp: int = 1, vpp: int = 1) -> tuple[str, ...]:
@@ -58,6 +58,8 @@ _EXPERTS = (
     *("--moe-aux-loss-coeff", "0.01", "--moe-token-dispatcher-type", "alltoall"),
     *("--moe-expert-capacity-factor", "1.0"),
 )
+_FEW = ("--num-layers", "8")
+_LONG = ("--seq-length", "4096", "--max-position-embeddings", "4096")
 _PADDED = ("--moe-pad-expert-input-to-capacity",)
 
 SHAPES = {
@@ -70,22 +72,23 @@ SHAPES = {
     "7B, TP 8, fully recomputed": Shape((*_TP8, *_FULL), 8),
     "7B, TP 4, PP 4, VPP 2, first stage": Shape(_VPP, 16),
     "7B, TP 4, PP 4, VPP 2, last stage": Shape(_VPP, 16, 12),
-    "350M, one layer of MTP": Shape(_recipe("350m", *_batch(16), "--mtp-num-layers", "1")),
-    "350M, 8 experts, top 2, capacity 1": Shape(_recipe("350m", *_batch(8), *_EXPERTS, *_PADDED)),
-    # Beyond GPU_PATH's.
-    "350M, fp32": Shape(_recipe("350m", *_batch(16), "--unset", "bf16")),
-    "350M, tied embeddings": Shape(_recipe("350m", *_batch(16), "--unset", "untie-embeddings-and-output-weights")),
+    "350M, one layer of MTP": Shape(_recipe("350m", *_FEW, *_batch(16), "--mtp-num-layers", "1")),
+    "350M, 8 experts, top 2, capacity 1": Shape(_recipe("350m", "--num-layers", "4", *_batch(8), *_EXPERTS, *_PADDED)),
+    "350M, fp32": Shape(_recipe("350m", *_FEW, *_batch(16), "--unset", "bf16")),
+    "350M, tied embeddings": Shape(
+        _recipe("350m", *_FEW, *_batch(16), "--unset", "untie-embeddings-and-output-weights")
+    ),
     "350M, grouped queries, GELU, LayerNorm": Shape(
         _recipe(
-            *("350m", *_batch(16), "--unset", "swiglu", "--normalization", "LayerNorm"),
+            *("350m", *_FEW, *_batch(16), "--unset", "swiglu", "--normalization", "LayerNorm"),
             *("--group-query-attention", "--num-query-groups", "4"),
         )
     ),
-    "7B, TP 2, PP 4, first stage, long rows": Shape(
-        _recipe("7b", *_layout(2, 4), *_batch(1, 8), "--seq-length", "4096", "--max-position-embeddings", "4096"), 8
-    ),
+    "350M, CP 2": Shape(_recipe("350m", *_FEW, *_batch(4), *_LONG, "--context-parallel-size", "2"), 2),
+    "7B, TP 2, PP 4, first stage, long rows": Shape(_recipe("7b", *_layout(2, 4), *_batch(1, 8), *_LONG), 8),
 }
-"""Widths, depths and vocabularies are those of the recipes; few micro-batches a step, as many as can be in flight."""
+"""Widths and vocabularies are those of the recipes, and depths but for 350M (8 layers; 4 with experts); few micro-batches
+a step, as many as can be in flight. On the CPU's side an operation takes the same time whatever its size."""
 
 FAST = ("60M",)
 
@@ -100,9 +103,9 @@ def outputs_of_experts_too(args: Any, parts: Any = activations._moe_parts) -> di
 
 
 TERMS = {
-    "rotary tables": (activations, "rotary_tables", none),
     "product in flight": (activations, "product_backward", none),
     "gathered input": (memory, "gathered_input", none),
+    "rotary tables": (memory, "shared_rotary", none),
     "optimizer's step": (memory, "step_bytes", none),
     "outputs of experts": (activations, "_moe_parts", outputs_of_experts_too),
 }
@@ -152,7 +155,7 @@ class Measured:
 
 def measure_rank(_rank: int, shape: Shape, before: Callable[[], None] | None = None) -> Measured:
     """Two steps of the shape's rank over a fake process group, in this process, which is used up by it."""
-    os.environ["FAKECUDA_LIGHT"] = "1"
+    os.environ |= {"FAKECUDA_LIGHT": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import fakecuda  # on the path of processes under the emulation only
 

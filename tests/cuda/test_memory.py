@@ -25,9 +25,8 @@ def test_peak_of_a_step_is_the_larger_of_passes_and_optimizer():
     assert Memory(**parts, activations=5.0, step=4.0).total == 24.0
 
 
-def tables_elsewhere(args, rotary=activations.rotary_tables):
-    """In every layer where they are shared, nowhere where each layer has its own."""
-    return 0.0 if rotary(args) else 4 * args.seq_length * head_dim(args) * 2
+def rotary_in_every_layer(args):
+    return 4 * args.seq_length * head_dim(args) * 2
 
 
 def without_gathered_input(args, rows, share=1.0):
@@ -35,7 +34,7 @@ def without_gathered_input(args, rows, share=1.0):
 
 
 MUTANTS = {
-    "rotary tables": ("7B, TP 8, core_attn and mlp recomputed", activations, "rotary_tables", tables_elsewhere),
+    "rotary tables": ("7B, TP 8, core_attn and mlp recomputed", activations, "layer_rotary", rotary_in_every_layer),
     "a weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", none),
     "gathered input in flight": ("7B, TP 8, fully recomputed", activations, "product_backward", without_gathered_input),
     "the optimizer's step": ("7B, TP 8", memory, "step_bytes", none),

@@ -2,25 +2,23 @@
 
 import os
 import re
+from functools import partial
 
 import pytest
 
-from tests.cuda import runs
-from tests.cuda.runs import Run, train
+from tests.cuda.runs import DEBUG, Run, train
 
-DEBUG = (*runs.DEBUG, "--no-rope-fusion")
-
-WIDE = ("--hidden-size", "512", "--ffn-hidden-size", "1376", "--num-attention-heads", "8", "--num-layers", "2")
-SET_UP = (*DEBUG, "--hidden-size", "4096", "--ffn-hidden-size", "11008", "--num-attention-heads", "32")
-"""0.8 billion parameters: their gradients alone are 3 GiB."""
-FIRST_STEP = (*DEBUG, *WIDE, "--micro-batch-size", "512", "--global-batch-size", "1024", "--vocab-size", "4000")
-FIRST_STEP = (*FIRST_STEP, "--padded-vocab-size", "4096")
+WIDE = (*DEBUG, "--hidden-size", "512", "--ffn-hidden-size", "1376", "--num-attention-heads", "8", "--num-layers", "2")
+"""Weights of 28 MiB, and as much of gradients; twice that of optimizer states."""
+LARGE_BATCH = ("--micro-batch-size", "64", "--global-batch-size", "128")
 
 
-def _small(gib: str = "1", light: bool = True) -> None:
-    os.environ["FAKECUDA_GIB"] = gib
-    if light:
-        os.environ["FAKECUDA_LIGHT"] = "1"
+def _left(mib: int) -> None:
+    """All but so much of a device of 1 GiB is taken already."""
+    import torch
+
+    os.environ["FAKECUDA_GIB"] = "1"
+    torch.taken = torch.empty((1024 - mib) << 20, dtype=torch.uint8, device="cuda")
 
 
 def _second_step_is_too_large() -> None:
@@ -29,7 +27,7 @@ def _second_step_is_too_large() -> None:
 
     from megatron_cod.training import steps
 
-    _small("4", light=False)
+    os.environ["FAKECUDA_GIB"] = "4"
     watch = steps.Steps.watch
 
     def too_large(self, step):
@@ -79,21 +77,21 @@ def holders(line: str) -> list[str]:
 
 
 def test_in_set_up(tmp_path):
-    run = train(1, tmp_path, *SET_UP, mode="small", before=_small)
+    run = train(1, tmp_path, *WIDE, before=partial(_left, 40))
     line = one_line(run)
-    assert re.match(
-        r"error: rank 0 on \S+: the device is out of memory in set-up \(1\.0 GiB, [\d.]+ \w+ more were asked", line
-    )
-    assert holders(line)[0] == "optimizer" and "--tensor-model-parallel-size above 1" in line
-    assert not run.losses
+    place = r"error: rank 0 on \S+: the device is out of memory in set-up"
+    assert re.match(place + r" \(1\.0 GiB, [\d.]+ MiB more were asked for\)", line), line
+    assert holders(line) == ["optimizer", "weights", "gradients"] and not run.losses
+    assert "--tensor-model-parallel-size above 1" in line
 
 
+@pytest.mark.slow
 def test_traceback_is_in_the_log_of_the_rank(tmp_path):
     """In the first step; with ``--save`` ranks have logs."""
-    run = train(1, tmp_path, *FIRST_STEP, "--save", str(tmp_path / "run"), mode="small", before=_small)
+    run = train(1, tmp_path, *WIDE, *LARGE_BATCH, "--save", str(tmp_path / "run"), before=partial(_left, 240))
     line = one_line(run)
-    assert "out of memory in step 1 " in line and holders(line)[0] == "activations"
-    assert "a --micro-batch-size below 512; --recompute-granularity full" in line
+    assert "out of memory in step 1 " in line and holders(line)[0] == "activations", line
+    assert "a --micro-batch-size below 64; --recompute-granularity full" in line
     log = (tmp_path / "run" / "logs" / "rank_00000.log").read_text()
     assert "Traceback" in log and "OutOfMemoryError" in log
 

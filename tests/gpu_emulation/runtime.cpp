@@ -508,10 +508,17 @@ API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, uns
   return *f ? cudaSuccess : error(cudaErrorSymbolNotFound);
 }
 
-// ---- NVML, as far as torch asks it for the number of devices
+// ---- NVML, as far as torch asks it: the number of devices, and who else is on one that is out of memory (nobody)
 API int nvmlInit() { return 0; }
 API int nvmlInit_v2() { return 0; }
 API int nvmlDeviceGetCount_v2(unsigned* n) { *n = installed(); return 0; }
+API int nvmlDeviceGetHandleByPciBusId_v2(const char*, void** device) { *device = (void*)1; return 0; }
+API int nvmlDeviceGetComputeRunningProcesses(void*, unsigned* n, void*) { *n = 0; return 0; }
+API int nvmlSystemGetCudaDriverVersion_v2(int* v) { *v = CUDA_VERSION; return 0; }
+static const int NVML_NOT_SUPPORTED = 3;
+API int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return NVML_NOT_SUPPORTED; }
+API int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return NVML_NOT_SUPPORTED; }
+API int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return NVML_NOT_SUPPORTED; }
 
 // ---- cuBLAS, cuBLASLt, cuDNN: products are counted with their shape; a cuBLAS handle holds its stream
 static void* block() { return calloc(1, 4096); }
