@@ -3,17 +3,18 @@ PYTHON ?=
 BIN := .venv/bin
 # Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
 TWO := --numprocesses 2 --dist loadfile
-FAST := not slow and not launch and not containers and not campaign and not cuda
+FAST := not slow and not launch and not containers and not campaign and not cuda and not cuda_te
 # The CUDA path without a GPU: the command that follows runs on emulated devices (tests/gpu_emulation).
 ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
 export PYTHON
 
-.PHONY: help quickstart test test-cuda test-slow test-kills test-launch test-containers check format venv clean
+.PHONY: help quickstart test test-cuda test-cuda-te test-slow test-kills test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
+	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
@@ -36,13 +37,17 @@ test: venv .venv/transformer_engine/.installed
 test-cuda: venv
 	$(ON_CUDA)
 
+test-cuda-te: venv
+	$(BIN)/python tests/gpu_emulation/transformer_engine/build.py
+	$(BIN)/python -m tests.gpu_emulation.transformer_engine $(BIN)/python -m pytest $(TWO) tests/cuda_te
+
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) -r $<
 	@touch $@
 
 test-slow: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest -m 'slow and not cuda'
+	$(BIN)/python -m pytest -m 'slow and not cuda and not cuda_te'
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
 
 test-kills: venv

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
+from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -45,6 +46,7 @@ class DepthMonitor:
         self._active, self._step = False, 0
         self._table = torch.zeros(0)
         self._layers: dict[int, torch.nn.Module] = {}
+        self._config: Any = None
 
     def step_begins(self) -> None:
         """A training step begins: is it a monitored one?"""
@@ -62,6 +64,7 @@ class DepthMonitor:
                     module.register_forward_hook(self._hook, with_kwargs=True)
         device = next(model[0].parameters()).device
         self._table = torch.zeros(depth, len(COLUMNS) + _COUNTS, dtype=torch.float64, device=device)
+        self._config = get_model_config(model[0])
         last: Any = model[-1]
         finish = last.finish_grad_sync
 
@@ -94,14 +97,25 @@ class DepthMonitor:
             self._table[number - 1, len(COLUMNS) - 1] = gammas.mean() + offset
             self._table[number - 1, -1] = 1.0
         torch.distributed.all_reduce(self._table)
-        values = means(self._table.cpu(), get_num_microbatches())
+        self._table[:, 4] /= self._loss_scale().square()
+        # Megatron averages over context-parallel ranks as over micro-batches: a rank's own loss is as many times larger.
+        # This is the one wait of a monitored step.
+        values = means(self._table.cpu(), get_num_microbatches() / self._args.context_parallel_size)
         self._table.zero_()
+        if self._args.fp16 and not all(map(math.isfinite, values["gradient norm"])):
+            del values["gradient norm"]  # the loss scale overflowed, as it does by design: the step is skipped
         for name, column in values.items():
             for number, value in enumerate(column, 1):
                 self._write(depth_tag(name, number), value, self._step)
         broken = first_broken(values)
         if broken:
             self._say(f"depth monitor: step {self._step}: the first values that are not finite are {broken}")
+
+    def _loss_scale(self) -> Tensor:
+        """What Megatron multiplied the loss by, for its gradients in fp16; 1 otherwise."""
+        one = torch.ones((), dtype=torch.float64, device=self._table.device)
+        scaled = self._config.grad_scale_func
+        return one if scaled is None else scaled(one)
 
 
 def _whole(gamma: Tensor) -> Tensor:
@@ -133,12 +147,12 @@ def _add_gradient(row: Tensor, gradient: Tensor) -> None:
     row[7] += gradient.numel() // gradient.shape[-1]
 
 
-def means(table: Tensor, microbatches: int) -> dict[str, list[float]]:
+def means(table: Tensor, microbatches: float) -> dict[str, list[float]]:
     """Gathered sums [L, ...] -> a value for every layer and metric.
 
     ``gradient norm`` is the root mean square over tokens of the norm, over channels, of a micro-batch's loss gradient with
-    respect to the stream after the block; Megatron divides losses by the number of micro-batches, which is undone, so that
-    the figure does not depend on the layout.
+    respect to the stream after the block; Megatron divides losses by ``microbatches``, which is undone, so that the figure
+    does not depend on the layout. The loss scale of fp16 is out of the sums already.
     """
     tokens, with_gradient, holders = table[:, 6], table[:, 7], table[:, 8]
     found = {name: table[:, place] / tokens for place, name in enumerate(COLUMNS[:4])}
@@ -152,6 +166,6 @@ def first_broken(values: Mapping[str, Sequence[float]]) -> str | None:
     after = next((n for n, value in enumerate(values["variance after"], 1) if not math.isfinite(value)), None)
     if after is not None:
         return f"those of layer {after}'s output"
-    gradients = values["gradient norm"]
+    gradients = values.get("gradient norm", ())
     back = next((n for n in range(len(gradients), 0, -1) if not math.isfinite(gradients[n - 1])), None)
     return None if back is None else f"the gradients behind layer {back}"

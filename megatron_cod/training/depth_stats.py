@@ -5,61 +5,73 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
-from torch import Tensor
 
 from megatron_cod.analysis.metrics import variance_tag
+from megatron_cod.training.layer_hooks import hook_layers
 
 
 class StreamVariance:
     """Variance of each block's output over channels, mean over tokens (the paper's "output variance").
 
-    Forward hooks add up during evaluation only, so a training step pays one attribute look-up a layer. Layers are
-    keyed by their global number. ``collect`` and ``report`` are Megatron's ``non_loss_data_func`` (all ranks) and
+    Forward hooks add up during evaluation only, so a training step pays one attribute look-up a layer. They add on the
+    device, in place: a replay of a validation that was captured as a whole adds as well, and only ``collect`` waits. Layers
+    are keyed by their global number. ``collect`` and ``report`` are Megatron's ``non_loss_data_func`` (all ranks) and
     ``process_non_loss_data_func`` (last rank).
     """
 
     def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._counts: dict[int, int] = {}
-        self._num_layers = 0
+        self._table = torch.zeros(0)  # [2, L]: sums, and over how many tokens
 
     def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
         """Megatron post-wrap hook: watch every decoder layer of this rank's chunks."""
+        depth = 0
         for chunk in model:
+            hooks: dict[torch.nn.Module, Any] = {}
             for module in chunk.modules():
+                depth = max(depth, getattr(getattr(module, "config", None), "num_layers", 0) or 0)
                 if isinstance(module, BaseTransformerLayer) and not getattr(module, "is_mtp_layer", False):
-                    self._num_layers = module.config.num_layers
-                    module.register_forward_hook(self._hook)
-                elif hasattr(module, "config") and hasattr(module.config, "num_layers"):
-                    self._num_layers = module.config.num_layers
+                    hooks[module] = self._hook
+                    if hasattr(module, "cudagraph_manager"):
+                        validate_without_graph(module)
+            hook_layers(chunk, hooks)
+        self._table = torch.zeros(2, depth, dtype=torch.float64, device=torch.cuda.current_device())
         return model
 
     def _hook(self, layer: Any, _: Any, output: Any) -> None:
         if layer.training:
             return
         hidden = output[0] if isinstance(output, tuple) else output  # [s, b, h]
-        number = layer.layer_number
         variance = hidden.detach().float().var(dim=-1, unbiased=False)
-        self._sums[number] = self._sums.get(number, 0.0) + variance.sum()
-        self._counts[number] = self._counts.get(number, 0) + variance.numel()
+        sums, tokens = self._table[:, layer.layer_number - 1]
+        sums += variance.sum()
+        tokens += variance.numel()
 
     def collect(self, _: Sequence[torch.nn.Module]) -> list[float]:
-        """Variance of layers 1..L since the last call. Collective over all ranks.
+        """Variance of layers 1..L since the last call. Collective over all ranks; waits for the device once.
 
         Each rank holds some layers and some tokens; sums and counts add up over the world. TP ranks that saw the same
         tokens count them alike in both, so the ratio stands.
         """
-        table = torch.zeros(2, self._num_layers, dtype=torch.float64)
-        for number, total in self._sums.items():
-            table[0, number - 1], table[1, number - 1] = float(total), self._counts[number]
-        self._sums.clear()
-        self._counts.clear()
-        table = table.to(torch.cuda.current_device())
-        torch.distributed.all_reduce(table)
-        return (table[0] / table[1].clamp(min=1)).tolist()
+        torch.distributed.all_reduce(self._table)
+        found = (self._table[0] / self._table[1].clamp(min=1)).tolist()
+        self._table.zero_()  # in place: a captured graph adds to this one
+        return found
 
     @staticmethod
     def report(variances: list[float], iteration: int, writer: Any) -> None:
         """Write the gathered variances as scalars, one per global layer."""
         for index, variance in enumerate(variances):
             writer.add_scalar(variance_tag(index + 1), variance, iteration)
+
+
+def validate_without_graph(layer: Any) -> None:
+    """Have a layer under ``--cuda-graph-impl local`` run as it is in validation.
+
+    Megatron 0.19.2 replays the graph of training there: with dropout, and without hooks. An attribute of this one object.
+    """
+    in_graph = layer._should_call_local_cudagraph
+
+    def in_training(*rest: Any, **kwargs: Any) -> bool:
+        return layer.training and in_graph(*rest, **kwargs)
+
+    layer._should_call_local_cudagraph = in_training

@@ -22,6 +22,6 @@ def count_parameters(model: Sequence[torch.nn.Module]) -> int:
             split = getattr(parameter, "tensor_model_parallel", False)
             if (split or first_tp_rank) and not copy_of_embedding:
                 mine += parameter.numel()
-    total = torch.tensor([mine], dtype=torch.int64, device=torch.cuda.current_device())
+    total = torch.full((1,), mine, dtype=torch.int64, device=torch.cuda.current_device())  # no copy from the host
     torch.distributed.all_reduce(total, group=parallel_state.get_model_parallel_group())
     return int(total)

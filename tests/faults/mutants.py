@@ -29,16 +29,21 @@ class BrokenLayer:
     steps: tuple[int, ...]
     rank: int
     backward: bool = False
+    once: bool = False
+    """For the first micro-batch of each of the steps, and not again when it is computed again."""
 
     def __call__(self) -> None:
         from megatron.core.transformer.transformer_layer import TransformerLayer
 
         forward = TransformerLayer.forward
+        done: set[int] = set()
 
         def broken(layer: Any, *args: Any, **kwargs: Any) -> Any:
             hidden, *rest = forward(layer, *args, **kwargs)
             mine = layer.layer_number == self.layer and int(os.environ["RANK"]) == self.rank
-            if mine and layer.training and current_step() in self.steps:
+            if mine and layer.training and current_step() in self.steps and current_step() not in done:
+                if self.once:
+                    done.add(current_step())
                 if self.backward:
                     hidden.register_hook(lambda gradient: gradient * float("nan"))
                 else:

@@ -7,13 +7,14 @@ import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.training.faults.events import read_events
-from megatron_cod.training.faults.nonfinite import Sighting, origin
+from megatron_cod.training.faults.nonfinite import Sighting, before_step, leave_out, origin
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import succeed
 from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 DISTRIBUTED = ["--use-distributed-optimizer"]
 
@@ -32,6 +33,11 @@ WHERE = {
     "virtual stages": (
         *(2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"], BrokenLayer(3, (6,), rank=0)),
         r"the output of layer 3 is not finite \(rank 0 on",
+    ),
+    "output at CP 2": (2, CP2, BrokenLayer(3, (6,), rank=1), r"the output of layer 3 is not finite \(rank 1 on"),
+    "gradient at CP 2": (
+        *(2, CP2, BrokenLayer(3, (6,), rank=1, backward=True)),
+        r"the gradient behind layer 3 is not finite \(rank 1 on",
     ),
     "TP 2 with recompute": (
         *(2, [*TP2, "--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]),
@@ -54,8 +60,20 @@ def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, worl
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "4"
 
 
+def test_a_fault_that_does_not_come_again_is_told_from_one_of_the_model(tiny, tmp_path):
+    flags = [*tiny, *SHORT, "--save", str(tmp_path)]
+    ended = run_training_ranks(2, flags, before=BrokenLayer(2, (6,), rank=1, once=True))
+    errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(r"step 6: the loss is not finite \(rank 1 on \S+\)", errors[0]), errors
+    assert "computed again, the same step was finite" in errors[0]
+
+
 def test_a_step_left_out_changes_nothing_but_the_data(tiny, tmp_path):
-    """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends."""
+    """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends.
+
+    With dropout: that a step is computed again to find the layer takes no random number from those that follow.
+    """
+    tiny = [*tiny, "--hidden-dropout", "0.1", "--attention-dropout", "0.1"]
     flags = [*tiny, *SHORT, *PP2, "--on-nonfinite", "skip", "--save", str(tmp_path / "skip")]
     ended = succeed_with(2, flags, BrokenLayer(3, (3, 6), rank=1))
     assert ended[0].output.count("left out, 1 in a row of at most 10") == 2
@@ -143,3 +161,24 @@ def saw(rank, outputs=(), loss=False, gradients=(), parameters=()):
 def test_the_origin_is_the_first_in_the_order_of_computation(sightings, name, ranks):
     found, of = origin(sightings)
     assert found == name and [one.rank for one in of] == ranks
+
+
+class Optimizer:
+    """As far as a step that is left out goes."""
+
+    def step(self) -> str:
+        return "of the class"
+
+
+@pytest.mark.parametrize("own", [None, lambda: "of this object"])
+def test_leaves_out_one_step_and_keeps_the_optimizers_own(own):
+    """``--optimizer-cuda-graph`` puts a step into the optimizer, and takes it out at the end of training."""
+    optimizer = Optimizer()
+    if own is not None:
+        optimizer.step = own
+    leave_out(optimizer)
+    assert optimizer.step() == (False, None, None)
+    assert vars(optimizer) == ({} if own is None else {"step": own})
+    before_step(optimizer, lambda: False)
+    assert optimizer.step() == (own or Optimizer().step)()
+    assert vars(optimizer) == ({} if own is None else {"step": own})

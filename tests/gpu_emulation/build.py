@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,22 +73,23 @@ def missing() -> str | None:
     return None
 
 
-def built(cache: Path) -> Path:
+def built(cache: Path, libraries: Sequence[Path] = ()) -> Path:
     """The folder in ``cache`` with the runtime for these sources and this torch; builds it where it is not there yet.
 
-    Safe to call from several processes at a time.
+    libraries: others that use CUDA, beside torch's own. Safe to call from several processes at a time.
     """
     import torch
 
     sources = [HERE / name for name in ("runtime.cpp", "nccl.cpp", "emulation.h", "exports.map", "build.py")]
     contents = b"".join(source.read_bytes() for source in sources)
+    contents += "".join(f"{library} {library.stat().st_mtime_ns}" for library in libraries).encode()
     folder = cache / hashlib.sha256(torch.__version__.encode() + contents).hexdigest()[:16]
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "libcuda.so.1").exists():
             with tempfile.TemporaryDirectory(dir=cache) as work:
-                build(Path(work, "built"), [])
+                build(Path(work, "built"), list(libraries))
                 os.rename(Path(work, "built"), folder)
     return folder
 

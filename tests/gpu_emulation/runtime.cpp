@@ -68,6 +68,8 @@ bool light() { static bool is = setting("FAKECUDA_LIGHT", 0); return is; }
 static thread_local int device = 0;
 static thread_local cudaError_t last = cudaSuccess;
 static cudaError_t error(cudaError_t code) { if (code) last = code; return code; }
+static int driver() { return setting("FAKECUDA_DRIVER", CUDA_VERSION); }  // 12040 is a driver for CUDA 12.4
+static int capability() { return setting("FAKECUDA_CAPABILITY", 90); }
 // A process forked from one that has started the driver cannot use it, as on a GPU.
 static bool started = false, forked_too_late = false;
 static cudaError_t start_driver() {
@@ -75,7 +77,8 @@ static cudaError_t start_driver() {
   return forked_too_late ? error(cudaErrorInitializationError) : cudaSuccess;
 }
 API cudaError_t cudaGetDeviceCount(int* n) {
-  *n = devices();
+  *n = driver() / 1000 < CUDA_VERSION / 1000 ? 0 : devices();
+  if (driver() / 1000 < CUDA_VERSION / 1000) return error(cudaErrorInsufficientDriver);
   if (auto code = start_driver()) return code;
   return *n ? cudaSuccess : error(cudaErrorNoDevice);
 }
@@ -85,14 +88,14 @@ API cudaError_t cudaSetDevice(int d) {
   device = d;
   return start_driver();
 }
-API cudaError_t cudaDriverGetVersion(int* v) { *v = CUDA_VERSION; return cudaSuccess; }
+API cudaError_t cudaDriverGetVersion(int* v) { *v = driver(); return cudaSuccess; }
 API cudaError_t cudaRuntimeGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
 API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {  // an H100
   const char* name = getenv("FAKECUDA_NAME");
   memset(p, 0, sizeof *p);
   snprintf(p->name, sizeof p->name, "%s", name ? name : "NVIDIA H100 80GB HBM3 (emulated)");
   p->totalGlobalMem = device_bytes(); p->sharedMemPerBlock = 49152; p->regsPerBlock = 65536; p->warpSize = 32;
-  p->maxThreadsPerBlock = 1024; p->major = 9; p->minor = 0; p->multiProcessorCount = 132; p->l2CacheSize = 50 << 20;
+  p->maxThreadsPerBlock = 1024; p->major = capability() / 10; p->minor = capability() % 10; p->multiProcessorCount = 132; p->l2CacheSize = 50 << 20;
   p->maxThreadsPerMultiProcessor = 2048; p->sharedMemPerMultiprocessor = 233472; p->sharedMemPerBlockOptin = 232448;
   p->regsPerMultiprocessor = 65536; p->maxGridSize[0] = 2147483647; p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024; p->maxThreadsDim[2] = 64; p->textureAlignment = 512;
@@ -117,7 +120,8 @@ static int attribute(int which) {
     case cudaDevAttrL2CacheSize: return 50 << 20;
     case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
     case cudaDevAttrConcurrentKernels: case cudaDevAttrUnifiedAddressing: case cudaDevAttrCooperativeLaunch: return 1;
-    case cudaDevAttrComputeCapabilityMajor: return 9;
+    case cudaDevAttrComputeCapabilityMajor: return capability() / 10;
+    case cudaDevAttrComputeCapabilityMinor: return capability() % 10;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 233472;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 232448;
     default: return 0;

@@ -79,14 +79,23 @@ class FaultHandling:
                 torch.distributed.get_world_size(),
                 store_connection(self._limits.timeout),
                 self._events,
+                replayed=self._args.cuda_graph_impl == "full_iteration",
             )
             self._hangs.start()
         return model
+
+    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The same forward step, kept an eye on."""
+        return self._guard.watch(step) if self._guard else step
 
     def step_begins(self) -> None:
         """A training step begins on this rank."""
         if self._limit:
             self._limit.look()
+        if self._guard:
+            self._guard.step_begins()
+        if self._hangs and self._args.cuda_graph_impl == "full_iteration":
+            self._hangs.beat()  # no forward step is told where the graph is replayed
 
     def forward_begins(self) -> None:
         """A forward step begins: of training or validation."""

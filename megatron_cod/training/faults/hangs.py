@@ -23,7 +23,7 @@ from megatron_cod import console
 from megatron_cod.training.faults.collectives import Collectives, collectives_here
 from megatron_cod.training.faults.events import Events, this_host
 from megatron_cod.training.faults.verdicts import Limits, Sign, Verdict, verdict
-from megatron_cod.training.faults.whereabouts import Wait, doing
+from megatron_cod.training.faults.whereabouts import Wait, collectives_begun, doing
 
 HUNG = 86
 """Exit code of a run that was ended because a rank hung."""
@@ -43,10 +43,13 @@ class HangWatch:
         connect: Callable[[], Any],
         events: Events,
         end: Callable[[int], Any] = os._exit,
+        replayed: bool = False,
     ) -> None:
-        """connect: a store for the thread alone. end: ends this process with an exit code."""
+        """connect: a store for the thread alone. end: ends this process with an exit code. replayed: forward steps of a
+        validation may be replays of a graph, which nobody tells of; collectives that are begun are progress then too."""
         self._limits, self._rank, self._world = limits, rank, world
         self._connect, self._events, self._end = connect, events, end
+        self._replayed, self._collectives = replayed, 0
         self._interval = limits.interval
         self._forwards, self._since = 0, time.monotonic()
         self._main = threading.main_thread().ident
@@ -100,6 +103,8 @@ class HangWatch:
 
     def _sign(self, number: int) -> Sign:
         frame = sys._current_frames().get(self._main) if self._main is not None else None
+        if self._replayed and collectives_begun() != self._collectives:
+            self._collectives, self._since = collectives_begun(), time.monotonic()
         still = time.monotonic() - self._since
         # Of a rank that goes on nobody asks.
         at = collectives_here() if number and still > self._interval else Collectives()
