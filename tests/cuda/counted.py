@@ -130,7 +130,7 @@ def main() -> None:
     Path(path).write_text(json.dumps(found))
 
 
-def count(folder: Path, *flags: str, mutant: str = "", entry: str = "pretrain", timeout: float = 280.0) -> Counts:
+def count(folder: Path, *flags: str, mutant: str = "", entry: str = "pretrain", timeout: float = 500.0) -> Counts:
     """The counts of a run under these flags. mutant: a function of ``tests.cuda.mutants`` that is called first."""
     path = folder / "counts.json"
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.cuda.counted", str(path), mutant, entry, *flags]

@@ -14,9 +14,16 @@ from tests.cuda.runs import DEBUG, Run, train
 from tests.distributed.test_killed_rank import kill_and_go_on
 from tests.faults.mutants import OtherCollective, Stuck, StuckLayer
 
-LIMIT = 8
-"""--hang-timeout of these runs, in seconds."""
-LONG = (*DEBUG, "--no-rope-fusion", "--train-iters", "2000", "--lr-decay-iters", "2000", "--hang-timeout", str(LIMIT))
+LIMIT = 20
+"""--hang-timeout of these runs, in seconds: longer than a step takes on a busy machine."""
+SMALL = (
+    *("--num-layers", "2", "--hidden-size", "32", "--ffn-hidden-size", "64", "--num-attention-heads", "2"),
+    *("--seq-length", "32", "--max-position-embeddings", "32", "--micro-batch-size", "1", "--global-batch-size", "2"),
+)
+LONG = (
+    *(*DEBUG, *SMALL, "--no-rope-fusion", "--train-iters", "2000", "--lr-decay-iters", "2000"),
+    *("--hang-timeout", str(LIMIT)),
+)
 TP2 = ("--tensor-model-parallel-size", "2")
 PP2 = ("--pipeline-model-parallel-size", "2")
 LAYOUTS = {"dp2": (), "pp2": PP2, "tp2": TP2}

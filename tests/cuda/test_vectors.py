@@ -40,14 +40,16 @@ def test_the_device_agrees_with_the_vectors(layout):
         assert within_tolerance(found), (scheme, found)
 
 
-def factor_of_the_stage() -> None:
-    """The mutant: layers are counted anew in each chunk of the model."""
-    from megatron_cod.schemes import design
+def attention_to_what_follows() -> None:
+    """The mutant: no causal mask."""
+    import torch
 
-    right = design.global_layer_number
-    design.global_layer_number = lambda layer: (right(layer) - 1) % 2 + 1
+    right = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = lambda *args, **kwargs: right(
+        *args, **kwargs | {"is_causal": False}
+    )
 
 
 @pytest.mark.slow
-def test_a_wrong_factor_is_caught():
-    assert not within_tolerance(differences(LAYOUTS[0], factor_of_the_stage)["lns"])
+def test_attention_without_a_mask_is_caught():
+    assert not within_tolerance(differences(LAYOUTS[0], attention_to_what_follows)["lns"])

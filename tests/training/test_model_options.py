@@ -6,7 +6,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.training.models import GPTModelConfig
 
 from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.model_options import MODEL, TOKENIZER, keys_beside_the_model, matches
+from megatron_cod.training.model_options import MODEL, TOKENIZER, keys_beside_the_model, matches, scheme_options
 
 NOT_THE_FUNCTION = {
     "layout and communication": """
@@ -60,6 +60,20 @@ def test_every_field_that_a_model_is_built_from_is_kept_or_named():
     names = {field.name for config in (MLATransformerConfig, GPTModelConfig) for field in fields(config)}
     unknown = sorted(name for name in names if not matches(name, MODEL) and not named(name))
     assert not unknown, f"neither in model_options.py nor here: {unknown}"
+
+
+OF_ONE_START = """
+recipe unset backend override_scheme_check keep_last_checkpoints verify_checkpoint depth_monitor_interval rank_log_dir
+peak_tflops metrics_file dry_run train_tokens lr_warmup_tokens lr_decay_tokens lr_wsd_decay_tokens help_megatron
+"""
+
+
+def test_every_option_of_ours_is_kept_or_named():
+    """One that changes the model and is not kept would be evaluated as another model."""
+    groups = [group for group in build_parser()._action_groups if group.title == "megatron_cod"]
+    ours = {action.dest for group in groups for action in group._group_actions}
+    unknown = {one for one in ours if not matches(one, (*MODEL, *scheme_options()))}
+    assert len(groups) == 1 and unknown == set(OF_ONE_START.split())
 
 
 def test_every_name_is_an_option():
