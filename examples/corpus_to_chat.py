@@ -30,7 +30,7 @@ import megatron_cod.training.environment  # noqa: F401 (before Megatron: its war
 from megatron_cod.data.record import DatasetRecord, read_record
 from megatron_cod.data.sample_corpus import write_sample_conversations
 from megatron_cod.errors import run_tool
-from megatron_cod.training.launch import launch_command
+from megatron_cod.training.launch import launch_command, on_cpus_instead
 
 ROOT = Path(__file__).resolve().parents[1]
 say = partial(print, flush=True)
@@ -58,6 +58,10 @@ class Chain:
         self.args, self.output = args, args.output
         self.corpus = args.corpus or args.output / "corpus"
         self.model = f"{args.output}/tokenizer.model"
+        too_few = on_cpus_instead(args.processes)
+        self.ranks = 1 if too_few else args.processes
+        if too_few:
+            say(f"{too_few}. Training in one process")
 
     def stages(self) -> dict[str, Callable[[], Iterator[Command]]]:
         """Name -> its commands, in order."""
@@ -131,19 +135,19 @@ class Chain:
         return path
 
     def layout(self) -> Command:
-        return ["--pipeline-model-parallel-size", str(self.args.processes)]
+        return ["--pipeline-model-parallel-size", str(self.ranks)]
 
     def pretrain(self) -> Iterator[Command]:
         run, steps = f"{self.output}/run", str(self.args.steps)
         how = ["--recipe", str(self.write_recipe()), "--train-iters", steps, *self.layout(), *self.args.flags]
         how += ["--save", run, "--load", run, "--save-interval", "100"]
-        yield launch_command(self.args.processes, how)
+        yield launch_command(self.ranks, how)
 
     def evaluate(self) -> Iterator[Command]:
         names = {prefix: Path(prefix).name.removesuffix("_valid_text_document") for prefix in self.datasets("valid")}
         data = ["--eval-data", *(f"{name}={prefix}" for prefix, name in names.items())]
         how = ["--load", f"{self.output}/run", *self.layout(), "--output", f"{self.output}/perplexity.json"]
-        yield launch_command(self.args.processes, [*how, *data], "evaluate")
+        yield launch_command(self.ranks, [*how, *data], "evaluate")
 
     def export(self) -> Iterator[Command]:
         yield tool("convert_hf", "export", "--checkpoint", self.output / "run", "--output", self.output / "hf")
@@ -162,7 +166,7 @@ class Chain:
         recipe.write_text(yaml.safe_dump(content, sort_keys=False))
         data = ["--sft-data-path", str(train), "--sft-valid-data-path", str(valid), "--sft-too-long", "truncate"]
         how = ["--recipe", str(recipe), "--load", f"{self.output}/run", *data]
-        yield launch_command(self.args.processes, [*how, "--save", f"{self.output}/sft"], "sft")
+        yield launch_command(self.ranks, [*how, "--save", f"{self.output}/sft"], "sft")
 
     def ask(self) -> Iterator[Command]:
         question = json.loads((self.output / "chats" / "sotu_valid.jsonl").read_text().splitlines()[0])["prompt"]

@@ -12,8 +12,8 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 # One thread a process: the GPUs compute, and on CPUs the processes are the parallelism.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# Megatron overlaps communication by launch order; more connections reorder it.
-export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
+# CUDA_DEVICE_MAX_CONNECTIONS is left to the program, which knows the layout: 1 under tensor and context parallelism before
+# Blackwell, more under FSDP. What is set here wins.
 # The network between the nodes. INTERFACE=ib0 or eth0 where the default route is not it.
 if [ -n "${INTERFACE:-}" ]; then
     export NCCL_SOCKET_IFNAME="$INTERFACE" GLOO_SOCKET_IFNAME="$INTERFACE"

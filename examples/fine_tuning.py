@@ -21,7 +21,8 @@ from megatron_cod.errors import run_tool
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import answer, open_directory
 from megatron_cod.training.checkpoints import RESOLVED
-from megatron_cod.training.launch import RunFailed, run_training
+from megatron_cod.training.devices import device_named
+from megatron_cod.training.launch import RunFailed, on_cpus_instead, run_training
 from megatron_cod.training.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +36,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/fine_tuning"), help="directory (%(default)s)")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sft_debug.yaml")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the questions (%(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="processes; data-parallel unless told (%(default)s)")
+    parser.add_argument("--processes", type=int, help="processes; data-parallel unless told (2)")
     parser.add_argument("flags", nargs="*", help="Megatron flags, after --")
     args = parser.parse_args()
+    args.why_on_cpus = on_cpus_instead(2) if args.processes is None else None
+    args.processes = args.processes or 2
     if not (args.base / RESOLVED).is_file():
         raise ValueError(f"{args.base} is no pretrained run; make quickstart trains one")
     if (args.output / "run").exists():
@@ -60,17 +63,21 @@ def loss_of_the_base(args: argparse.Namespace, flags: list[str]) -> float:
     file = args.output / "base.jsonl"
     file.unlink(missing_ok=True)
     still = ["--unset", "train-epochs", "--train-iters", "1", "--lr", "0", "--min-lr", "0", "--metrics-file", str(file)]
-    run_training(args.processes, [*flags, *still], args.output / "base.log", lambda _: None, entry="sft")
+    run_training(
+        args.processes, [*flags, *still], args.output / "base.log", lambda _: None, "sft", bool(args.why_on_cpus)
+    )
     return read_metrics(file).series(VALID_LOSS)[1][-1]
 
 
 def main() -> None:
     args = parse_args()
+    if args.why_on_cpus:
+        say(f"{args.why_on_cpus}. Training on {args.processes} CPU processes; on the GPU: --processes 1")
     flags, run = common_flags(args), args.output / "run"
     try:
         before = loss_of_the_base(args, flags)
         more = ["--train-epochs", str(args.epochs), "--save", str(run), "--save-interval", "100000"]
-        run_training(args.processes, [*flags, *more], args.output / "sft.log", say, entry="sft")
+        run_training(args.processes, [*flags, *more], args.output / "sft.log", say, "sft", bool(args.why_on_cpus))
     except RunFailed as error:
         raise ValueError(str(error).removeprefix("error: ")) from None
     after = read_metrics(run / "metrics.jsonl").series(VALID_LOSS)[1][-1]
@@ -79,6 +86,7 @@ def main() -> None:
         say(f"  {when:6} {loss:.4f}, perplexity {perplexity(loss):.2f}")
     export_model(ExportJob(run, args.output / "hf"), say)
     model, tokenizer = open_directory(args.output / "hf")
+    model.to(device_named(None))
     lines = (args.output / "data" / "sotu_valid.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines[::20]:
         question = json.loads(line)["prompt"]

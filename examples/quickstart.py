@@ -21,7 +21,7 @@ from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import run_tool
-from megatron_cod.training.launch import RunFailed
+from megatron_cod.training.launch import RunFailed, on_cpus_instead
 from megatron_cod.training.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,15 +37,19 @@ def parse_args() -> argparse.Namespace:
         "--data", metavar="PREFIX", help="PREFIX_{train,valid}_text_document (default: the sample corpus)"
     )
     parser.add_argument("--steps", type=int, help="training steps of each arm (default: the recipe's)")
-    parser.add_argument("--pp", type=int, default=2, help="pipeline stages (%(default)s)")
-    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks (%(default)s)")
-    parser.add_argument("--dp", type=int, default=1, help="data-parallel replicas (%(default)s)")
+    parser.add_argument("--pp", type=int, help="pipeline stages (2)")
+    parser.add_argument("--tp", type=int, help="tensor-parallel ranks (1)")
+    parser.add_argument("--dp", type=int, help="data-parallel replicas (1)")
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--fresh", action="store_true", help="train arms again that are already finished")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("flags", nargs="*", help="Megatron flags for every arm, after --")
     args = parser.parse_args()
-    if min(args.pp, args.tp, args.dp, args.steps or 1) < 1:
+    args.layout_given = any(one is not None for one in (args.pp, args.tp, args.dp))
+    args.pp, args.tp, args.dp = (
+        default if one is None else one for one, default in ((args.pp, 2), (args.tp, 1), (args.dp, 1))
+    )
+    if min(args.pp, args.tp, args.dp, 1 if args.steps is None else args.steps) < 1:
         raise ValueError("--pp, --tp, --dp and --steps must be at least 1")
     return args
 
@@ -101,6 +105,9 @@ def main() -> None:
             flags = arm_flags(args, name, prefix, args.output / name.replace(" ", "_"), steps)
             print(f"torchrun --nproc-per-node {processes} -m megatron_cod.training.pretrain {' '.join(flags)}")
         return
+    why = None if args.layout_given else on_cpus_instead(processes)
+    if why:
+        say(f"{why}. Training on {processes} CPU processes; in one process on the GPU: --pp 1")
     args.output.mkdir(parents=True, exist_ok=True)
     prefix = args.data or prepare_sample(args.output / "data")
     runs = {}
@@ -108,7 +115,7 @@ def main() -> None:
         for name in ARMS:
             directory = args.output / name.replace(" ", "_")
             flags = arm_flags(args, name, prefix, directory, steps)
-            runs[name] = train(name, processes, flags, directory, fresh=args.fresh, show=say).metrics
+            runs[name] = train(name, processes, flags, directory, fresh=args.fresh, show=say, on_cpus=bool(why)).metrics
     except RunFailed as error:
         raise ValueError(str(error).removeprefix("error: ")) from None
     used = load_recipe(args.output / "lns" / "resolved_args.yaml")  # with the flags given after --

@@ -113,17 +113,38 @@ def damage(checkpoint: Path, verify: bool = False) -> str | None:
     except ValueError as error:
         return str(error)
     # Written last: empty, it tells of a save that did not end.
-    return None if (checkpoint / "metadata.json").stat().st_size else f"{checkpoint / 'metadata.json'} is empty"
+    last = checkpoint / (".metadata" if is_dcp(checkpoint) else "metadata.json")
+    return None if last.stat().st_size else f"{last} is empty"
+
+
+def is_dcp(checkpoint: Path) -> bool:
+    """Whether a checkpoint is of ``--ckpt-format torch_dcp``: torch's own index, written last, which lists the arguments.
+
+    A torch_dist checkpoint whose save was interrupted has such an index too, without them.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+
+    if (checkpoint / "metadata.json").exists() or not (checkpoint / ".metadata").is_file():
+        return False
+    try:
+        return "args" in FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    except Exception:  # whatever a damaged pickle raises
+        return False
 
 
 def check_files(checkpoint: Path, verify: bool = False) -> None:
-    """ValueError when a torch_dist checkpoint lacks a file, or a file is shorter than its index says.
+    """ValueError when a torch_dist or torch_dcp checkpoint lacks a file, or a file is shorter than its index says.
 
     verify: or holds bytes that have changed.
     """
     from torch.distributed.checkpoint import FileSystemReader
 
-    if not (checkpoint / "metadata.json").is_file():
+    if any(checkpoint.glob("mp_rank_*")):
+        raise ValueError(
+            f"checkpoint {checkpoint} is in Megatron's old format torch, which is not supported; Megatron-LM converts it "
+            "with --ckpt-convert-format torch_dist"
+        )
+    if not (checkpoint / "metadata.json").is_file() and not is_dcp(checkpoint):
         raise ValueError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
     if not (checkpoint / ".metadata").is_file():
         return  # not the torch_dist format: Megatron reads it its own way

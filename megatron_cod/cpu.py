@@ -7,19 +7,17 @@ torch would believe in a GPU.
 """
 
 import functools
-import importlib
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from megatron_cod.cpu_optimizer import with_optimizer_state, with_own_steps, with_step
+from megatron_cod.adaptations import Adapted, put_in
 
 CPU = torch.device("cpu")
 
@@ -97,10 +95,11 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """The factory with ``device='cuda'`` read as the CPU."""
+    """The factory with ``device='cuda'`` read as the CPU, and without pinned memory, which only a GPU's driver has."""
 
     @functools.wraps(factory)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("pin_memory", None)
         if "device" in kwargs and _is_cuda(kwargs["device"]):
             kwargs["device"] = CPU
         return factory(*args, **kwargs)
@@ -129,6 +128,23 @@ def _as_numbers(original: Callable[..., Any]) -> Callable[..., Any]:
     return lambda tensor, as_numpy=False, **_: tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
+def _as_one_process(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Draws numbers of a layout's sizes; here they come from the generator of the weights, which would depend on it."""
+
+    @functools.wraps(original)
+    def wrapper(*_: Any, **__: Any) -> None:
+        from megatron.training import get_args
+
+        args = get_args()
+        one = {"tensor_model_parallel_size": 1, "context_parallel_size": 1, "sequence_parallel": False}
+        held = {name: getattr(args, name) for name in one}
+        vars(args).update(one)
+        original(tp_size=1)
+        vars(args).update(held)
+
+    return wrapper
+
+
 class _CPUMesh(torch.distributed.device_mesh.DeviceMesh):
     """DeviceMesh that FSDP2 asks for by group and ``"cuda"``."""
 
@@ -145,23 +161,14 @@ def _set_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
     torch.set_rng_state(new_state)
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """One name that is replaced: where it lives, what stands in for it, why."""
-
-    module: str
-    name: str
-    replacement: Any
-    reason: str
-    wraps: bool = False
-    """Whether ``replacement`` takes the original and returns what stands in for it."""
-
-
 def _table() -> tuple[Adapted, ...]:
     cuda, rng = "torch.cuda", "megatron.core.tensor_parallel.random"
     rows = [
         Adapted(cuda, "current_device", lambda: CPU, "Megatron passes it as device= everywhere"),
         Adapted(cuda, "device_count", lambda: 1, "model parallel groups are only made when a device is counted"),
+        Adapted(
+            cuda, "is_available", lambda: False, "under PYTORCH_NVML_BASED_CUDA_CHECK it is whether any is counted"
+        ),
         Adapted(cuda, "set_device", _nothing, "called with the local rank at start-up"),
         Adapted(cuda, "get_device_properties", lambda *_: _NO_GPU, "flag checks ask for the GPU's generation"),
         Adapted(cuda, "memory_stats", lambda *_: defaultdict(int), "memory report after the first steps"),
@@ -187,11 +194,6 @@ def _table() -> tuple[Adapted, ...]:
             wraps=True,
         ),
     ]
-    distributed = "megatron.core.optimizer.distrib_optimizer.DistributedOptimizer"
-    why = "loading its checkpoints fails with torch's AdamW, the only Adam without a GPU"
-    rows.append(Adapted(distributed, "state_dict", with_optimizer_state, why, wraps=True))
-    rows.append(Adapted(distributed, "load_state_dict", with_own_steps, why, wraps=True))
-    rows.append(Adapted(distributed, "_set_main_param_and_optimizer_states", with_step, why, wraps=True))
     rows.append(
         Adapted(
             "megatron.training.models.dist_utils",
@@ -201,6 +203,8 @@ def _table() -> tuple[Adapted, ...]:
             wraps=True,
         )
     )
+    start = "megatron.training.initialize"
+    rows.append(Adapted(start, "_warmup_jit_function", _as_one_process, "weights must not depend on TP", wraps=True))
     experts, fsdp = "megatron.core.transformer.moe.token_dispatcher", "torch_fully_sharded_data_parallel"
     rows.append(Adapted(experts, "maybe_move_tensor_to_cpu", _as_numbers, "looks for tensors on a GPU", wraps=True))
     rows.append(Adapted(f"megatron.core.distributed.{fsdp}", "DeviceMesh", _CPUMesh, "asks for a mesh of GPUs"))
@@ -221,20 +225,6 @@ def _table() -> tuple[Adapted, ...]:
 ADAPTED = _table()
 
 
-def _owner(path: str) -> Any:
-    """The module or class that holds an adapted name."""
-    try:
-        return importlib.import_module(path)
-    except ModuleNotFoundError:
-        module, _, attribute = path.rpartition(".")
-        return getattr(importlib.import_module(module), attribute)
-
-
-def missing_names() -> list[str]:
-    """Adapted names that the installed torch and Megatron no longer have."""
-    return [f"{row.module}.{row.name} ({row.reason})" for row in ADAPTED if not hasattr(_owner(row.module), row.name)]
-
-
 def prepare_environment() -> None:
     """Environment a CPU run needs, where the user has not set it. Call before importing Megatron."""
     for name, value in _ENVIRONMENT.items():
@@ -253,16 +243,10 @@ def install() -> bool:
     if has_cuda() or _installed:
         return False
     prepare_environment()
-    missing = missing_names()
-    if missing:
-        raise RuntimeError(f"megatron_cod/cpu.py adapts names that are gone: {'; '.join(missing)}")
     # torch looks up what `with torch.device(...)` applies to when one is first entered: it must find the originals.
     with torch.device("cpu"):
         torch.empty(0)
-    for row in ADAPTED:
-        owner = _owner(row.module)
-        replacement = row.replacement(getattr(owner, row.name)) if row.wraps else row.replacement
-        setattr(owner, row.name, replacement)
+    put_in(ADAPTED, "megatron_cod/cpu.py")
     # The tracker guards against CPU draws inside a GPU context; here both are one generator, so every fork would warn.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()

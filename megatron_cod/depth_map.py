@@ -4,8 +4,9 @@ Megatron accepts some layouts that build the wrong layers, and a wrong index mov
 so nothing trains before the stages of each pipeline replica hold exactly 1..L between them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod import console
-from megatron_cod.schemes.depth import (
-    DEPTH_EXPONENT,
-    depth_factor,
-    depth_scaled_modules,
-    global_layer_number,
-)
+from megatron_cod.schemes.depth import depth_factor, depth_scaled_modules, global_layer_number
 
 
 class DepthMapError(ValueError):
@@ -57,13 +53,17 @@ def in_depth_order(stages: Sequence[StageLayers]) -> list[StageLayers]:
     return sorted(stages, key=lambda stage: (stage.virtual_stage, stage.pipeline_rank))
 
 
+FactorOf = Callable[[int], float | None]
+"""Global layer number -> what the scheme multiplies there; None: no module of the layer may carry a factor."""
+
+
 def check_depth_map(
-    stages: Sequence[StageLayers], num_layers: int, mtp_layers: int = 0, exponent: float = DEPTH_EXPONENT
+    stages: Sequence[StageLayers], num_layers: int, mtp_layers: int = 0, factor_of: FactorOf = depth_factor
 ) -> None:
     """DepthMapError, naming the stage at fault, unless the chunks of one replica hold 1..num_layers once and in order.
 
     mtp_layers: multi-token-prediction layers, which must follow as num_layers + 1 and so on. Where a layer carries depth
-    factors, each must be its global number to the power of ``exponent``.
+    factors, each must be that of its global number (``factor_of``; 1/sqrt(l) for LNS).
     """
     expected, total = 1, num_layers + mtp_layers
     for stage in in_depth_order(stages):
@@ -74,10 +74,11 @@ def check_depth_map(
                     f"{total} belongs (it holds {list(stage.layers)}); check the pipeline layout flags"
                 )
             for factor in factors:
-                if factor != depth_factor(number, exponent):
+                right = factor_of(number)
+                if factor != right:
+                    expects = "no factor" if right is None else f"{right:.6f}"
                     raise DepthMapError(
-                        f"wrong depth factor: {stage.name} scales layer {number} by {factor}, "
-                        f"expected {depth_factor(number, exponent):.6f}"
+                        f"wrong depth factor: {stage.name} scales layer {number} by {factor}, expected {expects}"
                     )
             expected += 1
     if expected != total + 1:
@@ -109,16 +110,24 @@ def gather_depth_map(model: Sequence[torch.nn.Module]) -> list[StageLayers]:
     return [stage for chunks in gathered if chunks for stage in chunks]
 
 
-def refuse_wrong_depth(model: list[torch.nn.Module], exponent: float = DEPTH_EXPONENT) -> list[torch.nn.Module]:
+def _at(factor: Callable[[int, Any], float | None], config: Any, layer_number: int) -> float | None:
+    return factor(layer_number, config)
+
+
+def refuse_wrong_depth(
+    model: list[torch.nn.Module], factor: Callable[[int, Any], float | None] | None = None
+) -> list[torch.nn.Module]:
     """Megatron post-wrap hook: prove the depth map before anything trains. Collective over all ranks.
 
-    Every rank raises the same DepthMapError when any replica is wrong, so none waits for another; rank 0 prints the map.
+    factor: (global layer number, config) -> what the scheme multiplies there; None is LNS's 1/sqrt(l). Every rank raises
+    the same DepthMapError when any replica is wrong, so none waits for another; rank 0 prints the map.
     """
     config: Any = next(module.config for module in model[0].modules() if hasattr(module, "config"))
     stages = gather_depth_map(model)
     fault = None
     try:
-        check_depth_map(stages, config.num_layers, config.mtp_num_layers or 0, exponent)
+        factor_of = depth_factor if factor is None else partial(_at, factor, config)
+        check_depth_map(stages, config.num_layers, config.mtp_num_layers or 0, factor_of)
     except DepthMapError as error:
         fault = str(error)
     # One number first: on GPUs a gathering of texts waits for the device several times.

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0 when it returns, 2 for a ValueError or OSError, 130 when interrupted.
+    """Run `main` and exit: 0 when it returns, 2 for ValueError, OSError, a device out of memory, 130 when interrupted.
 
     Any other exception is a bug of ours and keeps its traceback.
     """
@@ -22,6 +22,10 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
         _fail(text)
     except ValueError as error:
         _fail(str(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported
+            raise
+        _fail(f"the device is out of memory: {error}")
     sys.exit(0)
 
 

@@ -4,9 +4,10 @@ In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (
 the start-up depth check all come with the spec; see docs/megatron_lm.md).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_decoder_layer_specs,
@@ -21,7 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cod.backends.backend import Backend
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
-from megatron_cod.schemes.design import BlockDesign
+from megatron_cod.schemes.design import BlockDesign, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy
 from megatron_cod.schemes.table import get_scheme
 
@@ -42,6 +43,7 @@ def unsupported_features(config: TransformerConfig, backend: Backend) -> list[st
 def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: Backend) -> None:
     """ValueError for what the scheme cannot do yet: refused, never built as another scheme."""
     asked = unsupported_features(config, backend)
+    asked += design.scheme.unsupported(config, backend.name, design.options)
     if asked:
         raise ValueError(
             f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; leave that out "
@@ -108,17 +110,26 @@ def scheme_mtp_spec(
     return replace(block, layer_specs=layers)
 
 
+@dataclass(frozen=True)
+class _DepthCheck:
+    """``refuse_wrong_depth`` for a design, as a hook that can be found again: the spec is asked for once a chunk."""
+
+    design: BlockDesign
+
+    def __call__(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
+        return refuse_wrong_depth(model, self.design.factor)
+
+
 def _stock_megatron_lm_spec(model_config: Any, scheme_name: str, vp_stage: int | None) -> TransformerBlockSubmodules:
     """What ``--spec`` gets: the block spec, the scheme's initialisation, and the depth check once the model is built."""
     config = getattr(model_config, "transformer", model_config)
-    scheme = get_scheme(scheme_name)
-    design = BlockDesign(scheme, init_policy=scheme.default_init)
+    design = plain_design(get_scheme(scheme_name))
     if config.mtp_num_layers and not design.is_stock:
         raise ValueError("--spec never reaches the layers of --mtp-num-layers; use megatron_cod.training.pretrain")
     apply_init_policy(config, design.init_policy)
     hooks = getattr(model_config, "post_wrap_hooks", None)
-    if hooks is not None and refuse_wrong_depth not in hooks:
-        hooks.append(refuse_wrong_depth)
+    if hooks is not None and not any(isinstance(hook, _DepthCheck) for hook in hooks):
+        hooks.append(_DepthCheck(design))
     return scheme_block_spec(config, design, vp_stage=vp_stage)
 
 

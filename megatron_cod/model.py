@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
 
+import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel.utils import (
     is_pp_first_stage,
@@ -19,12 +20,14 @@ from megatron.training.models import GPTModelConfig
 from megatron.training.models.gpt import GPTModelBuilder
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+from megatron_cod import cpu
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
-from megatron_cod.schemes.design import BlockDesign, design_from_args
+from megatron_cod.mtp_loss import WeighedMTP
+from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
-from megatron_cod.schemes.table import get_scheme
+from megatron_cod.schemes.table import PRE_LN
 
 
 @dataclass(kw_only=True)
@@ -32,7 +35,7 @@ class SchemeModelConfig(GPTModelConfig):
     """Megatron's GPT configuration with the norm scheme that multi-token-prediction layers are to get as well."""
 
     builder: ClassVar[str] = "megatron_cod.model.SchemeModelBuilder"
-    design: BlockDesign = field(default_factory=lambda: BlockDesign(get_scheme("pre_ln")))
+    design: BlockDesign = field(default_factory=lambda: plain_design(PRE_LN))
     backend: str | None = None
     """See ``backends.choice.get_backend``."""
 
@@ -68,7 +71,7 @@ class SchemeModelBuilder(GPTModelBuilder):
             *("position_embedding_type", "rotary_percent", "rotary_base", "rope_scaling", "rope_scaling_factor"),
             *("seq_len_interpolation_factor", "scatter_embedding_sequence_parallel"),
         )
-        return GPTModel(
+        return WeighedMTP(
             config=config,
             transformer_layer_spec=model.transformer_layer_spec(model, vp_stage=vp_stage),
             mtp_block_spec=scheme_mtp_spec(config, model.design, vp_stage=vp_stage, backend=model.backend),
@@ -114,7 +117,12 @@ def attach_design(
             ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
     if ours:
         config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
-    config.post_wrap_hooks.append(partial(refuse_wrong_depth, exponent=design.exponent))
+    config.post_wrap_hooks.append(partial(refuse_wrong_depth, factor=design.factor))
+
+
+def _to_device(model: list[Any]) -> list[Any]:
+    """Weights drawn on the CPU (``--use-cpu-initialization``) go to the GPU: Megatron-Core 0.19.2 leaves them there."""
+    return [chunk.cuda(torch.cuda.current_device()) for chunk in model]
 
 
 def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
@@ -130,4 +138,6 @@ def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[S
     if args.use_rope_scaling:  # Megatron 0.19.2 reads this flag and forgets it: every model was scaled by 8
         config.rope_scaling_factor = args.rope_scaling_factor
     attach_design(config, design, backend, own_layers)
+    if args.use_cpu_initialization and cpu.has_cuda() and not args.use_torch_fsdp2:
+        config.pre_wrap_hooks.append(_to_device)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

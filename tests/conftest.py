@@ -1,22 +1,38 @@
 """Shared by all tests; the environment that Megatron reads is prepared before anything imports it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+# Asked of the driver's library, not of the driver: it would start here, and a process forked from one where it has
+# started cannot use a GPU.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+from tests.gpu_emulation.__main__ import SWITCH
 from tests.te import emulation
 
 if emulation.is_asked_for():  # before anything imports Megatron
     emulation.install()
 
 import megatron_cod.training.environment  # noqa: F401
-from megatron_cod import cpu
+from megatron_cod import cpu, torch_adaptations
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers import TokenizerChoice
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests are about CPU processes, also on a machine with GPUs: those are hidden unless their tests are asked for."""
+    if os.environ.get(SWITCH) not in ("emulated", "real") and not _asks_for_gpus(config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _asks_for_gpus(marks: str) -> bool:
+    return "gpu" in marks.replace("not gpu", "").split()
 
 
 def _mark_slow(items: list[pytest.Item]) -> None:
@@ -39,10 +55,13 @@ def _mark_slow(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _mark_slow(items)
-    skip = pytest.mark.skip(reason="no CUDA device on this machine")
+    skip = pytest.mark.skip(reason="no CUDA device on this machine, or hidden: pytest -m gpu")
+    emulated = pytest.mark.skip(reason="a test of time: needs a real GPU, and this one is emulated")
     for item in items:
         if "gpu" in item.keywords and not cpu.has_cuda():
             item.add_marker(skip)
+        elif "gpu_time" in item.keywords and os.environ.get(SWITCH) == "emulated":
+            item.add_marker(emulated)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +71,7 @@ def one_process():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    cpu.install()
+    torch_adaptations.install()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_cod import cpu
+from megatron_cod.adaptations import Adapted, missing_names
 
 
 def run_python(code: str) -> str:
@@ -17,11 +18,11 @@ def run_python(code: str) -> str:
 
 
 def test_every_adapted_name_is_still_there():
-    assert cpu.missing_names() == [], "megatron_cod/cpu.py adapts names that torch or Megatron no longer has"
+    assert missing_names(cpu.ADAPTED) == [], "megatron_cod/cpu.py adapts names that torch or Megatron no longer has"
 
 
 def test_a_lost_name_is_reported_with_its_reason(monkeypatch):
-    gone = cpu.Adapted("megatron.core.optimizer.clip_grads", "no_such_name", None, "a reason")
+    gone = Adapted("megatron.core.optimizer.clip_grads", "no_such_name", None, "a reason")
     monkeypatch.setattr(cpu, "ADAPTED", (gone,))
     monkeypatch.setattr(cpu, "_installed", False)
     with pytest.raises(RuntimeError, match=r"clip_grads\.no_such_name \(a reason\)"):
@@ -39,9 +40,10 @@ def test_nothing_is_touched_when_cuda_is_there():
         import torch
         torch.cuda.is_available = lambda: True
         from megatron_cod import cpu
-        before = [getattr(cpu._owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
+        from megatron_cod.adaptations import owner
+        before = [getattr(owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
         assert cpu.install() is False
-        after = [getattr(cpu._owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
+        after = [getattr(owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
         print(all(a == b for a, b in zip(before, after)))
     """
     assert run_python(code) == "True"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 
@@ -28,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True, metavar="DIR", help="where the report goes; must not exist"
     )
     parser.add_argument("--compare", type=Path, nargs="+", metavar="DIR", help="overlay earlier reports instead")
+    add_import_flag(parser)
     parser.add_argument("--name", help="what the model is called in figures (default: the folder's name)")
     parser.add_argument("--step", type=int, metavar="N", help="iteration of a Megatron run (default: the newest)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's own")
@@ -80,13 +82,13 @@ def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     # After parsing, so that --help and wrong options answer at once.
-    import torch
-
+    from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.analysis.depth.measure import Budget, measure
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
+    from megatron_cod.training.devices import device_named
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_named(args.device)
     model, tokenizer = _opened(args)
     fit = args.fit_tokens if "usefulness" in args.metrics else 0
     sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}

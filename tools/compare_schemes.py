@@ -24,13 +24,19 @@ from megatron_cod.comparison.runs import Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import run_tool
 from megatron_cod.schemes.design import design_from_args
-from megatron_cod.schemes.table import SCHEMES
+from megatron_cod.schemes.imports import add_import_flag
+from megatron_cod.schemes.table import SCHEMES, STOCK
 from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.launch import RunFailed
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 
 say = partial(print, flush=True)
-ALL = ",".join("pre_ln+normal,pre_ln+scaled" if name == "pre_ln" else name for name in SCHEMES)
+
+
+def all_arms() -> str:
+    """Every registered scheme; Megatron's own with both initialisations, which are the two baselines."""
+    return ",".join(f"{name}+normal,{name}+scaled" if name == STOCK else name for name in SCHEMES)
 
 
 class _List(argparse.Action):
@@ -53,7 +59,8 @@ def _seeds(text: str) -> list[int]:
 def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of the model and its optimisation")
-    parser.add_argument("--schemes", default=ALL, metavar="A,B,C", help="arms, or all (default: all)")
+    parser.add_argument("--schemes", default="all", metavar="A,B,C", help="arms, or all (default: all)")
+    add_import_flag(parser)
     parser.add_argument("--seeds", type=_seeds, default=[1, 2, 3], metavar="1,2,3", help="(default: 1,2,3)")
     parser.add_argument("--output", type=Path, default=Path("runs/schemes"), help="directory (%(default)s)")
     parser.add_argument(
@@ -77,7 +84,8 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
 def run_flags(args: argparse.Namespace, arm: Arm, seed: int, prefix: str, directory: Path, steps: int) -> list[str]:
     """The command line of one run, after ``python -m megatron_cod.training.pretrain``."""
     return [
-        *("--recipe", str(args.recipe), *arm.flags, "--seed", str(seed)),
+        *("--recipe", str(args.recipe), *(["--import", *args.import_modules] if args.import_modules else [])),
+        *(*arm.flags, "--seed", str(seed)),
         *("--pipeline-model-parallel-size", str(args.pp), "--tensor-model-parallel-size", str(args.tp)),
         *("--train-iters", str(steps), "--eval-interval", str(max(1, steps // 3))),
         *("--train-data-path", f"{prefix}_train_text_document", "--valid-data-path", f"{prefix}_valid_text_document"),
@@ -114,7 +122,8 @@ def report(args: argparse.Namespace, outcomes: dict[str, dict[int, Outcome]], st
 
 def main() -> None:
     args = parse_args()
-    arms = parse_arms(ALL if args.schemes == "all" else args.schemes)
+    arms = parse_arms(all_arms() if args.schemes == "all" else args.schemes)
+    import_schemes(["--recipe", str(args.recipe)])
     steps = args.steps or int(load_recipe(args.recipe)["train-iters"])
     processes = args.pp * args.tp * args.dp
     prefix = args.data or str(args.output / "data" / "sotu")

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 
 def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -52,8 +53,8 @@ def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to make; --load takes it")
     parser.add_argument(
         "--as-scheme",
-        choices=("pre_ln", "lns"),
-        help="the scheme to go on with; the function stays the same (default: pre_ln)",
+        metavar="NAME",
+        help="the scheme to train on with, such as lns; the function stays the same (default: pre_ln)",
     )
     parser.add_argument(
         "--unfolded-lns",
@@ -72,7 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
     for add in (_add_export, _add_import):
-        add(commands).add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+        command = add(commands)
+        command.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+        add_import_flag(command)
     return parser
 
 
@@ -100,7 +103,7 @@ def _export(args: argparse.Namespace) -> None:
         ),
         _say,
     )
-    folded = ", factors folded into the weights" if found.folded and found.scheme.scheme != "pre_ln" else ""
+    folded = ", factors folded into the weights" if found.folded and not found.scheme.is_stock else ""
     size = sum(parcel.bytes for parcel in found.parcels)
     would = "would be " if args.dry_run else ""
     print(f"{args.output}: {would}{found.arch.family}, {found.scheme.scheme}{folded}, {size / 1e9:.3f} GB")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 if TYPE_CHECKING:
     from megatron_cod.huggingface.generation import Sampling
@@ -30,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, metavar="DIR", help="Megatron checkpoint: what --save named, or iter_N"
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
+    add_import_flag(parser)
     parser.add_argument("prompt", help="text to go on from")
     parser.add_argument(
         "--chat",
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="with --sample: of the K likeliest (all)")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="with --sample: nucleus (%(default)s)")
     parser.add_argument("--seed", type=int, default=1234, help="with --sample (%(default)s)")
+    parser.add_argument("--device", metavar="NAME", help="cpu or cuda:N (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     return parser
 
@@ -68,8 +71,9 @@ def main() -> None:
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory
+    from megatron_cod.training.devices import device_named
 
-    sampling = _sampling(args)
+    sampling, device = _sampling(args), device_named(args.device)
     if args.checkpoint:
         model, tokenizer = open_checkpoint(args.checkpoint, args.step, args.tokenizer, args.dtype)
     else:
@@ -78,7 +82,7 @@ def main() -> None:
     if sys.stderr.isatty():
         print(args.prompt, file=sys.stderr)
     speak = answer if args.chat else generate
-    print(speak(model, tokenizer, args.prompt, args.max_new_tokens, sampling))
+    print(speak(model.to(device), tokenizer, args.prompt, args.max_new_tokens, sampling))
 
 
 if __name__ == "__main__":

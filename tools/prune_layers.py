@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from megatron_cod.errors import run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--remove", type=int, nargs="+", metavar="N", help="blocks to leave out")
     what.add_argument("--merge", type=int, nargs=2, metavar=("FIRST", "LAST"), help="average these into one block")
+    add_import_flag(parser)
     parser.add_argument("--step", type=int, metavar="N", help="iteration of a Megatron run (default: the newest)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's own")
     parser.add_argument("--blocks", metavar="NAME", help="the model's list of blocks, where it cannot be found")

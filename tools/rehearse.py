@@ -47,6 +47,25 @@ def _tokens(text: str) -> int:
     return count
 
 
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB above 0")
+    return size * 2**30
+
+
+def _device_memory(asked: float | None) -> float | None:
+    """Bytes of the device that is asked for, else of this machine's."""
+    import torch
+
+    if asked is None and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return asked
+
+
 def _at_least(least: int) -> Any:
     def number(text: str) -> int:
         if not text.lstrip("-").isdigit() or int(text) < least:
@@ -67,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--world-size", type=_at_least(1), metavar="N", help="GPUs, one process each, of the launch")
     parser.add_argument(
         "--tokens", type=_tokens, metavar="20B", help="count steps for this budget (default: the launch's length)"
+    )
+    parser.add_argument(
+        "--device-memory",
+        type=_gib,
+        metavar="GiB",
+        help="warn where a rank needs more (default: what the GPU of this machine has, if there is one)",
     )
     run = parser.add_argument_group("build and run")
     which = run.add_mutually_exclusive_group()
@@ -105,11 +130,11 @@ def _span(numbers: list[int]) -> str:
 
 def _rehearse(args: argparse.Namespace, command_line: list[str], launch: Launch, plan: Plan) -> list[RankReport]:
     """Build and run the ranks asked for; ends the program with code 1 where one is not as planned."""
+    from megatron_cod.estimate.ranks import place_of, stage_rank
     from megatron_cod.rehearsal.compare import Mismatch, compare
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
     from megatron_cod.rehearsal.process import RehearsalFailed, run_job
-    from megatron_cod.rehearsal.ranks import place_of, stage_rank
     from megatron_cod.rehearsal.shrink import shrink_flags
     from megatron_cod.rehearsal.worker import Job
 
@@ -157,16 +182,19 @@ def main() -> None:
         return
     if args.world_size is None:
         raise ValueError("--world-size N is needed: how many processes the launch would start")
+    from megatron_cod.estimate.ranks import place_of
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
-    from megatron_cod.rehearsal.ranks import place_of
-    from megatron_cod.rehearsal.report import format_plan, plan_as_json
+    from megatron_cod.rehearsal.report import device_warnings, format_plan, plan_as_json
 
     launch = read_launch(command_line, args.world_size)
     if args.run_rank is not None:
         place_of(args.run_rank, launch.args, args.world_size)  # refused before anything is printed
     plan = make_plan(launch, args.tokens)
     print(format_plan(plan), flush=True)
+    device = _device_memory(args.device_memory)
+    for warning in device_warnings(plan, launch.args, device) if device else ():
+        print(warning, flush=True)
     content = plan_as_json(plan) | {"rehearsed": []}
     if args.run_rank is not None or args.all_stages:
         content["rehearsed"] = [asdict(report) for report in _rehearse(args, command_line, launch, plan)]

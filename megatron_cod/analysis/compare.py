@@ -21,6 +21,7 @@ from megatron_cod.analysis.checkpoint_tensors import (
     weight_of,
 )
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics
+from megatron_cod.schemes.table import STOCK
 
 MAIN_TAGS = (TRAIN_LOSS, VALID_LOSS)
 # Scalars that say how fast or where a run was trained, not what came out: another machine has other ones.
@@ -259,7 +260,7 @@ def _recorded(common: tuple[dict[str, Any], dict[str, Any]]) -> CheckpointResult
     """Steps, schemes and arguments as the checkpoints record them."""
     ours, theirs = (vars(state["args"]) if state.get("args") is not None else {} for state in common)
     # A checkpoint without a scheme is stock Megatron's.
-    schemes = ours.get("norm_scheme", "pre_ln"), theirs.get("norm_scheme", "pre_ln")
+    schemes = ours.get("norm_scheme", STOCK), theirs.get("norm_scheme", STOCK)
     result = CheckpointResult((common[0].get("iteration"), common[1].get("iteration")), schemes)
     if not ours or not theirs:
         result.notes.append("a checkpoint records no arguments: schemes and arguments are not compared")

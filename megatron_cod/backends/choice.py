@@ -1,7 +1,9 @@
 """Which backend a model is built on: Transformer Engine, Apex, or torch alone."""
 
+import importlib
 import importlib.util
 
+from megatron.core.extensions import transformer_engine as megatrons_engine
 from megatron.core.fusions import fused_layer_norm
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -12,7 +14,22 @@ BACKENDS = ("transformer_engine", "apex", "torch")
 
 
 def have_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed; asked without importing it."""
+    """Whether Transformer Engine is installed, and Megatron could import it."""
+    return _is_there() and megatrons_engine.HAVE_TE
+
+
+def broken_transformer_engine() -> str | None:
+    """Why an installed Transformer Engine is not used; None where it is, or where there is none."""
+    if not _is_there() or megatrons_engine.HAVE_TE:
+        return None
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch, or a library of CUDA is missing
+        return f"Transformer Engine is installed, but cannot be imported: {' '.join(str(error).split())[:200]}"
+    return "Transformer Engine is installed, but Megatron could not import it"
+
+
+def _is_there() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -29,7 +46,8 @@ def get_backend(config: TransformerConfig, name: str | None = None) -> Backend:
     """
     if config.transformer_impl == "transformer_engine":
         if not have_transformer_engine():
-            raise ValueError("--transformer-impl transformer_engine: Transformer Engine is not installed")
+            why = broken_transformer_engine() or "Transformer Engine is not installed"
+            raise ValueError(f"--transformer-impl transformer_engine: {why}")
         from megatron_cod.backends.te_specs import TRANSFORMER_ENGINE
 
         return TRANSFORMER_ENGINE

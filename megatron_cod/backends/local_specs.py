@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.identity_op import IdentityOp
@@ -18,6 +19,7 @@ from megatron_cod.backends.backend import Backend, NormBuilder, with_common_keys
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
+from megatron_cod.backends.torch_self_attention import TorchSelfAttention
 from megatron_cod.schemes.overlay import Norms
 
 INPUT_NORMS = {"attention": "input_layernorm", "mlp": "pre_mlp_layernorm"}
@@ -27,8 +29,6 @@ def _unsupported(config: TransformerConfig) -> dict[str, bool]:
     recompute = config.recompute_granularity == "selective" and "layernorm" in (config.recompute_modules or [])
     latent_split = config.multi_latent_attention and config.tensor_model_parallel_size > 1
     return {
-        # The attention of torch sees one rank's part of the sequence only.
-        "--context-parallel-size > 1": config.context_parallel_size > 1,
         # Without Transformer Engine some gradients of Megatron's attention are wrong there; see backends/torch_mla.py.
         "--multi-latent-attention under tensor parallelism without --sequence-parallel": (
             latent_split and not config.sequence_parallel
@@ -63,6 +63,8 @@ def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred:
             attention = replace(attention, submodules=replace(inner, **changed))
         if getattr(attention, "module", None) is MLASelfAttention:
             attention = replace(attention, module=torch_mla(config))
+        elif getattr(attention, "module", None) is SelfAttention:
+            attention = replace(attention, module=TorchSelfAttention)
         norms = _replaced(submodules, plain, INPUT_NORMS)
         return with_common_keys(replace(norms, self_attention=attention))
 

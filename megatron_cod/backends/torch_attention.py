@@ -12,12 +12,17 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cod.backends.torch_context_parallel import attention_of_chunks
+from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
+from megatron_cod.packed_samples import PackedSamples
+
 
 class SDPACoreAttention(MegatronModule):
     """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
 
     Causal by default; an explicit mask (document boundaries) is honoured; packed samples are attended to one by one;
-    grouped-query heads are not repeated in memory. Raises ValueError at construction for what torch's kernel cannot do.
+    grouped-query heads are not repeated in memory. Under context parallelism queries are this rank's, keys and values are
+    gathered. Raises ValueError at construction for what torch's kernel cannot do.
     """
 
     def __init__(
@@ -34,10 +39,10 @@ class SDPACoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         unsupported = {
-            "--context-parallel-size > 1": config.context_parallel_size > 1,
             "--window-size": config.window_size is not None,
             f"--softmax-type {config.softmax_type}": config.softmax_type != "vanilla",
             "--qk-clip": getattr(config, "qk_clip", False),
+            **unsupported_in_parallel(config),
         }
         asked = [flag for flag, is_set in unsupported.items() if is_set]
         if asked:
@@ -47,6 +52,7 @@ class SDPACoreAttention(MegatronModule):
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale  # None: 1/sqrt(head size), torch's own default
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.context_group = getattr(pg_collection, "cp", None)
 
     def forward(
         self,
@@ -67,8 +73,12 @@ class SDPACoreAttention(MegatronModule):
         """
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None:
-            assert attention_mask is None and attention_bias is None
+            assert attention_mask is None and attention_bias is None and self.config.context_parallel_size == 1
             return self._packed(query, key, value, packed_seq_params, causal)
+        if self.config.context_parallel_size > 1:
+            assert attention_bias is None
+            mask = None if attention_mask is None else ~attention_mask
+            return attention_of_chunks(query, key, value, mask, causal, self.softmax_scale, self.context_group)
         # Megatron's dense masks already hold the causal part, and torch refuses a mask together with is_causal.
         mask = attention_bias
         if attention_mask is not None:
@@ -82,7 +92,9 @@ class SDPACoreAttention(MegatronModule):
         return self._attend(query, key, value, mask, causal and mask is None)
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, samples: Any, causal: bool) -> Tensor:
-        lengths = samples.cu_seqlens_q.diff().tolist()
+        # Megatron's own parameters have the lengths on the device only.
+        known = isinstance(samples, PackedSamples)
+        lengths = samples.lengths if known else samples.cu_seqlens_q.diff().tolist()
         parts = zip(*(tensor.unsqueeze(1).split(lengths) for tensor in (query, key, value)), strict=True)
         return torch.cat([self._attend(q, k, v, None, causal) for q, k, v in parts]).squeeze(1)
 

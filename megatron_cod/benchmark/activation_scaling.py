@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from megatron_cod.schemes.depth import depth_factor
-from megatron_cod.schemes.table import SCHEMES, Scheme
+from megatron_cod.schemes.row import Scheme
+from megatron_cod.schemes.table import SCHEMES, register_scheme
 
 NAME = "lns_activation"
 
@@ -37,13 +38,14 @@ def _scale_outputs(layer: Any, number: int, *_: Any) -> None:
 @contextmanager
 def registered() -> Iterator[None]:
     """Let models be built with the yardstick; the project's own table is as before afterwards."""
-    SCHEMES[NAME] = Scheme(
+    row = Scheme(
         name=NAME,
         block="x + F(N(x) / sqrt(l))",
         reference="the same factor on activations; benchmark only",
         default_init="normal",
         bind=_scale_outputs,
     )
+    register_scheme(row)
     try:
         yield
     finally:

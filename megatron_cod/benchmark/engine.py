@@ -21,7 +21,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 from torch import Tensor
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.model import model_config_from_args
@@ -29,9 +29,11 @@ from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.environment import forget_make, satisfy_make
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
+from megatron_cod.training.packages import check_packages, torch_has_the_norms
 
 Microbatch = dict[str, Tensor]
 
@@ -48,8 +50,11 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     launch_alone()
     torch.set_num_threads(threads)
     with redirect_stdout(io.StringIO()):
-        flags, _, _ = resolve_command_line(list(command_line))
-        cpu.install()
+        flags, raw, _ = resolve_command_line(list(command_line))
+        check_devices()
+        check_needs_gpu(raw)
+        check_packages(raw)
+        torch_adaptations.install()
         command, sys.argv = sys.argv, [sys.argv[0], *flags]
         try:
             args = parse_and_validate_args(extra_args_provider=add_arguments)
@@ -77,6 +82,7 @@ class Engine:
         if backend is not None:
             args.backend = backend
             args.transformer_impl = "transformer_engine" if backend == "transformer_engine" else "local"
+            args.no_persist_layer_norm = torch_has_the_norms(args.transformer_impl, backend, args.normalization)
         self.args = args
         with redirect_stdout(io.StringIO()), activation_scaling.registered():
             model_config, _ = model_config_from_args(args)

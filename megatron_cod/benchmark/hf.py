@@ -69,12 +69,13 @@ def compare(
     notes = []
     layers = reference.model.config.num_hidden_layers
     state = {name: tensor.clone() for name, tensor in reference.model.state_dict().items()}
+    same_function = {"pre_ln": state, "lns": fold_depth(state, layers)}
     for name, engine in engines.items():
-        reference.model.load_state_dict(fold_depth(state, layers) if name == "lns" else state)
+        reference.model.load_state_dict(same_function[name])
         batch = batches[0][0]
         notes.append(check_logits(name, engine.logits(batch), reference.logits(batch)))
     reference.model.load_state_dict(state)
-    del state
+    del state, same_function
 
     contestants: dict[str, Any] = {REFERENCE: reference, **engines}
 

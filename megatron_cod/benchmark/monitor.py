@@ -32,7 +32,9 @@ def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, thr
     args = start_megatron([*QUIET, *megatron_flags], threads)
     args.curr_iteration = 0
     engines = {name: Engine(args, "lns") for name in ("without", "guard", "between", "measuring")}
-    StepGuard("stop", 0, args, Events(None, 0), print).attach(engines["guard"].model)
+    guard = StepGuard("stop", 0, args, Events(None, 0), print)
+    guard.attach(engines["guard"].model)
+    engines["guard"].forward_step = guard.watch(engines["guard"].forward_step)
     for name, interval in (("between", 10**9), ("measuring", 1)):
         monitor = DepthMonitor(interval, args, lambda *_: None, lambda _: None)
         monitor.attach(engines[name].model)

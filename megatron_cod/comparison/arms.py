@@ -1,15 +1,13 @@
 """An arm of a comparison: a norm scheme with flags, written as one word."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from megatron_cod.schemes.init_policy import INIT_POLICIES
-from megatron_cod.schemes.table import get_scheme
+from megatron_cod.schemes.options import CommonOptions, flag_of
+from megatron_cod.schemes.table import SCHEMES, get_scheme
 
-_BARE = ("gamma-init",)
-_VALUED = (
-    *("init-policy", "lns-placement", "lns-exponent", "mix-ln-post-layers", "layerscale-init"),
-    *("residual-warmup-steps", "lr", "init-method-std"),
-)
+_VALUED = ("init-policy", "lr", "init-method-std")
+"""Flags that an arm may have beside the options of its scheme."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +23,32 @@ class Arm:
         return self.name.replace("+", "_").replace("=", "-")
 
 
+def _option_flags() -> tuple[list[str], list[str]]:
+    """(switches, flags with a value) that an arm may have, without the dashes; which scheme takes them is checked later."""
+    kinds = dict.fromkeys([*(row.options for row in SCHEMES.values()), CommonOptions])
+    options = [one for kind in kinds for one in fields(kind)]
+    switches = [flag_of(one.name)[2:] for one in options if one.default is False]
+    return switches, [*_VALUED, *(flag_of(one.name)[2:] for one in options if one.default is not False)]
+
+
 def parse_arm(text: str) -> Arm:
     """``lns``, ``pre_ln+init-policy=normal``, ``lns+gamma-init``; a bare init policy is one too: ``pre_ln+normal``.
 
     ValueError names what is wrong, and the nearest scheme.
     """
     scheme, *parts = text.split("+")
+    switches, valued = _option_flags()
     flags = ["--norm-scheme", get_scheme(scheme).name]
     for part in parts:
         name, _, value = part.partition("=")
         if name in INIT_POLICIES and not value:
             flags += ["--init-policy", name]
-        elif name in _BARE and not value:
+        elif name in switches and not value:
             flags += [f"--{name}"]
-        elif name in _VALUED and value:
+        elif name in valued and value:
             flags += [f"--{name}", value]
         else:
-            known = ", ".join([*INIT_POLICIES, *_BARE, *(f"{one}=..." for one in _VALUED)])
+            known = ", ".join([*INIT_POLICIES, *switches, *(f"{one}=..." for one in valued)])
             raise ValueError(f"arm {text!r}: {part!r} is not known; after + there may be {known}")
     return Arm(text, tuple(flags))
 

@@ -53,11 +53,14 @@ def how_it_diverged(metrics: Metrics) -> str | None:
     return f"loss rose from {min(means):.2f} to {end:.2f}" if end - min(means) > RISE else None
 
 
-def train(name: str, processes: int, flags: list[str], directory: Path, *, fresh: bool, show: Show) -> Outcome:
+def train(
+    name: str, processes: int, flags: list[str], directory: Path, *, fresh: bool, show: Show, on_cpus: bool = False
+) -> Outcome:
     """Train an arm, or keep it when the same command finished before. A stopped run goes on from its last checkpoint.
 
     flags: the command line after ``python -m megatron_cod.training.pretrain``, with ``--save directory``. A directory of
-    another command is replaced. Raises RunFailed when the run fails for another reason than divergence.
+    another command is replaced. on_cpus: hide the GPUs from it. Raises RunFailed when the run fails for another reason than
+    divergence.
     """
     record, wanted = directory / "arm.yaml", {"processes": processes, "flags": flags}
     state = yaml.safe_load(record.read_text()) if record.exists() else {}
@@ -82,7 +85,7 @@ def train(name: str, processes: int, flags: list[str], directory: Path, *, fresh
     started, diverged = time.monotonic(), None
     more = ["--load", str(directory)] if going_on else []
     try:
-        run_training(processes, [*flags, *more], directory / "log.txt", watch)
+        run_training(processes, [*flags, *more], directory / "log.txt", watch, on_cpus=on_cpus)
     except _Diverged as error:
         diverged = str(error)
     except RunFailed as error:

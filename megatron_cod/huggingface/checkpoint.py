@@ -11,10 +11,8 @@ from torch import Tensor
 from megatron_cod.analysis.checkpoint_tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
 from megatron_cod.checkpoint_files import iteration_name, latest_checkpoint
 from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.folding import LEARNED
+from megatron_cod.huggingface.folding import learned_names
 from megatron_cod.huggingface.rows import Unit
-
-_NOT_MAPPED = tuple(key.removeprefix("decoder.layers.") for key in LEARNED.values())
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:
@@ -75,7 +73,7 @@ class MegatronCheckpoint:
         prediction = [name for name in extra if name.startswith("mtp.")]
         if prediction:
             notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
-        unknown = [name for name in extra if name not in prediction and not name.endswith(_NOT_MAPPED)]
+        unknown = [name for name in extra if name not in prediction and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
             raise ValueError(f"checkpoint {self.path}: {'; '.join(dict.fromkeys(faults))}")
@@ -88,11 +86,11 @@ class MegatronCheckpoint:
             return self._opened.read(part, unit.expert, unit.expert + 1).squeeze(0)
         return self._opened.read(part, 0, part.shape[0] if part.shape else 1)
 
-    def learned_scale(self, unit: Unit) -> Tensor:
-        """LayerScale's or SkipInit's vector of the branch that the unit ends, [hidden] or [1]."""
-        part = self._opened.slices.get((LEARNED[unit.row.part], unit.layer))
+    def learned_scale(self, key: str, unit: Unit) -> Tensor:
+        """The learned scale, [hidden] or [1], of the branch that the unit ends."""
+        part = self._opened.slices.get((key, unit.layer))
         if part is None:
-            raise ValueError(f"checkpoint {self.path} has no {LEARNED[unit.row.part]} for layer {unit.layer}")
+            raise ValueError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
         return self._opened.read(part, 0, part.shape[0])
 
 

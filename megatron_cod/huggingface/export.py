@@ -17,13 +17,14 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.families.table import config_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding_of_checkpoint
+from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
 from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
-from megatron_cod.huggingface.rows import NORMS, OUTPUTS, Unit, units
+from megatron_cod.huggingface.rows import NORMS, Unit, units
 from megatron_cod.huggingface.source import read_json
 from megatron_cod.huggingface.target import Parcel, missing_bytes, shards, write_shards
+from megatron_cod.schemes.table import PRE_LN
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a config of another model would say of RoPE and precision, and must not once ours has said it.
@@ -89,8 +90,9 @@ def _make(
 ) -> list[Tensor]:
     weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
     factor: float | Tensor = scheme.factor(unit.row.part, unit.layer)
-    if scheme.learned and unit.row.part in OUTPUTS:
-        factor = checkpoint.learned_scale(unit)
+    learned = scheme.learned(unit.row.part)
+    if learned is not None:
+        factor = factor * checkpoint.learned_scale(learned, unit)
     return unit.row.join.to_hf(fold(weight, factor, dtype), arch)
 
 
@@ -116,9 +118,9 @@ def exported(
     arch = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch)
-    if scheme.learned and not fold_factors:
+    if scheme.has_learned and not fold_factors:
         raise ValueError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
-    applied = scheme if fold_factors else Folding()
+    applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}
     for unit in wanted:
@@ -132,10 +134,10 @@ def exported(
         if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0:
             originals[unit.names[0]] = partial(_plain_norm, checkpoint, unit)
     widest = dtype or max((parcel.dtypes[0] for parcel in parcels), key=lambda found: found.itemsize)
-    if not fold_factors and scheme.scheme != "pre_ln":
+    if not fold_factors and not scheme.is_stock:
         notes.append(
-            "WARNING: --no-fold: the weights are those of lns without its depth factors; stock transformers loads them "
-            "without a word and computes something else"
+            f"WARNING: --no-fold: the weights are those of {scheme.scheme} without its depth factors; stock transformers "
+            f"loads them without a word and computes something else"
         )
     stored = max((checkpoint.dtype(unit) for unit in wanted), key=lambda found: found.itemsize)
     if stored.itemsize > widest.itemsize:

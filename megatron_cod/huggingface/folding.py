@@ -1,85 +1,117 @@
 """Depth factors and learned branch scales, folded into weights of a stock Pre-LN model, and taken out again.
 
 F(s * N(x)) with N(x) = gamma * x/rms is F(N'(x)) with gamma' = s * gamma; a * F(x) is F'(x), whose last projection has
-its rows times a. So LNS, LayerScale and SkipInit are stock Pre-LN models with other numbers.
+its rows times a. Which schemes are stock Pre-LN models with other numbers, their rows say (``schemes.row.Foldable``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_cod.huggingface.rows import NORMS, OUTPUTS, Part
+from megatron_cod.huggingface.rows import Part
 from megatron_cod.identity import recorded_identity
-from megatron_cod.schemes.depth import DEPTH_EXPONENT, depth_factor
+from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
+from megatron_cod.schemes.row import Foldable, Scheme, Site
+from megatron_cod.schemes.table import PRE_LN, SCHEMES
 
-_NORMS_OF = {
-    "both": NORMS,
-    "attention": (Part.ATTENTION_NORM,),
-    "mlp": (Part.MLP_NORM,),
-    "branch_output": OUTPUTS,
+_SITES = {
+    Part.ATTENTION_NORM: Site.ATTENTION_NORM,
+    Part.MLP_NORM: Site.MLP_NORM,
+    Part.ATTENTION_OUTPUT: Site.ATTENTION_OUTPUT,
+    Part.MLP_OUTPUT: Site.MLP_OUTPUT,
 }
-LEARNED = {
-    Part.ATTENTION_OUTPUT: "decoder.layers.self_attn_bda.scale",
-    Part.MLP_OUTPUT: "decoder.layers.mlp_bda.scale",
-}
-"""Where LayerScale and SkipInit keep their vectors, [hidden] or [1]."""
-
-_NO_STOCK = {
-    "post_ln": "its norms stand after the residual sum",
-    "mix_ln": "the norms of its first blocks stand after the residual sum",
-    "deepnorm": "its norms stand after the residual sum, which it weighs",
-    "sandwich_ln": "it has a second norm behind each branch",
-}
+_LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)
 class Folding:
     """A norm scheme as a conversion sees it."""
 
-    scheme: str = "pre_ln"
-    exponent: float = 0.0
-    placement: str = "both"
+    design: BlockDesign
+    layers: int
+    """Of the whole model."""
 
     @property
-    def learned(self) -> bool:
+    def scheme(self) -> str:
+        return self.design.scheme.name
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether a stock model's weights need no change."""
+        return self.design.scheme is PRE_LN
+
+    @property
+    def _stock(self) -> Foldable:
+        assert isinstance(self.design.scheme.stock, Foldable)
+        return self.design.scheme.stock
+
+    @property
+    def has_learned(self) -> bool:
         """Whether the branches have learned scales."""
-        return self.scheme in ("layerscale", "skipinit")
+        return bool(self._stock.learned)
+
+    def learned(self, part: Part) -> str | None:
+        """The checkpoint key of the scale, [hidden] or [1], that multiplies the output of a branch; None without one."""
+        site = _SITES.get(part)
+        name = None if site is None else self._stock.learned.get(site)
+        return None if name is None else _LAYERS + name
 
     def factor(self, part: Part, layer: int | None) -> float:
         """What the scheme multiplies a part of layer l with (from 1), and a stock model does not."""
-        if self.scheme != "lns" or layer is None or part not in _NORMS_OF[self.placement]:
+        if layer is None or _SITES.get(part) not in self._stock.sites(self.design.options):
             return 1.0
-        return depth_factor(layer, self.exponent)
+        factor = self.design.factor(layer, SimpleNamespace(num_layers=self.layers))
+        return 1.0 if factor is None else factor
 
     def identity(self) -> dict[str, Any]:
         """As checkpoints record it."""
-        found: dict[str, Any] = {"norm_scheme": self.scheme, "scheme_exponent": self.exponent}
-        return found | ({"lns_placement": self.placement} if self.scheme == "lns" else {})
+        return self.design.identity(SimpleNamespace(num_layers=self.layers))
+
+    def options(self) -> dict[str, Any]:
+        """The scheme's options by the names of their arguments."""
+        return vars(self.design.options)
 
 
-PRE_LN = Folding()
-LNS = Folding("lns", DEPTH_EXPONENT, "both")
+def folding(scheme: Scheme, layers: int) -> Folding:
+    """A scheme without options."""
+    return Folding(plain_design(scheme), layers)
 
 
-def folding_of(identity: Mapping[str, Any]) -> Folding:
+def _foldable() -> list[tuple[str, Foldable]]:
+    return [(row.name, row.stock) for row in SCHEMES.values() if isinstance(row.stock, Foldable)]
+
+
+def foldable_schemes() -> list[str]:
+    """The schemes that export to a stock architecture."""
+    return [name for name, _ in _foldable()]
+
+
+def unfoldable_schemes() -> list[str]:
+    """The schemes that an existing stock model can be taken for: with nothing learned that it does not have."""
+    return [name for name, stock in _foldable() if not stock.learned]
+
+
+def learned_names() -> tuple[str, ...]:
+    """The names in a layer of the learned scales of all schemes."""
+    return tuple({name for _, stock in _foldable() for name in stock.learned.values()})
+
+
+def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
     """The conversion of a recorded scheme; ValueError, with the reason, for one that no stock architecture expresses."""
-    scheme = identity.get("norm_scheme", "pre_ln")
-    if scheme in _NO_STOCK:
+    design = design_from_record(identity)
+    stock = design.scheme.stock
+    if not isinstance(stock, Foldable):
         raise ValueError(
-            f"--norm-scheme {scheme} cannot be exported: {_NO_STOCK[scheme]}, and no stock architecture computes that; "
-            f"what folds into one is pre_ln, lns, layerscale and skipinit"
+            f"--norm-scheme {design.scheme.name} cannot be exported: {stock.reason}, and no stock architecture computes "
+            f"that; what folds into one is {', '.join(foldable_schemes())}"
         )
-    if scheme not in ("pre_ln", "lns", "layerscale", "skipinit"):
-        raise ValueError(f"norm scheme {scheme!r} is unknown here")
-    if scheme != "lns":
-        return Folding(scheme)
-    placement = identity.get("lns_placement") or "both"
-    return Folding("lns", float(identity.get("scheme_exponent", DEPTH_EXPONENT)), placement)
+    return Folding(design, layers)
 
 
 def folding_of_checkpoint(args: Any, iteration: int) -> Folding:
@@ -90,7 +122,7 @@ def folding_of_checkpoint(args: Any, iteration: int) -> Folding:
             f"the checkpoint of step {iteration} is in the residual warm-up (--residual-warmup-steps {warmup}: until "
             f"step {warmup * args.num_layers}), where its branches do not count in full: no stock model computes that"
         )
-    return folding_of(recorded_identity(args))
+    return folding_of(recorded_identity(args), args.num_layers)
 
 
 def fold(weight: Tensor, factor: float | Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -174,9 +175,11 @@ def go_on(
         raise ValueError(f"the prompt is {len(ids)} tokens; it must be from 1 to {longest - 1}")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
+    # The scores of a long prompt, positions x vocabulary, may be larger than the model; the last position's are read.
+    scores = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
     step, cache, found = torch.tensor([list(ids)], device=device), None, []
     for _ in range(min(count, longest - len(ids))):
-        out = model(step, past_key_values=cache, use_cache=True)
+        out = model(step, past_key_values=cache, use_cache=True, **scores)
         token, cache = next_token(out.logits[0, -1], sampling, generator), out.past_key_values
         if token in ends:
             break

@@ -16,7 +16,7 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import LNS, PRE_LN, Folding, folding_of
+from megatron_cod.huggingface.folding import Folding, folding, folding_of, unfoldable_schemes
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
@@ -24,6 +24,7 @@ from megatron_cod.huggingface.recipe import namespace_of, recipe_of
 from megatron_cod.huggingface.rows import Unit, units
 from megatron_cod.huggingface.source import Source, read_json
 from megatron_cod.identity import record
+from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
 
 RECIPE = "recipe.yaml"
 _FILE_BYTES = 512 << 20
@@ -36,7 +37,7 @@ class ImportJob:
     model: Path
     output: Path
     as_scheme: str | None = None
-    """pre_ln or lns; None is pre_ln, or for unfolded weights the scheme they are of."""
+    """A scheme that stock weights can be taken for; None is pre_ln, or for unfolded weights the scheme they are of."""
     unfolded_lns: bool = False
     """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
     padded_vocab: int | None = None
@@ -57,21 +58,23 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def _schemes(job: ImportJob, config: dict[str, Any]) -> tuple[Folding, Folding]:
-    """(scheme of the stored numbers, scheme to write). ValueError for contradictory wishes."""
+def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
+    """(scheme of the stored numbers, scheme to write). ValueError for contradictory options."""
     said = config.get(companions.KEY)
-    made = folding_of(said) if isinstance(said, dict) else PRE_LN
+    stock = folding(PRE_LN, layers)
+    made = folding_of(said, layers) if isinstance(said, dict) else stock
     folded = not isinstance(said, dict) or bool(said.get("folded", True))
     if job.unfolded_lns and isinstance(said, dict) and folded:
         raise ValueError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
-    held = LNS if job.unfolded_lns else PRE_LN if folded else made
+    held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
-    if job.as_scheme == "pre_ln":
-        return held, PRE_LN
-    if job.as_scheme != "lns":
-        raise ValueError(f"--as-scheme {job.as_scheme}: an existing model can go on as pre_ln or lns")
-    return held, held if held.scheme == "lns" else made if made.scheme == "lns" else LNS
+    known = unfoldable_schemes()
+    if job.as_scheme not in known:
+        raise ValueError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
+    asked = folding(get_scheme(job.as_scheme), layers)
+    # The options that the model was trained with, where it says so.
+    return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
 
 
 def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> list[str]:
@@ -104,8 +107,8 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
 def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> argparse.Namespace:
     args = namespace_of(recipe)
     args.norm_scheme, args.init_policy = scheme.scheme, None
-    if scheme.scheme == "lns":
-        args.lns_placement, args.lns_exponent = scheme.placement, -scheme.exponent
+    for name, value in scheme.options().items():
+        setattr(args, name, value)
     record(args)
     args.consumed_train_samples = args.consumed_valid_samples = 0
     args.tensor_model_parallel_size = args.pipeline_model_parallel_size = 1
@@ -127,9 +130,10 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
         arch = Architecture(**{**vars(arch), "padded_vocab": job.padded_vocab})
         if job.padded_vocab > arch.vocab:
             notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
-    held, scheme = _schemes(job, config)
-    if scheme.scheme == "pre_ln" and (config.get(companions.KEY) or {}).get("norm_scheme") == "lns":
-        notes.append("the model was trained with lns; it goes on as pre_ln, --as-scheme lns goes on as lns")
+    held, scheme = _schemes(job, config, arch.layers)
+    trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
+    if trained != scheme.scheme and trained in unfoldable_schemes():
+        notes.append(f"the model was trained with {trained}; give --as-scheme {trained} to train it on with that")
     source = Source(job.model)
     wanted = list(units(get_family(arch.family).rows, arch))
     notes += _check_tensors(source, wanted, arch)
@@ -190,8 +194,7 @@ def _write_checkpoint(
 
 def _write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:
     own: dict[str, Any] = {"norm-scheme": scheme.scheme}
-    if scheme.scheme == "lns":
-        own |= {"lns-placement": scheme.placement, "lns-exponent": -scheme.exponent}
+    own |= {name.replace("_", "-"): value for name, value in scheme.options().items() if value is not None}
     length = min(int(recipe["max-position-embeddings"]), 2048)
     own |= {"seq-length": length, "no-create-attention-mask-in-dataloader": True}
     text = yaml.safe_dump({**recipe, **own, **tokenizer}, sort_keys=False)

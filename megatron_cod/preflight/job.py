@@ -50,8 +50,8 @@ class JobProcess:
 
 def describe(world: int, flags: list[str]) -> dict[str, Any]:
     """The launch as plain values; ``error`` is the line with which it would be refused, else empty."""
+    from megatron_cod.estimate.memory import checkpoint_bytes
     from megatron_cod.rehearsal.launch import read_launch
-    from megatron_cod.rehearsal.memory import checkpoint_bytes
     from megatron_cod.rehearsal.plan import make_plan
     from megatron_cod.training.blends import blends_of, prefixes_of
     from megatron_cod.training.command_line import resolve_command_line

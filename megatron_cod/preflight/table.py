@@ -77,10 +77,9 @@ def run_checks(here: Here, launch: JobProcess | None) -> list[Result]:
 
 
 def _backend(results: list[Result]) -> str:
-    """NCCL where every machine has GPUs that torch sees."""
+    """NCCL where torch sees a GPU for each process of every machine."""
     looked = next((one.verdict.figures for one in results if one.check == "gpus"), {})
-    counts = [len(gpus) for gpus in looked.get("gpus", {}).values()]
-    return "nccl" if counts and all(counts) and torch.cuda.is_available() else "gloo"
+    return "nccl" if looked.get("one_for_each_process") and torch.cuda.is_available() else "gloo"
 
 
 def _run(check: Check, here: Here) -> Verdict:

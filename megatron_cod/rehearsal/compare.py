@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron_cod.estimate.ranks import Place
 from megatron_cod.rehearsal.plan import ChunkRow, Plan
-from megatron_cod.rehearsal.ranks import Place
 from megatron_cod.rehearsal.worker import BuiltChunk, RankReport
 
 

@@ -16,17 +16,20 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import cpu, identity, torch_adaptations
+from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.model import model_config_from_args
-from megatron_cod.rehearsal.parameters import uncounted_features
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.blends import blends_of, check_data
 from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.devices import check_needs_gpu, need_gpu
 from megatron_cod.training.failures import one_line
 from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.packages import check_packages, missing
+from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 
 
@@ -88,11 +91,13 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
     try:
         with as_process(0, world_size, ()), contextlib.redirect_stdout(said):
             flags, raw, _ = resolve_command_line(list(command_line))
+        elsewhere = _needed_there(raw)
         check_layout(raw, world_size)
         check_schedule(raw, complete=False)
         check_optimizer(raw)
+        check_saving(raw)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
-        cpu.install()
+        torch_adaptations.install()
         with as_process(0, world_size, flags), contextlib.redirect_stdout(said):
             args: Namespace = parse_args(add_arguments)
             validate_args(args)
@@ -108,7 +113,18 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
     refused = uncounted_features(args)
     if refused:
         raise ValueError(f"the rehearsal cannot count {', '.join(refused)} yet")
-    return Launch(args, flags, world_size, (*loaded, *_check_data(args)))
+    return Launch(args, flags, world_size, (*elsewhere, *loaded, *_check_data(args)))
+
+
+def _needed_there(raw: Namespace) -> list[str]:
+    """What the launch needs of its machines. Refused where this is such a machine, noted on one without a GPU.
+
+    ValueError for a missing package, and for Megatron-FSDP, which is not even planned without a GPU.
+    """
+    if cpu.has_cuda() or raw.use_megatron_fsdp:
+        check_needs_gpu(raw)
+        check_packages(raw)
+    return [f"{line}; not checked" for line in (*need_gpu(raw), *missing(raw))]
 
 
 def _vocabulary(args: Any) -> None:

@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.estimate.activations import chunk_activations
+from megatron_cod.estimate.memory import Memory, stage_memory
+from megatron_cod.estimate.parameters import chunk_count, model_count
+from megatron_cod.estimate.schedule import bubble_ratio, bubble_share
+from megatron_cod.estimate.shape import microbatches
 from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 from megatron_cod.rehearsal.launch import Launch
-from megatron_cod.rehearsal.memory import Memory, chunk_activations, model_memory
-from megatron_cod.rehearsal.parameters import Count, chunk_count, model_count
-from megatron_cod.rehearsal.schedule import bubble_ratio, bubble_share, peak_in_flight, stage_tasks
 from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.training.argument_checks import microbatches, virtual_group
 from megatron_cod.training.batch_sizes import planned
 
 
@@ -73,13 +74,19 @@ class Plan:
     notes: tuple[str, ...]
 
 
+def _factors(args: Any, design: BlockDesign, numbers: tuple[int, ...]) -> tuple[float, ...]:
+    """Of each layer; empty under a scheme without one."""
+    found = [design.factor(number, args) for number in numbers] if design.carriers else []
+    return tuple(factor for factor in found if factor is not None)
+
+
 def _chunk(args: Any, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
     numbers = chunk.layers + chunk.mtp
     count = chunk_count(args, chunk)
     return ChunkRow(
         virtual_stage=chunk.virtual_stage,
         layers=numbers,
-        factors=tuple(number**design.exponent for number in numbers) if design.carriers else (),
+        factors=_factors(args, design, numbers),
         carriers=design.carriers,
         embedding=chunk.embedding,
         loss=chunk.loss,
@@ -88,26 +95,11 @@ def _chunk(args: Any, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
     )
 
 
-def _stage(args: Any, stage: int, chunks: list[StagePlan], virtual: int) -> StageRow:
+def _stage(args: Any, stage: int, chunks: list[StagePlan]) -> StageRow:
     design = design_from_args(args)
-    count = sum((chunk_count(args, chunk) for chunk in chunks), Count())
-    dense, experts = count.dense_on_rank(args), count.experts_on_rank(args)
-    tasks = stage_tasks(
-        args.pipeline_model_parallel_size,
-        stage,
-        virtual,
-        microbatches(args),
-        virtual_group(args) if virtual > 1 else None,
-    )
-    bytes_held = [chunk_activations(args, chunk) for chunk in chunks]
-    in_flight, peak, _ = peak_in_flight(tasks, [held for held, _ in bytes_held])
-    return StageRow(
-        stage=stage,
-        chunks=tuple(_chunk(args, chunk, design) for chunk in chunks),
-        parameters=dense + experts,
-        in_flight=in_flight,
-        memory=Memory(*model_memory(args, dense, experts), peak + max(working for _, working in bytes_held)),
-    )
+    rows = tuple(_chunk(args, chunk, design) for chunk in chunks)
+    in_flight, memory = stage_memory(args, stage, chunks)
+    return StageRow(stage, rows, sum(row.parameters for row in rows), in_flight, memory)
 
 
 def _length(args: Any, tokens: int | None, tokens_per_step: int) -> tuple[int | None, int | None]:
@@ -147,9 +139,7 @@ def make_plan(launch: Launch, tokens: int | None = None) -> Plan:
     chunks = plan_pipeline(split_from_args(args))
     virtual = max(chunk.virtual_stage for chunk in chunks) + 1
     pp, count = args.pipeline_model_parallel_size, microbatches(args)
-    stages = [
-        _stage(args, stage, [chunk for chunk in chunks if chunk.pipeline_rank == stage], virtual) for stage in range(pp)
-    ]
+    stages = [_stage(args, stage, [chunk for chunk in chunks if chunk.pipeline_rank == stage]) for stage in range(pp)]
     tokens_per_step = args.global_batch_size * args.seq_length
     steps, tokens = _length(args, tokens, tokens_per_step)
     return Plan(

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_cod.rehearsal.memory import GIB, Memory
+from megatron_cod.estimate.advice import advice, largest
+from megatron_cod.estimate.memory import GIB, RESERVED, Memory
 from megatron_cod.rehearsal.plan import ChunkRow, Plan
 
 
@@ -41,8 +42,9 @@ def _gib(size: float) -> str:
 
 
 def memory_cells(memory: Memory) -> tuple[str, ...]:
-    """GiB of weights, gradients, optimizer, activations, all."""
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+    """GiB of weights, gradients, optimizer, activations (buffers among them), the optimizer's step, the peak."""
+    activations = memory.activations + memory.buffers
+    parts = (memory.weights, memory.gradients, memory.optimizer, activations, memory.step, memory.total)
     return tuple(map(_gib, parts))
 
 
@@ -62,14 +64,16 @@ def format_plan(plan: Plan) -> str:
             place = (str(stage.stage), str(chunk.virtual_stage), _layers(plan, chunk), _factors(chunk))
             body.append((*place, f"{chunk.parameters:,}", _gib(chunk.activations)))
     lines += text_table(body)
-    lines += ["", "memory of a rank in GiB (activations are an estimate):"]
-    parts = ("weights", "gradients", "optimizer", "activations", "together")
+    lines += ["", "memory of a rank in GiB (activations and the optimizer's step are an estimate):"]
+    parts = ("weights", "gradients", "optimizer", "activations", "step", "peak")
     rows: list[tuple[str, ...]] = [("stage", "parameters/rank", "in flight", *parts)]
     for stage in plan.stages:
         start = (str(stage.stage), f"{stage.parameters:,}", str(stage.in_flight))
         rows.append((*start, *memory_cells(stage.memory)))
     lines += text_table(rows)
     lines += [
+        f"  peak: weights, gradients, optimizer, and the larger of activations and the optimizer's step; torch's allocator "
+        f"reserves {RESERVED[0]:.0%} to {RESERVED[1]:.0%} more",
         "",
         f"step: {plan.global_batch_size:,} sequences of {plan.seq_length:,} = {plan.tokens_per_step:,} tokens, in "
         f"{plan.microbatches} micro-batches of {plan.micro_batch_size} on each of {plan.sizes['DP']:,} replicas",
@@ -81,6 +85,20 @@ def format_plan(plan: Plan) -> str:
     else:
         lines.append(f"run: {plan.steps:,} steps, {plan.tokens:,} tokens")
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+
+
+def device_warnings(plan: Plan, args: Any, device: float) -> list[str]:
+    """A line for each stage whose peak does not fit into ``device`` bytes, or may not for what the allocator reserves."""
+    found = []
+    for stage in plan.stages:
+        memory = stage.memory
+        needs = f"WARNING: stage {stage.stage} needs {memory.total / GIB:.2f} GiB"
+        has = f"the device has {device / GIB:.2f}"
+        if memory.total > device:
+            found.append(f"{needs}, {has}: {largest(memory)}; what would help: {advice(args, memory)}")
+        elif memory.total * (1 + RESERVED[1]) > device:
+            found.append(f"{needs} and up to {RESERVED[1]:.0%} more, {has}: it may not fit")
+    return found
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def scale_table(rows: tuple[ScaleRow, ...] = ROWS) -> str:
     """The table as Markdown: memory is that of the stage which needs most."""
     heading = (
         *("recipe", "GPUs", "TP x PP (VPP) x DP", "layers per stage", "parameters per rank"),
-        *("weights", "gradients", "optimizer", "activations", "together (GiB)"),
+        *("weights", "gradients", "optimizer", "activations", "step", "peak (GiB)"),
         *("bubble", "micro-batches", "tokens per step"),
     )
     lines = [heading, tuple("---" for _ in heading)]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron_cod.training.argument_checks import query_groups
+from megatron_cod.estimate.shape import query_groups
 
 _HEAD_DIM = 8
 

@@ -25,7 +25,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import cpu
+from megatron_cod import cpu, torch_adaptations
 from megatron_cod.depth_map import stage_layers
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
@@ -34,6 +34,8 @@ from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import user_errors
+from megatron_cod.training.imports import import_schemes
+from megatron_cod.training.warm_up import widen_warm_up
 
 
 @dataclass(frozen=True)
@@ -189,8 +191,9 @@ def _peak_bytes() -> int:
 
 def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
-    cpu.install()
+    torch_adaptations.install()
     with as_process(job.rank, job.world_size, job.flags), tempfile.TemporaryDirectory() as cache:
+        import_schemes(sys.argv[1:])
         args = parse_args(add_arguments)
         _short(args, job)
         args.data_cache_path = cache
@@ -209,8 +212,10 @@ def rehearse(job: Job) -> RankReport:
         model_config.post_wrap_hooks.append(note)
         _keep_in_range(args, job)
         _tell_shapes(args)
+        cfg = pretrain_cfg_container_from_args(args, model_config)
+        widen_warm_up(args, model_config)
         pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
+            cfg,
             _datasets,
             ModelType.encoder_or_decoder,
             batches.forward_step,

@@ -1,13 +1,32 @@
 """Learned scales of the branches: LayerScale x + diag(a) F(N(x)), SkipInit x + a F(N(x))."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_cod.schemes.options import SchemeOptions
+from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
+from megatron_cod.schemes.row import Foldable, Scheme, Site, records_nothing
+
+_SCALES = Foldable(
+    learned={Site.ATTENTION_OUTPUT: "self_attn_bda.scale", Site.MLP_OUTPUT: "mlp_bda.scale"},
+)
+
+
+@dataclass(frozen=True)
+class LayerScaleOptions:
+    """Where LayerScale starts."""
+
+    layerscale_init: float | None = option(
+        help="start value of layerscale's vectors (default: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 above)",
+        type=float,
+        metavar="A",
+    )
 
 
 class LearnedScaleJoin(ResidualJoin):
@@ -32,7 +51,7 @@ class LearnedScaleJoin(ResidualJoin):
         return branch * self.scale
 
 
-def layerscale_start(config: TransformerConfig, options: SchemeOptions) -> float:
+def layerscale_start(config: TransformerConfig, options: LayerScaleOptions) -> float:
     """The authors' start value for a depth (Touvron et al., arXiv 2103.17239), or what the user says."""
     if options.layerscale_init is not None:
         return options.layerscale_init
@@ -42,7 +61,7 @@ def layerscale_start(config: TransformerConfig, options: SchemeOptions) -> float
 
 
 def layerscale_overlay(
-    submodules: TransformerLayerSubmodules, config: TransformerConfig, _norms: Norms, options: SchemeOptions
+    submodules: TransformerLayerSubmodules, config: TransformerConfig, _norms: Norms, options: LayerScaleOptions
 ) -> TransformerLayerSubmodules:
     """A learned scale for every channel of each branch."""
     start = layerscale_start(config, options)
@@ -50,7 +69,29 @@ def layerscale_overlay(
 
 
 def skipinit_overlay(
-    submodules: TransformerLayerSubmodules, config: TransformerConfig, _norms: Norms, _options: SchemeOptions
+    submodules: TransformerLayerSubmodules, config: TransformerConfig, _norms: Norms, _options: Any
 ) -> TransformerLayerSubmodules:
     """One learned scale for each branch, which starts at 0 (De & Smith, arXiv 2002.10444)."""
     return with_joins(submodules, config, LearnedScaleJoin, size=1, start=0.0)
+
+
+LAYERSCALE = Scheme(
+    name="layerscale",
+    block="x + diag(a) F(N(x)), a learned",
+    reference="Touvron et al., arXiv 2103.17239",
+    default_init="normal",
+    options=LayerScaleOptions,
+    overlay=layerscale_overlay,
+    recorded=records_nothing,
+    layer_parameters=lambda hidden, _norm: 2 * hidden,
+    stock=_SCALES,
+)
+SKIPINIT = Scheme(
+    name="skipinit",
+    block="x + a F(N(x)), a learned, from 0",
+    reference="De & Smith, arXiv 2002.10444",
+    default_init="normal",
+    overlay=skipinit_overlay,
+    layer_parameters=lambda _hidden, _norm: 2,
+    stock=_SCALES,
+)

@@ -49,3 +49,15 @@ class DepthScaled:
 def depth_scaled_modules(layer: torch.nn.Module) -> list[DepthScaled]:
     """The modules below ``layer`` that carry a depth factor."""
     return [module for module in layer.modules() if isinstance(module, DepthScaled)]
+
+
+def bind_depth_factor(layer: torch.nn.Module, layer_number: int, factor: float, expected: int = 2) -> None:
+    """Give the modules of a block that carry a depth factor theirs; RuntimeError unless there are ``expected`` of them.
+
+    LNS: the attention-input norm and the MLP-input norm ("one factor per block, the same for both").
+    """
+    carriers = depth_scaled_modules(layer)
+    if len(carriers) != expected:
+        raise RuntimeError(f"layer {layer_number} has {len(carriers)} depth-scaled modules, expected {expected}")
+    for carrier in carriers:
+        carrier.depth_factor = factor

@@ -1,6 +1,7 @@
 """A block's design: a norm scheme with its options and its initialisation, ready to be laid over a layer spec."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -9,28 +10,31 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer
 
-from megatron_cod.schemes.depth import depth_factor, global_layer_number
+from megatron_cod.schemes.depth import bind_depth_factor, depth_factor, global_layer_number
 from megatron_cod.schemes.init_policy import INIT_POLICIES, resolve_init_policy
-from megatron_cod.schemes.options import PLACEMENTS, WITH_EVERY_SCHEME, SchemeOptions, flag_of, options_from_args
+from megatron_cod.schemes.options import CommonOptions, flag_of, given, names, read_options
 from megatron_cod.schemes.overlay import Norms, with_joins
-from megatron_cod.schemes.post_norm import post_layers
 from megatron_cod.schemes.residual import ResidualJoin, start_warmup
-from megatron_cod.schemes.table import Scheme, get_scheme, takers
+from megatron_cod.schemes.row import Scheme
+from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme, takers
 
 
 @dataclass(frozen=True)
 class BlockDesign:
-    """What every block of a model is to be."""
+    """What every block of a model is to be. Made by ``design_from_args`` or ``plain_design``."""
 
     scheme: Scheme
-    options: SchemeOptions = field(default_factory=SchemeOptions)
+    options: Any
+    """Of the scheme's own dataclass."""
+    common: CommonOptions = field(default_factory=CommonOptions)
     init_policy: str = "normal"
 
     @property
     def binds(self) -> bool:
         """Whether something in a layer depends on its number."""
-        every = bool(self.options.gamma_init or self.options.residual_warmup_steps)
-        return every or self.scheme.bind is not None or INIT_POLICIES[self.init_policy].rescale is not None
+        every = bool(self.common.gamma_init or self.common.residual_warmup_steps)
+        own = self.scheme.bind is not None or self.scheme.factor is not None or bool(self.scheme.layer)
+        return every or own or INIT_POLICIES[self.init_policy].rescale is not None
 
     @property
     def is_stock(self) -> bool:
@@ -38,49 +42,50 @@ class BlockDesign:
         return self.scheme.overlay is None and not self.binds
 
     @property
-    def exponent(self) -> float:
-        """The power of l that multiplies what block l normalises."""
-        return self.scheme.exponent(self.options)
-
-    @property
     def carriers(self) -> int:
         """How many modules of a block carry a depth factor."""
-        return self.scheme.carriers(self.options)
+        return 0 if self.scheme.factor is None else self.scheme.carriers(self.options)
+
+    def factor(self, layer_number: int, config: Any) -> float | None:
+        """What block l multiplies in its depth-scaled modules, or None under a scheme without a factor.
+
+        layer_number: l, from 1 over the whole model. config: anything with ``num_layers``.
+        """
+        return None if self.scheme.factor is None else self.scheme.factor(layer_number, config, self.options)
 
     def identity(self, config: Any) -> dict[str, Any]:
         """What the function of the trained weights depends on beside their names and shapes; checkpoints are held to it.
 
         config: anything with ``num_layers``.
         """
-        found: dict[str, Any] = {"norm_scheme": self.scheme.name, "scheme_exponent": self.exponent}
-        if "lns_placement" in self.scheme.options:
-            found["lns_placement"] = self.options.lns_placement or "both"
-        if "mix_ln_post_layers" in self.scheme.options:
-            found["mix_ln_post_layers"] = post_layers(config, self.options)
-        return found
+        return {"norm_scheme": self.scheme.name, **self.scheme.recorded(config, self.options)}
 
     def laid_over(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
         """A layer spec under this design. ValueError when its class or its norms are not ones we know."""
         if spec.module not in NUMBERED:
             raise ValueError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")
         submodules = spec.submodules
-        if self.options.residual_warmup_steps:
+        if self.common.residual_warmup_steps:
             submodules = with_joins(submodules, config, ResidualJoin)
         if self.scheme.overlay is not None:
             submodules = self.scheme.overlay(submodules, config, norms, self.options)
         if not self.binds:
             return replace(spec, submodules=submodules)
         params = {**(spec.params or {}), "design": self}
-        return ModuleSpec(module=NUMBERED[spec.module], params=params, submodules=submodules)
+        classes = {**NUMBERED, **self.scheme.layer}
+        return ModuleSpec(module=classes[spec.module], params=params, submodules=submodules)
 
     def bind(self, layer: Any) -> None:
         """Set in a built layer what depends on its number."""
         number, config = global_layer_number(layer), layer.config
+        factor = self.factor(number, config)
+        if factor is not None:
+            bind_depth_factor(layer, number, factor, self.carriers)
         if self.scheme.bind is not None:
             self.scheme.bind(layer, number, config, self.options)
-        if self.options.residual_warmup_steps:
-            start_warmup(layer, number, self.options.residual_warmup_steps)
-        if self.options.gamma_init:
+        if self.common.residual_warmup_steps:
+            start_warmup(layer, number, self.common.residual_warmup_steps)
+        if self.common.gamma_init:
             for gamma in input_gammas(layer):
                 _start_from(gamma, depth_factor(number) - config.layernorm_zero_centered_gamma)
         rescale = INIT_POLICIES[self.init_policy].rescale
@@ -116,7 +121,7 @@ def _start_from(gamma: torch.Tensor, value: float) -> None:
     gamma.fill_(value)
 
 
-class _Numbered:
+class Numbered:
     """Mixin over Megatron's layers: once built, the layer knows its number, and the design sets what depends on it.
 
     Nothing of the forward is overridden: recompute, CUDA graphs, FP8 and offloading see a stock layer.
@@ -128,11 +133,11 @@ class _Numbered:
             design.bind(self)
 
 
-class SchemeTransformerLayer(_Numbered, TransformerLayer):
+class SchemeTransformerLayer(Numbered, TransformerLayer):
     """Megatron's layer [s, b, h] under a design that depends on the depth."""
 
 
-class SchemeMoETransformerLayer(_Numbered, MoETransformerLayer):
+class SchemeMoETransformerLayer(Numbered, MoETransformerLayer):
     """Megatron's mixture-of-experts layer under such a design."""
 
 
@@ -142,25 +147,48 @@ NUMBERED: dict[type, type] = {
 }
 
 
+def plain_design(scheme: Scheme) -> BlockDesign:
+    """A scheme without options, with its own initialisation."""
+    return BlockDesign(scheme, scheme.options(), init_policy=scheme.default_init)
+
+
+def design_from_record(recorded: Mapping[str, Any]) -> BlockDesign:
+    """The design that ``BlockDesign.identity`` recorded; ValueError for a scheme that is not registered."""
+    scheme = get_scheme(str(recorded.get("norm_scheme", STOCK)))
+    if scheme.options_from_record is None:
+        options = scheme.options(**{name: recorded[name] for name in names(scheme.options) if name in recorded})
+    else:
+        options = scheme.options_from_record(recorded)
+    return BlockDesign(scheme, options, init_policy=scheme.default_init)
+
+
 def design_from_args(args: Any) -> BlockDesign:
     """The design that parsed arguments ask for; ValueError, naming the flags, for contradictory ones."""
-    scheme, options = get_scheme(args.norm_scheme), options_from_args(args)
+    scheme = get_scheme(args.norm_scheme)
     policy = resolve_init_policy(scheme.name, args.init_policy)[0]
-    check_options(scheme, options, args.num_layers)
-    return BlockDesign(scheme, options, policy)
+    _refuse_options_of_others(scheme, args)
+    design = BlockDesign(scheme, read_options(scheme.options, args), read_options(CommonOptions, args), policy)
+    _check_options(design, args.num_layers)
+    return design
 
 
-def check_options(scheme: Scheme, options: SchemeOptions, num_layers: int | None) -> None:
-    """ValueError for an option that the scheme does not take, or a value it cannot have."""
-    for name in options.given():
-        if name not in (*scheme.options, *WITH_EVERY_SCHEME):
+def _refuse_options_of_others(scheme: Scheme, args: Any) -> None:
+    """ValueError for an option that is given and that the scheme does not take."""
+    for kind in {row.options for row in SCHEMES.values()} - {scheme.options}:
+        for name in given(read_options(kind, args)):
             raise ValueError(
                 f"{flag_of(name)} does not go with --norm-scheme {scheme.name}, only with {', '.join(takers(name))}"
             )
-    if options.lns_placement is not None and options.lns_placement not in PLACEMENTS:
-        raise ValueError(f"--lns-placement {options.lns_placement} is none of {', '.join(PLACEMENTS)}")
-    layers = options.mix_ln_post_layers
-    if layers is not None and (layers < 0 or (num_layers is not None and layers > num_layers)):
-        raise ValueError(f"--mix-ln-post-layers {layers} must be between 0 and --num-layers {num_layers}")
-    if options.residual_warmup_steps is not None and options.residual_warmup_steps < 1:
-        raise ValueError(f"--residual-warmup-steps {options.residual_warmup_steps} must be at least 1")
+
+
+def _check_options(design: BlockDesign, num_layers: int | None) -> None:
+    """ValueError for a value that an option cannot have."""
+    for one in fields(design.scheme.options):
+        value, choices = getattr(design.options, one.name), one.metadata["flag"].get("choices")
+        if choices is not None and value is not None and value not in choices:
+            raise ValueError(f"{flag_of(one.name)} {value} is none of {', '.join(choices)}")
+    if design.scheme.check is not None:
+        design.scheme.check(design.options, num_layers)
+    steps = design.common.residual_warmup_steps
+    if steps is not None and steps < 1:
+        raise ValueError(f"--residual-warmup-steps {steps} must be at least 1")

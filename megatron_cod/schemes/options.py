@@ -1,43 +1,76 @@
-"""What the user chooses beside the scheme's name, and which scheme takes which choice."""
+"""Options of norm schemes: fields of dataclasses, each of which is the command-line flag of the same name.
 
-from dataclasses import dataclass, fields
+A scheme's row names its own dataclass; ``CommonOptions`` go with every scheme. The flags and their help are made from the
+fields, so that a scheme outside the package gets its flags like those of the package.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-PLACEMENTS = ("both", "attention", "mlp", "branch_output")
+
+def option(
+    default: Any = None,
+    *,
+    help: str,
+    type: Callable[[str], Any] | None = None,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of an options dataclass; ``default`` is its value where the flag is not given.
+
+    The keywords are those of ``argparse.ArgumentParser.add_argument``. A default of False makes a switch.
+    """
+    flag = {"help": help, "type": type, "choices": choices, "metavar": metavar}
+    return field(default=default, metadata={"flag": {key: value for key, value in flag.items() if value is not None}})
 
 
 @dataclass(frozen=True)
-class SchemeOptions:
-    """Options of the norm schemes; each field is the flag of the same name, and None or False means not given."""
-
-    lns_placement: str | None = None
-    """Where LNS puts its factor, of ``PLACEMENTS``; None is both input norms (the paper's ablation, table 8)."""
-    lns_exponent: float | None = None
-    """The factor is l ** -lns_exponent; None is 0.5."""
-    mix_ln_post_layers: int | None = None
-    """The first so many blocks are Post-LN; None is a quarter of them."""
-    layerscale_init: float | None = None
-    """Start value of LayerScale's vectors; None goes by the depth, as its authors do."""
-    gamma_init: bool = False
-    """Start the gammas of the input norms at 1/sqrt(l): the other method called LNS. Goes with every scheme."""
-    residual_warmup_steps: int | None = None
-    """ProRes (arXiv 2603.05369): at step t the branches of block l count min(t / (l * steps), 1). For every scheme."""
-
-    def given(self) -> list[str]:
-        """Names of the fields that differ from what they are without a flag."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+class NoOptions:
+    """Of a scheme that has none."""
 
 
-WITH_EVERY_SCHEME = ("gamma_init", "residual_warmup_steps")
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options that go with every scheme."""
 
-
-def options_from_args(args: Any) -> SchemeOptions:
-    """The options of parsed arguments. A namespace without the flags, as an older checkpoint's, has none."""
-    return SchemeOptions(
-        **{field.name: getattr(args, field.name, field.default) for field in fields(SchemeOptions)}  # type: ignore[arg-type]
+    gamma_init: bool = option(
+        False,
+        help="start the gammas of the input norms at 1/sqrt(l): another method than lns, and stacks with any scheme",
+    )
+    residual_warmup_steps: int | None = option(
+        help="ProRes (arXiv 2603.05369): at step t the branches of block l count min(t / (l * T), 1); stacks with any "
+        "scheme",
+        type=int,
+        metavar="T",
     )
 
 
 def flag_of(name: str) -> str:
     """``lns_exponent`` -> ``--lns-exponent``."""
     return "--" + name.replace("_", "-")
+
+
+def names(kind: type) -> list[str]:
+    """The fields of an options dataclass."""
+    return [one.name for one in fields(kind)]
+
+
+def given(options: Any) -> list[str]:
+    """Names of the fields that differ from what they are without a flag."""
+    return [one.name for one in fields(options) if getattr(options, one.name) != one.default]
+
+
+def read_options(kind: type, args: Any) -> Any:
+    """The options of parsed arguments. A namespace without the flags, as an older checkpoint's, has the defaults."""
+    return kind(**{one.name: getattr(args, one.name, one.default) for one in fields(kind)})
+
+
+def add_flags(group: Any, kind: type, known: set[str]) -> None:
+    """Add a flag for each field of an options dataclass to an argparse group, but for those in ``known``."""
+    for one in fields(kind):
+        if one.name in known:
+            continue
+        known.add(one.name)
+        switch = {"action": "store_true"} if one.default is False else {}
+        group.add_argument(flag_of(one.name), default=one.default, **switch, **one.metadata["flag"])

@@ -9,7 +9,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from megatron_cod.schemes.options import SchemeOptions
 from megatron_cod.schemes.residual import ResidualJoin
 
 
@@ -27,11 +26,12 @@ class Norms:
     ``schemes.post_norm``)."""
 
 
-Overlay = Callable[[TransformerLayerSubmodules, TransformerConfig, Norms, SchemeOptions], TransformerLayerSubmodules]
-"""The submodules of a layer as Megatron builds them -> the same under a scheme."""
+Overlay = Callable[[TransformerLayerSubmodules, TransformerConfig, Norms, Any], TransformerLayerSubmodules]
+"""The submodules of a layer as Megatron builds them, and the scheme's options -> the same under the scheme."""
 
-Bind = Callable[[Any, int, TransformerConfig, SchemeOptions], None]
-"""Called with a built layer and its global 1-based number l: what depends on the depth is set here."""
+Bind = Callable[[Any, int, TransformerConfig, Any], None]
+"""Called with a built layer, its global 1-based number l, the configuration and the scheme's options: what depends on the
+depth is set here."""
 
 
 def with_joins(
@@ -40,3 +40,10 @@ def with_joins(
     """The same layer with ``join`` for both of its branches."""
     attention, mlp = (ModuleSpec(module=join, params={"config": config, **params}) for _ in range(2))
     return replace(submodules, self_attn_bda=attention, mlp_bda=mlp)
+
+
+def depth_scaled_norms(
+    submodules: TransformerLayerSubmodules, _config: TransformerConfig, norms: Norms, _options: Any
+) -> TransformerLayerSubmodules:
+    """The overlay of a scheme whose factor multiplies both input norms."""
+    return norms.depth_scaled(submodules, ("attention", "mlp"))

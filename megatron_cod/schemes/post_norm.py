@@ -5,15 +5,26 @@ the MLP's), so that checkpoint keys are the same in every block of Mix-LN and ov
 layer's call of it passes the stream through, and the join applies it to the sum.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_cod.schemes.options import SchemeOptions
+from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
+from megatron_cod.schemes.row import NotFoldable, Scheme
+
+
+@dataclass(frozen=True)
+class MixLNOptions:
+    """How many blocks of Mix-LN are Post-LN."""
+
+    mix_ln_post_layers: int | None = option(
+        help="the first K blocks of mix_ln are Post-LN (default: a quarter)", type=int, metavar="K"
+    )
 
 
 class Deferred:
@@ -48,7 +59,7 @@ class PostNormJoin(ResidualJoin):
 
 
 def post_norm_overlay(
-    submodules: TransformerLayerSubmodules, config: TransformerConfig, norms: Norms, _options: SchemeOptions
+    submodules: TransformerLayerSubmodules, config: TransformerConfig, norms: Norms, _options: Any
 ) -> TransformerLayerSubmodules:
     """Norms that can be deferred, and joins that apply them."""
     return with_joins(norms.deferred(submodules), config, PostNormJoin)
@@ -59,17 +70,17 @@ def _apply_after(layer: Any, alpha: float = 1.0) -> None:
     layer.mlp_bda.take(layer.pre_mlp_layernorm, alpha)
 
 
-def bind_post_ln(layer: Any, _number: int, _config: TransformerConfig, _options: SchemeOptions) -> None:
+def bind_post_ln(layer: Any, _number: int, _config: TransformerConfig, _options: Any) -> None:
     """N(x + F(x)) (Vaswani et al.)."""
     _apply_after(layer)
 
 
-def post_layers(config: TransformerConfig, options: SchemeOptions) -> int:
+def post_layers(config: Any, options: MixLNOptions) -> int:
     """How many blocks of Mix-LN are Post-LN: a quarter of them (arXiv 2412.13795), or what the user says."""
     return config.num_layers // 4 if options.mix_ln_post_layers is None else options.mix_ln_post_layers
 
 
-def bind_mix_ln(layer: Any, number: int, config: TransformerConfig, options: SchemeOptions) -> None:
+def bind_mix_ln(layer: Any, number: int, config: TransformerConfig, options: MixLNOptions) -> None:
     """Post-LN in the first blocks of the whole model, Pre-LN in the others."""
     if number <= post_layers(config, options):
         _apply_after(layer)
@@ -80,6 +91,46 @@ def deepnorm_alpha(num_layers: int) -> float:
     return (2 * num_layers) ** 0.25
 
 
-def bind_deepnorm(layer: Any, _number: int, config: TransformerConfig, _options: SchemeOptions) -> None:
+def bind_deepnorm(layer: Any, _number: int, config: TransformerConfig, _options: Any) -> None:
     """N(alpha x + F(x))."""
     _apply_after(layer, deepnorm_alpha(config.num_layers))
+
+
+def _check_mix_ln(options: MixLNOptions, num_layers: int | None) -> None:
+    layers = options.mix_ln_post_layers
+    if layers is not None and (layers < 0 or (num_layers is not None and layers > num_layers)):
+        raise ValueError(f"--mix-ln-post-layers {layers} must be between 0 and --num-layers {num_layers}")
+
+
+POST_LN = Scheme(
+    name="post_ln",
+    block="N(x + F(x))",
+    reference="Vaswani et al., arXiv 1706.03762",
+    default_init="normal",
+    overlay=post_norm_overlay,
+    bind=bind_post_ln,
+    final_norm=False,
+    stock=NotFoldable("its norms stand after the residual sum"),
+)
+MIX_LN = Scheme(
+    name="mix_ln",
+    block="the first K blocks post_ln, the others pre_ln",
+    reference="Li et al., arXiv 2412.13795",
+    default_init="normal",
+    options=MixLNOptions,
+    overlay=post_norm_overlay,
+    bind=bind_mix_ln,
+    check=_check_mix_ln,
+    recorded=lambda config, options: {"mix_ln_post_layers": post_layers(config, options)},
+    stock=NotFoldable("the norms of its first blocks stand after the residual sum"),
+)
+DEEPNORM = Scheme(
+    name="deepnorm",
+    block="N((2L)^(1/4) x + F(x))",
+    reference="Wang et al., arXiv 2203.00555, decoder-only",
+    default_init="deepnorm",
+    overlay=post_norm_overlay,
+    bind=bind_deepnorm,
+    final_norm=False,
+    stock=NotFoldable("its norms stand after the residual sum, which it weighs"),
+)

@@ -1,15 +1,16 @@
 """Sandwich-LN, also called Peri-LN: x + N'(F(N(x))) (Ding et al.; Kim et al., arXiv 2502.02732)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_cod.schemes.options import SchemeOptions
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
+from megatron_cod.schemes.row import NotFoldable, Scheme
 
 
 class SandwichJoin(ResidualJoin):
@@ -24,7 +25,18 @@ class SandwichJoin(ResidualJoin):
 
 
 def sandwich_overlay(
-    submodules: TransformerLayerSubmodules, config: TransformerConfig, norms: Norms, _options: SchemeOptions
+    submodules: TransformerLayerSubmodules, config: TransformerConfig, norms: Norms, _options: Any
 ) -> TransformerLayerSubmodules:
     """A norm behind each branch."""
     return with_joins(submodules, config, SandwichJoin, norm=norms.plain)
+
+
+SANDWICH_LN = Scheme(
+    name="sandwich_ln",
+    block="x + N'(F(N(x)))",
+    reference="Ding et al., arXiv 2105.13290; Peri-LN: Kim et al., arXiv 2502.02732",
+    default_init="normal",
+    overlay=sandwich_overlay,
+    layer_parameters=lambda _hidden, norm: 2 * norm,
+    stock=NotFoldable("it has a second norm behind each branch"),
+)

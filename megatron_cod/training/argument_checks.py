@@ -5,8 +5,8 @@ from typing import Any
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.training import get_tokenizer
 
-from megatron_cod import cpu
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
@@ -34,6 +34,7 @@ def check_layout(args: Any, world_size: int) -> None:
             f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} x --context-parallel-size {cp}); "
             f"start {world_size // model_ranks * model_ranks or model_ranks}, or change the layout"
         )
+    _check_context(args)
     if args.num_layers:
         plan_pipeline(split_from_args(args))
     if args.num_attention_heads and args.num_attention_heads % tp:
@@ -56,24 +57,16 @@ def _check_sizes(args: Any) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
 
-def head_dim(args: Any) -> int:
-    """Channels of one attention head."""
-    return args.kv_channels or args.hidden_size // args.num_attention_heads
-
-
-def query_groups(args: Any) -> int:
-    """Key-value heads."""
-    return args.num_query_groups if args.group_query_attention else args.num_attention_heads
-
-
-def microbatches(args: Any, batch: int | None = None) -> int:
-    """Micro-batches of one data-parallel replica in a step of ``batch`` samples; ``--global-batch-size`` by default."""
-    return (batch or args.global_batch_size) // (args.micro_batch_size * args.data_parallel_size)
-
-
-def virtual_group(args: Any) -> int:
-    """Contiguous micro-batches a virtual stage takes in turn."""
-    return args.microbatch_group_size_per_vp_stage or args.pipeline_model_parallel_size
+def _check_context(args: Any) -> None:
+    """ValueError for what context parallelism cannot be had with. args: the plain parse."""
+    cp = args.context_parallel_size
+    if args.hybrid_context_parallel:
+        raise ValueError("--hybrid-context-parallel is not supported; --context-parallel-size alone is")
+    if args.seq_length and cp > 1 and args.seq_length % (2 * cp):
+        raise ValueError(
+            f"--seq-length {args.seq_length} must be a multiple of {2 * cp}: each of the {cp} ranks of "
+            f"--context-parallel-size takes two chunks of it"
+        )
 
 
 def _check_attention(config: Any) -> None:
@@ -173,8 +166,6 @@ def check_built(args: Any, config: Any) -> None:
 
     args: after Megatron's validation. config: the TransformerConfig of the model.
     """
-    if args.use_megatron_fsdp and not cpu.has_cuda():
-        raise ValueError("--use-megatron-fsdp needs a GPU; --use-torch-fsdp2 runs without")
     check_graphs(args)
     check_low_precision(args)
     _check_meta_device(args)

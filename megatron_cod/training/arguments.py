@@ -4,8 +4,8 @@ import argparse
 from typing import Any, NoReturn
 
 from megatron_cod.schemes.init_policy import INIT_POLICIES
-from megatron_cod.schemes.options import PLACEMENTS
-from megatron_cod.schemes.table import SCHEMES, get_scheme
+from megatron_cod.schemes.options import CommonOptions, add_flags
+from megatron_cod.schemes.table import DEFAULT, SCHEMES, get_scheme
 from megatron_cod.training.backend_flags import CHOICES
 from megatron_cod.training.faults.flags import add_fault_options
 from megatron_cod.training.task import Program
@@ -44,36 +44,19 @@ def _scheme(text: str) -> str:
 
 
 def _add_scheme_options(group: Any) -> None:
-    """The fields of ``SchemeOptions``."""
-    group.add_argument(
-        "--lns-placement",
-        choices=PLACEMENTS,
-        help="where lns puts its factor: on both input norms (default), on one of them, or on the branch outputs",
-    )
-    group.add_argument("--lns-exponent", type=float, metavar="E", help="the factor of lns is l ** -E (default: 0.5)")
-    group.add_argument(
-        "--mix-ln-post-layers",
-        type=int,
-        metavar="K",
-        help="the first K blocks of mix_ln are Post-LN (default: a quarter)",
-    )
-    group.add_argument(
-        "--layerscale-init",
-        type=float,
-        metavar="A",
-        help="start value of layerscale's vectors (default: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 above)",
-    )
-    group.add_argument(
-        "--gamma-init",
-        action="store_true",
-        help="start the gammas of the input norms at 1/sqrt(l): another method than lns, and stacks with any scheme",
-    )
-    group.add_argument(
-        "--residual-warmup-steps",
-        type=int,
-        metavar="T",
-        help="ProRes: the branches of block l come in over l * T steps; stacks with any scheme",
-    )
+    """The options of every registered scheme, and those that go with all."""
+    known: set[str] = set()
+    for kind in (*(row.options for row in SCHEMES.values()), CommonOptions):
+        add_flags(group, kind, known)
+
+
+def _default_inits() -> str:
+    by_policy: dict[str, list[str]] = {}
+    for row in SCHEMES.values():
+        by_policy.setdefault(row.default_init, []).append(row.name)
+    usual = max(by_policy, key=lambda policy: len(by_policy[policy]))
+    others = [f"{policy} for {', '.join(of)}" for policy, of in by_policy.items() if policy != usual]
+    return "; ".join([*others, f"{usual} for the others"])
 
 
 class _HelpMegatron(argparse.Action):
@@ -95,17 +78,25 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         "--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to leave out, e.g. --unset swiglu"
     )
     group.add_argument(
+        "--import",
+        dest="import_modules",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE",
+        help="import Python modules that register norm schemes of your own (docs/schemes.md)",
+    )
+    group.add_argument(
         "--norm-scheme",
         type=_scheme,
-        default="lns",
+        default=DEFAULT,
         metavar="NAME",
         help=f"norm scheme of every block: {', '.join(SCHEMES)} (default: %(default)s)",
     )
     group.add_argument(
         "--init-policy",
         choices=list(INIT_POLICIES),
-        help="initialisation of a block's projections (default: the scheme's own; scaled for pre_ln, deepnorm for "
-        "deepnorm, normal for the others)",
+        help=f"initialisation of a block's projections (default: the scheme's own: {_default_inits()})",
     )
     _add_scheme_options(group)
     group.add_argument(

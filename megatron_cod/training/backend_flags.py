@@ -1,10 +1,12 @@
 """The Megatron flags that come before the recipe: those of the backend, and defaults without which runs go wrong later."""
 
-import importlib.util
 from collections.abc import Sequence
 
 from megatron_cod import cpu
-from megatron_cod.backends.choice import BACKENDS, have_apex, have_transformer_engine
+from megatron_cod.backends.choice import BACKENDS, broken_transformer_engine, have_apex, have_transformer_engine
+from megatron_cod.training.devices import no_gpu
+from megatron_cod.training.environment import can_compile
+from megatron_cod.training.packages import missing_fusions, torch_has_the_norms
 
 CHOICES = ("auto", *BACKENDS)
 
@@ -12,9 +14,12 @@ CHOICES = ("auto", *BACKENDS)
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
 # next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
 # leaves out, faults/nonfinite.py says where a NaN came from.
-_COMMON = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
-_COMMON += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+COMMON_FLAGS = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
+COMMON_FLAGS += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
+"""Those that are the same on every machine."""
+
 _IMPLEMENTATION = "--transformer-impl"
+_NOT_COMPILED = "fused activations: not compiled, which takes Triton, a C compiler and Python's headers (slower, equal)"
 
 
 def given_value(flags: Sequence[str], name: str) -> str | None:
@@ -43,44 +48,38 @@ def without(flags: Sequence[str], name: str, values: int = 1) -> list[str]:
 def _automatic(flags: Sequence[str]) -> tuple[str, str]:
     """The backend where the user names none, and why. The fastest that is installed and has the norm."""
     if not cpu.has_cuda():
-        return "torch", "no GPU found: training on CPU processes over gloo"
+        return "torch", f"{no_gpu()}: training on CPU processes over gloo"
     if have_transformer_engine():
         return "transformer_engine", "installed"
+    why = broken_transformer_engine() or "Transformer Engine is not installed"
     if have_apex() and given_value(flags, "--normalization") in (None, "LayerNorm"):
-        return "apex", "Transformer Engine is not installed"
-    return "torch", "Transformer Engine is not installed"
+        return "apex", why
+    return "torch", why
 
 
-def _local_flags(backend: str) -> list[str]:
-    """Megatron's ``local`` layers, without the fusions whose packages are missing."""
-    flags = [_IMPLEMENTATION, "local"]
-    if backend == "torch":
-        flags.append("--no-persist-layer-norm")
-    return flags
-
-
-def _missing_fusions() -> list[str]:
-    """Off, whatever the layers are made of: the output layer is Megatron's own, on Transformer Engine too."""
-    # The extension of Apex that adds weight gradients to the main gradients within the product.
-    missing = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is None
-    return ["--no-gradient-accumulation-fusion"] if missing else []
+def _chosen(user_flags: Sequence[str]) -> tuple[str | None, list[str], str]:
+    """(the ``--transformer-impl`` it comes to, None for Megatron's own default; flags for it; the log line)."""
+    implementation = given_value(user_flags, _IMPLEMENTATION)
+    if implementation:
+        return implementation, [], f"backend: {_IMPLEMENTATION} {implementation} (asked for)"
+    asked = given_value(user_flags, "--backend") or "auto"
+    backend, why = _automatic(user_flags) if asked == "auto" else (asked, "asked for")
+    line = f"backend: {backend} ({why})"
+    if backend == "transformer_engine":
+        return backend, [] if cpu.has_cuda() else [_IMPLEMENTATION, backend], line  # on a GPU it is Megatron's default
+    return "local", [] if not cpu.has_cuda() else [_IMPLEMENTATION, "local"], line
 
 
 def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     """Flags that come before the recipe, and the lines that explain them.
 
-    user_flags: the recipe's and the command line's; an explicit ``--transformer-impl`` or ``--backend`` there wins.
+    user_flags: the recipe's and the command line's; an explicit ``--transformer-impl`` or ``--backend`` there wins. Fusions
+    whose packages are missing are turned off for every choice.
     """
-    on_cpu = _missing_fusions() if cpu.has_cuda() else list(cpu.DEFAULT_FLAGS)
-    implementation = given_value(user_flags, _IMPLEMENTATION)
-    if implementation:
-        return [*_COMMON, *on_cpu], [f"backend: {_IMPLEMENTATION} {implementation} (asked for)"]
-    asked = given_value(user_flags, "--backend") or "auto"
-    backend, why = _automatic(user_flags) if asked == "auto" else (asked, "asked for")
-    if not cpu.has_cuda():
-        of_backend = [_IMPLEMENTATION, "transformer_engine"] if backend == "transformer_engine" else []
-    elif backend == "transformer_engine":
-        of_backend = []  # Megatron's default
-    else:
-        of_backend = _local_flags(backend)
-    return [*_COMMON, *on_cpu, *of_backend], [f"backend: {backend} ({why})"]
+    implementation, of_backend, line = _chosen(user_flags)
+    fusions = list(cpu.DEFAULT_FLAGS) if not cpu.has_cuda() else missing_fusions()
+    backend, normalization = given_value(user_flags, "--backend"), given_value(user_flags, "--normalization")
+    if torch_has_the_norms(implementation, backend, normalization):
+        fusions.append("--no-persist-layer-norm")
+    lines = [line] if not cpu.has_cuda() or can_compile() else [line, _NOT_COMPILED]
+    return [*COMMON_FLAGS, *fusions, *of_backend], lines

@@ -8,18 +8,20 @@ import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
-from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers, get_tokenizer, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
+from megatron_cod.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.training.context_parallel import balanced, cut_to_rank
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+ON_HOST = "position_ids on the host"
+"""The entry of a batch of packed rows that holds its positions in host memory, on ranks that read data."""
 
 
 def dataset_config(args: Any) -> GPTDatasetConfig:
@@ -75,7 +77,8 @@ def get_batch(
 ) -> Batch:
     """One micro-batch [b, s] for this rank: read on the first TP rank, broadcast over TP, cut to this CP rank.
 
-    Most stages in the middle of the pipeline need no data: every entry is None there, unless ``everywhere``.
+    Most stages in the middle of the pipeline need no data: every entry is None there, unless ``everywhere``; then the
+    positions are kept on the host too, where they were read.
     """
     keys = (*_KEYS, "attention_mask")
     args = get_args()
@@ -85,6 +88,7 @@ def get_batch(
     device = torch.cuda.current_device()
     batch: Batch = dict.fromkeys(keys)
     names = keys if args.create_attention_mask_in_dataloader else _KEYS
+    data: dict[str, Tensor] | None = None
     if mpu.get_tensor_model_parallel_rank() == 0:
         assert data_iterator is not None
         data = next(data_iterator)
@@ -101,8 +105,9 @@ def get_batch(
         group, source = mpu.get_tensor_model_parallel_group(), mpu.get_tensor_model_parallel_src_rank()
         for name in names:
             torch.distributed.broadcast(batch[name], source, group=group)
-    if args.context_parallel_size > 1:
-        batch = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+    batch = cut_to_rank(batch)
+    if everywhere and data is not None:
+        batch[ON_HOST] = data["position_ids"]
     return batch
 
 
@@ -110,26 +115,24 @@ def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[s
     """Sum of the token losses [b, s] over unmasked tokens, their number, and what is reported.
 
     loss_mask, output: [b, s]. Reported losses are means over all tokens of a step; the gradient is Megatron's (a mean
-    per micro-batch, or over tokens with --calculate-per-token-loss), the same thing when no token is masked.
+    per micro-batch, or over tokens with --calculate-per-token-loss), the same thing when no token is masked. Under context
+    parallelism a micro-batch is all ranks' parts of it.
     """
     mask = loss_mask.view(-1).float()
     loss = torch.sum(output.view(-1).float() * mask)
     tokens = mask.sum().clone().detach().to(torch.int)
     reported = torch.cat([loss.clone().detach().view(1), tokens.view(1).float()])
+    if not get_args().calculate_per_token_loss:
+        loss = balanced(loss, tokens)
     return loss, tokens, {"lm loss": reported}
 
 
-def packed_batch(batch: Batch) -> tuple[Batch, PackedSeqParams]:
+def packed_batch(batch: Batch) -> tuple[Batch, PackedSamples]:
     """A batch of rows [b, s] as one row [1, b * s], and where in it samples begin: wherever positions begin anew."""
-    positions = batch["position_ids"]
-    assert positions is not None
     flat: Batch = {name: None if one is None else one.reshape(1, -1) for name, one in batch.items()}
-    starts = (positions.flatten() == 0).nonzero().flatten()
-    ends = torch.cat([starts, starts.new_tensor([positions.numel()])]).to(torch.int32)
-    longest = int((ends[1:] - ends[:-1]).max())
-    return flat, PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, max_seqlen_q=longest, max_seqlen_kv=longest
-    )
+    positions, on_host = flat["position_ids"], flat.pop(ON_HOST, None)
+    assert positions is not None
+    return flat, PackedSamples(positions.flatten(), None if on_host is None else on_host.flatten())
 
 
 def forward_step(

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, load
 
-from megatron_cod import __version__, cpu
+from megatron_cod import __version__
 from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
     check_files,
+    is_dcp,
     iteration_name,
     iterations,
     latest_checkpoint,
@@ -26,19 +26,14 @@ from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.faults import rewind
+from megatron_cod.training.optimizer_layout import check_optimizer_layout
 
 RESOLVED = "resolved_args.yaml"
 
 # What must agree for the weights to fit; Megatron asserts some of these later, on every rank and less clearly.
 _SHAPE_ARGUMENTS = ("num_layers", "hidden_size", "num_attention_heads", "ffn_hidden_size", "padded_vocab_size")
 
-# What a distributed optimizer's buckets are cut by. Short name -> argument.
-_BUCKET_LAYOUT = {
-    "TP": "tensor_model_parallel_size",
-    "PP": "pipeline_model_parallel_size",
-    "EP": "expert_model_parallel_size",
-    "VPP": "virtual_pipeline_model_parallel_size",
-}
+_FSDP2 = "training with --use-torch-fsdp2 --ckpt-format torch_dcp"
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
@@ -46,9 +41,17 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     try:
-        return dist_checkpointing.load_common_state_dict(str(checkpoint))
+        return (
+            _dcp_state(checkpoint) if is_dcp(checkpoint) else dist_checkpointing.load_common_state_dict(str(checkpoint))
+        )
     except Exception as error:
         raise ValueError(f"checkpoint {checkpoint} is corrupt: {' '.join(str(error).split())[:200]}") from None
+
+
+def _dcp_state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = {"args": None}
+    load(state, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+    return state
 
 
 def checkpoint_to_load(args: Any) -> Path | None:
@@ -106,14 +109,10 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
     lines = ignored(args, checkpoint)
     if checkpoint is None:
         return [*lines, f"--load {args.load}: no checkpoint there, starting from scratch"] if args.load else []
-    if args.use_distributed_optimizer and cpu.has_cuda() and not HAVE_APEX_OR_TE:
-        # Megatron 0.19.2 there: an assertion, and where that is passed, AdamW steps that count up once a parameter.
-        raise ValueError(
-            "Megatron cannot resume --use-distributed-optimizer with torch's AdamW: install Transformer Engine or Apex"
-        )
     # A run's own is looked at when its directory is put in order. One rank's reading is enough.
     elsewhere = args.dry_run or not same_directory(args.load, args.save)
     check_files(checkpoint, verify=args.verify_checkpoint and elsewhere and this_rank() == 0)
+    _check_format(checkpoint, args)
     state = saved_state(checkpoint)
     saved = state.get("args")
     if saved is None:
@@ -127,6 +126,17 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
     return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
+
+
+def _check_format(checkpoint: Path, args: Any) -> None:
+    """ValueError for a checkpoint in a format that Megatron takes for another one."""
+    ours = args.ckpt_format in ("torch_dcp", "fsdp_dtensor")
+    if is_dcp(checkpoint) and not ours:
+        raise ValueError(f"checkpoint {checkpoint} is in the format torch_dcp: only {_FSDP2} loads it")
+    if ours and not is_dcp(checkpoint):
+        raise ValueError(
+            f"checkpoint {checkpoint} is not in --ckpt-format {args.ckpt_format}, which {_FSDP2} loads alone"
+        )
 
 
 def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
@@ -160,40 +170,6 @@ def differences(checkpoint: Path, saved: argparse.Namespace, args: Any) -> list[
     if version is not None and version != __version__:
         lines.append(f"{checkpoint} was saved by megatron_cod {version}, this is {__version__}")
     return lines
-
-
-def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content: dict[str, Any], args: Any) -> None:
-    """ValueError when the optimizer state cannot be brought to this run's layout; another DP size always can.
-
-    content: the checkpoint's content metadata. A distributed optimizer saved without
-    ``--dist-ckpt-optim-fully-reshardable``, which our runs have by default, keeps its buckets as they lay in memory.
-    """
-    if args.no_load_optim or args.finetune or getattr(saved, "no_save_optim", False):
-        return
-    optimizer = getattr(saved, "optimizer", args.optimizer)
-    if optimizer != args.optimizer:
-        raise ValueError(
-            f"checkpoint {checkpoint} was saved with --optimizer {optimizer}, whose state --optimizer {args.optimizer} "
-            "cannot go on with: give that, or --no-load-optim"
-        )
-    theirs, ours = bool(getattr(saved, "use_distributed_optimizer", False)), bool(args.use_distributed_optimizer)
-    if theirs != ours:
-        raise ValueError(
-            f"checkpoint {checkpoint} was saved {'with' if theirs else 'without'} --use-distributed-optimizer, and its "
-            f"optimizer state only loads so: {'give' if theirs else 'leave out'} that flag, or give --no-load-optim"
-        )
-    kind = content.get("distrib_optim_sharding_type")
-    if not ours or kind is None or kind in DistributedOptimizer.checkpoint_fully_reshardable_formats:
-        return
-    what = f"checkpoint {checkpoint} holds an optimizer state that cannot be resharded ({kind})"
-    layouts = [{short: getattr(a, name, None) or 1 for short, name in _BUCKET_LAYOUT.items()} for a in (saved, args)]
-    if layouts[0] != layouts[1]:
-        was, now = (" x ".join(f"{short} {size}" for short, size in layout.items()) for layout in layouts)
-        raise ValueError(
-            f"{what}, saved at {was}, this run is {now}: load it at the saved layout, or give --no-load-optim"
-        )
-    if not HAVE_APEX_OR_TE:  # Megatron writes into its parameters in place, which autograd refuses
-        raise ValueError(f"{what}, and with torch's AdamW not be loaded at all: give --no-load-optim")
 
 
 def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import recipes
+from megatron_cod.training import devices, recipes
 from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.backend_flags import default_flags
+from megatron_cod.training.backend_flags import COMMON_FLAGS, default_flags
+from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.reporting import say
 from megatron_cod.training.task import Program
 from megatron_cod.training.token_counts import in_samples, overruled
@@ -16,19 +17,27 @@ from megatron_cod.training.token_counts import in_samples, overruled
 def resolve_command_line(command_line: list[str], program: Program | None = None) -> tuple[list[str], Namespace, str]:
     """Defaults, then the recipe, then the command line: flags for Megatron, their plain parse, and as YAML what was asked.
 
-    Raises ValueError for an unknown flag, recipe or recipe key, and for lengths that contradict each other.
+    The YAML is a recipe that reproduces the run on any machine: what is chosen by the machine is not in it.
+    Raises ValueError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
+    torch cannot use. Sets what Megatron reads from the environment before the first CUDA context.
     """
+    devices.check_driver()
+    import_schemes(command_line)
     parser = build_parser(program)
     given = parser.parse_args(command_line)
     from_recipe = []
     if given.recipe:
-        recipe = recipes.load_recipe(given.recipe)
+        recipe, line = recipes.without_machine(recipes.load_recipe(given.recipe))
+        if line:
+            say(line)
         from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
     defaults, lines = default_flags([*from_recipe, *command_line])
     for line in lines:
         say(line)
-    flags = [*defaults, *(program.default_flags if program else ()), *from_recipe, *command_line]
-    raw = parser.parse_args(flags)
+    asked = [*(program.default_flags if program else ()), *from_recipe, *command_line]
+    flags = [*defaults, *asked]
+    raw = parser.parse_args([*COMMON_FLAGS, *asked])
+    devices.set_connections(raw)
     counted = in_samples(flags, parser.parse_args(flags), say)
     always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
     return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)

@@ -48,6 +48,8 @@ class Row:
 
 _OUTSIDE = "called where gradients are zeroed, outside of every graph"
 _HOOKS = "its forward and backward hooks measure layers, and a replay calls none"
+_PADDED = "--moe-pad-expert-input-to-capacity with --moe-expert-capacity-factor"
+_TOKENS = "shapes in a graph cannot depend on the router; give "
 _BATCH = "a graph holds as many micro-batches as the step that was captured"
 
 TABLE = (
@@ -79,7 +81,7 @@ TABLE = (
     Row(
         "begin of a forward step",
         "the forward step is Python under local and transformer_engine; what hangs on it is the watch for hangs alone",
-        sites=("training/run.py main: pretrain steps.watch(task.forward_step)",),
+        sites=("training/run.py main: pretrain faults.watch(steps.watch(task.forward_step))",),
     ),
     Row(
         "time limit",
@@ -110,12 +112,15 @@ TABLE = (
     ),
     Row(
         "check for NaN and infinity",
-        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step",
+        "gradients and loss are checked after the replay; under full_iteration before the optimizer's step, and the layer "
+        "is found by running the step again without graphs; with graphs of layers it is not",
         flags=("--on-nonfinite", "--most-skipped-steps"),
         asked=lambda args: args.on_nonfinite != "ignore",
         sites=(
-            "training/faults/nonfinite.py StepGuard.attach: register_forward_hook",
-            "training/faults/nonfinite.py StepGuard._hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _watched: register_forward_hook",
+            "training/faults/nonfinite_search.py _hook.hook: register_hook",
+            "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
+            "training/faults/nonfinite_search.py _aside: config.timers",
             "training/faults/nonfinite.py StepGuard.attach: config.finalize_model_grads_func",
             "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
             "training/faults/nonfinite.py before_step: optimizer.step",
@@ -195,6 +200,18 @@ TABLE = (
         refused={FULL: "the scale of the step that was captured stays in the graph; give --loss-scale X, or --bf16"},
         flags=("--fp16",),
         asked=lambda args: args.fp16 and not args.loss_scale,
+    ),
+    Row(
+        "experts that take as many tokens as come",
+        "their part of the layer is not captured where --cuda-graph-modules says so",
+        refused={
+            **dict.fromkeys((LOCAL, TE), f"{_TOKENS}--cuda-graph-modules attn moe_router, or {_PADDED}"),
+            FULL: _TOKENS + _PADDED,
+        },
+        flags=("--num-experts",),
+        asked=lambda args: (
+            bool(args.num_experts) and not args.cuda_graph_modules and not args.moe_pad_expert_input_to_capacity
+        ),
     ),
     Row(
         "timers in the forward and backward",

@@ -98,7 +98,9 @@ class DepthMonitor:
             self._table[number - 1, -1] = 1.0
         torch.distributed.all_reduce(self._table)
         self._table[:, 4] /= self._loss_scale().square()
-        values = means(self._table.cpu(), get_num_microbatches())  # the one wait of a monitored step
+        # Megatron averages over context-parallel ranks as over micro-batches: a rank's own loss is as many times larger.
+        # This is the one wait of a monitored step.
+        values = means(self._table.cpu(), get_num_microbatches() / self._args.context_parallel_size)
         self._table.zero_()
         if self._args.fp16 and not all(map(math.isfinite, values["gradient norm"])):
             del values["gradient norm"]  # the loss scale overflowed, as it does by design: the step is skipped
@@ -145,12 +147,12 @@ def _add_gradient(row: Tensor, gradient: Tensor) -> None:
     row[7] += gradient.numel() // gradient.shape[-1]
 
 
-def means(table: Tensor, microbatches: int) -> dict[str, list[float]]:
+def means(table: Tensor, microbatches: float) -> dict[str, list[float]]:
     """Gathered sums [L, ...] -> a value for every layer and metric.
 
     ``gradient norm`` is the root mean square over tokens of the norm, over channels, of a micro-batch's loss gradient with
-    respect to the stream after the block; Megatron divides losses by the number of micro-batches, which is undone, so that
-    the figure does not depend on the layout. The loss scale of fp16 is out of the sums already.
+    respect to the stream after the block; Megatron divides losses by ``microbatches``, which is undone, so that the figure
+    does not depend on the layout. The loss scale of fp16 is out of the sums already.
     """
     tokens, with_gradient, holders = table[:, 6], table[:, 7], table[:, 8]
     found = {name: table[:, place] / tokens for place, name in enumerate(COLUMNS[:4])}

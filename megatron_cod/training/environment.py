@@ -1,13 +1,28 @@
 """Imported before Megatron: prepares what Megatron reads while it is imported."""
 
+import importlib.util
 import os
 import shutil
+import sysconfig
 import tempfile
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 
 from megatron_cod import cpu
 
-if not cpu.has_cuda():
+
+def can_compile(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torch.compile can make kernels for a GPU here: Triton builds a module of Python with a C compiler first."""
+    compilers = [environment["CC"]] if environment.get("CC") else ["gcc", "clang"]
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    has_triton = importlib.util.find_spec("triton") is not None
+    return has_triton and has_headers and any(map(shutil.which, compilers))
+
+
+# torch itself says once more of a driver that it cannot use (devices.check_driver).
+warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
+if not cpu.has_cuda() or not can_compile():
     cpu.prepare_environment()
 # Megatron warns a dozen times, on every rank, of optional packages; the backend in use is said once, in our log.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")

@@ -20,7 +20,7 @@ from megatron.training.arguments import parse_and_validate_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSampler, MegatronPretrainingSampler
 from megatron.training.training import get_train_valid_test_num_samples
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.training.argument_checks import check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import datasets_provider
@@ -144,7 +144,7 @@ def _parse(command_line: list[str], world_size: int | None) -> Any:
     world = world_size or smallest
     check_layout(raw, world)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "1"}
-    cpu.install()
+    torch_adaptations.install()
     program = sys.argv
     sys.argv = [program[0], *flags]
     try:

@@ -6,6 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
+from megatron_cod import cpu
+
+HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
+"""The environment of processes that train on CPUs although there are GPUs."""
 _PROGRESS = (
     *("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy "),
     *("training data: ", "validation data: ", "packed into ", "one conversation a row: "),
@@ -30,14 +36,28 @@ def launch_command(processes: int, flags: Sequence[str], entry: str = "pretrain"
     return [*torchrun, "-m", f"megatron_cod.training.{entry}", *flags]
 
 
+def on_cpus_instead(processes: int) -> str | None:
+    """Why so many processes of one machine cannot have a GPU each; None where they can, or where there is no GPU."""
+    if not cpu.has_cuda() or torch.cuda.device_count() >= processes:
+        return None
+    gpus = torch.cuda.device_count()
+    return f"{processes} processes and {gpus} GPU{'' if gpus == 1 else 's'}: NCCL takes one process a GPU"
+
+
 def run_training(
-    processes: int, flags: Sequence[str], log: Path, show: Callable[[str], None], entry: str = "pretrain"
+    processes: int,
+    flags: Sequence[str],
+    log: Path,
+    show: Callable[[str], None],
+    entry: str = "pretrain",
+    on_cpus: bool = False,
 ) -> None:
     """Train in ``processes`` processes to the end; the whole output goes to ``log``, progress lines to ``show``.
 
-    Raises RunFailed when the run does not end well. On interruption the processes are ended with it.
+    on_cpus: hide the GPUs from them. Raises RunFailed when the run does not end well. On interruption the processes are
+    ended with it.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"} | (HIDDEN if on_cpus else {})
     error = None
     with log.open("w") as file:
         process = subprocess.Popen(

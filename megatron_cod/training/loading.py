@@ -17,10 +17,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu
+from megatron_cod import torch_adaptations
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
     checkpoints,
     environment,
@@ -28,21 +30,12 @@ from megatron_cod.training import (
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.failures import one_line
+from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
+from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 from megatron_cod.training.task import Program
-
-_TRAINING = """
-save load tensorboard wandb metrics keep-last log- eval- pipeline-model-parallel tensor-model-parallel mock-data
-expert-model-parallel expert-tensor-parallel num-virtual-stages num-layers-per-virtual decoder-first-pipeline
-decoder-last-pipeline account-for- sequence-parallel context-parallel recompute- use-distributed-optimizer overlap-
-data-path train- valid-data test-data split tokenizer global-batch micro-batch rampup step-batch lr min-lr num-workers exit-
-depth-monitor finetune no-load no-save ckpt-step recipe seq-length sft- no-sft- train-epochs pretrained-checkpoint
-chat-template optimizer muon- phase-transition use-torch-fsdp2 use-megatron-fsdp rank-log
-transformer-impl distributed-backend use-cpu-init no-persist no-gradient-acc no-masked no-rope-fusion no-bias-
-cuda-graph enable-cuda-graph external-cuda-graph optimizer-cuda-graph inference-cuda-graph te-rng-tracker
-"""
-"""Beginnings of resolved arguments that say how and on what machine a model was trained, and not what it is."""
 
 _RECIPES = (checkpoints.RESOLVED, "recipe.yaml")
 """What tells of a model beside its checkpoints: as a run leaves it, or an import."""
@@ -65,13 +58,18 @@ def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     checkpoint = checkpoints.checkpoint_to_load(where)
     if checkpoint is None:
         raise ValueError(f"{folder} holds no finished checkpoint")
+    if is_dcp(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is in the format torch_dcp, which only training with --use-torch-fsdp2 reads; a run with "
+            "--no-save-optim and no --ckpt-format saves weights that every program reads"
+        )
     return folder, checkpoint
 
 
 def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset: Sequence[str] = ()) -> list[str]:
     """Flags that build the model of a checkpoint at any layout, and load it.
 
-    kept: beginnings of keys that stay although they are of training (``tokenizer``). unset: keys to leave out besides.
+    kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to leave out besides.
     ValueError where no file tells how the model is built.
     """
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
@@ -81,12 +79,13 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
-    training = tuple(word for word in _TRAINING.split() if not word.startswith(tuple(kept)))
-    dropped = [key for key in recipe if key.startswith(training)]
-    flags = recipe_flags(recipe, build_parser(), [*dropped, *unset])
+    import_modules(modules_of(recipe))
+    parser = build_parser()
+    dropped = keys_beside_the_model(recipe, parser, kept)
+    flags = recipe_flags(recipe, parser, [*dropped, *unset])
     saved = checkpoints.saved_state(checkpoint).get("args")
     # Megatron pads by the size of TP, which may be another one now; without the tokenizer it knows no size at all.
-    for key in ("padded-vocab-size", *([] if "tokenizer" in kept else ["vocab-size"])):
+    for key in ("padded-vocab-size", *([] if set(TOKENIZER) <= set(kept) else ["vocab-size"])):
         size = getattr(saved, key.replace("-", "_"), None)
         flags += [f"--{key}={size}"] if key not in recipe and size else []
     number = checkpoint.name.removeprefix("iter_")
@@ -102,7 +101,7 @@ def parse(flags: Sequence[str], program: Program | None = None) -> tuple[Any, An
     command = sys.argv
     with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
         try:
-            cpu.install()
+            torch_adaptations.install()
             sys.argv = [command[0], *flags]
             args = parse_and_validate_args(extra_args_provider=lambda parser: add_arguments(parser, program))
             config, _ = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
@@ -149,7 +148,8 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
     ]
     launch_alone()
     with redirect_stdout(io.StringIO()):
-        flags = resolve_command_line(flags)[0]
+        flags, raw, _ = resolve_command_line(flags)
+    check_packages(raw)
     args, config = parse(flags)
     inner = build(args, config)[0]
     while hasattr(inner, "module"):

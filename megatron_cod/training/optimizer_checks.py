@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from megatron_cod import cpu
+
 _OWN = ("adam", "sgd")
 _RUN = (*_OWN, "muon", "lion")
 _REFUSED = {
@@ -21,6 +23,7 @@ def check_optimizer(args: Any) -> None:
     args: the plain parse of the command line.
     """
     name = args.optimizer
+    _check_offload(args)
     if name in _OWN:
         return
     flag = f"--optimizer {name}"
@@ -41,3 +44,16 @@ def check_optimizer(args: Any) -> None:
     refused = [what for what, is_set in asked.items() if is_set]
     if refused:
         raise ValueError(f"{flag} does not support {', '.join(refused)}")
+
+
+def _check_offload(args: Any) -> None:
+    """ValueError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails by its first step."""
+    if args.optimizer_cpu_offload and not args.bf16:
+        given = "--fp16" if args.fp16 else "fp32"
+        raise ValueError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
+
+
+def check_offload_device(args: Any) -> None:
+    """ValueError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
+    if args.optimizer_cpu_offload and not cpu.has_cuda():
+        raise ValueError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")

@@ -73,6 +73,11 @@ def redirect(folder: Path | None, rank: int, world: int) -> None:
     print(f"---- {now} rank {rank} of {world} on {this_host()}, pid {os.getpid()}, restart {restarts()}", flush=True)
 
 
+def is_redirected() -> bool:
+    """Whether what this process prints goes to a file of its own."""
+    return _file is not None
+
+
 def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The traceback to the file, a line to the console."""
     sys.__excepthook__(kind, error, trace)

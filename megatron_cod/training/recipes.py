@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from megatron_cod import cpu
 from megatron_cod.training.data_section import KEY, data_flags
 
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
@@ -38,6 +39,18 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     recipe = {str(key).replace("_", "-"): value for key, value in content.items()}
     base = recipe.pop("base", None)
     return recipe if base is None else {**_load(path.parent / str(base), (*above, path)), **recipe}
+
+
+def without_machine(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The recipe without the flags of a run on CPU processes, where it holds them all, and then a line that says so.
+
+    Earlier versions wrote them into the resolved arguments of such a run; on a GPU the run dies of them.
+    """
+    keys = [flag.removeprefix("--") for flag in cpu.DEFAULT_FLAGS if flag.startswith("--")]
+    if not all(key in recipe for key in keys):
+        return dict(recipe), ""
+    line = f"the recipe is of a run on CPU processes: its {', '.join(keys)} are skipped, this machine chooses"
+    return {key: value for key, value in recipe.items() if key not in keys}, line
 
 
 def _flag_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

@@ -15,16 +15,18 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import cpu, identity
+from megatron_cod import identity, torch_adaptations
+from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.depth_map import DepthMapError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, data_workers, rank_logs, retention
+from megatron_cod.training import agreement, checkpoints, data_workers, random_states, rank_logs, retention
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
+from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.failures import this_rank, user_errors
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
@@ -32,13 +34,17 @@ from megatron_cod.training.faults.handling import FaultHandling, check_flags, pu
 from megatron_cod.training.faults.nonfinite import NonFiniteError
 from megatron_cod.training.faults.saving import SaveError, failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
+from megatron_cod.training.out_of_memory import DeviceOutOfMemory, in_step, told_in_one_line
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
 from megatron_cod.training.residual_warmup import GraphWarmup
+from megatron_cod.training.save_checks import check_saving
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
+from megatron_cod.training.warm_up import widen_warm_up
 
 
 def check_inputs(args: Any, task: Task) -> None:
@@ -62,26 +68,33 @@ def _forget_make(model: list[Any]) -> list[Any]:
 def main(task: Task) -> None:
     """Parse, check, train."""
     with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
+        check_devices()
         flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
+        check_needs_gpu(raw)
+        check_packages(raw)
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         check_layout(raw, world_size)
         flags = task.prepare(flags, raw)
         raw = build_parser(task).parse_args(flags)
         check_schedule(raw)
         check_optimizer(raw)
+        check_offload_device(raw)
+        check_saving(raw)
         check_flags(raw)
         check_wandb(raw, this_rank(), world_size)
         checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
         rank_logs.redirect(rank_logs.folder_of(raw.rank_log_dir, raw.save), this_rank(), world_size)
         if raw.save and raw.tensorboard_dir is None:
             flags += ["--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
-        cpu.install()
+        torch_adaptations.install()
         sys.argv = [sys.argv[0], *flags]
         args = parse_and_validate_args(extra_args_provider=partial(add_arguments, program=task))
         until_training = UntilTraining()
         model_config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         check_built(args, model_config.transformer)
         say(line)
+        if gathering := log_line(model_config.transformer):
+            say(gathering)
         identity.record(args)
         check_inputs(args, task)
         agree(args)
@@ -106,6 +119,7 @@ def main(task: Task) -> None:
         model_config.post_wrap_hooks.append(warmup.attach)
         steps.first.append(warmup.step_begins)
         steps.each_step.append(warmup.step_begins)
+    model_config.post_wrap_hooks.append(partial(random_states.skip_foreign, args, say))
     if args.depth_monitor_interval:
         monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
         model_config.post_wrap_hooks.append(monitor.attach)
@@ -113,7 +127,7 @@ def main(task: Task) -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     with (
-        user_errors(DepthMapError, NonFiniteError, SaveError),
+        user_errors(DepthMapError, NonFiniteError, SaveError, DeviceOutOfMemory),
         # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
         user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
         faults.around_training(),
@@ -122,16 +136,19 @@ def main(task: Task) -> None:
         reported(args, task.share_of_tokens(), faults.see_loss, lines),
         ExitStack() as at_exit,
         data_workers.ended(),
+        told_in_one_line(args, when=lambda: in_step(args, not steps.not_begun())),
     ):
         if args.save and args.keep_last_checkpoints and this_rank() == 0:
             keeper = retention.Retention(args, say)
             steps.each_step.append(keeper.look)
             at_exit.enter_context(keeper.until_the_end())
+        cfg = pretrain_cfg_container_from_args(args, model_config)
+        widen_warm_up(args, model_config)
         pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
+            cfg,
             rewind.passing_over(task.datasets_provider, args.save),
             ModelType.encoder_or_decoder,
-            steps.watch(task.forward_step),
+            faults.watch(steps.watch(task.forward_step)),
             non_loss_data_func=variance.collect,
             process_non_loss_data_func=variance.report,
             get_embedding_ranks=partial(embedding_ranks, args),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.dot_product_attention import DotProductAttention
-from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cod.backends.torch_attention import SDPACoreAttention
@@ -74,7 +74,13 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize(
     ("changes", "flag"),
-    [({"context_parallel_size": 2}, "--context-parallel-size"), ({"window_size": (4, 0)}, "--window-size")],
+    [
+        ({"window_size": (4, 0)}, "--window-size"),
+        ({"context_parallel_size": 2, "cp_comm_type": "a2a"}, "--cp-comm-type a2a"),
+        ({"context_parallel_size": 2, "cp_comm_type": ["p2p", "a2a+p2p"]}, r"--cp-comm-type a2a\+p2p"),
+        ({"context_parallel_size": 2, "attention_backend": AttnBackend.unfused}, "--attention-backend unfused"),
+        ({"context_parallel_size": 2, "hierarchical_context_parallel_sizes": [2]}, "--hierarchical-context"),
+    ],
 )
 def test_what_is_unsupported_is_refused(changes, flag):
     with pytest.raises(ValueError, match=flag):

@@ -72,6 +72,7 @@ def test_a_row_has_no_mfu_of_its_own():
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_time
 def test_on_a_gpu_lns_costs_what_pre_ln_does():
     """130M-shaped blocks in bf16: time within 2% (the aim is 0.5%), the same peak memory, vector-sized kernels only."""
     from megatron_cod.benchmark.schemes import compare_schemes

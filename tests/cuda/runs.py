@@ -1,6 +1,5 @@
 """Training runs on emulated devices, in ranks forked from a process that has Megatron imported (3 seconds each)."""
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +58,6 @@ def _on_gpu(mode: str, folder: Path, before: Callable[[], None] | None) -> None:
     import fakecuda  # on the path of processes under the emulation only
 
     fakecuda.begin_rank(mode, str(folder / "emulation"))
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if before is not None:
         before()
 

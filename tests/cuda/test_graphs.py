@@ -16,8 +16,8 @@ from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
 from tests.faults.mutants import Stuck, current_step
 
-NATIVE = ("--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
-"""Megatron's other cross entropy asserts on the host."""
+NATIVE = ("--no-rope-fusion", "--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
+"""Without Transformer Engine. Megatron's other cross entropy asserts on the host."""
 GRAPHS = {
     "local": ("--cuda-graph-impl", "local", "--cuda-graph-warmup-steps", "1"),
     "full_iteration": ("--cuda-graph-impl", "full_iteration", "--te-rng-tracker"),
@@ -39,7 +39,9 @@ def metrics(folder: Path) -> dict[tuple[str, int], float]:
     lines = (json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines())
     found = {(one["name"], one["step"]): one["value"] for one in lines}
     return {
-        key: value for key, value in found.items() if not any(word in key[0] for word in ("time", "/s", "MFU", "TFLOP"))
+        key: value
+        for key, value in found.items()
+        if not any(word in key[0] for word in ("time", "per second", "MFU", "TFLOP"))
     }
 
 
@@ -191,9 +193,10 @@ def test_a_graphed_run_leaves_a_step_out(kind, tmp_path):
 
 
 def test_the_time_limit_ends_a_run_in_a_graph_of_the_iteration(tmp_path):
-    run = graphed("full_iteration", 1, tmp_path, *LONG, *SMALL, "--time-limit", "0.1")
-    assert run.code == STOPPED, run.console[-3000:]
-    assert 3 < len(run.losses) < 2000
+    run = graphed("full_iteration", 1, tmp_path, *LONG, *SMALL, "--time-limit", "0.3")
+    assert f"exit code {STOPPED}" in run.console, run.console[-3000:]
+    # Whatever the machine's speed: at least the limit's half is trained, and the graph is captured in the fourth step.
+    assert 4 < len(run.losses) < 2000
     assert list(iterations(str(tmp_path / "run"))) == [len(run.losses)]
 
 

@@ -7,7 +7,7 @@ from tests.cuda.runs import DEBUG, train, train_on_cpu
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_trains_and_computes_every_operation(world, tmp_path):
-    run = train(world, tmp_path, *DEBUG, "--no-rope-fusion").succeeded()
+    run = train(world, tmp_path, *DEBUG).succeeded()
     assert len(run.losses) == 4 and run.losses[-1] < run.losses[0]
     for report in run.reports:
         assert sum(number for name, number in report.items() if name.startswith("kernel:")) > 1000

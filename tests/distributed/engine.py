@@ -35,12 +35,12 @@ def start_megatron(flags: list[str]) -> Any:
     import megatron.training.training as loop
     from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_cod import cpu
+    from megatron_cod import torch_adaptations
     from megatron_cod.training.arguments import add_arguments
     from megatron_cod.training.backend_flags import default_flags
     from megatron_cod.training.environment import satisfy_make
 
-    cpu.install()
+    torch_adaptations.install()
     sys.argv = ["test", *default_flags(flags)[0], *flags]
     args = parse_and_validate_args(extra_args_provider=add_arguments)
     satisfy_make()
@@ -69,6 +69,7 @@ class Engine:
         self.tp_rank = mpu.get_tensor_model_parallel_rank()
         self.pp_rank = mpu.get_pipeline_model_parallel_rank()
         self.dp_rank = mpu.get_data_parallel_rank()
+        self.cp_rank = mpu.get_context_parallel_rank()
         self.last = mpu.is_pipeline_last_stage(ignore_virtual=True)
         model_config, self.init_line = model_config_from_args(args)
         self.model, self.optimizer, self.scheduler = setup_model_and_optimizer(
@@ -158,11 +159,14 @@ class Engine:
         reduced = self.pass_over(self.iterator(tokens[None], labels[None]), forward_step, forward_only)
         for handle in handles:
             handle.remove()
-        result: dict[str, Any] = {"grad": self.parts("main_grad"), "tp_rank": self.tp_rank, "dp_rank": self.dp_rank}
+        result: dict[str, Any] = {"grad": self.parts("main_grad"), **self.place()}
         if self.last:
             result["logits"] = torch.cat(logits)
             result["loss"] = float(sum(x["lm loss"][0] for x in reduced) / sum(x["lm loss"][1] for x in reduced))
         return result
+
+    def place(self) -> dict[str, int]:
+        return {"tp_rank": self.tp_rank, "cp_rank": self.cp_rank, "dp_rank": self.dp_rank}
 
     def train(self, tokens: Tensor, labels: Tensor) -> list[float]:
         """Megatron's train_step over batches [n, b, s]; the reduced losses on the last stage, [] elsewhere."""
@@ -187,4 +191,7 @@ class Engine:
             self.args.curr_iteration += 1
             if reported:
                 losses.append(float(reported["lm loss"]))
+        if self.args.overlap_param_gather:  # the last step's are gathered by the forward pass that does not come
+            for chunk in self.model:
+                chunk.start_param_sync(force_sync=True)
         return losses

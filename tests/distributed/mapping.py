@@ -17,7 +17,7 @@ Piece = tuple[str, slice, str, tuple[slice, ...]]
 
 @dataclass(frozen=True)
 class Layout:
-    """tp x pp x vp, the rest data parallel. Even, unless ``counts`` tells the layers of every chunk."""
+    """tp x cp x pp x vp, the rest data parallel. Even, unless ``counts`` tells the layers of every chunk."""
 
     tp: int = 1
     pp: int = 1
@@ -26,20 +26,23 @@ class Layout:
     flags: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     """Layers of each chunk in the order a token passes them, worked out by hand for the flags that ask for it."""
+    cp: int = 1
 
     @property
     def world(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.cp * self.pp * self.dp
 
     @property
     def name(self) -> str:
-        parts = [f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "vp", "dp") if getattr(self, axis) > 1]
+        parts = [f"{axis}{getattr(self, axis)}" for axis in ("tp", "cp", "pp", "vp", "dp") if getattr(self, axis) > 1]
         return " ".join([*(parts or ["one"]), *(flag.removeprefix("--") for flag in self.flags)])
 
     def all_flags(self) -> list[str]:
         flags = ["--tensor-model-parallel-size", str(self.tp), "--pipeline-model-parallel-size", str(self.pp)]
         if self.vp > 1 and "--pipeline-model-parallel-layout" not in self.flags:
             flags += ["--num-virtual-stages-per-pipeline-rank", str(self.vp)]
+        if self.cp > 1:
+            flags += ["--context-parallel-size", str(self.cp)]
         return flags + list(self.flags)
 
     def first_block(self, layers: int, pp_rank: int, chunk: int) -> int:

@@ -41,7 +41,7 @@ def _results_of_writers(_pid: int) -> Any:
     return manager.Queue()
 
 
-def _queue() -> Any:
+def _queue(mp_mode: str = "spawn") -> Any:
     """Of a save's writers. Megatron starts a new Python for it, which imports torch when the first result comes."""
     return _results_of_writers(os.getpid())
 

@@ -42,7 +42,7 @@ VARIANTS = {
     "moe dense first": Variant((*MOE, "--moe-layer-freq", "([0]*1+[1]*3)")),
     "recompute": Variant(FULL),
 }
-ONE, PP2, TP2 = Layout(), Layout(pp=2), Layout(tp=2, flags=SP)
+ONE, PP2, TP2, CP2 = Layout(), Layout(pp=2), Layout(tp=2, flags=SP), Layout(cp=2)
 CASES = [
     ("dense", PP2),
     ("gqa", TP2),
@@ -59,6 +59,12 @@ CASES = [
     ("moe dense first", PP2),
     ("moe dense first", Layout(pp=2, dp=2, flags=EP2)),
     ("recompute", PP2),
+    ("gqa", CP2),
+    ("qk-norm", CP2),
+    ("tied", Layout(cp=2, pp=2)),
+    ("mla", CP2),
+    ("mla", Layout(tp=2, cp=2, flags=SP)),
+    ("moe", Layout(cp=2, flags=EP2)),
 ]
 NAMES = [f"{name}-{layout.name}" for name, layout in CASES]
 
@@ -176,7 +182,6 @@ def test_bf16_keeps_the_factor():
 
 
 REFUSED = {
-    "context parallelism": (Layout(dp=2), ("--context-parallel-size", "2"), "--context-parallel-size > 1"),
     "mla, tp without sp": (Layout(tp=2), MLA, "without --sequence-parallel"),
     "norm recompute": (
         ONE,

@@ -84,7 +84,15 @@ WRONG_FLAGS = {
         ],
         r"virtual stages take 1 micro-batches a step in groups of 2: there must be at least 2",
     ),
-    "context parallelism": (["--context-parallel-size", "2"], r"does not support --context-parallel-size > 1"),
+    "context parallelism": (
+        ["--context-parallel-size", "2", "--cp-comm-type", "a2a"],
+        r"the torch backend's attention does not support --cp-comm-type a2a",
+    ),
+    "lengths of their own": (["--hybrid-context-parallel"], r"--hybrid-context-parallel is not supported"),
+    "chunks of a sequence": (
+        ["--context-parallel-size", "2", "--seq-length", "30"],
+        r"--seq-length 30 must be a multiple of 4",
+    ),
     "heads over TP": (["--tensor-model-parallel-size", "2", "--num-attention-heads", "1"], r"--num-attention-heads 1"),
     "batch": (["--global-batch-size", "6", "--micro-batch-size", "4"], r"--global-batch-size 6 is not a multiple"),
     "warm-up": (["--unset", "lr-warmup-fraction", "--lr-warmup-iters", "99"], r"--lr-warmup-iters 99 must be less"),

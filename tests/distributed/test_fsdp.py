@@ -63,6 +63,7 @@ def test_megatron_fsdp_needs_a_gpu(tiny):
 
 @pytest.mark.gpu
 def test_megatron_fsdp_on_a_gpu(tiny, tmp_path):
+    pytest.importorskip("einops", reason="Megatron-FSDP needs einops")
     flags = [*tiny, *MEGATRON_FSDP, "--ckpt-format", "fsdp_dtensor", "--use-distributed-optimizer"]
     ended = run_training_ranks(1, [*flags, "--metrics-file", str(tmp_path / "m.jsonl")])
     assert ended[0].code == 0, ended[0].output[-3000:]

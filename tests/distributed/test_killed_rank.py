@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,9 +18,13 @@ from tests.distributed.launch import run_training_ranks
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.slow_except("1")
 def test_killing_a_rank_ends_the_run_and_loses_nothing(tiny, tmp_path, victim):
-    folder = tmp_path / "run"
+    kill_and_go_on(tiny, tmp_path / "run", victim)
+
+
+def kill_and_go_on(recipe: list[str], folder: Path, victim: int) -> None:
+    """A run of two stages under torchrun loses a rank, the other ends, and another run goes on from the checkpoint."""
     flags = [
-        *tiny,
+        *recipe,
         *("--pipeline-model-parallel-size", "2", "--train-iters", "100000", "--eval-iters", "0"),
         *("--save", str(folder), "--save-interval", "5"),
     ]

@@ -97,7 +97,7 @@ def worker(_rank: int, mutate: Callable[[], None] | None, layout: Layout, check_
     if mutate is not None:
         mutate()
     if not check_depth:
-        model.refuse_wrong_depth = lambda chunks, exponent: chunks
+        model.refuse_wrong_depth = lambda chunks, factor: chunks
     vectors = load_file(VECTORS)
     batch = ["--micro-batch-size", "1", "--global-batch-size", "2"]
     args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *batch, *layout.all_flags()])

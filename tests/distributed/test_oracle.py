@@ -63,6 +63,14 @@ LAYOUTS = [
     Layout(tp=2, pp=2, flags=(*SP, *letters("Ettt|t*5,L")), counts=(3, 5)),
     Layout(pp=2, flags=FULL),
     Layout(tp=2, pp=2, flags=(*SP, *SELECTIVE)),
+    Layout(cp=2),
+    Layout(cp=4),
+    Layout(tp=2, cp=2, pp=2),
+    Layout(tp=2, cp=2, flags=SP),
+    Layout(cp=2, pp=2, vp=2),
+    Layout(cp=2, dp=2, flags=DISTRIBUTED),
+    Layout(cp=2, flags=(*DISTRIBUTED, *FULL)),
+    Layout(cp=2, pp=2, flags=("--recompute-granularity", "selective", "--recompute-modules", "core_attn")),
 ]
 TABLE = ROOT / "docs" / "layout_table.md"
 HEAD = """\
@@ -106,10 +114,20 @@ def worker(_rank: int, layout: Layout) -> dict:
     return results
 
 
+def wide(held: dict, dp: int, cp: int, layout: Layout) -> torch.Tensor:
+    return torch.cat([held[dp, cp, tp] for tp in range(layout.tp)], dim=-1)
+
+
+def in_sequence(parts: list[torch.Tensor]) -> torch.Tensor:
+    """[b, s, v] of the context-parallel ranks' [b, s/cp, v]: rank r has the chunks r and 2 * cp - 1 - r."""
+    chunks = [part.chunk(2, dim=1) for part in parts] if len(parts) > 1 else [(parts[0],)]
+    return torch.cat([*(first for first, *_ in chunks), *(two[1] for two in reversed(chunks) if len(two) > 1)], dim=1)
+
+
 def full_logits(results: list[dict], layout: Layout) -> torch.Tensor:
-    """[b, s, v] from the ranks of the last stage: vocabulary over TP, sequences over DP."""
-    held = {(r["dp_rank"], r["tp_rank"]): r["logits"] for r in results if "logits" in r}
-    rows = [torch.cat([held[dp, tp] for tp in range(layout.tp)], dim=-1) for dp in range(layout.dp)]
+    """[b, s, v] from the ranks of the last stage: vocabulary over TP, chunks of a sequence over CP, sequences over DP."""
+    held = {(r["dp_rank"], r["cp_rank"], r["tp_rank"]): r["logits"] for r in results if "logits" in r}
+    rows = [in_sequence([wide(held, dp, cp, layout) for cp in range(layout.cp)]) for dp in range(layout.dp)]
     return torch.stack(rows, dim=1).flatten(0, 1)  # sequence i of a batch went to replica i % dp
 
 
@@ -166,6 +184,8 @@ def row(layout: Layout, found: dict[str, float]) -> str:
     "pp3 account-for-embedding-in-pipeline-split",
     "pp2 vp2 pipeline-model-parallel-layout Ett|t|t*4|tL",
     "pp2 vp3 pipeline-model-parallel-layout Et|tt||ttt|tt|L",
+    "cp2",
+    "tp2 cp2 pp2",
 )
 def test_layout_agrees_with_the_vectors(layout, rows):
     vectors = load_file(VECTORS)

@@ -187,7 +187,8 @@ def leaks() -> None:
     right = batches.packed_batch
 
     def one_sample(batch):
-        return right({**batch, "position_ids": torch.arange(batch["position_ids"].numel()).view(1, -1)})
+        positions = torch.arange(batch["position_ids"].numel()).view(1, -1)
+        return right({**batch, "position_ids": positions, batches.ON_HOST: positions})
 
     batches.packed_batch = one_sample
 

@@ -63,6 +63,11 @@ def worker(_rank: int, name: str, layout: Layout, mutate=None, decay: float = 0.
 
 def differences(name: str, layout: Layout, mutate=None, decay: float = 0.0) -> dict[str, float]:
     """What the Megatron model is away from the oracle, as ``compare`` has it."""
+    return against_the_oracle(run_ranks(layout.world, worker, name, layout, mutate, decay), name, layout, decay)
+
+
+def against_the_oracle(results: list[dict], name: str, layout: Layout, decay: float = 0.0) -> dict[str, float]:
+    """The same of what the workers returned."""
     variant, _ = VARIANTS[name]
     vectors = load_file(VECTORS)
     weights = oracle_schemes.parameters(init_weights(vectors), variant, SHAPE)
@@ -71,7 +76,7 @@ def differences(name: str, layout: Layout, mutate=None, decay: float = 0.0) -> d
     expected |= {f"mha.x.{key}": right[key] for key in ("logits", "loss", "losses")}
     expected |= {f"mha.x.grad.{key}": value for key, value in right["grad"].items()}
     expected |= {f"mha.x.adamw3.{key}": value for key, value in right["params"].items()}
-    return compare(run_ranks(layout.world, worker, name, layout, mutate, decay), layout, expected, "x")
+    return compare(results, layout, expected, "x")
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}-{layout.name}" for name, layout in CASES])

@@ -14,6 +14,7 @@ from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import losses
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 TOY = [flag.replace("debug.yaml", "sft_debug.yaml") for flag in TINY[: TINY.index("--seq-length")]]
 TOY += ["--seq-length", "208", "--log-interval", "1", "--lr", "1e-3", "--eval-interval", "4"]
 
@@ -148,6 +149,19 @@ def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
         assert max(abs(ours[step] - theirs[step]) for step in ours) <= 1e-5
 
 
+def test_single_rows_over_context_parallelism(toy, tmp_path):
+    """The ranks of a row hold unequal numbers of answer tokens."""
+    found = []
+    for world, layout in ((1, []), (2, CP2)):
+        file = tmp_path / str(world) / "metrics.jsonl"
+        flags = [*toy, "--no-sft-packing", "--train-epochs", "1", *layout, "--metrics-file", str(file)]
+        succeed(world, flags)
+        found.append(losses(file.parent))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.keys() == theirs.keys() and len(ours) >= 2
+        assert max(abs(ours[step] - theirs[step]) for step in ours) <= 1e-5
+
+
 @pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
 @pytest.mark.slow_except("lns")
 def test_packed_or_not_the_epochs_mean_is_the_same_at_first(base, toy, tmp_path, scheme):
@@ -232,6 +246,10 @@ BAD_FLAGS = {
     "rows over the pipeline": (
         [*PP2, "--micro-batch-size", "2"],
         r"packing does not support --pipeline-model-parallel-size > 1 with --micro-batch-size > 1",
+    ),
+    "rows over context parallelism": (
+        CP2,
+        r"packing does not support --context-parallel-size > 1; change that, or give --no-sft-packing",
     ),
     "unfused attention": (["--attention-backend", "unfused"], r"packing does not support --attention-backend unfused"),
     "prediction of several tokens": (["--mtp-num-layers", "1"], r"packing does not support --mtp-num-layers"),

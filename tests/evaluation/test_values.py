@@ -12,6 +12,7 @@ from tests.evaluation import direct
 from tests.evaluation.conftest import EOD
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
+CP2 = ["--context-parallel-size", "2"]
 VP2 = ["--num-virtual-stages-per-pipeline-rank", "2"]
 DOCUMENTS = ["--eval-mode", "document", "--stride", "20", "--eval-prefix", "eod"]
 
@@ -80,9 +81,11 @@ LAYOUTS = {
     "pp2 dp2": (4, PP2),
     "pp4": (4, ["--pipeline-model-parallel-size", "4"]),
     "tp2 pp2 vp2 dp2 sp": (8, [*TP2_SP, *PP2, *VP2]),
+    "cp2": (2, CP2),
+    "tp2 cp2 sp pp2": (8, [*CP2, *TP2_SP, *PP2]),
     "dp5": (5, ["--micro-batch-size", "7"]),
 }
-SLOW = ("tp2", "pp2 dp2", "pp4", "tp2 pp2 vp2 dp2 sp", "dp5")
+SLOW = ("tp2", "pp2 dp2", "pp4", "tp2 pp2 vp2 dp2 sp", "tp2 cp2 sp pp2", "dp5")
 
 
 @pytest.fixture(scope="module")

@@ -29,16 +29,21 @@ class BrokenLayer:
     steps: tuple[int, ...]
     rank: int
     backward: bool = False
+    once: bool = False
+    """For the first micro-batch of each of the steps, and not again when it is computed again."""
 
     def __call__(self) -> None:
         from megatron.core.transformer.transformer_layer import TransformerLayer
 
         forward = TransformerLayer.forward
+        done: set[int] = set()
 
         def broken(layer: Any, *args: Any, **kwargs: Any) -> Any:
             hidden, *rest = forward(layer, *args, **kwargs)
             mine = layer.layer_number == self.layer and int(os.environ["RANK"]) == self.rank
-            if mine and layer.training and current_step() in self.steps:
+            if mine and layer.training and current_step() in self.steps and current_step() not in done:
+                if self.once:
+                    done.add(current_step())
                 if self.backward:
                     hidden.register_hook(lambda gradient: gradient * float("nan"))
                 else:
@@ -140,3 +145,53 @@ class FailsAt:
             return get_batch(*args, **kwargs)
 
         batches.get_batch = failing
+
+
+@dataclass(frozen=True)
+class StuckLayer:
+    """The first layer of one rank never comes back from a step: stuck in compute."""
+
+    rank: int
+    step: int
+
+    def __call__(self) -> None:
+        from megatron.core.transformer.transformer_layer import TransformerLayer
+
+        forward = TransformerLayer.forward
+
+        def stuck(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            while current_step() == self.step and int(os.environ["RANK"]) == self.rank:
+                time.sleep(0.1)
+            return forward(layer, *args, **kwargs)
+
+        TransformerLayer.forward = stuck
+
+
+@dataclass(frozen=True)
+class OtherCollective:
+    """One rank does something else than the others in the first all-reduce of a step, of tensors large enough:
+    'left out', another 'kind', or another 'size'."""
+
+    rank: int
+    step: int
+    how: str
+    least: int = 64
+
+    def __call__(self) -> None:
+        import torch
+
+        all_reduce, done = torch.distributed.all_reduce, []
+
+        def other(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            mine = int(os.environ["RANK"]) == self.rank and current_step() == self.step
+            if done or not mine or tensor.numel() < self.least:
+                return all_reduce(tensor, *args, **kwargs)
+            done.append(1)
+            group = kwargs.get("group")
+            if self.how == "size":
+                return all_reduce(tensor.view(-1)[: tensor.numel() // 2], *args, **kwargs)
+            if self.how == "kind":
+                return torch.distributed.broadcast(tensor, group_src=0, group=group)
+            return None
+
+        torch.distributed.all_reduce = other

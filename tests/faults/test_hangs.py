@@ -12,9 +12,11 @@ import pytest
 from torch.distributed import HashStore
 
 from megatron_cod.training.faults import whereabouts
+from megatron_cod.training.faults.collectives import Collectives, from_entries
 from megatron_cod.training.faults.events import Events, read_events
 from megatron_cod.training.faults.handling import hang_limits
-from megatron_cod.training.faults.hangs import HUNG, HangWatch, Limits, Sign, culprits
+from megatron_cod.training.faults.hangs import HUNG, HangWatch
+from megatron_cod.training.faults.verdicts import Limits, Sign, verdict
 from megatron_cod.training.faults.whereabouts import Wait, doing
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import Stuck, StuckIn
@@ -125,7 +127,71 @@ WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "s
     ],
 )
 def test_who_keeps_the_others_waiting(signs, named):
-    assert culprits(dict(enumerate(signs)), LIMITS) == named
+    found = verdict(dict(enumerate(signs)), LIMITS)
+    assert (found.ranks if found else []) == named
+
+
+def entry(number: int, kind: str = "all_reduce", finished: bool = False, group: str = "0", elements: int = 8) -> dict:
+    """As torch's flight recorder has them."""
+    return {
+        "process_group": [group, ""],
+        "profiling_name": f"nccl2:{kind}",
+        "collective_seq_id": number,
+        "p2p_seq_id": 1,
+        "is_p2p": kind.startswith(("send", "recv")),
+        "retired": finished,
+        "state": "scheduled",
+        "input_sizes": [[elements]],
+        "input_dtypes": ["Float"],
+        "time_created_ns": (time.time() - 60) * 1e9 + number,
+    }
+
+
+TEN = entry(9, finished=True), entry(10)
+RECORDED = {
+    "rank 1 has not come": ([TEN, [entry(9, finished=True)]], [1], "; rank 0 waits for it in all_reduce of float [8]"),
+    "nothing of the group is left": ([TEN, []], [1], "; rank 0 waits for it in all_reduce of float [8]"),
+    "another kind": ([TEN, [entry(10, "broadcast")]], [0, 1], "rank 0 all_reduce of float [8]; rank 1 broadcast of"),
+    "another size": (
+        [TEN, [entry(10, elements=4)]],
+        [0, 1],
+        "rank 0 all_reduce of float [8]; rank 1 all_reduce of float [4]",
+    ),
+    "sizes that may differ": ([[entry(10, "all_to_all")], [entry(10, "all_to_all", elements=4)]], [0, 1], ""),
+    "left out": (
+        [[entry(2), entry(4, group="1", finished=True)], [entry(1, finished=True), entry(5, group="1")]],
+        *([0, 1], "wait for each other: rank 0 for rank 1 in all_reduce of float [8], rank 1 for rank 0 in all_reduce"),
+    ),
+    "all have come": ([TEN, TEN], [0, 1], ""),
+    "a message": ([[entry(0, "recv 0<-1")], []], [1], "; rank 0 waits for it in a message from it"),
+    "a message that both are in": ([[entry(0, "recv 0<-1")], [entry(0, "send 1->0")]], [0, 1], ""),
+    "a batch that has ended": (
+        [[entry(0, "recv 0<-1"), entry(0, "coalesced", finished=True)], TEN],
+        [0],
+        "; rank 1 waits",
+    ),
+}
+
+
+@pytest.mark.parametrize(("recorded", "named", "said"), RECORDED.values(), ids=RECORDED)
+def test_what_is_recorded_tells_who_is_waited_for(recorded, named, said):
+    groups = {"0": [0, 1], "1": [0, 1]}
+    at = [from_entries(list(entries), groups) for entries in recorded]
+    told = [Collectives.read(json.loads(json.dumps(asdict(one)))) for one in at]
+    signs = {rank: Sign(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in enumerate(told)}
+    found = verdict(signs, LIMITS)
+    assert found is not None and found.ranks == named
+    assert said in found.why and bool(said) == bool(found.why)
+
+
+def test_the_chain_of_who_waits_ends_at_the_rank_that_stopped():
+    """TP 2 x DP 2: rank 3 stopped; rank 2 waits for it over TP, rank 1 over DP, rank 0 for rank 2 over DP."""
+    groups = {"tp0": [0, 1], "tp1": [2, 3], "dp0": [0, 2], "dp1": [1, 3]}
+    open_in = {0: ["dp0"], 1: ["dp1"], 2: ["tp1"], 3: []}
+    at = {rank: from_entries([entry(5, group=name) for name in names], groups) for rank, names in open_in.items()}
+    signs = {rank: Sign(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in at.items()}
+    found = verdict(signs, LIMITS)
+    assert found is not None and found.ranks == [3]
 
 
 class Ended(Exception):

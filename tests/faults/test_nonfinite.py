@@ -14,6 +14,7 @@ from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]
 PP2 = ["--pipeline-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 TP2 = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 DISTRIBUTED = ["--use-distributed-optimizer"]
 
@@ -32,6 +33,11 @@ WHERE = {
     "virtual stages": (
         *(2, [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"], BrokenLayer(3, (6,), rank=0)),
         r"the output of layer 3 is not finite \(rank 0 on",
+    ),
+    "output at CP 2": (2, CP2, BrokenLayer(3, (6,), rank=1), r"the output of layer 3 is not finite \(rank 1 on"),
+    "gradient at CP 2": (
+        *(2, CP2, BrokenLayer(3, (6,), rank=1, backward=True)),
+        r"the gradient behind layer 3 is not finite \(rank 1 on",
     ),
     "TP 2 with recompute": (
         *(2, [*TP2, "--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]),
@@ -54,8 +60,20 @@ def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, worl
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "4"
 
 
+def test_a_fault_that_does_not_come_again_is_told_from_one_of_the_model(tiny, tmp_path):
+    flags = [*tiny, *SHORT, "--save", str(tmp_path)]
+    ended = run_training_ranks(2, flags, before=BrokenLayer(2, (6,), rank=1, once=True))
+    errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(r"step 6: the loss is not finite \(rank 1 on \S+\)", errors[0]), errors
+    assert "computed again, the same step was finite" in errors[0]
+
+
 def test_a_step_left_out_changes_nothing_but_the_data(tiny, tmp_path):
-    """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends."""
+    """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends.
+
+    With dropout: that a step is computed again to find the layer takes no random number from those that follow.
+    """
+    tiny = [*tiny, "--hidden-dropout", "0.1", "--attention-dropout", "0.1"]
     flags = [*tiny, *SHORT, *PP2, "--on-nonfinite", "skip", "--save", str(tmp_path / "skip")]
     ended = succeed_with(2, flags, BrokenLayer(3, (3, 6), rank=1))
     assert ended[0].output.count("left out, 1 in a row of at most 10") == 2

@@ -68,21 +68,34 @@ bool light() { static bool is = setting("FAKECUDA_LIGHT", 0); return is; }
 static thread_local int device = 0;
 static thread_local cudaError_t last = cudaSuccess;
 static cudaError_t error(cudaError_t code) { if (code) last = code; return code; }
-API cudaError_t cudaGetDeviceCount(int* n) { *n = devices(); return *n ? cudaSuccess : error(cudaErrorNoDevice); }
+static int driver() { return setting("FAKECUDA_DRIVER", CUDA_VERSION); }  // 12040 is a driver for CUDA 12.4
+static int capability() { return setting("FAKECUDA_CAPABILITY", 90); }
+// A process forked from one that has started the driver cannot use it, as on a GPU.
+static bool started = false, forked_too_late = false;
+static cudaError_t start_driver() {
+  started = true;
+  return forked_too_late ? error(cudaErrorInitializationError) : cudaSuccess;
+}
+API cudaError_t cudaGetDeviceCount(int* n) {
+  *n = driver() / 1000 < CUDA_VERSION / 1000 ? 0 : devices();
+  if (driver() / 1000 < CUDA_VERSION / 1000) return error(cudaErrorInsufficientDriver);
+  if (auto code = start_driver()) return code;
+  return *n ? cudaSuccess : error(cudaErrorNoDevice);
+}
 API cudaError_t cudaGetDevice(int* d) { *d = device; return cudaSuccess; }
 API cudaError_t cudaSetDevice(int d) {
   if (d < 0 || d >= devices()) return error(cudaErrorInvalidDevice);
   device = d;
-  return cudaSuccess;
+  return start_driver();
 }
-API cudaError_t cudaDriverGetVersion(int* v) { *v = CUDA_VERSION; return cudaSuccess; }
+API cudaError_t cudaDriverGetVersion(int* v) { *v = driver(); return cudaSuccess; }
 API cudaError_t cudaRuntimeGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
 API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {  // an H100
   const char* name = getenv("FAKECUDA_NAME");
   memset(p, 0, sizeof *p);
   snprintf(p->name, sizeof p->name, "%s", name ? name : "NVIDIA H100 80GB HBM3 (emulated)");
   p->totalGlobalMem = device_bytes(); p->sharedMemPerBlock = 49152; p->regsPerBlock = 65536; p->warpSize = 32;
-  p->maxThreadsPerBlock = 1024; p->major = 9; p->minor = 0; p->multiProcessorCount = 132; p->l2CacheSize = 50 << 20;
+  p->maxThreadsPerBlock = 1024; p->major = capability() / 10; p->minor = capability() % 10; p->multiProcessorCount = 132; p->l2CacheSize = 50 << 20;
   p->maxThreadsPerMultiProcessor = 2048; p->sharedMemPerMultiprocessor = 233472; p->sharedMemPerBlockOptin = 232448;
   p->regsPerMultiprocessor = 65536; p->maxGridSize[0] = 2147483647; p->maxGridSize[1] = p->maxGridSize[2] = 65535;
   p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024; p->maxThreadsDim[2] = 64; p->textureAlignment = 512;
@@ -107,7 +120,8 @@ static int attribute(int which) {
     case cudaDevAttrL2CacheSize: return 50 << 20;
     case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
     case cudaDevAttrConcurrentKernels: case cudaDevAttrUnifiedAddressing: case cudaDevAttrCooperativeLaunch: return 1;
-    case cudaDevAttrComputeCapabilityMajor: return 9;
+    case cudaDevAttrComputeCapabilityMajor: return capability() / 10;
+    case cudaDevAttrComputeCapabilityMinor: return capability() % 10;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 233472;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return 232448;
     default: return 0;
@@ -143,7 +157,7 @@ __attribute__((constructor)) static void start() {
   used = new std::map<size_t, size_t>;
   pinned_memory = new std::map<size_t, size_t>;
   map_memory();
-  pthread_atfork(nullptr, nullptr, map_memory);
+  pthread_atfork(nullptr, nullptr, [] { map_memory(); forked_too_late = started; });
 }
 bool on_device(const void* p) { return (char*)p >= device_base && (char*)p < device_base + ARENA; }
 char* readable(const void* p) { return on_device(p) ? (char*)p - device_base + readable_base : (char*)p; }
@@ -154,6 +168,7 @@ static bool is_pinned(const void* p) {
   return next != pinned_memory->begin() && (--next, (size_t)p < next->first + next->second);
 }
 API cudaError_t cudaMalloc(void** p, size_t bytes) {  // the first gap that is wide enough
+  if (auto code = start_driver()) return code;
   Lock lock(mutex());
   bytes = std::max<size_t>((bytes + 511) & ~(size_t)511, 512);
   if (held[device] + bytes > device_bytes()) { count("out of memory"); return error(cudaErrorMemoryAllocation); }
@@ -440,7 +455,7 @@ API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, c
 }
 
 // ---- the driver, as Triton, torch.compile and torch's own table of driver functions use it
-API CUresult cuInit(unsigned) { return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
+API CUresult cuInit(unsigned) { if (start_driver()) return CUDA_ERROR_NOT_INITIALIZED; return devices() ? CUDA_SUCCESS : CUDA_ERROR_NO_DEVICE; }
 API CUresult cuGetExportTable(const void** table, const CUuuid*) { *table = nullptr; return CUDA_ERROR_NOT_SUPPORTED; }
 API CUresult cuDriverGetVersion(int* v) { *v = CUDA_VERSION; return CUDA_SUCCESS; }
 API CUresult cuDeviceGetCount(int* n) { *n = devices(); return CUDA_SUCCESS; }
@@ -493,10 +508,17 @@ API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, uns
   return *f ? cudaSuccess : error(cudaErrorSymbolNotFound);
 }
 
-// ---- NVML, as far as torch asks it for the number of devices
+// ---- NVML, as far as torch asks it: the number of devices, and who else is on one that is out of memory (nobody)
 API int nvmlInit() { return 0; }
 API int nvmlInit_v2() { return 0; }
 API int nvmlDeviceGetCount_v2(unsigned* n) { *n = installed(); return 0; }
+API int nvmlDeviceGetHandleByPciBusId_v2(const char*, void** device) { *device = (void*)1; return 0; }
+API int nvmlDeviceGetComputeRunningProcesses(void*, unsigned* n, void*) { *n = 0; return 0; }
+API int nvmlSystemGetCudaDriverVersion_v2(int* v) { *v = CUDA_VERSION; return 0; }
+static const int NVML_NOT_SUPPORTED = 3;
+API int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return NVML_NOT_SUPPORTED; }
+API int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return NVML_NOT_SUPPORTED; }
+API int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return NVML_NOT_SUPPORTED; }
 
 // ---- cuBLAS, cuBLASLt, cuDNN: products are counted with their shape; a cuBLAS handle holds its stream
 static void* block() { return calloc(1, 4096); }

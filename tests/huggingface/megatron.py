@@ -24,7 +24,7 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
     from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_cod import cpu
+    from megatron_cod import torch_adaptations
     from megatron_cod.model import model_config_from_args
     from megatron_cod.training import checkpoints
     from megatron_cod.training.arguments import add_arguments
@@ -40,7 +40,7 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
         *layout.all_flags(),
         *more,
     ]
-    cpu.install()
+    torch_adaptations.install()
     sys.argv = ["test", *resolve_command_line(flags)[0]]
     args = parse_and_validate_args(extra_args_provider=add_arguments)
     satisfy_make()

@@ -186,8 +186,8 @@ def test_interfaces_that_are_wrong_unreached_or_unlike_the_others():
 LINES = "0, NVIDIA H100 80GB HBM3, 81559, 4, 0\n1, NVIDIA H100 80GB HBM3, 81559, 4, [N/A]\n"
 
 
-def gpu_answer(text: str = LINES, seen: int = 2, processes: int = 2) -> dict:
-    return {"gpus": gpus.parse(text), "seen": seen, "processes": processes}
+def gpu_answer(text: str = LINES, seen: int = 2, processes: int = 2, smi: bool = True) -> dict:
+    return {"gpus": gpus.parse(text), "seen": seen, "processes": processes, "smi": smi}
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,8 @@ def gpu_answer(text: str = LINES, seen: int = 2, processes: int = 2) -> dict:
         (gpu_answer(LINES.replace("4, 0", "4, 3")), "FAIL", "GPU 0 has 3 uncorrected memory errors"),
         (gpu_answer(LINES.replace("4, 0", "40000, 0")), "WARN", "GPU 0 has 40000 of 81559 MiB in use"),
         (gpu_answer(processes=1), "WARN", "1 processes for 2 GPUs"),
+        (gpu_answer(processes=3), "FAIL", "3 processes for 2 GPUs: NCCL takes one process a GPU"),
+        (gpu_answer(smi=False), "WARN", "2 GPUs by torch's count; there is no nvidia-smi"),
         (gpu_answer(), None, "in order"),
     ],
 )
@@ -211,7 +213,7 @@ def test_gpus(answer, state, said):
 
 def test_without_gpus_there_is_a_note():
     marked, verdict = judge(gpus, {"a": gpu_answer("", 0), "b": gpu_answer("", 0)})
-    assert marked == {} and verdict.line == "none, by nvidia-smi: not checked"
+    assert marked == {} and verdict.line == "none, by nvidia-smi and torch: not checked"
     assert {one.state for one in verdict.findings} == {"-"}
 
 

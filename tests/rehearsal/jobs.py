@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from megatron_cod.estimate.ranks import place_of
 from megatron_cod.rehearsal.compare import compare
 from megatron_cod.rehearsal.launch import read_launch
 from megatron_cod.rehearsal.plan import Plan, make_plan
-from megatron_cod.rehearsal.ranks import place_of
 from megatron_cod.rehearsal.worker import Job, RankReport, rehearse
 from tests.conftest import ROOT
 from tests.distributed.launch import run_ranks

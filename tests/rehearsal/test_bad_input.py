@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from megatron_cod.estimate.ranks import place_of, stage_rank
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.rehearsal.ranks import place_of, stage_rank
 from tests.conftest import ROOT
 from tests.rehearsal.jobs import SMALL, layout
 
@@ -42,8 +42,8 @@ REFUSED = {
     "no layers": (2, [*SMALL, "--num-layers", "0"], "--num-layers 0 must be at least 1"),
     "context parallelism": (
         2,
-        [*SMALL, "--context-parallel-size", "2"],
-        "does not support --context-parallel-size > 1",
+        [*SMALL, "--context-parallel-size", "2", "--attention-dropout", "0.1"],
+        "does not support --attention-dropout > 0 with --context-parallel-size > 1",
     ),
     "backend": (1, [*SMALL, "--transformer-impl", "transformer_engine"], "Transformer Engine is not installed"),
     "checkpoint": (1, [*SMALL, "--load", "recipes", "--ckpt-step", "3"], "recipes"),
@@ -66,7 +66,12 @@ REFUSED = {
     "recipe": (1, ["--recipe", "recipes/llama_8b.yaml"], "recipe recipes/llama_8b.yaml does not exist"),
     "flag": (1, [*SMALL, "--no-such-flag"], "unrecognized arguments: --no-such-flag"),
     "scheme": (1, [*SMALL, "--norm-scheme", "lsn"], "no norm scheme 'lsn'"),
-    "megatron's own": (2, [*SMALL, "--context-parallel-size", "2", "--seq-length", "30"], "context"),
+    "megatron's own": (1, [*SMALL, "--tp-comm-overlap"], "sequence parallelism is enabled"),
+    "chunks": (
+        2,
+        [*SMALL, "--context-parallel-size", "2", "--seq-length", "30"],
+        "--seq-length 30 must be a multiple of 4",
+    ),
     "data": (1, [flag for flag in SMALL if flag != "--mock-data"] + ["--train-data-path", "nowhere"], "nowhere"),
     "uncounted": (1, [*SMALL, "--num-experts", "2", "--moe-latent-size", "8"], "the rehearsal cannot count"),
 }

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from megatron_cod.estimate.activations import WORKSPACE, chunk_activations
+from megatron_cod.estimate.memory import optimizer_bytes
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.rehearsal.memory import chunk_activations, optimizer_bytes
 from megatron_cod.rehearsal.worker import Job, rehearse
 from tests.distributed.launch import run_ranks
 from tests.rehearsal.jobs import DEBUG, job_of, layout, planned
@@ -19,6 +20,7 @@ WIDE = [
 DISTRIBUTED = ["--use-distributed-optimizer"]
 GELU = ["--unset", "swiglu", "--group-query-attention", "--num-query-groups", "2"]
 MOE = ["--num-experts", "4", "--moe-token-dispatcher-type", "allgather", "--expert-model-parallel-size", "2"]
+CP2 = ["--context-parallel-size", "2"]
 
 
 @dataclass
@@ -113,25 +115,28 @@ def test_weights_gradients_and_optimizer(flags, world):
 
 @pytest.mark.parametrize(
     ("flags", "world"),
-    [(WIDE, 1), ([*WIDE, *layout(tp=2)], 2), ([*WIDE, *GELU, *layout(tp=2)], 2)],
-    ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2"],
+    [
+        *[(WIDE, 1), ([*WIDE, *layout(tp=2)], 2), ([*WIDE, *GELU, *layout(tp=2)], 2)],
+        *[([*WIDE, *CP2], 2), ([*WIDE, *GELU, *CP2, *layout(tp=2)], 4)],
+    ],
+    ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2", "cp2", "gelu, gqa, tp2 cp2"],
 )
 def test_activations_are_what_autograd_keeps(flags, world):
     """In fp32 on the CPU. Its kernels keep more than a GPU's, and what they do is added here by name:
 
-    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, rotary embeddings their tables. Not
-    kept by either: the logits beside their softmax, which only meet in the moment of the loss.
+    RMSNorm keeps the normalised value too, SwiGLU without fusion two products more, attention of chunks a mask.
     """
     launch = read_launch(flags, world)
     args, chunk = launch.args, planned(flags, world).stages[0].chunks[0]
     tp = args.tensor_model_parallel_size
-    tokens = args.seq_length * args.micro_batch_size
+    length = args.seq_length // args.context_parallel_size
+    tokens = length * args.micro_batch_size
     norms = 2 * args.num_layers + 1
     extra = 4 * norms * tokens // tp * (args.hidden_size + 1)
     extra += 2 * 4 * args.num_layers * tokens * args.ffn_hidden_size // tp if args.swiglu else 0
-    extra += 4 * args.num_layers * 4 * args.seq_length * args.hidden_size // args.num_attention_heads
-    logits = 4 * tokens * args.padded_vocab_size // tp
-    assert measured(flags, world, 0).saved == pytest.approx(chunk.activations + extra - logits, rel=0.02)
+    if args.context_parallel_size > 1:  # the mask of rank 0's last chunk, over all keys
+        extra += 4 * args.num_layers * length // 2 * args.seq_length
+    assert measured(flags, world, 0).saved == pytest.approx(chunk.activations + extra, rel=0.02)
 
 
 def activations(*flags: str, chunk: int = 0) -> tuple[float, float]:
@@ -144,15 +149,18 @@ def activations(*flags: str, chunk: int = 0) -> tuple[float, float]:
 def test_full_recomputation_keeps_the_inputs_of_layers():
     """By hand: 4 layers, 128 x 2 tokens, 128 channels, 2 bytes; the first of two stages has no loss."""
     pp2, entry = layout(pp=2), 128 * 2 * 128 * 2
+    # A backward of the first product of an MLP: gradients of its output's stream and of its input, and of its weight, which
+    # is as large as the input of the second product (2 x 344 x 128 and 256 x 344), which is gone by then.
+    beside = 2 * entry + WORKSPACE
     full = ["--recompute-granularity", "full", "--recompute-method"]
-    plain, none = activations(*pp2)
+    plain, working = activations(*pp2)
+    assert working == beside
     uniform, working = activations(*pp2, *full, "uniform", "--recompute-num-layers", "1")
-    assert (none, uniform) == (0.0, 2 * entry)
-    assert working == plain / 2
+    assert (uniform, working) == (2 * entry, plain / 2 - entry + beside)
     both, working = activations(*pp2, *full, "uniform", "--recompute-num-layers", "2")
-    assert (both, working) == (entry, plain)
+    assert (both, working) == (entry, plain - entry + beside)
     block, working = activations(*pp2, *full, "block", "--recompute-num-layers", "1")
-    assert (block, working) == (entry + plain / 2, plain / 2)
+    assert (block, working) == (entry + plain / 2, plain / 2 - entry + beside)
 
 
 def test_selective_recomputation_drops_its_modules():

@@ -122,3 +122,25 @@ def test_the_scale_page_holds_the_table_that_the_tool_prints():
     ended = call("--scale-table")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip() in (ROOT / "docs" / "scale.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("gib", "words"),
+    [
+        ("40", []),
+        ("18", ["stage 0 needs 17.", "up to 18% more", "18.00"]),
+        ("16", ["optimizer 9.42 GiB", "what would help"]),
+    ],
+    ids=["fits", "may not fit", "does not fit"],
+)
+def test_warns_where_a_device_has_too_little_memory(gib, words):
+    seven = ("--recipe", str(ROOT / "recipes" / "llama_7b.yaml"), "--mock-data", *layout(tp=8))
+    ended = call("--world-size", "8", *seven, "--device-memory", gib)
+    assert ended.returncode == 0, ended.stderr
+    found = [line for line in ended.stdout.splitlines() if line.startswith("WARNING")]
+    assert len(found) == bool(words) and all(word in found[0] for word in words)
+
+
+def test_rejects_device_memory_that_is_no_size():
+    ended = call("--world-size", "1", *SMALL, "--device-memory", "none")
+    assert ended.returncode == 2 and "'none' is not a number of GiB above 0" in ended.stderr

@@ -3,7 +3,7 @@
 import pytest
 from megatron.core.pipeline_parallel import schedules
 
-from megatron_cod.rehearsal.schedule import Task, bubble_ratio, bubble_share, peak_in_flight, stage_tasks
+from megatron_cod.estimate.schedule import Task, bubble_ratio, bubble_share, peak_in_flight, stage_tasks
 
 FORWARD, BACKWARD = 1, 2
 """Time units of a pass through one virtual stage."""

@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
-from megatron_cod.schemes.depth import DepthScaled, depth_factor
+from megatron_cod.schemes.depth import DepthScaled, bind_depth_factor, depth_factor
 from megatron_cod.schemes.init_policy import INIT_POLICIES, resolve_init_policy
-from megatron_cod.schemes.lns import bind_depth_factor
 from megatron_cod.schemes.table import SCHEMES, get_scheme
 
 
@@ -27,11 +26,11 @@ class _Norm(DepthScaled, torch.nn.Module):
 
 def test_binding_wants_exactly_two_norms():
     layer = torch.nn.ModuleList([_Norm(), _Norm()])
-    bind_depth_factor(layer, 4)
+    bind_depth_factor(layer, 4, depth_factor(4))
     assert [norm.bound_factor() for norm in layer] == [0.5, 0.5]
     for count in (0, 1, 3):
         with pytest.raises(RuntimeError, match=f"has {count} depth-scaled modules"):
-            bind_depth_factor(torch.nn.ModuleList([_Norm() for _ in range(count)]), 4)
+            bind_depth_factor(torch.nn.ModuleList([_Norm() for _ in range(count)]), 4, 0.5)
 
 
 def test_an_unbound_norm_refuses_to_run():

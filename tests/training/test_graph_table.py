@@ -26,20 +26,28 @@ ONCE = {
     # Set when a model is built, or before.
     "backends/te_norm.py scale_norm_in_chain: scaled.depth_factor",
     "backends/te_norm.py _DepthScaledOp.op_forward: ctx.depth_scaled",
+    "backends/torch_rotary.py _Rotate.forward: ctx.rotations",
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
-    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, exponent=design.exponent)",
+    "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
-    "schemes/lns.py bind_depth_factor: carrier.depth_factor",
+    "schemes/depth.py bind_depth_factor: carrier.depth_factor",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual",
     "schemes/residual.py _Weighed.forward: ctx.weight",
     "schemes/residual.py start_warmup: join.warmup_steps",
     "training/run.py main: post_wrap_hooks report_parameters",
     "training/run.py main: pre_wrap_hooks _forget_make",
     "training/run.py main: pretrain partial(embedding_ranks, args)",
-    "training/run.py main: pretrain pretrain_cfg_container_from_args(args, model_config)",
+    "training/run.py main: pretrain cfg",
+    "training/run.py main: post_wrap_hooks partial(random_states.skip_foreign, args, say)",
+    "training/warm_up.py widen_warm_up: pre_wrap_hooks restore",
+    "model.py model_config_from_args: pre_wrap_hooks _to_device",
+    # Shapes, which a captured graph has in common with its replays.
+    "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
+    # Read when a run has failed.
+    "training/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
@@ -60,7 +68,16 @@ ONCE = {
 """What the scan finds and is no hook or value of the training step."""
 
 FLAGS_ONCE = {
-    *("recipe", "unset", "norm_scheme", "init_policy", "lns_placement", "lns_exponent", "mix_ln_post_layers"),
+    *(
+        "recipe",
+        "unset",
+        "import_modules",
+        "norm_scheme",
+        "init_policy",
+        "lns_placement",
+        "lns_exponent",
+        "mix_ln_post_layers",
+    ),
     *("layerscale_init", "gamma_init", "backend", "override_scheme_check", "verify_checkpoint", "rank_log_dir"),
     *("dry_run", "help_megatron", "help", "train_tokens", "lr_warmup_tokens", "lr_decay_tokens", "lr_wsd_decay_tokens"),
 }
@@ -168,6 +185,9 @@ def given(kind: str, **values) -> SimpleNamespace:
         "fp16": False,
         "loss_scale": None,
         "timing_log_level": 0,
+        "num_experts": None,
+        "cuda_graph_modules": [],
+        "moe_pad_expert_input_to_capacity": False,
     }
     return SimpleNamespace(cuda_graph_impl=kind, **{**plain, **values})
 
@@ -180,6 +200,7 @@ REFUSED = {
         {"step_batch_size_schedule": "0:4 1K:8", "pipeline_model_parallel_size": 2},
     ),
     "loss scale that changes": ((FULL,), {"fp16": True}),
+    "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),
 }
 
@@ -207,6 +228,7 @@ def test_what_does_not_go_together_is_refused(on_a_gpu, name, kind):
 def test_accepts_a_plain_run(on_a_gpu, kind):
     check_graphs(given(kind, residual_warmup_steps=4))
     check_graphs(given(kind, fp16=True, loss_scale=1024.0))
+    check_graphs(given(kind, num_experts=4, moe_pad_expert_input_to_capacity=True))
 
 
 def test_accepts_batch_sizes_in_stages_for_layers_of_one_stage(on_a_gpu):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_cod import cpu
 from megatron_cod.training.arguments import UsageError, add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
@@ -172,3 +173,41 @@ def test_values_that_megatron_parses_itself_reproduce_the_run(parser):
 def test_usage_errors_are_one_line(parser):
     with pytest.raises(UsageError, match="unrecognized arguments: --frobnicate"):
         parser.parse_args(["--frobnicate"])
+
+
+MACHINE = {flag.removeprefix("--") for flag in cpu.DEFAULT_FLAGS if flag.startswith("--")}
+
+
+@pytest.mark.parametrize("backend", [[], ["--backend", "torch"]], ids=["auto", "torch"])
+def test_resolved_arguments_are_the_same_on_every_machine(monkeypatch, backend):
+    """What the machine chooses is not in them, so that they are a recipe on a GPU too."""
+    texts = []
+    for gpu in (False, True):
+        monkeypatch.setattr(cpu, "has_cuda", lambda gpu=gpu: gpu)
+        texts.append(resolve_command_line(["--recipe", str(RECIPES[0].parent / "debug.yaml"), *backend])[2])
+    assert texts[0] == texts[1]
+    assert not MACHINE & set(yaml.safe_load(texts[0]))
+
+
+def test_what_was_asked_for_stays_in_the_resolved_arguments():
+    flags = [
+        "--recipe",
+        str(RECIPES[0].parent / "debug.yaml"),
+        "--transformer-impl",
+        "local",
+        "--use-cpu-initialization",
+    ]
+    resolved = yaml.safe_load(resolve_command_line(flags)[2])
+    assert resolved["transformer-impl"] == "local" and resolved["use-cpu-initialization"] is True
+
+
+def test_flags_of_cpu_processes_in_earlier_resolved_arguments_are_skipped(tmp_path, monkeypatch, capsys):
+    old = dict.fromkeys(MACHINE, True) | {"transformer-impl": "local", "distributed-backend": "gloo", "num-layers": 3}
+    path = write(tmp_path, yaml.safe_dump(old))
+    monkeypatch.setattr(cpu, "has_cuda", lambda: True)
+    _, args, resolved = resolve_command_line(["--recipe", str(path)])
+    assert (args.distributed_backend, args.num_layers) == ("nccl", 3) and not args.use_cpu_initialization
+    assert "the recipe is of a run on CPU processes" in capsys.readouterr().out
+    assert not MACHINE & set(yaml.safe_load(resolved))
+    path.write_text(yaml.safe_dump({"distributed-backend": "gloo", "num-layers": 3}))
+    assert resolve_command_line(["--recipe", str(path)])[1].distributed_backend == "gloo"

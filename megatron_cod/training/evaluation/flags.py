@@ -81,7 +81,6 @@ def check_flags(given: Any) -> None:
     asked = {
         "--save": given.save,
         "--data-path and its like": given.data_path or given.valid_data_path or given.test_data_path,
-        "--context-parallel-size > 1 (the checkpoint loads at any layout)": given.context_parallel_size > 1,
         "--global-batch-size (--micro-batch-size decides how much is computed at once)": given.global_batch_size,
     }
     refused = [flag for flag, is_set in asked.items() if is_set]

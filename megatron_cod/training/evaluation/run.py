@@ -19,19 +19,25 @@ from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, rea
 from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
 from megatron_cod.depth_map import DepthMapError
+from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.failures import fail, this_rank, user_errors
 from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.imports import import_schemes
+from megatron_cod.training.model_options import TOKENIZER
+from megatron_cod.training.out_of_memory import DeviceOutOfMemory, told_in_one_line
+from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
 from megatron_cod.training.trained_with import trained_with
 
-_KEPT = ("tokenizer", "micro-batch", "seq-length")
+_KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
 _MICRO_BATCHES = 4
 """Of a stage, in one call: the bubble is then no larger than a fifth."""
 
@@ -53,6 +59,7 @@ def _check_output(path: str | None) -> None:
 
 def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     """(the flags for Megatron, the checkpoint, their plain parse)."""
+    import_schemes(command_line)
     given = build_parser(PROGRAM).parse_args(command_line)
     check_flags(given)
     _check_output(given.output)
@@ -61,6 +68,8 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
     # Last as well: the command line may name the checkpoint itself.
     flags += [*command_line, "--load", str(folder)]
     flags, raw, _ = resolve_command_line(flags, PROGRAM)
+    check_needs_gpu(raw)
+    check_packages(raw)
     if raw.micro_batch_size is None:
         flags += ["--micro-batch-size", "1"]
         raw.micro_batch_size = 1
@@ -70,7 +79,7 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
         )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_layout(raw, world_size)
-    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size
+    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
     batch = raw.micro_batch_size * (world_size // ranks) * _MICRO_BATCHES * raw.pipeline_model_parallel_size
     return [*flags, "--global-batch-size", str(batch)], checkpoint, raw
 
@@ -126,7 +135,9 @@ def plan(args: Any, sets: list[TokenSet]) -> Job:
     pipeline = args.pipeline_model_parallel_size
     interleaved = args.virtual_pipeline_model_parallel_size is not None
     micro = _MICRO_BATCHES * pipeline
-    return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, pipeline if interleaved else 1)
+    unit = pipeline if interleaved else 1
+    multiple = 2 * args.context_parallel_size * args.tensor_model_parallel_size
+    return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, unit, multiple)
 
 
 def _tell(args: Any, checkpoint: Path, job: Job) -> None:
@@ -170,6 +181,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with user_errors(ValueError, AssertionError, OSError):
+        check_devices()
         flags, checkpoint, _ = resolved(sys.argv[1:])
         args, config = loading.parse(flags, PROGRAM)
         UntilTraining()  # a SIGTERM ends it
@@ -179,11 +191,13 @@ def main() -> None:
         if args.dry_run:
             say("dry run: arguments, checkpoint and data are in order")
             return
-    with user_errors(DepthMapError, ValueError, RuntimeError, OSError):
-        model = loading.build(args, config)
     last = this_rank() == args.world_size - 1
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
-    totals = measure(job, model, progress.add)
+    in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
+    with user_errors(DepthMapError, ValueError, RuntimeError, OSError), in_one_line():
+        model = loading.build(args, config)
+    with user_errors(DeviceOutOfMemory), in_one_line():
+        totals = measure(job, model, progress.add)
     if totals is None or not last:
         return
     scores = [

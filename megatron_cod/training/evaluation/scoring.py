@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from megatron_cod.data.evaluation.token_sets import TokenSet
 from megatron_cod.data.evaluation.windows import Windows, cut_row
+from megatron_cod.training.context_parallel import cut_to_rank, summed
 
 Micro = dict[str, Tensor]
 _ROUND = 64
@@ -37,6 +39,8 @@ class Job:
     """Of one replica, in one call of the schedule at most."""
     unit: int = 1
     """What their number is a multiple of: the pipeline's size where stages are interleaved."""
+    multiple: int = 1
+    """What lengths are a multiple of: how many parts a row is cut into, by context and sequence parallelism."""
 
     def predicted(self) -> list[int]:
         """Tokens that each set's loss is the mean of."""
@@ -62,9 +66,9 @@ def plan_calls(job: Job, replicas: int) -> list[Call]:
     lengths = np.concatenate([plan.length for plan in job.windows])
     order = np.argsort(-lengths, kind="stable")
     rows, lengths = rows[order], lengths[order]
-    calls, done = [], 0
+    calls, done, unit = [], 0, math.lcm(_ROUND, job.multiple)
     while done < len(rows):
-        length = min(-(-int(lengths[done]) // _ROUND) * _ROUND, job.size)
+        length = min(-(-int(lengths[done]) // unit) * unit, job.size)
         each = max(1, job.micro_batch_size * job.size // length)
         part = rows[done : done + each * job.micro_batches * replicas]
         needed = -(-len(part) // (each * replicas * job.unit)) * job.unit
@@ -100,7 +104,7 @@ def row_sums(mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
 
 def forward_step(iterator: Iterator[Micro], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
     """Megatron's ``forward_step_func``."""
-    batch = next(iterator)
+    batch = cut_to_rank(next(iterator))
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
     return output, partial(row_sums, batch["loss_mask"])
 
@@ -149,7 +153,7 @@ class Scorer:
             forward_only=True,
         )
         for rows, sums in zip(mine, found, strict=False):  # stages before the last find nothing
-            self._add(rows, sums.cpu().numpy())
+            self._add(rows, summed(sums).cpu().numpy())
         plans = self._job.windows
         return sum(int(plans[n].length[row] - plans[n].counted[row]) for n, row in call.rows)
 

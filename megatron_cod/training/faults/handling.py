@@ -18,6 +18,7 @@ from megatron_cod.training.faults.nonfinite import StepGuard
 from megatron_cod.training.faults.signals import watched
 from megatron_cod.training.faults.spikes import LossSpikes
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline
+from megatron_cod.training.faults.verdicts import Limits
 from megatron_cod.training.launch_store import store_connection
 
 Say = Callable[[str], None]
@@ -29,12 +30,12 @@ def check_flags(args: Any) -> None:
     rewind.check_rewind(args)
 
 
-def hang_limits(args: Any) -> hangs.Limits:
+def hang_limits(args: Any) -> Limits:
     """By default a hang is named well before the collectives' time-out, after which torch ends the job and names nobody."""
     set_up = 60.0 * args.distributed_timeout_minutes
     training = float(args.distributed_timeout_seconds_after_init or set_up)
     timeout = 0.5 * min(set_up, training) if args.hang_timeout is None else args.hang_timeout
-    return hangs.Limits(timeout, set_up, training)
+    return Limits(timeout, set_up, training)
 
 
 def put_in_order(args: Any, say: Say, events: Events) -> None:
@@ -82,6 +83,10 @@ class FaultHandling:
             )
             self._hangs.start()
         return model
+
+    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The same forward step, kept an eye on."""
+        return self._guard.watch(step) if self._guard else step
 
     def step_begins(self) -> None:
         """A training step begins on this rank."""

@@ -11,91 +11,25 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from megatron_cod import console
+from megatron_cod.training.faults.collectives import Collectives, collectives_here
 from megatron_cod.training.faults.events import Events, this_host
-from megatron_cod.training.faults.whereabouts import SAVING, WAITING, Wait, collectives_begun, doing
+from megatron_cod.training.faults.verdicts import Limits, Sign, Verdict, verdict
+from megatron_cod.training.faults.whereabouts import Wait, collectives_begun, doing
 
 HUNG = 86
 """Exit code of a run that was ended because a rank hung."""
 
 _SIGNS = "sign/{}"
 _VERDICT = "verdict"
-
-
-@dataclass(frozen=True)
-class Sign:
-    """A rank's sign of life. Times are its own clock's, and only compared with themselves."""
-
-    number: int
-    """Counts up with every sign: who does not count up is silent."""
-    forwards: int
-    """Forward steps begun."""
-    still: float
-    """Seconds since the last of them began, or since the watch did."""
-    waited: float
-    """Seconds of waiting for others in the collective at hand."""
-    doing: str
-    host: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds after which silence is a hang."""
-
-    timeout: float
-    """Without a sign of life, or without a forward step of any rank; a save is given three times as long."""
-    set_up: float
-    """The collectives' own time-out before the first step."""
-    training: float
-    """The same from then on."""
-
-    @property
-    def interval(self) -> float:
-        """Between two signs of a rank."""
-        return min(max(self.timeout / 8, 0.2), 15.0, self.set_up / 20, self.training / 20)
-
-    def patience(self, begun: bool) -> float:
-        """How long a rank may wait in one collective: what waits longer is about to fail without naming anybody.
-        begun: whether any rank has begun a forward step.
-
-        A sign is up to an interval old when it is read, was made up to an interval after the wait began, and is looked at
-        once an interval.
-        """
-        return (self.training if begun else self.set_up) - 4 * self.interval
-
-    def still(self, sign: Sign, begun: bool) -> float:
-        """How long a rank may begin no forward step; in set-up, where one may build what all wait for, as it likes."""
-        if not begun:
-            return math.inf
-        return self.timeout * (3 if sign.doing.startswith(SAVING) else 1)
-
-
-def culprits(signs: dict[int, Sign], limits: Limits) -> list[int]:
-    """Of ranks that are all alive, those that the others wait for.
-
-    Who is not itself waiting, else who has begun the fewest forward steps. None while there is time: where one of them
-    may be still for longer, and none has waited for so long that its collective is about to fail.
-    """
-    begun = any(sign.forwards for sign in signs.values())
-    out_of_time = any(sign.waited >= limits.patience(begun) for sign in signs.values())
-    if not out_of_time and any(sign.still < limits.still(sign, begun) for sign in signs.values()):
-        return []
-    busy = [rank for rank, sign in signs.items() if not sign.doing.startswith(WAITING)]
-    if busy and len(busy) < len(signs):
-        return busy
-    fewest = min(sign.forwards for sign in signs.values())
-    behind = [rank for rank, sign in signs.items() if sign.forwards == fewest]
-    return behind if len(behind) < len(signs) else list(signs)
 
 
 class HangWatch:
@@ -157,7 +91,9 @@ class HangWatch:
                 elif sign.number != seen:
                     seen, changed = sign.number, now
                 elif now - changed > self._limits.timeout:
-                    self._tell(store, [neighbour], {neighbour: sign}, f"no sign of life for {now - changed:.0f} s")
+                    self._tell(
+                        store, Verdict([neighbour]), {neighbour: sign}, f"no sign of life for {now - changed:.0f} s"
+                    )
                 if self._rank == 0 and now - self._since > self._judged_after():
                     self._judge(store)
             store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(0))))
@@ -170,8 +106,10 @@ class HangWatch:
         if self._replayed and collectives_begun() != self._collectives:
             self._collectives, self._since = collectives_begun(), time.monotonic()
         still = time.monotonic() - self._since
-        waited = round(self._wait.look(frame), 1)
-        return Sign(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid())
+        # Of a rank that goes on nobody asks.
+        at = collectives_here() if number and still > self._interval else Collectives()
+        waited = round(max(self._wait.look(frame), at.oldest), 1)
+        return Sign(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
 
     def _judged_after(self) -> float:
         patience = self._limits.patience(self._forwards > 0)
@@ -180,20 +118,21 @@ class HangWatch:
     def _judge(self, store: Any) -> None:
         signs = {rank: sign for rank in range(self._world) if (sign := _read(store, rank)) and sign.number}
         # Where some are done nobody waits for the others.
-        found = culprits(signs, self._limits) if len(signs) == self._world else []
+        found = verdict(signs, self._limits) if len(signs) == self._world else None
         if found:
-            self._tell(store, found, signs, f"no progress for {signs[found[0]].still:.0f} s")
+            self._tell(store, found, signs, f"no progress for {signs[found.ranks[0]].still:.0f} s")
 
-    def _tell(self, store: Any, ranks: list[int], signs: dict[int, Sign], what: str) -> None:
+    def _tell(self, store: Any, found: Verdict, signs: dict[int, Sign], what: str) -> None:
         named = [
-            f"rank {rank} on {signs[rank].host} (pid {signs[rank].pid}, {signs[rank].doing})" for rank in ranks[:4]
+            f"rank {rank} on {signs[rank].host} (pid {signs[rank].pid}, {signs[rank].doing})"
+            for rank in found.ranks[:4]
         ]
-        line = f"{what} from {', '.join(named)}{' and others' if len(ranks) > 4 else ''}"
+        line = f"{what} from {', '.join(named)}{' and others' if len(found.ranks) > 4 else ''}{found.why}"
         # The first who says so is heard; the others end with its words.
         spoken = store.compare_set(_VERDICT, "", line).decode() == line
         if spoken:
             step = f"forward step {self._forwards}" if self._forwards else "set-up"
-            self._speak(line, ranks=ranks, at=step)
+            self._speak(line, ranks=found.ranks, at=step)
         self._leave(spoken)
 
     def _speak(self, line: str, **facts: Any) -> None:
@@ -219,4 +158,7 @@ class HangWatch:
 
 def _read(store: Any, rank: int) -> Sign | None:
     key = _SIGNS.format(rank)
-    return Sign(**json.loads(store.get(key))) if store.check([key]) else None
+    if not store.check([key]):
+        return None
+    told = json.loads(store.get(key))
+    return Sign(**told | {"at": Collectives.read(told["at"])})

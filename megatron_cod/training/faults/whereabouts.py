@@ -12,6 +12,7 @@ from torch.distributed import distributed_c10d
 
 SAVING = "saving a checkpoint"
 WAITING = "waiting for other ranks"
+COMPUTING = "computing"
 # Files, and functions where only some count, of which a frame says what the main thread is at; the innermost that matches
 # counts.
 _PLACES = (
@@ -40,7 +41,7 @@ def doing(innermost: FrameType | None) -> str:
             what = next((name for part, only, name in _PLACES if part in path and only in ("", function)), "")
         if not where and "/torch/" not in path and "/threading.py" not in path:
             where = f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno} {function}"
-    return f"{what or 'computing'} ({where})"
+    return f"{what or COMPUTING} ({where})"
 
 
 def collectives_begun() -> int:

@@ -61,16 +61,38 @@ def on_cpu(arguments):
     return tree_map_only(torch.Generator, lambda _: None, arguments)
 
 
+def lower_right(query, key, is_causal):
+    """(is_causal, mask) for the CPU's flash attention, whose triangle is at the upper left; None: it is the same."""
+    queries, keys = query.shape[-2], key.shape[-2]
+    if not is_causal or queries == keys:
+        return is_causal, None
+    return False, torch.full((queries, keys), -math.inf, dtype=query.dtype).triu(keys - queries + 1)
+
+
 def flash(query, key, value, dropout_p=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
-    return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, scale=scale)
+    is_causal, mask = lower_right(query, key, is_causal)
+    return aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+    )
 
 
 def flash_backward(
     grad, query, key, value, out, lse, cum_q, cum_k, max_q, max_k, dropout_p, is_causal, seed, offset, *, scale=None
 ):
+    is_causal, mask = lower_right(query, key, is_causal)
     return aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, lse, dropout_p, is_causal, scale=scale
+        grad, query, key, value, out, lse, dropout_p, is_causal, attn_mask=mask, scale=scale
     )
+
+
+def for_each_head(query, tensor):
+    """Keys or values [b, groups, s, d] of grouped queries, [b, heads, s, d]."""
+    return tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1)
+
+
+def for_each_group(tensor, gradient):
+    """The inverse: gradients of all heads summed into those of the groups."""
+    return gradient.unflatten(1, (tensor.shape[1], -1)).sum(2).to(tensor.dtype)
 
 
 def shares(query, key, bias, is_causal, scale):
@@ -81,19 +103,21 @@ def shares(query, key, bias, is_causal, scale):
 
 
 def efficient(query, key, value, bias, compute_log_sumexp, dropout_p=0.0, is_causal=False, *, scale=None):
+    key, value = for_each_head(query, key), for_each_head(query, value)
     return ((shares(query, key, bias, is_causal, scale) @ value.float()).to(query.dtype),)
 
 
 def efficient_backward(
     grad, query, key, value, bias, out, lse, seed, offset, dropout_p, mask, is_causal=False, *, scale=None
 ):
-    share, by_share = shares(query, key, bias, is_causal, scale), grad.float() @ value.float().transpose(-1, -2)
+    keys, values = for_each_head(query, key), for_each_head(query, value)
+    share, by_share = shares(query, keys, bias, is_causal, scale), grad.float() @ values.float().transpose(-1, -2)
     by_score = share * (by_share - (by_share * share).sum(-1, keepdim=True))
     by_score = by_score * (query.shape[-1] ** -0.5 if scale is None else scale)
     return (
-        (by_score @ key.float()).to(query.dtype),
-        (by_score.transpose(-1, -2) @ query.float()).to(key.dtype),
-        (share.transpose(-1, -2) @ grad.float()).to(value.dtype),
+        (by_score @ keys.float()).to(query.dtype),
+        for_each_group(key, by_score.transpose(-1, -2) @ query.float()),
+        for_each_group(value, share.transpose(-1, -2) @ grad.float()),
         None,
     )
 
@@ -191,6 +215,9 @@ class Numerics(TorchDispatchMode):
         if any(type(one) not in PLAIN for one in given):
             return NotImplemented  # DTensor and its like take themselves apart first
         devices = [one for one in flat if isinstance(one, torch.device)] + [one.device for one in given]
+        captured = recording is not None and torch.cuda.is_current_stream_capturing()
+        if captured and func.namespace == "c10d" and any(one.type == "cuda" for one in devices):
+            recording.append(Again(func, args, kwargs))
         if not any(one.type == "cuda" for one in devices) or func.namespace not in ("aten", "prims", "fsdp"):
             return func(*args, **kwargs)
         if func in WITHOUT_VALUES or is_view(func):
@@ -210,6 +237,21 @@ class Numerics(TorchDispatchMode):
         if self.any_large(tensors_of(out)):
             return zeroed(out, given)
         kernel, its_args, its_kwargs = by_hand or func, on_cpu(args), on_cpu(kwargs)
+        old = {id(one) for one in given}
+        targets = [
+            alias(one) if isinstance(one, torch.Tensor) and id(one) not in old else None for one in tree_flatten(out)[0]
+        ]
+
+        def write(found) -> None:
+            for target, source in zip(targets, tree_flatten(found)[0], strict=False):
+                if target is None or not isinstance(source, torch.Tensor):
+                    continue
+                if target.data_ptr() != source.data_ptr() and target.shape == source.shape:
+                    target.copy_(source)
+
+        if captured:  # computed by replays alone: a sum in place would be added to once too often
+            recording.append(lambda: write(kernel(*its_args, **its_kwargs)))
+            return out
         if random:
             state = torch.get_rng_state()
             torch.default_generator.manual_seed(seed)
@@ -223,20 +265,7 @@ class Numerics(TorchDispatchMode):
         finally:
             if random:
                 torch.set_rng_state(state)
-        old = {id(one) for one in given}
-        leaves = tree_flatten(out)[0]
-        targets = [alias(one) if isinstance(one, torch.Tensor) and id(one) not in old else None for one in leaves]
-
-        def write(found) -> None:
-            for target, source in zip(targets, tree_flatten(found)[0], strict=False):
-                if target is None or not isinstance(source, torch.Tensor):
-                    continue
-                if target.data_ptr() != source.data_ptr() and target.shape == source.shape:
-                    target.copy_(source)
-
         write(found)
-        if recording is not None and torch.cuda.is_current_stream_capturing():
-            recording.append(lambda: write(kernel(*its_args, **its_kwargs)))
         return out
 
 
@@ -247,6 +276,13 @@ def seed_of(flat) -> int:
     if generator.device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return 0
     return (generator.initial_seed() * 1000003 + generator.get_offset()) % (1 << 63)
+
+
+class Again:
+    """A collective of a captured graph: a replay begins it anew."""
+
+    def __init__(self, func, args, kwargs) -> None:
+        self.begin = lambda: func(*args, **kwargs)
 
 
 def make_graphs_replayable() -> None:
@@ -266,7 +302,14 @@ def make_graphs_replayable() -> None:
 
     def replayed(self) -> None:
         replay(self)
+        begun = []
         for operation in getattr(self, "captured", None) or ():
+            if isinstance(operation, Again):
+                begun.append(operation.begin())
+                continue
+            if begun:  # what follows is computed by the host, which sees only what has arrived
+                torch.cuda.synchronize()
+                begun.clear()
             operation()
 
     graph.capture_begin, graph.capture_end, graph.replay = capture_begin, capture_end, replayed

@@ -6,9 +6,9 @@ One ``Count`` a module. It holds the numbers of the whole model, so that the sam
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.schemes.table import get_scheme
-from megatron_cod.training.argument_checks import head_dim, query_groups
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ def mlp_count(args: Any, mixture: bool) -> Count:
 
 def layer_count(args: Any, mixture: bool) -> Count:
     """One transformer layer."""
-    norm, adds = _norm(args, args.hidden_size), get_scheme(args.norm_scheme).branch_parameters
-    branch = norm + (adds(args.hidden_size, norm) if adds else 0)
-    return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * branch)
+    norm = _norm(args, args.hidden_size)
+    added = get_scheme(args.norm_scheme).layer_parameters(args.hidden_size, norm)
+    return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * norm + added)
 
 
 def final_norm_count(args: Any) -> Count:

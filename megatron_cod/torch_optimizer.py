@@ -1,8 +1,10 @@
-"""Megatron's distributed optimizer over torch's AdamW, the only Adam without a GPU: what ``cpu.ADAPTED`` puts in."""
+"""Megatron's distributed optimizer over torch's AdamW, the Adam of a machine without Transformer Engine and Apex."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 
 def with_optimizer_state(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,5 +46,35 @@ def with_own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, state_dict)
         for state in self.optimizer.state.values():
             state["step"] = state["step"].clone()
+
+    return wrapper
+
+
+def state_beside_parameters(self: Any) -> None:
+    """``HybridDeviceOptimizer._move_new_state_to_right_device`` that goes by where a parameter lies.
+
+    Megatron goes by the optimizer's class: the host's is torch's AdamW, but so is the GPU's here.
+    """
+    for optimizer in self.sub_optimizers:
+        for param, state in optimizer.state.items():
+            original = self.inner_param_to_orig_param.get(param, param)
+            for key, value in state.items():
+                if torch.is_tensor(value):
+                    self.state[original][key] = state[key] = value.to(param.device)
+
+
+def with_loading_flag(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``ChainedOptimizer.state_dict`` that takes ``is_loading``, with which it is called to load a torch_dcp checkpoint.
+
+    What such a checkpoint holds is read into the tensors that are there: so they are made, AdamW's step count too.
+    """
+
+    @functools.wraps(original)
+    def wrapper(self: Any, is_loading: bool = False) -> Any:
+        for optimizer in self.chained_optimizers if is_loading else ():
+            optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+            for state in optimizer.optimizer.state.values():
+                state.setdefault("step", torch.tensor(0.0))
+        return original(self)
 
     return wrapper

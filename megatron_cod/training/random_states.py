@@ -1,0 +1,41 @@
+"""Random states in a checkpoint: those of a CPU do not fit a GPU's generators, nor the other way round."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megatron_cod.checkpoint_files import RELEASE
+from megatron_cod.identity import device_kind, recorded_device_kind
+from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
+
+_NAMES = {"cpu": "CPU processes", "cuda": "GPUs"}
+
+
+def _foreign(args: Any) -> str:
+    """A line for the log where the checkpoint to load is of the other kind of device, or an empty text."""
+    checkpoint = checkpoint_to_load(args)
+    if checkpoint is None or checkpoint.name == RELEASE:
+        return ""
+    saved = saved_state(checkpoint).get("args")
+    theirs, ours = recorded_device_kind(saved) if saved else device_kind(), device_kind()
+    if theirs == ours:
+        return ""
+    return (
+        f"{checkpoint} was trained on {_NAMES[theirs]}, this run is on {_NAMES[ours]}: its random states are skipped, "
+        "as with --no-load-rng"
+    )
+
+
+def skip_foreign(args: Any, say: Callable[[str], None], model: list[Any]) -> list[Any]:
+    """A post-wrap hook, before the checkpoint is loaded: sets ``--no-load-rng`` where its states do not fit. Collective.
+
+    Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.
+    """
+    if (args.load or args.pretrained_checkpoint) and not args.no_load_rng and not args.finetune:
+        line = [_foreign(args) if torch.distributed.get_rank() == 0 else ""]
+        torch.distributed.broadcast_object_list(line, device=torch.device(torch.cuda.current_device()))
+        if line[0]:
+            args.no_load_rng = True
+            say(line[0])
+    return model

@@ -1,0 +1,57 @@
+"""The estimate of a rank's memory is near the allocator's peak, for full-size models; without a term of it it is not."""
+
+from functools import cache
+
+import pytest
+
+from megatron_cod.estimate import activations, memory
+from megatron_cod.estimate.memory import Memory
+from megatron_cod.estimate.shape import head_dim
+from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, estimate, measure, none, outputs_of_experts_too
+
+measured = cache(measure)
+
+
+@pytest.mark.slow_except(*FAST)
+@pytest.mark.parametrize("name", SHAPES)
+def test_estimate_is_near_the_peak(name):
+    of_peak, of_activations = measured(name).off(estimate(name))
+    assert abs(of_peak) < 0.03 and abs(of_activations) < 0.05, measured(name)
+
+
+def test_peak_of_a_step_is_the_larger_of_passes_and_optimizer():
+    parts = {"weights": 2.0, "gradients": 4.0, "optimizer": 12.0, "buffers": 1.0}
+    assert Memory(**parts, activations=3.0, step=4.0).total == 23.0
+    assert Memory(**parts, activations=5.0, step=4.0).total == 24.0
+
+
+def rotary_in_every_layer(args):
+    return 4 * args.seq_length * head_dim(args) * 2
+
+
+def without_gathered_input(args, rows, share=1.0):
+    return activations.weight_gradient(args, rows) + activations.WORKSPACE
+
+
+MUTANTS = {
+    "rotary tables": ("7B, TP 8, core_attn and mlp recomputed", activations, "layer_rotary", rotary_in_every_layer),
+    "a weight's gradient in flight": ("7B, TP 8, fully recomputed", activations, "weight_gradient", none),
+    "gathered input in flight": ("7B, TP 8, fully recomputed", activations, "product_backward", without_gathered_input),
+    "the optimizer's step": ("7B, TP 8", memory, "step_bytes", none),
+    "experts": ("350M, 8 experts, top 2, capacity 1", activations, "_moe_parts", outputs_of_experts_too),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_term_left_out_is_found(name, monkeypatch):
+    shape, module, term, mutant = MUTANTS[name]
+    monkeypatch.setattr(module, term, mutant)
+    of_peak, of_activations = measured(shape).off(estimate(shape))
+    assert abs(of_peak) >= 0.03 or abs(of_activations) >= 0.05
+
+
+def test_the_page_has_every_shape():
+    """docs/rehearsal.md; ``python -m tests.cuda.memory --write`` writes the table."""
+    table = PAGE.read_text().split(BEGIN)[1].split(END)[0]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in table.strip().splitlines()[2:]] == list(SHAPES)

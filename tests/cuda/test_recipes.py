@@ -1,0 +1,64 @@
+"""Every recipe starts on a GPU as it is, at full size: the device computes small tensors only, the others cost nothing."""
+
+import os
+
+import pytest
+import yaml
+
+from megatron_cod.training.recipes import load_recipe
+from tests.conftest import ROOT
+from tests.cuda.runs import DEBUG, train
+
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml") if path.name != "llama_base.yaml")
+"""llama_base.yaml is what the others build on."""
+FAST = ("debug.yaml",)
+SFT = [name for name in RECIPES if name.startswith("sft_")]
+ODD = "llama_1b.yaml"
+CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 200
+
+
+def _large_device() -> None:
+    os.environ |= {"FAKECUDA_GIB": "400", "FAKECUDA_LIGHT": "1", "TORCHDYNAMO_DISABLE": "1"}
+    import torch._dynamo
+
+    torch._dynamo.config.disable = True  # for a forked process; compiling takes a minute a recipe
+
+
+def flags_of(name: str, folder) -> list[str]:
+    """A start of two steps of a micro-batch each, on data that is at hand; the model is the recipe's."""
+    recipe = load_recipe(ROOT / "recipes" / name)
+    vocabulary = recipe.get("padded-vocab-size") or recipe.get("vocab-size") or 4096
+    data = [key for key in ("data", "tokenizer-model") if key in recipe]
+    flags = ["--recipe", str(ROOT / "recipes" / name), *(["--unset", *data] if data else [])]
+    flags += ["--global-batch-size", str(recipe["micro-batch-size"]), "--on-nonfinite", "ignore"]
+    flags += ["--log-interval", "1", "--exit-interval", "2"]
+    if name not in SFT:
+        flags += ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary - 1)]
+        return [*flags, "--eval-iters", "0", *(["--train-iters", "2"] if recipe.get("train-iters") else [])]
+    chats = folder / "chats.jsonl"
+    chats.write_text("\n".join(yaml.safe_dump(one, default_flow_style=True, width=9999).strip() for one in CHATS))
+    return [*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--sft-data-path", str(chats)]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECIPES])
+def test_recipe_starts(name, tmp_path):
+    entry = "sft" if name in SFT else "pretrain"
+    flags = flags_of(name, tmp_path)
+    run = train(1, tmp_path, *flags, entry=entry, mode="small", before=_large_device, timeout=500).succeeded()
+    assert run.losses, run.console[-3000:]
+
+
+def test_the_paper_width_of_the_1b_is_odd():
+    assert load_recipe(ROOT / "recipes" / ODD)["ffn-hidden-size"] == 5461
+
+
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_odd_widths_train_and_are_saved_as_they_are(tp, tmp_path):
+    """255 a rank; at TP 2 Megatron would halve a tensor of 255 too."""
+    flags = ["--ffn-hidden-size", str(255 * tp), "--tensor-model-parallel-size", str(tp), "--train-iters", "2"]
+    run = train(tp, tmp_path / "emulation", *DEBUG, *flags, "--save", str(tmp_path / "run")).succeeded()
+    assert len(run.losses) == 2
+    assert yaml.safe_load((tmp_path / "run" / "resolved_args.yaml").read_text())["ffn-hidden-size"] == 255 * tp
+    from megatron_cod.training import checkpoints
+
+    assert checkpoints.saved_state(tmp_path / "run" / "iter_0000002")["args"].ffn_hidden_size == 255 * tp
