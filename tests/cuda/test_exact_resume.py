@@ -7,7 +7,7 @@ import pytest
 from megatron_cod.analysis.metrics import read_metrics
 from tests.cuda.runs import DEBUG, train
 
-SIX = (*DEBUG, "--no-rope-fusion", "--train-iters", "6", "--lr-decay-iters", "6", "--save-interval", "3")
+SIX = (*DEBUG, "--train-iters", "6", "--lr-decay-iters", "6", "--save-interval", "3")
 PP2 = ("--pipeline-model-parallel-size", "2")
 LAYOUTS = {"one": (1, ()), "pp2": (2, PP2)}
 MEASURED = ("speed", "time", "memory", "seconds", "tokens/s", "tflops", "mfu")

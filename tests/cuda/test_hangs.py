@@ -12,7 +12,7 @@ from megatron_cod.training.faults.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
 from tests.distributed.test_killed_rank import kill_and_go_on
-from tests.faults.mutants import OtherCollective, Stuck, StuckLayer
+from tests.faults.mutants import OtherCollective, Stuck, StuckIn, StuckLayer
 
 LIMIT = 20
 """--hang-timeout of these runs, in seconds: longer than a step takes on a busy machine."""
@@ -21,7 +21,7 @@ SMALL = (
     *("--seq-length", "32", "--max-position-embeddings", "32", "--micro-batch-size", "1", "--global-batch-size", "2"),
 )
 LONG = (
-    *(*DEBUG, *SMALL, "--no-rope-fusion", "--train-iters", "2000", "--lr-decay-iters", "2000"),
+    *(*DEBUG, *SMALL, "--train-iters", "2000", "--lr-decay-iters", "2000"),
     *("--hang-timeout", str(LIMIT)),
 )
 TP2 = ("--tensor-model-parallel-size", "2")
@@ -87,7 +87,23 @@ def test_ranks_whose_collectives_differ_are_named(layout, how, rank, tmp_path):
     assert re.search("which are in different collectives: |which wait for each other: ", line), line
 
 
+@pytest.mark.parametrize(
+    ("stuck", "said"),
+    [
+        (StuckIn("megatron.training.checkpointing", "dist_checkpointing.save", 1), "saving a checkpoint"),
+        (StuckIn("megatron_cod.training.batches", "BlendedMegatronDatasetBuilder.build", 1), "building datasets"),
+    ],
+    ids=["save", "set-up"],
+)
+@pytest.mark.slow
+def test_a_hang_in_set_up_or_a_save_is_named_before_a_collective_fails(stuck, said, tmp_path):
+    """The collectives wait for a minute; the wait is read from the recorder, as no line of rank 0 is known to wait."""
+    flags = ("--distributed-timeout-minutes", "1", "--hang-timeout", "40", "--save-interval", "2")
+    _, line = hung(tmp_path, (), stuck, *flags)
+    assert re.search(rf"no progress for \d+ s from rank 1 on \S+ \(pid \d+, {said}", line), line
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others(tiny, tmp_path):
     """Rank 0 then waits for a message in the device's queue, where no signal of the launcher reaches Python."""
-    kill_and_go_on([*tiny, "--no-rope-fusion"], tmp_path / "run", victim=1)
+    kill_and_go_on([*tiny], tmp_path / "run", victim=1)
