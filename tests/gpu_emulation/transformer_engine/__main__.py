@@ -7,6 +7,7 @@ import os
 import sys
 
 from tests.gpu_emulation.__main__ import CACHE
+from tests.gpu_emulation.__main__ import SWITCH as DEVICES
 from tests.gpu_emulation.build import built, environment, missing
 from tests.gpu_emulation.transformer_engine.build import Build, default_folder
 
@@ -22,7 +23,7 @@ def main() -> None:
     if reason is None:
         os.environ |= made.environment()
         os.environ |= environment(built(CACHE, made.libraries), os.environ.get("FAKECUDA", "numerics,report"))
-    os.environ[SWITCH] = reason or "emulated"
+    os.environ[SWITCH] = os.environ[DEVICES] = reason or "emulated"
     os.execvp(command[0], command)
 
 
