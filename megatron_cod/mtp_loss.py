@@ -21,7 +21,8 @@ def _total(count: Tensor, group: Any) -> Tensor:
 def depth_weights(loss_mask: Tensor, depths: int, group: Any, per_token: bool) -> list[Tensor]:
     """What the losses of each depth are multiplied by. loss_mask: [b, s/C], this rank's. Collective over ``group``.
 
-    per_token: Megatron then adds up over ranks, and multiplies a rank's losses by its count before the first shift.
+    per_token: Megatron then adds up over ranks, and multiplies a rank's losses by its count before the first shift. The
+    gradients are right; the loss it logs of a depth then still weighs ranks alike, where they have unequal counts.
     """
     mask, before = loss_mask, loss_mask.sum()
     base = _total(before, group) / before.clamp(min=1) if per_token else torch.distributed.get_world_size(group)
