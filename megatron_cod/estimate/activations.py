@@ -11,7 +11,7 @@ from megatron_cod.estimate.shape import element_size, head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
 
 WORKSPACE = 32 << 20
-"""Scratch memory of one matrix product: cuBLAS' workspace as torch sizes it on Hopper and later (8 MiB before)."""
+"""Scratch memory of one matrix product: cuBLAS' workspace as torch makes it on a Hopper, given back afterwards."""
 
 
 def _tokens(args: Any) -> float:

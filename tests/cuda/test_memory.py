@@ -51,7 +51,8 @@ def test_a_term_left_out_is_found(name, monkeypatch):
     assert abs(of_peak) >= 0.03 or abs(of_activations) >= 0.05
 
 
-def test_the_page_has_every_shape():
+def test_rows_of_the_page_are_measured_shapes():
     """docs/rehearsal.md; ``python -m tests.cuda.memory --write`` writes the table."""
-    table = PAGE.read_text().split(BEGIN)[1].split(END)[0]
-    assert [line.split(" | ")[0].removeprefix("| ") for line in table.strip().splitlines()[2:]] == list(SHAPES)
+    rows = PAGE.read_text().split(BEGIN)[1].split(END)[0].strip().splitlines()[2:]
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows]
+    assert names == [name for name in SHAPES if name in names] and set(FAST) <= set(names)
