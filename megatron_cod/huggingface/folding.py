@@ -74,8 +74,8 @@ class Folding:
         return self.design.identity(SimpleNamespace(num_layers=self.layers))
 
     def options(self) -> dict[str, Any]:
-        """The scheme's options by the names of their arguments."""
-        return vars(self.design.options)
+        """The scheme's options by the names of their arguments, as a checkpoint records them: with defaults filled in."""
+        return vars(design_from_record(self.identity()).options)
 
 
 def folding(scheme: Scheme, layers: int) -> Folding:

@@ -16,6 +16,8 @@ _HIDDEN = "CUDA_VISIBLE_DEVICES"
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 _ON_CPUS = f"{_HIDDEN}= (empty) trains on CPU processes"
 _NO_DEVICE = ("Found no NVIDIA driver", "No CUDA GPUs are available", "no CUDA-capable device")
+_FORKED = "in forked subprocess"
+"""A process that was forked after its parent asked for devices cannot tell."""
 _BLACKWELL = 10
 """The first generation whose order of launches does not depend on the number of connections."""
 
@@ -48,7 +50,7 @@ def _start_cuda() -> None:
             torch.cuda.init()
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        if not any(text in reason for text in _NO_DEVICE):
+        if not any(text in reason for text in (*_NO_DEVICE, _FORKED)):
             raise ValueError(
                 f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use this machine's GPUs: "
                 f"{reason.partition(' Please ')[0][:300]} Update the driver or install another torch, or {_ON_CPUS}"

@@ -170,7 +170,7 @@ class BrokenWeight:
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-@pytest.mark.slow_except("full_iteration")
+@pytest.mark.slow
 def test_a_nan_stops_a_graphed_run(kind, tmp_path):
     run = graphed(kind, 1, tmp_path, "--train-iters", "6", before=BrokenWeight(4))
     assert run.code == 2 and len(run.losses) == 3

@@ -62,7 +62,7 @@ CASES = [(layout, how, rank) for layout in LAYOUTS for how in STUCK for rank in 
 
 
 @pytest.mark.parametrize(("layout", "how", "rank"), CASES, ids=[f"{c[0]} {c[1]} rank {c[2]}" for c in CASES])
-@pytest.mark.slow_except("dp2 data rank 1")
+@pytest.mark.slow
 def test_the_rank_that_is_waited_for_is_named(layout, how, rank, tmp_path):
     _, line = hung(tmp_path, LAYOUTS[layout], STUCK[how](rank))
     assert re.search(

@@ -78,7 +78,7 @@ def holders(line: str) -> list[str]:
 
 
 def test_in_set_up(tmp_path):
-    run = train(1, tmp_path, *WIDE, before=partial(_left, 90))
+    run = train(1, tmp_path, *WIDE, "--micro-batch-size", "1", before=partial(_left, 90))
     line = one_line(run)
     place = r"error: rank 0 on \S+: the device is out of memory in set-up"
     assert re.match(place + r" \(1\.0 GiB, [\d.]+ MiB more were asked for\)", line), line

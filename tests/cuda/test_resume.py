@@ -84,7 +84,7 @@ def test_a_step_counted_once_a_parameter_would_be_seen(saved, tmp_path):
 
 
 @pytest.mark.parametrize("wanted", ["--finetune", "--no-load-optim"])
-@pytest.mark.slow_except("--finetune")
+@pytest.mark.slow
 def test_weights_alone_load_into_either_optimizer(saved, tmp_path, wanted):
     """No optimizer state is read, so that none can stand in the way: the losses are those of the other optimizer."""
     stopped = saved(1, "--bf16").stopped
