@@ -135,5 +135,5 @@ def test_wrong_initialisations_are_caught(mutate):
 def without_the_depth_check(rank: int, layout: Layout, mutate) -> list[Measured]:
     from megatron_cod import model
 
-    model.refuse_wrong_depth = lambda chunks, exponent: chunks
+    model.refuse_wrong_depth = lambda chunks, factor: chunks
     return measure(rank, layout, mutate)

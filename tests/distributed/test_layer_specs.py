@@ -55,7 +55,8 @@ def test_pre_ln_is_stock_and_lns_adds_nothing(flags):
     for key in ("parameters", "buffers", "keys", "sharded"):
         assert pre_ln[key] == stock[key]
         assert lns[key] == stock[key]
-    assert changes(stock, pre_ln) == {"self_attention.core_attention"}
+    # The attention around the core turns queries and keys with our rotary embedding.
+    assert changes(stock, pre_ln) == {"self_attention", "self_attention.core_attention"}
     assert changes(pre_ln, lns) == {"", "input_layernorm", "pre_mlp_layernorm"}
     assert lns["classes"]["decoder.final_layernorm"] == stock["classes"]["decoder.final_layernorm"]
 

@@ -168,7 +168,7 @@ def run_variant(
 
     if mutate is not None:
         mutate()
-        model.refuse_wrong_depth = lambda chunks, exponent: chunks
+        model.refuse_wrong_depth = lambda chunks, factor: chunks
     args = start_megatron(worker_flags(variant, layout))
     result: dict[str, Any] = {"norms": {}, "carriers": []}
     for scheme in schemes:
