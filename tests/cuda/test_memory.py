@@ -12,7 +12,7 @@ from tests.cuda.memory import BEGIN, END, FAST, PAGE, SHAPES, estimate, measure,
 measured = cache(measure)
 
 
-@pytest.mark.slow_except(*FAST)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_estimate_is_near_the_peak(name):
     of_peak, of_activations = measured(name).off(estimate(name))

@@ -44,6 +44,7 @@ def waits(mutant: str = "") -> Counter[str]:
     return owners(count(Path(mkdtemp()), *LLAMA_60M, mutant=mutant).whole)
 
 
+@pytest.mark.slow
 def test_a_step_waits_for_the_device_in_few_known_places():
     """One wait of the check for NaN, two of the metrics of a step that is logged, none of Megatron's fallbacks in torch."""
     found = waits()
