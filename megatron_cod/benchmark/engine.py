@@ -2,7 +2,6 @@
 
 import io
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -18,22 +17,19 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from megatron.core.utils import get_model_config
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args
 from torch import Tensor
 
-from megatron_cod import torch_adaptations
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
-from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.environment import forget_make, satisfy_make
-from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.packages import check_packages, torch_has_the_norms
+from megatron_cod.training.loading import MODEL_ALONE
+from megatron_cod.training.packages import torch_has_the_norms
+from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.prepare import prepare
 
 Microbatch = dict[str, Tensor]
 
@@ -49,21 +45,11 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """
     launch_alone()
     torch.set_num_threads(threads)
+    start = prepare(command_line, MODEL_ALONE, 1, frozenset({Need.MACHINE, Need.PROCESSES}), quiet=True)
+    args = start.args
+    if args.world_size != 1 or args.data_parallel_size != 1:
+        raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
     with redirect_stdout(io.StringIO()):
-        flags, raw, _ = resolve_command_line(list(command_line))
-        check_devices()
-        check_needs_gpu(raw)
-        check_packages(raw)
-        torch_adaptations.install()
-        command, sys.argv = sys.argv, [sys.argv[0], *flags]
-        try:
-            args = parse_and_validate_args(extra_args_provider=add_arguments)
-        except AssertionError as error:
-            raise ValueError(one_line(error)) from None
-        finally:
-            sys.argv = command
-        if args.world_size != 1 or args.data_parallel_size != 1:
-            raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
         satisfy_make()
         try:
             loop.initialize_megatron()

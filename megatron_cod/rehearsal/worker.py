@@ -22,7 +22,7 @@ from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import validate_args
 from megatron.training.global_vars import set_global_variables
 
 from megatron_cod import cpu, torch_adaptations
@@ -30,11 +30,12 @@ from megatron_cod.depth_map import stage_layers
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
-from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import user_errors
 from megatron_cod.training.imports import import_schemes
+from megatron_cod.training.start.prepare import as_megatron_parses
 from megatron_cod.training.warm_up import widen_warm_up
 
 
@@ -192,9 +193,9 @@ def _peak_bytes() -> int:
 def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
     torch_adaptations.install()
-    with as_process(job.rank, job.world_size, job.flags), tempfile.TemporaryDirectory() as cache:
-        import_schemes(sys.argv[1:])
-        args = parse_args(add_arguments)
+    with as_process(job.rank, job.world_size), tempfile.TemporaryDirectory() as cache:
+        import_schemes(job.flags)
+        args = as_megatron_parses(build_parser().parse_args(job.flags), job.world_size)
         _short(args, job)
         args.data_cache_path = cache
         validate_args(args)

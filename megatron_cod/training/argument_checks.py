@@ -3,7 +3,6 @@
 from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
-from megatron.training import get_tokenizer
 
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
@@ -136,9 +135,9 @@ def _check_interleaving(args: Any) -> None:
             )
 
 
-def check_vocabulary(args: Any) -> int:
+def check_vocabulary(args: Any, tokenizer: Any) -> int:
     """Rows of the model's vocabulary; ValueError where the tokenizer has more. args: after Megatron's validation."""
-    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
+    tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
         raise ValueError(

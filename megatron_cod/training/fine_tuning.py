@@ -31,7 +31,6 @@ class FineTuning:
 
     def prepare(self, flags: list[str], raw: argparse.Namespace) -> list[str]:
         """Read the data, and turn epochs and the start into Megatron's own flags."""
-        check_flags(raw)
         flags = start_flags(flags, raw)
         self._data = data = Conversations(raw, say)
         batch, rows = raw.global_batch_size, data.plan.rows_an_epoch
@@ -143,6 +142,7 @@ def task() -> Task:
         add_arguments=add_arguments,
         # A mean per micro-batch would weigh answers by how many others stand beside them.
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
+        check_flags=check_flags,
         prepare=run.prepare,
         share_of_tokens=run.share,
     )
