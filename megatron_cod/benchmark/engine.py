@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_cod import torch_adaptations
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
+from megatron_cod.errors import Phase, UserError, refusal
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.arguments import add_arguments
@@ -31,7 +32,6 @@ from megatron_cod.training.batches import forward_step
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.environment import forget_make, satisfy_make
-from megatron_cod.training.failures import one_line
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.packages import check_packages, torch_has_the_norms
 
@@ -45,7 +45,7 @@ logging.getLogger("megatron").setLevel(logging.ERROR)
 def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
 
-    Megatron's own log is dropped. Raises ValueError for what it refuses.
+    Megatron's own log is dropped. Raises UserError for what it refuses.
     """
     launch_alone()
     torch.set_num_threads(threads)
@@ -58,12 +58,12 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
         command, sys.argv = sys.argv, [sys.argv[0], *flags]
         try:
             args = parse_and_validate_args(extra_args_provider=add_arguments)
-        except AssertionError as error:
-            raise ValueError(one_line(error)) from None
+        except Exception as error:
+            raise refusal(error, Phase.START) from None
         finally:
             sys.argv = command
         if args.world_size != 1 or args.data_parallel_size != 1:
-            raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
+            raise UserError("the benchmark is one process: leave the parallel sizes at 1")
         satisfy_make()
         try:
             loop.initialize_megatron()

@@ -51,7 +51,7 @@ def run_tasks(task: Task, numbers: Iterable[int], workers: int, watch: Watch) ->
         while waiting:
             yield _result(waiting.popleft(), look)
     except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
+        raise UserError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -17,6 +17,7 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.arguments import parse_args, validate_args
 
 from megatron_cod import cpu, identity, torch_adaptations
+from megatron_cod.errors import Phase, UserError, refusal
 from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.model import model_config_from_args
 from megatron_cod.training import checkpoints
@@ -26,7 +27,6 @@ from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.blends import blends_of, check_data
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.devices import check_needs_gpu, need_gpu
-from megatron_cod.training.failures import one_line
 from megatron_cod.training.optimizer_checks import check_optimizer
 from megatron_cod.training.packages import check_packages, missing
 from megatron_cod.training.save_checks import check_saving
@@ -73,7 +73,7 @@ def _check_data(args: Any) -> list[str]:
         notes.append("no data given (--train-data-path ...): the launch would ask for it; not checked")
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
-        raise ValueError(f"--tokenizer-model {model} does not exist")
+        raise UserError(f"--tokenizer-model {model} does not exist")
     if not model and args.tokenizer_type not in ("NullTokenizer", "ByteLevelTokenizer"):
         notes.append(f"no --tokenizer-model for {args.tokenizer_type}: the launch would ask for it; not checked")
     return notes
@@ -82,11 +82,11 @@ def _check_data(args: Any) -> list[str]:
 def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
     """Everything the launch would refuse before it starts training, as far as one machine can see it.
 
-    command_line: what follows ``megatron_cod.training.pretrain``. Raises ValueError with one line. No process group, no
+    command_line: what follows ``megatron_cod.training.pretrain``. Raises UserError with one line. No process group, no
     model; Megatron's own messages are kept back.
     """
     if world_size < 1:
-        raise ValueError(f"--world-size {world_size} must be at least 1")
+        raise UserError(f"--world-size {world_size} must be at least 1")
     said = io.StringIO()
     try:
         with as_process(0, world_size, ()), contextlib.redirect_stdout(said):
@@ -108,18 +108,18 @@ def read_launch(command_line: Sequence[str], world_size: int) -> Launch:
             if args.step_batch_size_schedule:  # Megatron has the least that can be there
                 args.global_batch_size = batch_sizes(args).last
             loaded = checkpoints.check_load(args, args.override_scheme_check)
-    except AssertionError as error:
-        raise ValueError(one_line(error)) from None
+    except Exception as error:
+        raise refusal(error, Phase.START) from None
     refused = uncounted_features(args)
     if refused:
-        raise ValueError(f"the rehearsal cannot count {', '.join(refused)} yet")
+        raise UserError(f"the rehearsal cannot count {', '.join(refused)} yet")
     return Launch(args, flags, world_size, (*elsewhere, *loaded, *_check_data(args)))
 
 
 def _needed_there(raw: Namespace) -> list[str]:
     """What the launch needs of its machines. Refused where this is such a machine, noted on one without a GPU.
 
-    ValueError for a missing package, and for Megatron-FSDP, which is not even planned without a GPU.
+    UserError for a missing package, and for Megatron-FSDP, which is not even planned without a GPU.
     """
     if cpu.has_cuda() or raw.use_megatron_fsdp:
         check_needs_gpu(raw)
@@ -134,6 +134,6 @@ def _vocabulary(args: Any) -> None:
             build_tokenizer(args)
         except Exception as error:
             # Tokenizer libraries raise what they like; whatever it is, the size is unknown.
-            raise ValueError(f"the vocabulary is unknown: give --padded-vocab-size or a tokenizer ({error})") from None
+            raise UserError(f"the vocabulary is unknown: give --padded-vocab-size or a tokenizer ({error})") from None
     if args.padded_vocab_size is None:
-        raise ValueError("the vocabulary is unknown: give --padded-vocab-size or --vocab-size")
+        raise UserError("the vocabulary is unknown: give --padded-vocab-size or --vocab-size")

@@ -21,12 +21,12 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSa
 from megatron.training.training import get_train_valid_test_num_samples
 
 from megatron_cod import torch_adaptations
+from megatron_cod.errors import Phase, UserError, refusal
 from megatron_cod.training.argument_checks import check_layout
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import datasets_provider
 from megatron_cod.training.blends import check_data
 from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.failures import one_line
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Feed:
         """command_line: what follows ``megatron_cod.training.pretrain``. world_size: processes of the launch, by default as
         many as one data-parallel replica takes.
 
-        Raises ValueError for what the launch would refuse.
+        Raises UserError for what the launch would refuse.
         """
         with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
             self.args = _parse(list(command_line), world_size)
             self.counts = get_train_valid_test_num_samples()
             self._dataset = datasets_provider(self.counts)[0]
         if self._dataset is None:
-            raise ValueError("there is no training data: give --train-data-path or --data-path")
+            raise UserError("there is no training data: give --train-data-path or --data-path")
 
     @property
     def replicas(self) -> int:
@@ -74,13 +74,13 @@ class Feed:
         return [weight / total for weight in weights]
 
     def rows(self, step: int, replica: int) -> Iterator[Row]:
-        """The rows of step ``step`` (from 1) on data-parallel rank ``replica``; ValueError when there is no such step."""
+        """The rows of step ``step`` (from 1) on data-parallel rank ``replica``; UserError when there is no such step."""
         if not 0 <= replica < self.replicas:
-            raise ValueError(
+            raise UserError(
                 f"--dp-rank {replica} does not exist: the launch has {self.replicas} data-parallel replicas"
             )
         if step < 1 or (self.args.train_iters and step > self.args.train_iters):
-            raise ValueError(f"--step {step} does not exist: the run has steps 1 to {self.args.train_iters}")
+            raise UserError(f"--step {step} does not exist: the run has steps 1 to {self.args.train_iters}")
         consumed = self._consumed_before(step)
         samples = iter(self._sampler(consumed, replica))
         for micro_batch in range(microbatches.get_num_microbatches()):
@@ -118,7 +118,7 @@ class Feed:
         kinds = {"single": MegatronPretrainingSampler, "cyclic": MegatronPretrainingRandomSampler}
         kind = kinds.get(self.args.dataloader_type)
         if kind is None:
-            raise ValueError(f"--dataloader-type {self.args.dataloader_type} feeds rows that only the run itself knows")
+            raise UserError(f"--dataloader-type {self.args.dataloader_type} feeds rows that only the run itself knows")
         more: dict[str, Any] = {}
         if kind is MegatronPretrainingRandomSampler:
             more = {"dataset": self._dataset, "data_sharding": self.args.data_sharding}
@@ -149,8 +149,8 @@ def _parse(command_line: list[str], world_size: int | None) -> Any:
     sys.argv = [program[0], *flags]
     try:
         args = parse_and_validate_args(extra_args_provider=add_arguments)
-    except AssertionError as error:
-        raise ValueError(one_line(error)) from None
+    except Exception as error:
+        raise refusal(error, Phase.START) from None
     finally:
         sys.argv = program
     check_data(args, args.padded_vocab_size or args.vocab_size)

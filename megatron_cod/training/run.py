@@ -17,7 +17,7 @@ from megatron.training.arguments import parse_and_validate_args
 
 from megatron_cod import identity, torch_adaptations
 from megatron_cod.backends.torch_context_parallel import log_line
-from megatron_cod.depth_map import DepthMapError
+from megatron_cod.errors import Phase
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.training import agreement, checkpoints, data_workers, random_states, rank_logs, retention
@@ -27,15 +27,14 @@ from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.devices import check_devices, check_needs_gpu
-from megatron_cod.training.failures import this_rank, user_errors
+from megatron_cod.training.failures import one_line_endings, this_rank
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.handling import FaultHandling, check_flags, put_in_order
-from megatron_cod.training.faults.nonfinite import NonFiniteError
-from megatron_cod.training.faults.saving import SaveError, failed_saves
+from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory, in_step, told_in_one_line
+from megatron_cod.training.out_of_memory import in_step, told_in_one_line
 from megatron_cod.training.packages import check_packages
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb, report_parameters, reported, say, write_scalar
@@ -48,7 +47,7 @@ from megatron_cod.training.warm_up import widen_warm_up
 
 
 def check_inputs(args: Any, task: Task) -> None:
-    """Tokenizer, data and checkpoints, before any process group exists. Raises ValueError with one clear line.
+    """Tokenizer, data and checkpoints, before any process group exists. Raises UserError with one clear line.
 
     Files are read by one rank a node: thousands of ranks reading the same index would be a load of its own.
     """
@@ -67,7 +66,7 @@ def _forget_make(model: list[Any]) -> list[Any]:
 
 def main(task: Task) -> None:
     """Parse, check, train."""
-    with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
+    with one_line_endings(lambda: Phase.START), agreement.among_ranks() as agree:
         check_devices()
         flags, raw, resolved = resolve_command_line(sys.argv[1:], task)
         check_needs_gpu(raw)
@@ -127,9 +126,7 @@ def main(task: Task) -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     with (
-        user_errors(DepthMapError, NonFiniteError, SaveError, DeviceOutOfMemory),
-        # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
-        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
+        one_line_endings(lambda: Phase.SET_UP if steps.not_begun() else Phase.TRAINING),
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),

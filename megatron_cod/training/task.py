@@ -41,8 +41,8 @@ class Task(Program):
     """Megatron's ``forward_step_func``."""
     check_data: Callable[[Any, int | None], None]
     """Called with the arguments and the model's vocabulary, on one rank a node, before any process group exists.
-    ValueError with one clear line."""
+    UserError with one clear line."""
     prepare: Callable[[list[str], argparse.Namespace], list[str]] = _flags_as_given
-    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; ValueError."""
+    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; UserError."""
     share_of_tokens: Callable[[], float] = _all_tokens
     """How much of a row is text and not padding, for the rate that the progress line tells."""

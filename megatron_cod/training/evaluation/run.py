@@ -18,7 +18,7 @@ from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
-from megatron_cod.depth_map import DepthMapError
+from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
@@ -28,11 +28,11 @@ from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
-from megatron_cod.training.failures import fail, this_rank, user_errors
+from megatron_cod.training.failures import fail, one_line_endings, this_rank
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.model_options import TOKENIZER
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory, told_in_one_line
+from megatron_cod.training.out_of_memory import told_in_one_line
 from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
 from megatron_cod.training.trained_with import trained_with
@@ -52,9 +52,9 @@ def _check_output(path: str | None) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--output {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
     if target.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file")
+        raise UserError(f"--output {path} is a folder; name a file")
 
 
 def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
@@ -74,9 +74,7 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
         flags += ["--micro-batch-size", "1"]
         raw.micro_batch_size = 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
-        raise ValueError(
-            f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now"
-        )
+        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     check_layout(raw, world_size)
     ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
@@ -87,7 +85,7 @@ def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
 def _encoder(args: Any, tokenizer: Any) -> Any:
     if args.tokenizer_type == "NullTokenizer":
         if args.vocab_size != BYTE_VOCABULARY:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint's NullTokenizer of {args.vocab_size} ids reads no text (of {BYTE_VOCABULARY}: bytes); "
                 "give --tokenizer-type and --tokenizer-model, or a prefix of .bin/.idx"
             )
@@ -109,7 +107,7 @@ def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
 
 
 def read_sets(args: Any) -> list[TokenSet]:
-    """All that ``--eval-data`` names. ValueError for what cannot be measured on."""
+    """All that ``--eval-data`` names. UserError for what cannot be measured on."""
     vocabulary, tokenizer = check_vocabulary(args), get_tokenizer()
     found: list[TokenSet] = []
     compared_with = trained_with(args)
@@ -122,16 +120,16 @@ def read_sets(args: Any) -> list[TokenSet]:
 
 
 def plan(args: Any, sets: list[TokenSet]) -> Job:
-    """How the sets are cut into windows. ValueError for a set in which nothing can be predicted."""
+    """How the sets are cut into windows. UserError for a set in which nothing can be predicted."""
     stride = check_window(args.stride, args.seq_length)
     prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
     if args.eval_prefix != "none" and (prefix is None or prefix < 0):
-        raise ValueError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
+        raise UserError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
     cut = partial(plan_windows, size=args.seq_length, stride=stride, prefixed=prefix is not None)
     windows = [cut(one.streams(args.eval_mode == "document")) for one in sets]
     for one, rows in zip(sets, windows, strict=True):
         if not len(rows):
-            raise ValueError(f"{one.name} has {len(one.ids)} tokens: there is nothing to predict")
+            raise UserError(f"{one.name} has {len(one.ids)} tokens: there is nothing to predict")
     pipeline = args.pipeline_model_parallel_size
     interleaved = args.virtual_pipeline_model_parallel_size is not None
     micro = _MICRO_BATCHES * pipeline
@@ -180,7 +178,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 
 def main() -> None:
     """Evaluate, as the command line says."""
-    with user_errors(ValueError, AssertionError, OSError):
+    with one_line_endings(lambda: Phase.START):
         check_devices()
         flags, checkpoint, _ = resolved(sys.argv[1:])
         args, config = loading.parse(flags, PROGRAM)
@@ -194,9 +192,9 @@ def main() -> None:
     last = this_rank() == args.world_size - 1
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
     in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
-    with user_errors(DepthMapError, ValueError, RuntimeError, OSError), in_one_line():
+    with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, config)
-    with user_errors(DeviceOutOfMemory), in_one_line():
+    with one_line_endings(lambda: Phase.TRAINING), in_one_line():
         totals = measure(job, model, progress.add)
     if totals is None or not last:
         return
