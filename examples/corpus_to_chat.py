@@ -29,7 +29,7 @@ import yaml
 import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.data.record import DatasetRecord, read_record
 from megatron_cod.data.sample_corpus import write_sample_conversations
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.training.launch import launch_command, on_cpus_instead
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ class Chain:
     def sources(self) -> list[Path]:
         found = sorted(self.corpus.glob("*.jsonl"))
         if not found:
-            raise ValueError(f"{self.corpus} holds no .jsonl file")
+            raise UserError(f"{self.corpus} holds no .jsonl file")
         return found
 
     def make_corpus(self) -> Iterator[Command]:
@@ -202,7 +202,7 @@ class Memory(threading.Thread):
 
 
 def run(command: Command, log: Path) -> int:
-    """The command to its end, its output shown and kept; returns the most memory it held. ValueError when it fails."""
+    """The command to its end, its output shown and kept; returns the most memory it held. UserError when it fails."""
     say("$ " + shlex.join(command))
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("a") as file:
@@ -223,7 +223,7 @@ def run(command: Command, log: Path) -> int:
                 process.terminate()
                 process.wait()
     if code:
-        raise ValueError(f"the command ended with exit code {code}: {shlex.join(command)[:200]}; its output is {log}")
+        raise UserError(f"the command ended with exit code {code}: {shlex.join(command)[:200]}; its output is {log}")
     return peak
 
 
@@ -237,9 +237,9 @@ def table(done: dict[str, dict[str, float]]) -> list[str]:
 def main() -> None:
     args = parse_args()
     if args.corpus and not args.corpus.is_dir():
-        raise ValueError(f"--corpus {args.corpus} is no directory")
+        raise UserError(f"--corpus {args.corpus} is no directory")
     if min(args.steps, args.epochs, args.processes) < 1 or not 0 < args.valid < 100:
-        raise ValueError("--steps, --epochs and --processes must be at least 1, --valid between 0 and 100")
+        raise UserError("--steps, --epochs and --processes must be at least 1, --valid between 0 and 100")
     args.output.mkdir(parents=True, exist_ok=True)
     record = args.output / "stages.json"
     asked = {key: str(value) for key, value in vars(args).items()}
@@ -247,7 +247,7 @@ def main() -> None:
     if record.exists():
         kept = json.loads(record.read_text())
         if kept["asked"] != asked:
-            raise ValueError(f"{args.output} is of another command; give another --output, or delete it")
+            raise UserError(f"{args.output} is of another command; give another --output, or delete it")
         done = kept["done"]
     for name, commands in Chain(args).stages().items():
         if name in done:

@@ -17,7 +17,7 @@ from pathlib import Path
 import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.analysis.metrics import VALID_LOSS, perplexity, read_metrics
 from megatron_cod.data.sample_corpus import write_sample_conversations
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import answer, open_directory
 from megatron_cod.training.checkpoints import RESOLVED
@@ -42,9 +42,9 @@ def parse_args() -> argparse.Namespace:
     args.why_on_cpus = on_cpus_instead(2) if args.processes is None else None
     args.processes = args.processes or 2
     if not (args.base / RESOLVED).is_file():
-        raise ValueError(f"{args.base} is no pretrained run; make quickstart trains one")
+        raise UserError(f"{args.base} is no pretrained run; make quickstart trains one")
     if (args.output / "run").exists():
-        raise ValueError(f"{args.output} exists already; give another --output, or delete it")
+        raise UserError(f"{args.output} exists already; give another --output, or delete it")
     return args
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         more = ["--train-epochs", str(args.epochs), "--save", str(run), "--save-interval", "100000"]
         run_training(args.processes, [*flags, *more], args.output / "sft.log", say, "sft", bool(args.why_on_cpus))
     except RunFailed as error:
-        raise ValueError(str(error).removeprefix("error: ")) from None
+        raise UserError(str(error).removeprefix("error: ")) from None
     after = read_metrics(run / "metrics.jsonl").series(VALID_LOSS)[1][-1]
     say("\nloss per token of the 40 answers held out:")
     for when, loss in {"before": before, "after": after}.items():

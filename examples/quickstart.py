@@ -20,7 +20,7 @@ from megatron_cod.analysis.metrics import PARAMETERS, TRAIN_LOSS, VALID_LOSS, Me
 from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.training.launch import RunFailed, on_cpus_instead
 from megatron_cod.training.recipes import load_recipe
 
@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
         default if one is None else one for one, default in ((args.pp, 2), (args.tp, 1), (args.dp, 1))
     )
     if min(args.pp, args.tp, args.dp, 1 if args.steps is None else args.steps) < 1:
-        raise ValueError("--pp, --tp, --dp and --steps must be at least 1")
+        raise UserError("--pp, --tp, --dp and --steps must be at least 1")
     return args
 
 
@@ -117,7 +117,7 @@ def main() -> None:
             flags = arm_flags(args, name, prefix, directory, steps)
             runs[name] = train(name, processes, flags, directory, fresh=args.fresh, show=say, on_cpus=bool(why)).metrics
     except RunFailed as error:
-        raise ValueError(str(error).removeprefix("error: ")) from None
+        raise UserError(str(error).removeprefix("error: ")) from None
     used = load_recipe(args.output / "lns" / "resolved_args.yaml")  # with the flags given after --
     tokens = steps * int(used["global-batch-size"]) * int(used["seq-length"])
     text = table(runs, tokens)

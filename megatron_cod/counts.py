@@ -1,9 +1,11 @@
 """Whole numbers that a user gives."""
 
+from megatron_cod.errors import UserError
+
 
 def whole_number(text: str, what: str, least: int = 1, most: int | None = None) -> int:
-    """The number; ValueError, naming what it is for, where the text is none within these bounds."""
+    """The number; UserError, naming what it is for, where the text is none within these bounds."""
     if not (text.isascii() and text.isdigit() and least <= int(text) and (most is None or int(text) <= most)):
         wanted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
-        raise ValueError(f"{what} is {text!r}, which is not {wanted}")
+        raise UserError(f"{what} is {text!r}, which is not {wanted}")
     return int(text)

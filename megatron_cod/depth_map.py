@@ -14,10 +14,11 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod import console
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import depth_factor, depth_scaled_modules, global_layer_number
 
 
-class DepthMapError(ValueError):
+class DepthMapError(UserError):
     """The stages of a pipeline do not hold exactly layers 1..L; its text names the stage at fault."""
 
 

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cod.backends.backend import Backend
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import BlockDesign, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy
 from megatron_cod.schemes.table import get_scheme
@@ -41,11 +42,11 @@ def unsupported_features(config: TransformerConfig, backend: Backend) -> list[st
 
 
 def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: Backend) -> None:
-    """ValueError for what the scheme cannot do yet: refused, never built as another scheme."""
+    """UserError for what the scheme cannot do yet: refused, never built as another scheme."""
     asked = unsupported_features(config, backend)
     asked += design.scheme.unsupported(config, backend.name, design.options)
     if asked:
-        raise ValueError(
+        raise UserError(
             f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; leave that out "
             f"(backend: {backend.name})"
         )
@@ -61,7 +62,7 @@ def scheme_block_spec(
     """The layers of one (virtual) pipeline stage under a design, on the backend of ``config.transformer_impl``.
 
     vp_stage, pp_rank: None means this process's own. backend: see ``backends.choice.get_backend``.
-    Raises ValueError for what the scheme does not support.
+    Raises UserError for what the scheme does not support.
     """
     chosen = get_backend(config, backend)
     refuse_unsupported(config, design, chosen)
@@ -125,7 +126,7 @@ def _stock_megatron_lm_spec(model_config: Any, scheme_name: str, vp_stage: int |
     config = getattr(model_config, "transformer", model_config)
     design = plain_design(get_scheme(scheme_name))
     if config.mtp_num_layers and not design.is_stock:
-        raise ValueError("--spec never reaches the layers of --mtp-num-layers; use megatron_cod.training.pretrain")
+        raise UserError("--spec never reaches the layers of --mtp-num-layers; use megatron_cod.training.pretrain")
     apply_init_policy(config, design.init_policy)
     hooks = getattr(model_config, "post_wrap_hooks", None)
     if hooks is not None and not any(isinstance(hook, _DepthCheck) for hook in hooks):

@@ -23,6 +23,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from megatron_cod import cpu
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
+from megatron_cod.errors import UserError
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
 from megatron_cod.mtp_loss import WeighedMTP
 from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
@@ -98,7 +99,7 @@ def attach_design(
     """Put a design and the depth check on ``config`` in place.
 
     The design is laid over Megatron's spec on the backend that ``--transformer-impl`` names; what it cannot carry is
-    refused with a ValueError. Stock layers are left to Megatron there, and on every backend but the torch one, unless
+    refused with a UserError. Stock layers are left to Megatron there, and on every backend but the torch one, unless
     ``own_layers`` asks for those of our spec.
     """
     transformer = config.transformer
@@ -109,7 +110,7 @@ def attach_design(
         chosen = get_backend(transformer, backend)
         if not design.is_stock:
             if config.transformer_layer_spec is not None:
-                raise ValueError("--spec and --norm-scheme both name the layers; give one of them")
+                raise UserError("--spec and --norm-scheme both name the layers; give one of them")
             refuse_unsupported(transformer, design, chosen)  # now, not when the model is built
             ours = True
         else:

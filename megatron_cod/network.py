@@ -5,19 +5,20 @@ import socket
 import psutil
 
 from megatron_cod.counts import whole_number
+from megatron_cod.errors import UserError
 
 
 def port_number(text: str, what: str) -> int:
-    """A port. ValueError, naming what it is for, for any other text."""
+    """A port. UserError, naming what it is for, for any other text."""
     return whole_number(text, what, 1, 65535)
 
 
 def addresses_of(host: str) -> list[str]:
-    """What a name stands for here. ValueError for one that is not known."""
+    """What a name stands for here. UserError for one that is not known."""
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:
-        raise ValueError(f"HEAD {host} is not a host name known here ({error.strerror})") from None
+        raise UserError(f"HEAD {host} is not a host name known here ({error.strerror})") from None
     return list(dict.fromkeys(str(info[4][0]) for info in found))
 
 
@@ -32,7 +33,7 @@ def is_mine(address: str) -> bool:
 
 
 def is_here(host: str) -> bool:
-    """Whether a name is this machine's. ValueError for one that is not known."""
+    """Whether a name is this machine's. UserError for one that is not known."""
     return any(map(is_mine, addresses_of(host)))
 
 

@@ -13,6 +13,8 @@ from megatron.core.parallel_state import default_embedding_ranks
 from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from megatron_cod.errors import UserError
+
 FIRST, LAST = "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"
 LAYOUT, PP, VP = (
     "--pipeline-model-parallel-layout",
@@ -21,7 +23,7 @@ LAYOUT, PP, VP = (
 )
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """A pipeline layout that cannot be built as it was asked for; its text names the flags."""
 
 

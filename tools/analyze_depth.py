@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
@@ -54,14 +54,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> None:
     if bool(args.compare) == bool(args.model):
-        raise ValueError("give either --model with --data, or --compare")
+        raise UserError("give either --model with --data, or --compare")
     if args.model and not args.data:
-        raise ValueError("--model needs --data: text to measure on")
+        raise UserError("--model needs --data: text to measure on")
     for name in ("tokens", "fit_tokens", "batch", "jacobian_draws"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if args.output.exists():
-        raise ValueError(f"--output {args.output} exists already")
+        raise UserError(f"--output {args.output} exists already")
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -124,7 +124,7 @@ def main() -> None:
     if args.compare:
         results = {folder.name: read_result(folder) for folder in args.compare}
         if len(results) != len(args.compare):
-            raise ValueError("--compare: two folders have the same name")
+            raise UserError("--compare: two folders have the same name")
     else:
         found = _measured(args)
         if found is None:

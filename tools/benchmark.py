@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 _RECIPE = Path(__file__).parents[1] / "recipes" / "debug.yaml"
 
@@ -142,10 +142,10 @@ def main() -> None:
     args, megatron_flags = _parser().parse_known_args()
     for path in (args.json, args.markdown):
         if path and not Path(path).parent.is_dir():  # now, not after minutes of timing
-            raise ValueError(f"{path}: its folder does not exist")
+            raise UserError(f"{path}: its folder does not exist")
     for name, least in {"rounds": 1, "warmup": 0, "threads": 1}.items():
         if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be at least {least}, got {getattr(args, name)}")
+            raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     # After parsing, so that --help and wrong options answer at once.
     from megatron_cod.benchmark.report import Report
 

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 _WAYS = ("simple", "this", "datasets")
 _KEY = "text"
@@ -158,7 +158,7 @@ def call(args: argparse.Namespace, way: str, workers: int, sample: Path, prefix:
         [*command, "--tokenizer-type", args.tokenizer_type, *model], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ValueError(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -184,7 +184,7 @@ def main() -> None:
                 if not filecmp.cmp(
                     one, Path(folder) / f"{workers}-0-this" / f"d_text_document.{ending}", shallow=False
                 ):
-                    raise ValueError(f"the .{ending} of this project differs from that of the simple loop")
+                    raise UserError(f"the .{ending} of this project differs from that of the simple loop")
             for way, found in figures.items():
                 print_row(way, workers, size / 1e6, found, figures.get("simple", found))
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,23 +84,23 @@ def _source(name: str) -> _Source:
     if path.is_file():
         return _Source(name, path, {})
     if not path.is_dir():
-        raise ValueError(f"{name} does not exist")
+        raise UserError(f"{name} does not exist")
     if is_checkpoint(path):
         return _Source(name, None, {}, path)
     metrics, checkpoints = path / _METRICS, finished_checkpoints(path)
     if not metrics.is_file() and not checkpoints:
-        raise ValueError(f"{name} holds neither {_METRICS} nor a finished checkpoint in the torch_dist format")
+        raise UserError(f"{name} holds neither {_METRICS} nor a finished checkpoint in the torch_dist format")
     return _Source(name, metrics if metrics.is_file() else None, checkpoints)
 
 
 def _pick(a: _Source, b: _Source, step: int | None) -> tuple[Path, Path]:
-    """One checkpoint of each. ValueError when there is none, or not of a step that both have."""
+    """One checkpoint of each. UserError when there is none, or not of a step that both have."""
     for source in (a, b):
         if not source.checkpoint and not source.checkpoints:
-            raise ValueError(f"{source.name} has no finished checkpoint in the torch_dist format (try --metrics-only)")
+            raise UserError(f"{source.name} has no finished checkpoint in the torch_dist format (try --metrics-only)")
     runs = [source for source in (a, b) if source.checkpoint is None]
     if not runs and step is not None:
-        raise ValueError("--step picks a checkpoint of a run, but A and B are checkpoints")
+        raise UserError("--step picks a checkpoint of a run, but A and B are checkpoints")
     if len(runs) == 1 and step is None:  # the run's checkpoint of the same step as the one given
         given = (a.checkpoint or b.checkpoint or Path()).resolve().name.removeprefix("iter_")
         step = int(given) if given.isdigit() else None
@@ -109,7 +109,7 @@ def _pick(a: _Source, b: _Source, step: int | None) -> tuple[Path, Path]:
         step = max(common, default=None)
     if runs and step not in common:
         have = "; ".join(f"{source.name} has {', '.join(map(str, source.checkpoints))}" for source in runs)
-        raise ValueError(f"no checkpoint of {'a step that both have' if step is None else f'step {step}'}: {have}")
+        raise UserError(f"no checkpoint of {'a step that both have' if step is None else f'step {step}'}: {have}")
     first, second = (source.checkpoint or source.checkpoints[step or 0] for source in (a, b))
     return first, second
 
@@ -247,10 +247,10 @@ def _plain(value: Any) -> Any:
 def main() -> None:
     args = _parser().parse_args()
     if args.json and not Path(args.json).parent.is_dir():  # now, not after an hour of reading
-        raise ValueError(f"{args.json}: its folder does not exist")
+        raise UserError(f"{args.json}: its folder does not exist")
     for flag, value in {"--tolerance": args.tolerance, "--rtol": args.rtol}.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{flag} must be a number from 0, got {value}")
+            raise UserError(f"{flag} must be a number from 0, got {value}")
     # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.analysis.checkpoint_tensors import Checkpoint
@@ -268,7 +268,7 @@ def main() -> None:
         metrics = compare_metrics(read_metrics(a.metrics), read_metrics(b.metrics), tolerance)
         texts.append(_metrics_text(metrics))
     elif pair is None:
-        raise ValueError(f"{b.name if a.metrics else a.name} has no {_METRICS}")
+        raise UserError(f"{b.name if a.metrics else a.name} has no {_METRICS}")
     else:
         texts.append(f"Metrics: not compared, {_METRICS} is not on both sides")
     if pair is not None:

@@ -22,7 +22,7 @@ from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.comparison.report import as_csv, row_of, table
 from megatron_cod.comparison.runs import Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.imports import add_import_flag
 from megatron_cod.schemes.table import SCHEMES, STOCK
@@ -77,7 +77,7 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("flags", nargs="*", help="Megatron flags for every run, after --")
     args = parser.parse_args(command_line)
     if min(args.pp, args.tp, args.dp, args.steps or 1, args.save_interval or 1) < 1:
-        raise ValueError("--pp, --tp, --dp, --steps and --save-interval must be at least 1")
+        raise UserError("--pp, --tp, --dp, --steps and --save-interval must be at least 1")
     return args
 
 
@@ -98,7 +98,7 @@ def run_flags(args: argparse.Namespace, arm: Arm, seed: int, prefix: str, direct
 
 
 def check(recipe: Path, command_lines: Sequence[Sequence[str]]) -> None:
-    """ValueError for an arm that training would refuse for its flags, before the first one is trained."""
+    """UserError for an arm that training would refuse for its flags, before the first one is trained."""
     parser = build_parser()
     for flags in command_lines:
         given = parser.parse_args(flags)
@@ -149,7 +149,7 @@ def main() -> None:
                 name, processes, lines[arm.name, seed], directory, fresh=args.fresh, show=say
             )
     except RunFailed as error:
-        raise ValueError(f"{name}: {str(error).removeprefix('error: ')}") from None
+        raise UserError(f"{name}: {str(error).removeprefix('error: ')}") from None
     say(
         f"\n{report(args, outcomes, steps)}\nwritten: {args.output}/results.md, results.csv, comparison.png, commands.sh"
     )

@@ -17,7 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 
@@ -87,7 +87,7 @@ def _export(args: argparse.Namespace) -> None:
     from megatron_cod.huggingface.export import ExportJob, export_model
 
     if not args.max_shard_gb > 0:
-        raise ValueError(f"--max-shard-gb {args.max_shard_gb} must be more than 0")
+        raise UserError(f"--max-shard-gb {args.max_shard_gb} must be more than 0")
     found = export_model(
         ExportJob(
             checkpoint=args.checkpoint,

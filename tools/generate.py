@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
     given = [args.temperature != 1.0, args.top_k != 0, args.top_p != 1.0]
     if not args.sample:
         if any(given):
-            raise ValueError("--temperature, --top-k and --top-p go with --sample")
+            raise UserError("--temperature, --top-k and --top-p go with --sample")
         return None
     return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 
@@ -67,7 +67,7 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
 def main() -> None:
     args = _parser().parse_args()
     if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
+        raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory

@@ -14,7 +14,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     if missing:
         print(f"left out: {', '.join(missing)}")
     if not had:
-        raise ValueError("none of the sources could be had")
+        raise UserError("none of the sources could be had")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,19 @@ import json
 import re
 from pathlib import Path
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 # A corpus is damaged if it holds markup, replacement characters or UTF-8 read as Latin-1.
 _DAMAGE = re.compile(r"</?[a-zA-Z][^>]{0,80}>|&[a-z]+;|\ufffd|\u00c3[\u0080-\u00bf]|\u00e2\u20ac")
 
 
 def read_speech(path: Path) -> dict[str, str | int]:
-    """Read one `YEAR_PRESIDENT_PARTY.json` of the package; raises ValueError if its text is damaged."""
+    """Read one `YEAR_PRESIDENT_PARTY.json` of the package; raises UserError if its text is damaged."""
     speech = json.loads(path.read_text(encoding="utf-8"))
     text = speech["text"].strip()
     damage = _DAMAGE.search(text)
     if damage:
-        raise ValueError(f"{path}: damaged text at character {damage.start()}: {damage.group()!r}")
+        raise UserError(f"{path}: damaged text at character {damage.start()}: {damage.group()!r}")
     return {"text": text, "year": int(speech["year"]), "president": speech["name"]}
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     years = range(args.from_year, args.to_year + 1)
     paths = [path for path in sorted((args.package / "data").glob("*.json")) if int(path.name[:4]) in years]
     if not paths:
-        raise ValueError(f"{args.package}: no data/YEAR_*.json for {args.from_year} to {args.to_year}")
+        raise UserError(f"{args.package}: no data/YEAR_*.json for {args.from_year} to {args.to_year}")
     lines = [json.dumps(read_speech(path), ensure_ascii=False) + "\n" for path in paths]
     args.output.write_text("".join(lines), encoding="utf-8")
     print(f"{len(lines)} speeches, {args.output.stat().st_size} bytes -> {args.output}")

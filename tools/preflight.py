@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron_cod.counts import whole_number
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 from megatron_cod.network import addresses_of, port_number
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message} (--help lists the tool's flags)")
+    raise UserError(f"{message} (--help lists the tool's flags)")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def main() -> None:
     """Meet, check, print on HEAD; every process ends with the same exit code."""
     settings, flags = _parser().parse_known_args()
     if settings.json and not Path(settings.json).parent.is_dir():
-        raise ValueError(f"{settings.json}: its folder does not exist")
+        raise UserError(f"{settings.json}: its folder does not exist")
     settings.port = port_number(settings.port, "PORT (--port)")
     settings.nodes = whole_number(settings.nodes, "NODES (--nodes)")
     settings.processes = whole_number(settings.processes, "PROCESSES (--processes)")

@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
     from megatron_cod.rehearsal.launch import Launch
@@ -37,7 +37,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message} (--help lists the tool's flags)")
+    raise UserError(f"{message} (--help lists the tool's flags)")
 
 
 def _tokens(text: str) -> int:
@@ -169,7 +169,7 @@ def main() -> None:
     """Plan; then build and run what is asked for."""
     args, command_line = _parser().parse_known_args()
     if args.json and not Path(args.json).parent.is_dir():
-        raise ValueError(f"{args.json}: its folder does not exist")
+        raise UserError(f"{args.json}: its folder does not exist")
     # torch warns of a missing CUDA runtime, which nothing here needs; Megatron tells how it reads a layout.
     for name in ("torch.utils.cpp_extension", "megatron"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -181,7 +181,7 @@ def main() -> None:
         print(scale_table())
         return
     if args.world_size is None:
-        raise ValueError("--world-size N is needed: how many processes the launch would start")
+        raise UserError("--world-size N is needed: how many processes the launch would start")
     from megatron_cod.estimate.ranks import place_of
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan

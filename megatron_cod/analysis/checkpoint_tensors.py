@@ -22,6 +22,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorSt
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_cod.errors import UserError
+
 CHUNK = 1 << 25
 """Elements read at once: 128 MB in fp32."""
 
@@ -103,7 +105,7 @@ class _ReadInto(DefaultLoadPlanner):
 
 
 class Checkpoint:
-    """A torch_dist checkpoint opened for reading. ValueError when it is damaged."""
+    """A torch_dist checkpoint opened for reading. UserError when it is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,8 +121,8 @@ class Checkpoint:
             if isinstance(stored, TensorStorageMetadata):
                 self.slices |= dict(_slices(key, tuple(stored.size), stored.properties.dtype))
 
-    def _corrupt(self, what: str) -> ValueError:
-        return ValueError(f"checkpoint {self.path} is corrupt: {what}"[:400])
+    def _corrupt(self, what: str) -> UserError:
+        return UserError(f"checkpoint {self.path} is corrupt: {what}"[:400])
 
     def _check_files(self) -> None:
         """A file that is missing or short is found now, not after an hour of reading."""

@@ -21,6 +21,7 @@ from megatron_cod.analysis.checkpoint_tensors import (
     weight_of,
 )
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import STOCK
 
 MAIN_TAGS = (TRAIN_LOSS, VALID_LOSS)
@@ -92,10 +93,10 @@ def _apart(a: float, b: float) -> float:
 
 
 def compare_metrics(a: Metrics, b: Metrics, tolerance: Tolerance) -> MetricsResult:
-    """Compare the scalars of two runs over their common steps. ValueError when they share no training step."""
+    """Compare the scalars of two runs over their common steps. UserError when they share no training step."""
     ours, theirs = (set(run.scalars.get(TRAIN_LOSS, {})) for run in (a, b))
     if not ours & theirs:
-        raise ValueError(f"the runs share no training step: A has {_span(ours)}, B has {_span(theirs)}")
+        raise UserError(f"the runs share no training step: A has {_span(ours)}, B has {_span(theirs)}")
     tags = [tag for tag in a.scalars if tag in b.scalars and not _TIMING.search(tag)]
     rows = []
     for tag in sorted(tags, key=lambda tag: (tag not in MAIN_TAGS, tag)):

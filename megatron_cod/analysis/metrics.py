@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_cod.errors import UserError
+
 TRAIN_LOSS = "lm loss"
 VALID_LOSS = "lm loss validation"
 PARAMETERS = "parameters"
@@ -56,7 +58,7 @@ class Metrics:
 def read_metrics(path: str | Path) -> Metrics:
     """Read a metrics file; the last line of a (step, name) wins, since a resumed run writes its steps again.
 
-    A torn last line (the run was killed while writing) is left out. Raises ValueError for a file that is not metrics.
+    A torn last line (the run was killed while writing) is left out. Raises UserError for a file that is not metrics.
     """
     found: dict[str, dict[int, float]] = {}
     lines = Path(path).read_text().splitlines()
@@ -67,5 +69,5 @@ def read_metrics(path: str | Path) -> Metrics:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise ValueError(f"{path}:{number} is not a metrics record: {line[:60]!r}") from None
+            raise UserError(f"{path}:{number} is not a metrics record: {line[:60]!r}") from None
     return Metrics({name: dict(sorted(points.items())) for name, points in found.items()})

@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_cod.backends.gain import scaled_gain, shadowed
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.post_norm import Deferred
 
@@ -32,7 +33,7 @@ class DeferredApexLayerNorm(Deferred, FusedLayerNorm):
 
 def _checked(config: TransformerConfig) -> TransformerConfig:
     if config.normalization != "LayerNorm":
-        raise ValueError(f"Apex has LayerNorm, not --normalization {config.normalization}; use --backend torch")
+        raise UserError(f"Apex has LayerNorm, not --normalization {config.normalization}; use --backend torch")
     return config
 
 

@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cod.backends.backend import Backend
 from megatron_cod.backends.local_specs import APEX, TORCH
+from megatron_cod.errors import UserError
 
 BACKENDS = ("transformer_engine", "apex", "torch")
 
@@ -42,18 +43,18 @@ def get_backend(config: TransformerConfig, name: str | None = None) -> Backend:
     """The backend for a configuration's ``--transformer-impl``.
 
     name: "torch" or "apex" to say which norms ``local`` is to have; None takes Apex's LayerNorm where there is one.
-    Raises ValueError for an implementation without our schemes, and for a package that is not installed.
+    Raises UserError for an implementation without our schemes, and for a package that is not installed.
     """
     if config.transformer_impl == "transformer_engine":
         if not have_transformer_engine():
             why = broken_transformer_engine() or "Transformer Engine is not installed"
-            raise ValueError(f"--transformer-impl transformer_engine: {why}")
+            raise UserError(f"--transformer-impl transformer_engine: {why}")
         from megatron_cod.backends.te_specs import TRANSFORMER_ENGINE
 
         return TRANSFORMER_ENGINE
     if config.transformer_impl != "local":
-        raise ValueError(f"--transformer-impl {config.transformer_impl} has no norm schemes, only stock layers")
+        raise UserError(f"--transformer-impl {config.transformer_impl} has no norm schemes, only stock layers")
     if name == "apex" and not have_apex():
-        raise ValueError("--backend apex: NVIDIA Apex is not installed (PyPI's apex is another project)")
+        raise UserError("--backend apex: NVIDIA Apex is not installed (PyPI's apex is another project)")
     apex = have_apex() and config.normalization == "LayerNorm" if name is None else name == "apex"
     return APEX if apex else TORCH

@@ -20,6 +20,7 @@ from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
 from megatron_cod.backends.torch_self_attention import TorchSelfAttention
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.overlay import Norms
 
 INPUT_NORMS = {"attention": "input_layernorm", "mlp": "pre_mlp_layernorm"}
@@ -39,11 +40,11 @@ def _unsupported(config: TransformerConfig) -> dict[str, bool]:
 
 
 def _replaced(submodules: TransformerLayerSubmodules, norm: NormBuilder, branches: Collection[str]) -> Any:
-    """Another norm before each of the branches; ValueError where Megatron's spec has none."""
+    """Another norm before each of the branches; UserError where Megatron's spec has none."""
     names = [INPUT_NORMS[branch] for branch in branches]
     missing = [name for name in names if getattr(submodules, name) is IdentityOp]
     if missing:
-        raise ValueError(f"Megatron's local spec has no {' and no '.join(missing)}")
+        raise UserError(f"Megatron's local spec has no {' and no '.join(missing)}")
     return replace(submodules, **dict.fromkeys(names, norm))
 
 

@@ -14,6 +14,7 @@ from transformer_engine.pytorch import ops
 from transformer_engine.pytorch.ops.fused import BackwardAddRMSNorm
 
 from megatron_cod.backends.gain import scaled_gain, shadowed
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.post_norm import Deferred
 
@@ -156,7 +157,7 @@ class DeferredTELayerNorm(_Stateless, Deferred, te.LayerNorm):
 def _built(table: dict[str, type], config: TransformerConfig, hidden_size: int, eps: float) -> torch.nn.Module:
     """A norm of one of our classes, with the arguments that Megatron's ``TENorm`` gives Transformer Engine's."""
     if config.normalization not in table:
-        raise ValueError(f"Transformer Engine has {' and '.join(table)}, not --normalization {config.normalization}")
+        raise UserError(f"Transformer Engine has {' and '.join(table)}, not --normalization {config.normalization}")
     return table[config.normalization](
         normalized_shape=hidden_size,
         eps=eps,

@@ -30,6 +30,7 @@ from megatron_cod.backends.te_norm import (
     te_norm,
     te_norm_with_residual,
 )
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.overlay import Norms
 
 _SCALED_MLP: dict[type, type] = {
@@ -77,7 +78,7 @@ def _scale_attention(submodules: TransformerLayerSubmodules) -> TransformerLayer
         # Megatron's fused latent attention knows its linears by their exact class: the norm stands before it.
         scaled = _with_input_norm(submodules, depth_scaled_te_norm, linear_qkv_down_proj=TEColumnParallelLinear)
         return replace(scaled, sharded_state_dict_keys_map={})  # which named the fused norm what it is called now
-    raise ValueError("found no input norm of the attention in Megatron's Transformer Engine spec")
+    raise UserError("found no input norm of the attention in Megatron's Transformer Engine spec")
 
 
 def _scale_mlp(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
@@ -85,7 +86,7 @@ def _scale_mlp(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmod
         return replace(submodules, pre_mlp_layernorm=_SCALED_NORM[submodules.pre_mlp_layernorm])
     mlp = dense_mlp(submodules)
     if mlp is None or mlp.keywords["submodules"].linear_fc1 is not TELayerNormColumnParallelLinear:
-        raise ValueError("found no input norm of the MLP in Megatron's Transformer Engine spec")
+        raise UserError("found no input norm of the MLP in Megatron's Transformer Engine spec")
     owner = mlp.func.__self__
     scaled = _with_first_linear(mlp, DepthScaledTELayerNormColumnParallelLinear, _SCALED_MLP.get(owner, owner))
     return replace(submodules, mlp=scaled)
@@ -109,7 +110,7 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
     mlp = dense_mlp(submodules)
     if mlp is not None:
         if mlp.func.__self__ in _SCALED_MLP:
-            raise ValueError("--use-transformer-engine-op-fuser needs a norm before the MLP; this scheme has it behind")
+            raise UserError("--use-transformer-engine-op-fuser needs a norm before the MLP; this scheme has it behind")
         submodules = replace(submodules, mlp=_with_first_linear(mlp, TEColumnParallelLinear))
     return with_common_keys(replace(submodules, pre_mlp_layernorm=deferred_te_norm))
 

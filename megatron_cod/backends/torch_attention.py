@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_cod.backends.torch_context_parallel import attention_of_chunks
 from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
+from megatron_cod.errors import UserError
 from megatron_cod.packed_samples import PackedSamples
 
 
@@ -22,7 +23,7 @@ class SDPACoreAttention(MegatronModule):
 
     Causal by default; an explicit mask (document boundaries) is honoured; packed samples are attended to one by one;
     grouped-query heads are not repeated in memory. Under context parallelism queries are this rank's, keys and values are
-    gathered. Raises ValueError at construction for what torch's kernel cannot do.
+    gathered. Raises UserError at construction for what torch's kernel cannot do.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class SDPACoreAttention(MegatronModule):
         }
         asked = [flag for flag, is_set in unsupported.items() if is_set]
         if asked:
-            raise ValueError(
+            raise UserError(
                 f"the torch backend's attention does not support {', '.join(asked)}; use Transformer Engine"
             )
         self.attn_mask_type = attn_mask_type

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_cod.backends.gain import scaled_gain
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.post_norm import Deferred
 
@@ -87,7 +88,7 @@ _DEFERRED = {"RMSNorm": DeferredTorchRMSNorm, "LayerNorm": DeferredTorchLayerNor
 
 def _pick(table: Mapping[str, type], config: TransformerConfig) -> type:
     if config.normalization not in table:
-        raise ValueError(f"the torch backend has {' and '.join(table)}, not --normalization {config.normalization}")
+        raise UserError(f"the torch backend has {' and '.join(table)}, not --normalization {config.normalization}")
     return table[config.normalization]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
+from megatron_cod.errors import UserError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.batches import forward_step
@@ -41,14 +42,14 @@ logging.getLogger("megatron").setLevel(logging.ERROR)
 def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
 
-    Megatron's own log is dropped. Raises ValueError for what it refuses.
+    Megatron's own log is dropped. Raises UserError for what it refuses.
     """
     launch_alone()
     torch.set_num_threads(threads)
     start = prepare(command_line, MODEL_ALONE, 1, frozenset({Need.MACHINE, Need.PROCESSES}), quiet=True)
     args = start.args
     if args.world_size != 1 or args.data_parallel_size != 1:
-        raise ValueError("the benchmark is one process: leave the parallel sizes at 1")
+        raise UserError("the benchmark is one process: leave the parallel sizes at 1")
     with redirect_stdout(io.StringIO()):
         satisfy_make()
         try:

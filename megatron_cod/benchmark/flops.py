@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from megatron_cod.errors import UserError
+
 
 def flops_per_token(matrix_parameters: int, layers: int, seq_length: int, attention_size: int) -> float:
     """Forward and backward of one token: 6 for every weight of a matrix product, 12 * L * s * heads * d for attention.
@@ -15,11 +17,11 @@ def flops_per_token(matrix_parameters: int, layers: int, seq_length: int, attent
 
 
 def matrix_parameters(model: torch.nn.Module) -> int:
-    """Weights that every token is multiplied with. Mixtures of experts are not supported: ValueError."""
+    """Weights that every token is multiplied with. Mixtures of experts are not supported: UserError."""
     total = 0
     for name, parameter in model.named_parameters():
         if "experts" in name:
-            raise ValueError("MFU of mixtures of experts is not counted; leave out --peak-tflops")
+            raise UserError("MFU of mixtures of experts is not counted; leave out --peak-tflops")
         if parameter.dim() == 2 and "word_embeddings" not in name:
             total += parameter.numel()
     return total

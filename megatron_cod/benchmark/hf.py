@@ -14,6 +14,7 @@ from megatron_cod.benchmark.llama import LlamaShape, TransformersLlama, from_meg
 from megatron_cod.benchmark.profiling import operator_table
 from megatron_cod.benchmark.report import PARTS, Report, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import depth_factor
 
 REFERENCE = "transformers"
@@ -32,10 +33,10 @@ def fold_depth(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def check_logits(name: str, ours: Tensor, theirs: Tensor) -> str:
-    """One line on how far the logits are apart; ValueError beyond the tolerance: the timing would mean nothing."""
+    """One line on how far the logits are apart; UserError beyond the tolerance: the timing would mean nothing."""
     difference = (ours - theirs).abs().max().item()
     if not difference <= TOLERANCE:  # also when it is nan
-        raise ValueError(
+        raise UserError(
             f"{name} does not compute what transformers does: logits differ by {difference:.2e}, allowed {TOLERANCE}"
         )
     return f"logits of {name} and transformers agree within {difference:.1e}"
@@ -45,7 +46,7 @@ def check_losses(name: str, ours: Sequence[Lap], theirs: Sequence[Lap]) -> str:
     """The same for the losses of training steps: they agree only if gradients and optimizers do."""
     difference = max(abs(mine.loss - other.loss) for mine, other in zip(ours, theirs, strict=True))
     if not difference <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"{name} does not train as transformers does: losses differ by {difference:.2e} after {len(ours)} steps, "
             f"allowed {TOLERANCE}"
         )
@@ -63,7 +64,7 @@ def compare(
 ) -> tuple[Laps, list[str]]:
     """Check that all compute the same, then time them; returns the laps and what was checked.
 
-    ``lns`` is checked against the reference with the factor folded into its gammas. Raises ValueError when logits, or
+    ``lns`` is checked against the reference with the factor folded into its gammas. Raises UserError when logits, or
     the losses of the first training steps of pre_ln, disagree.
     """
     notes = []

@@ -17,6 +17,7 @@ from megatron_cod.benchmark.memory import PeakMemory
 from megatron_cod.benchmark.operators import count_operators, table
 from megatron_cod.benchmark.report import Report, Row, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave, ratio
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import get_scheme
 from megatron_cod.training.throughput import peak_tflops
 
@@ -82,7 +83,7 @@ def compare_schemes(
     """Time Megatron's train_step under each scheme and backend; pre_ln is always among the schemes.
 
     megatron_flags: ``--recipe FILE`` and any flag of pretrain. backends: none means the automatic one. peak: TFLOP/s of
-    the device, for MFU. profile: count operators too. Raises ValueError for an unknown scheme, for what Megatron refuses,
+    the device, for MFU. profile: count operators too. Raises UserError for an unknown scheme, for what Megatron refuses,
     and where no backend is left.
     """
     with activation_scaling.registered():
@@ -93,7 +94,7 @@ def compare_schemes(
     reasons = skipped(backends, args.normalization)
     chosen: list[str | None] = [name for name in dict.fromkeys(backends) if name not in reasons]
     if backends and not chosen:
-        raise ValueError("; ".join(f"{name}: {why}" for name, why in reasons.items()))
+        raise UserError("; ".join(f"{name}: {why}" for name, why in reasons.items()))
     if len(chosen) > 1:
         args.gradient_accumulation_fusion = False  # not every backend has it, and arms must differ in one thing
     arms = _Arms(args, names, chosen or [None])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, flag_of
 from megatron_cod.schemes.table import SCHEMES, get_scheme
@@ -34,7 +35,7 @@ def _option_flags() -> tuple[list[str], list[str]]:
 def parse_arm(text: str) -> Arm:
     """``lns``, ``pre_ln+init-policy=normal``, ``lns+gamma-init``; a bare init policy is one too: ``pre_ln+normal``.
 
-    ValueError names what is wrong, and the nearest scheme.
+    UserError names what is wrong, and the nearest scheme.
     """
     scheme, *parts = text.split("+")
     switches, valued = _option_flags()
@@ -49,16 +50,16 @@ def parse_arm(text: str) -> Arm:
             flags += [f"--{name}", value]
         else:
             known = ", ".join([*INIT_POLICIES, *switches, *(f"{one}=..." for one in valued)])
-            raise ValueError(f"arm {text!r}: {part!r} is not known; after + there may be {known}")
+            raise UserError(f"arm {text!r}: {part!r} is not known; after + there may be {known}")
     return Arm(text, tuple(flags))
 
 
 def parse_arms(text: str) -> list[Arm]:
-    """Arms separated by commas; ValueError for an empty list or one named twice."""
+    """Arms separated by commas; UserError for an empty list or one named twice."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise ValueError("no arms given; --list shows the schemes")
+        raise UserError("no arms given; --list shows the schemes")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{', '.join(twice)} given twice")
+        raise UserError(f"{', '.join(twice)} given twice")
     return [parse_arm(name) for name in names]

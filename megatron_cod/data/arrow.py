@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_cod.data.inputs import InputFile
+from megatron_cod.errors import UserError
 
 # Rows are read in groups of about so many bytes.
 _GROUP_BYTES = 1 << 22
@@ -28,14 +29,14 @@ def _import_pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: reading {path.suffix} needs the package pyarrow (pip install pyarrow)") from error
+        raise UserError(f"{path}: reading {path.suffix} needs the package pyarrow (pip install pyarrow)") from error
     return pyarrow
 
 
 def divide_rows(source: InputFile, size: int) -> list[tuple[int, int]]:
     """Ranges of rows [first, last) that can be read apart, each of about `size` bytes or one row group of Parquet.
 
-    Raises ValueError when the file cannot be read.
+    Raises UserError when the file cannot be read.
     """
     pyarrow = _import_pyarrow(source.path)
     try:
@@ -46,7 +47,7 @@ def divide_rows(source: InputFile, size: int) -> list[tuple[int, int]]:
         else:
             sizes = [(batch.num_rows, batch.nbytes) for batch in _record_batches(pyarrow, source.path)]
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(_damaged(source.path, error)) from None
+        raise UserError(_damaged(source.path, error)) from None
     bounds, rows, held = [0], 0, 0
     for count, length in sizes:
         rows, held = rows + count, held + length
@@ -59,7 +60,7 @@ def divide_rows(source: InputFile, size: int) -> list[tuple[int, int]]:
 
 
 def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) -> Iterator[RowGroup]:
-    """Rows [first, last) of the named columns, strings as their bytes. Raises ValueError for what cannot be read:
+    """Rows [first, last) of the named columns, strings as their bytes. Raises UserError for what cannot be read:
     a damaged file, a column that is missing or holds no strings."""
     pyarrow = _import_pyarrow(source.path)
     try:
@@ -75,7 +76,7 @@ def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) 
             if place + batch.num_rows >= last:
                 return
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(_damaged(source.path, error)) from None
+        raise UserError(_damaged(source.path, error)) from None
 
 
 def _rows_at_once(batch: Any) -> int:
@@ -111,7 +112,7 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
     """The batches of an Arrow file of either kind: a stream, as `datasets` writes it, or the kind with a table of
     contents.
 
-    The file is mapped into memory: passing over a batch reads its header only. ValueError for a stream without an end
+    The file is mapped into memory: passing over a batch reads its header only. UserError for a stream without an end
     mark: it was cut between two batches, which pyarrow takes for its end.
     """
     with pyarrow.memory_map(str(path)) as mapped:
@@ -127,14 +128,14 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
             yield batch
             place, rows = mapped.tell(), rows + batch.num_rows
         if mapped.tell() == place:
-            raise ValueError(f"{path}: cut Arrow stream (no end mark behind its {rows} rows)")
+            raise UserError(f"{path}: cut Arrow stream (no end mark behind its {rows} rows)")
 
 
 def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
     for name in columns:
         if name not in schema.names:
             found = ", ".join(schema.names[:8]) or "none"
-            raise ValueError(f"{path}: no column {name!r} (columns here: {found}); choose with --json-keys")
+            raise UserError(f"{path}: no column {name!r} (columns here: {found}); choose with --json-keys")
 
 
 def _as_bytes(pyarrow: Any, path: Path, name: str, batch: Any) -> list[bytes | None]:
@@ -145,7 +146,7 @@ def _as_bytes(pyarrow: Any, path: Path, name: str, batch: Any) -> list[bytes | N
     if pyarrow.types.is_string_view(kind):
         column = column.cast(pyarrow.large_string())
     elif not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise ValueError(f"{path}: column {name!r} holds {kind}, not strings")
+        raise UserError(f"{path}: column {name!r} holds {kind}, not strings")
     # As bytes, since text that is not UTF-8 is an error of one row and not of the batch.
     return column.cast(pyarrow.large_binary()).to_pylist()
 

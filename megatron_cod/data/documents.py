@@ -9,6 +9,8 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 import orjson
 
+from megatron_cod.errors import UserError
+
 SplitOn = Literal["blank-line", "line", "file"]
 SPLIT_ON: tuple[str, ...] = get_args(SplitOn)
 
@@ -113,7 +115,7 @@ def _without_line_end(content: bytes) -> bytes:
 
 
 def json_value(line: bytes) -> Any:
-    """What one line of JSON holds; raises ValueError saying what is wrong with it."""
+    """What one line of JSON holds; raises UserError saying what is wrong with it."""
     try:
         # Needs half the memory for a large text. Stricter: what it refuses, such as NaN, is left to Python to judge.
         return orjson.loads(line)
@@ -122,40 +124,40 @@ def json_value(line: bytes) -> Any:
     try:
         return json.loads(line)
     except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(error)) from None
+        raise UserError(_not_utf8(error)) from None
     except json.JSONDecodeError as error:
         # Some of Python's messages end with "at" themselves.
-        raise ValueError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
+        raise UserError(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except RecursionError:
-        raise ValueError("not usable JSON: nested too deeply") from None
+        raise UserError("not usable JSON: nested too deeply") from None
 
 
 def texts_of_json(line: bytes, keys: Sequence[str]) -> list[str]:
-    """The values of `keys` in one JSON line; raises ValueError saying what is wrong with the line."""
+    """The values of `keys` in one JSON line; raises UserError saying what is wrong with the line."""
     record = json_value(line)
     if not isinstance(record, dict):
-        raise ValueError(f"needs a JSON object on each line, found a {type(record).__name__}")
+        raise UserError(f"needs a JSON object on each line, found a {type(record).__name__}")
     texts = []
     for key in keys:
         if key not in record:
             found = ", ".join(list(record)[:8]) or "none"
-            raise ValueError(f"no key {key!r} (keys here: {found}); choose with --json-keys")
+            raise UserError(f"no key {key!r} (keys here: {found}); choose with --json-keys")
         if not isinstance(record[key], str):
-            raise ValueError(f"key {key!r} holds a {type(record[key]).__name__}, not a string")
+            raise UserError(f"key {key!r} holds a {type(record[key]).__name__}, not a string")
         texts.append(record[key])
     return texts
 
 
 def text_of_plain(content: bytes) -> str:
-    """Decode a plain document; raises ValueError when it is not UTF-8."""
+    """Decode a plain document; raises UserError when it is not UTF-8."""
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(_not_utf8(error)) from None
+        raise UserError(_not_utf8(error)) from None
 
 
 def utf8(text: str, first: int = 0) -> bytes:
-    """The bytes of a text; raises ValueError for half a surrogate pair, which JSON can name and no file can hold.
+    """The bytes of a text; raises UserError for half a surrogate pair, which JSON can name and no file can hold.
 
     first: the number of its first character, where the text is a piece of another.
     """
@@ -163,7 +165,7 @@ def utf8(text: str, first: int = 0) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         place = first + error.start
-        raise ValueError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
+        raise UserError(f"holds a lone surrogate at character {place}, which UTF-8 cannot hold") from None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

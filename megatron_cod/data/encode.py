@@ -15,6 +15,7 @@ from megatron_cod.data.left_out import HINT
 from megatron_cod.data.pool import Report
 from megatron_cod.data.reading import RawBatch, Slice, read_slice, texts_of, where
 from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
+from megatron_cod.errors import UserError
 
 _HASHED_AT_ONCE = 1 << 20  # characters
 _HUGE = 1 << 24  # bytes of a document
@@ -39,12 +40,12 @@ class Encoding:
 def encode_part(what: Encoding, number: int, report: Report) -> list[Commit]:
     """The runs of part `number`, those that were there already and those made now.
 
-    Raises ValueError naming file and line of a bad document unless they are skipped.
+    Raises UserError naming file and line of a bad document unless they are skipped.
     """
     commits = [run.commit for run in whole_runs_of_part(what.folder, number)]
     if not what.skip_bad and any(commit.bad for commit in commits):
         file, start, line, message = next(example for commit in commits for example in commit.examples)
-        raise ValueError(f"{where(what.inputs[file], start, line)}: {message} {HINT}")
+        raise UserError(f"{where(what.inputs[file], start, line)}: {message} {HINT}")
     if commits and commits[-1].next is None:
         return commits
     begin, resume = commits[-1].next if commits and commits[-1].next else (0, None)
@@ -82,7 +83,7 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
             digest, sizes = digest_of(found)
         except ValueError as error:
             if not what.skip_bad:
-                raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error} {HINT}") from error
+                raise UserError(f"{where(batch.source, batch.start, batch.lines[number])}: {error} {HINT}") from error
             writer.add_bad(file, batch.start, batch.lines[number], str(error))
             continue
         # White space alone is no document, though some tokenizers would give tokens for it.
@@ -101,7 +102,7 @@ def _encode_batch(what: Encoding, file: int, batch: RawBatch, writer: RunWriter)
         try:
             writer.add(file, batch.places[number], digest, ids, sizes)
         except ValueError as error:
-            raise ValueError(f"{where(batch.source, batch.start, batch.lines[number])}: {error}") from None
+            raise UserError(f"{where(batch.source, batch.start, batch.lines[number])}: {error}") from None
         documents += 1
         lengths += sum(map(len, ids)) // item
         text_bytes += sum(sizes)
@@ -121,7 +122,7 @@ def _tokens(what: Encoding, batch: RawBatch, numbers: Sequence[int], texts: list
                 what.encoder.encode([texts[number]])
             except ValueError as error:
                 line = batch.lines[numbers[number // len(what.keys)]]
-                raise ValueError(f"{where(batch.source, batch.start, line)}: {error}") from None
+                raise UserError(f"{where(batch.source, batch.start, line)}: {error}") from None
         raise
 
 
@@ -129,7 +130,7 @@ def digest_of(texts: Sequence[str]) -> tuple[bytes, list[int]]:
     """A hash (16 bytes) of the texts of a document, and the length of each in UTF-8; of one text it is the BLAKE2b of
     it.
 
-    Raises ValueError for half a surrogate pair.
+    Raises UserError for half a surrogate pair.
     """
     digest = hashlib.blake2b(digest_size=16)
     sizes = []

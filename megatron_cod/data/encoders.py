@@ -9,6 +9,7 @@ import numpy as np
 from megatron_cod.data.libraries import load_library
 from megatron_cod.data.tokenizers import TokenizerChoice
 from megatron_cod.data.word_cache import Ids, WordByWord
+from megatron_cod.errors import UserError
 
 # A longer text is given to a tokenizer in pieces, each up to white space, since its memory is many times the text's.
 WHOLE_CHARACTERS = 1 << 22
@@ -23,7 +24,7 @@ class DocumentEncoder:
 
     Attributes: `vocab_size` (ids are below it), `eod` (None when the tokenizer has none), `dtype` (of the dataset, by
     Megatron's rule), `by_words`: whether texts are tokenized by their words (see `word_cache`); where they are not, a
-    text longer than `WHOLE_CHARACTERS` is tokenized in pieces. Raises ValueError for a model that cannot be used, and
+    text longer than `WHOLE_CHARACTERS` is tokenized in pieces. Raises UserError for a model that cannot be used, and
     when `append_eod` is asked of a tokenizer without an end of document.
     """
 
@@ -31,7 +32,7 @@ class DocumentEncoder:
         library = load_library(choice)
         self.vocab_size, self.eod = library.vocab_size, library.eod
         if append_eod and self.eod is None:
-            raise ValueError(
+            raise UserError(
                 f"--append-eod: tokenizer {choice.model} has no end-of-sequence token, which Megatron "
                 "uses as end of document; name one as eos_token in its tokenizer_config.json"
             )
@@ -73,7 +74,7 @@ class DocumentEncoder:
 
     def _compare(self, text: str, tokens: bytes | bytearray) -> None:
         if tokens != self._by_itself(text):
-            raise ValueError(
+            raise UserError(
                 f"this tokenizer's tokens of a text are not those of its words (the text begins {text[:60]!r}); "
                 "give --whole-texts"
             )
@@ -89,7 +90,7 @@ class DocumentEncoder:
     def _packed(self, ids: Ids) -> bytes:
         ids = np.asarray(ids)
         if ids.size and not (ids.min() >= 0 and ids.max() < self.vocab_size):
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer gave id {ids.max()}, but its vocabulary has {self.vocab_size} ids; its model has gaps "
                 "in its numbering"
             )

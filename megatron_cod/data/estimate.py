@@ -14,6 +14,7 @@ from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.job import PreprocessJob, check_job
 from megatron_cod.data.reading import divide
 from megatron_cod.data.runs import Commit
+from megatron_cod.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Estimate:
 def estimate(job: PreprocessJob, documents: int = 1000) -> Estimate:
     """Tokenize the first batches, up to about `documents` documents, into a folder that is removed again.
 
-    Raises ValueError as `preprocess` does, and when no document was found.
+    Raises UserError as `preprocess` does, and when no document was found.
     """
     inputs, _ = check_job(job)
     encoder = DocumentEncoder(job.tokenizer, job.append_eod, job.whole_texts)
@@ -56,7 +57,7 @@ def estimate(job: PreprocessJob, documents: int = 1000) -> Estimate:
                 break
     seen = sum(commit.documents for commit in commits)
     if not seen:
-        raise ValueError(f"no documents in {len(inputs)} input file(s): all are empty")
+        raise UserError(f"no documents in {len(inputs)} input file(s): all are empty")
     position = sum(commit.input_bytes for commit in commits)
     share = min(position / sum(source.size for source in inputs), 1.0)
     tokens = sum(commit.tokens for commit in commits)

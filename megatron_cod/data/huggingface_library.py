@@ -49,7 +49,7 @@ class _Description:
 
 
 def load_huggingface(choice: TokenizerChoice) -> Library:
-    """Raises ValueError when the folder cannot be used."""
+    """Raises UserError when the folder cannot be used."""
     assert choice.model is not None
     folder = choice.model if choice.model.is_dir() else choice.model.parent
     about = _described(choice, tuple(sorted((path.name, path.stat().st_mtime_ns) for path in folder.iterdir())))

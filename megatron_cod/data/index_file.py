@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_cod.errors import UserError
+
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 _DTYPES: dict[int, type[np.number]] = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
@@ -50,24 +52,24 @@ def write_index(path: Path, dtype: type[np.number], lengths: Path, documents: in
 
 
 def read_index(path: Path, remake: str) -> Index:
-    """Raises ValueError when the index is damaged, ending in `remake`: what to do."""
+    """Raises UserError when the index is damaged, ending in `remake`: what to do."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if header[: len(_MAGIC)] != _MAGIC:
-        raise ValueError(f"{path} is not a Megatron index: it begins with {header[:9]!r}; {remake}")
+        raise UserError(f"{path} is not a Megatron index: it begins with {header[:9]!r}; {remake}")
     if len(header) < _HEADER.size:
-        raise ValueError(f"{path} is cut off: {size} bytes, not even a header; {remake}")
+        raise UserError(f"{path} is cut off: {size} bytes, not even a header; {remake}")
     _, version, code, sequences, boundaries = _HEADER.unpack(header)
     if version != 1:
-        raise ValueError(f"{path} has index version {version}, Megatron reads version 1; {remake}")
+        raise UserError(f"{path} has index version {version}, Megatron reads version 1; {remake}")
     if code not in _DTYPES:
-        raise ValueError(f"{path} has dtype code {code}, which is no integer type of Megatron's; {remake}")
+        raise UserError(f"{path} has dtype code {code}, which is no integer type of Megatron's; {remake}")
     dtype = _DTYPES[code]
     expected = _HEADER.size + sequences * 12 + boundaries * 8
     # A multimodal index has one more byte a sequence.
     if size not in (expected, expected + sequences):
-        raise ValueError(
+        raise UserError(
             f"{path} has {size} bytes, but its header describes {sequences} sequences = {expected} bytes: "
             f"cut off or damaged; {remake}"
         )
@@ -86,5 +88,5 @@ def read_index(path: Path, remake: str) -> Index:
         and np.array_equal(pointers, (ends - lengths) * item)
     )
     if not good:
-        raise ValueError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {remake}")
+        raise UserError(f"{path} is damaged: its lengths, offsets and documents contradict each other; {remake}")
     return Index(dtype, sequences, boundaries - 1, int(ends[-1]) if sequences else 0, lengths, pointers)

@@ -14,6 +14,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from megatron_cod.errors import UserError
+
 Format = Literal["jsonl", "text", "parquet", "arrow"]
 
 _SUFFIX_FORMATS: dict[str, Format] = {
@@ -68,7 +70,7 @@ def find_inputs(
 
     A file keeps the first name it is given; further ones, links too, are left out, and `say` is told. A folder must be
     a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
-    "text", or "auto" to go by the file's name. Raises ValueError for a path that is missing, another folder, a glob
+    "text", or "auto" to go by the file's name. Raises UserError for a path that is missing, another folder, a glob
     without matches, or a name whose format "auto" cannot tell.
     """
     names: dict[Path, Path] = {}
@@ -78,7 +80,7 @@ def find_inputs(
         if first is not path:
             again.append(f"{path} ({first} again)")
     if not names:
-        raise ValueError("no input given")
+        raise UserError("no input given")
     if again:
         more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
         say(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
@@ -100,7 +102,7 @@ def _named_by(pattern: str) -> list[Path]:
     matches = [match for match in matches if match.is_file()]
     if not matches:
         what = "matches no file" if has_magic(pattern) else "does not exist"
-        raise ValueError(f"input {pattern} {what}")
+        raise UserError(f"input {pattern} {what}")
     return matches
 
 
@@ -110,20 +112,20 @@ def _saved_dataset(folder: Path) -> list[Path]:
     if parts.is_file():
         splits = json.loads(parts.read_text(encoding="utf-8")).get("splits", [])
         names = " or ".join(str(folder / name) for name in splits)
-        raise ValueError(f"input {folder} is a saved dataset of several splits; name one: {names}")
+        raise UserError(f"input {folder} is a saved dataset of several splits; name one: {names}")
     state = folder / "state.json"
     if not state.is_file():
-        raise ValueError(
+        raise UserError(
             f"input {folder} is a folder; name its files, such as '{folder}/*.jsonl' "
             "(or a folder written by the save_to_disk of Hugging Face datasets)"
         )
     try:
         files = [folder / entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"input {folder} is not a usable saved dataset: {state} is damaged ({error})") from None
+        raise UserError(f"input {folder} is not a usable saved dataset: {state} is damaged ({error})") from None
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
-        raise ValueError(f"input {folder} is not a whole saved dataset: {', '.join(missing) or 'its data'} is missing")
+        raise UserError(f"input {folder} is not a whole saved dataset: {', '.join(missing) or 'its data'} is missing")
     return files
 
 
@@ -133,7 +135,7 @@ def _format_of(path: Path, input_format: str) -> Format:
     if input_format != "auto" and found not in ("parquet", "arrow"):
         return cast(Format, input_format)
     if found is None:
-        raise ValueError(f"input {path}: the name does not tell the format; give --input-format jsonl or text")
+        raise UserError(f"input {path}: the name does not tell the format; give --input-format jsonl or text")
     return found
 
 
@@ -155,7 +157,7 @@ def _compression(magic: bytes) -> str | None:
 def open_input(path: Path) -> Iterator[InputStream]:
     """Open a plain, gzip or zstd file for reading; the content decides which, not the name.
 
-    Raises ValueError naming the file when the compressed data is damaged or ends early; where nothing is left of it, the
+    Raises UserError naming the file when the compressed data is damaged or ends early; where nothing is left of it, the
     name tells.
     """
     with path.open("rb", buffering=_READ_BYTES) as raw:
@@ -165,7 +167,7 @@ def open_input(path: Path) -> Iterator[InputStream]:
         raw.seek(0)
         named = path.suffix.lower() in _COMPRESSION_SUFFIXES
         if compression is None and named and any(known.startswith(magic) for known in (_GZIP, _ZSTD)):
-            raise ValueError(f"{path}: damaged or cut compressed file ({len(magic)} bytes)")
+            raise UserError(f"{path}: damaged or cut compressed file ({len(magic)} bytes)")
         content: BinaryIO = raw
         if compression == "gzip":
             content = cast(BinaryIO, gzip.GzipFile(fileobj=raw))
@@ -176,14 +178,14 @@ def open_input(path: Path) -> Iterator[InputStream]:
         try:
             yield InputStream(content, raw.tell)
         except damaged as error:
-            raise ValueError(f"{path}: damaged or cut compressed file ({error})") from error
+            raise UserError(f"{path}: damaged or cut compressed file ({error})") from error
 
 
 def _import_zstandard(path: Path) -> Any:
     try:
         import zstandard
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path}: reading .zst needs the package zstandard (pip install zstandard)") from error
+        raise UserError(f"{path}: reading .zst needs the package zstandard (pip install zstandard)") from error
     return zstandard
 
 

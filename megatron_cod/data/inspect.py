@@ -89,7 +89,7 @@ def _bytes_to_text(ids: Sequence[int]) -> str:
 
 
 def open_index(prefix: str) -> Index:
-    """Raises ValueError when the dataset's index is damaged."""
+    """Raises UserError when the dataset's index is damaged."""
     return read_index(Path(f"{prefix}.idx"), _REMAKE)
 
 

@@ -11,6 +11,7 @@ from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.inputs import InputFile, find_inputs
 from megatron_cod.data.splits import DocumentSplitter, make_splitter
 from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.errors import UserError
 
 _TEXT_KEY = "text"
 # On these a dataset depends beside its inputs and tokenizer; the first ones already when the text is tokenized.
@@ -54,19 +55,19 @@ class PreprocessJob:
 
 
 def check_job(job: PreprocessJob) -> tuple[list[InputFile], DocumentSplitter | None]:
-    """The input files and the splitter of a job; raises ValueError for options that make no sense."""
+    """The input files and the splitter of a job; raises UserError for options that make no sense."""
     for name in ("workers", "max_documents"):
         value = getattr(job, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, found {value}")
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, found {value}")
     if job.split_on not in SPLIT_ON:
-        raise ValueError(f"--split-on {job.split_on!r} is unknown; choose from {', '.join(SPLIT_ON)}")
+        raise UserError(f"--split-on {job.split_on!r} is unknown; choose from {', '.join(SPLIT_ON)}")
     if len(set(job.json_keys)) != len(job.json_keys) or not job.json_keys:
-        raise ValueError(f"--json-keys must be different names, found {' '.join(job.json_keys) or 'none'}")
+        raise UserError(f"--json-keys must be different names, found {' '.join(job.json_keys) or 'none'}")
     splitter = make_splitter(job.split, job.holdout_every)
     inputs = find_inputs(job.inputs, job.input_format)
     if list(job.json_keys) != [_TEXT_KEY] and any(source.format == "text" for source in inputs):
-        raise ValueError("--json-keys is for JSON lines and tables, and one of the inputs is plain text")
+        raise UserError("--json-keys is for JSON lines and tables, and one of the inputs is plain text")
     return inputs, splitter
 
 

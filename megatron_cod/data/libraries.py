@@ -14,7 +14,7 @@ from megatron_cod.data.word_cache import Cutting, Library, one_after_the_other
 
 
 def load_library(choice: TokenizerChoice) -> Library:
-    """Raises ValueError when the model is missing or unreadable."""
+    """Raises UserError when the model is missing or unreadable."""
     choice.check()
     if choice.type == "ByteLevelTokenizer":
         return Library(BYTE_VOCABULARY, BYTE_VOCABULARY - 1, _bytes_of)

@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 # What a task adds to as it goes: bytes of input, documents, tokens, bytes of text.
 Report = Callable[[int, int, int, int], None]
 Watch = Callable[[tuple[int, int, int, int]], None]
@@ -51,7 +53,7 @@ def run_tasks(task: Task, numbers: Iterable[int], workers: int, watch: Watch) ->
         while waiting:
             yield _result(waiting.popleft(), look)
     except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
+        raise UserError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

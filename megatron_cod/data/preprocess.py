@@ -29,6 +29,7 @@ from megatron_cod.data.runs import Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
 from megatron_cod.data.tokenizer_files import main_file
 from megatron_cod.data.work_folder import WorkFolder
+from megatron_cod.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def preprocess(job: PreprocessJob) -> PreprocessResult:
 
     The result depends on the inputs and options alone, to the byte, whatever the number of workers and however often
     the run was broken off: what is finished is kept in PREFIX.partial, and the same job goes on from there. Datasets
-    that the same job has made already are left as they are. Raises ValueError for bad options, inputs or documents,
+    that the same job has made already are left as they are. Raises UserError for bad options, inputs or documents,
     OSError when a file cannot be used.
     """
     inputs, splitter = check_job(job)
@@ -86,7 +87,7 @@ def _prefixes(job: PreprocessJob, splitter: DocumentSplitter | None) -> list[lis
 def _made_already(
     job: PreprocessJob, identity: Mapping[str, Any], splitter: DocumentSplitter | None
 ) -> PreprocessResult | None:
-    """The result of the same job, when its datasets are all there. Raises ValueError for files of another job, unless
+    """The result of the same job, when its datasets are all there. Raises UserError for files of another job, unless
     they are to be overwritten."""
     prefixes = [prefix for row in _prefixes(job, splitter) for prefix in row]
     existing = [path for prefix in prefixes for path in dataset_files(prefix) if path.exists()]
@@ -101,7 +102,7 @@ def _made_already(
     if not job.overwrite:
         names = ", ".join(str(path) for path in existing)
         made_with = f", made with other {others[0]}" if others else ""
-        raise ValueError(f"output exists already: {names}{made_with}; choose another prefix or give --overwrite")
+        raise UserError(f"output exists already: {names}{made_with}; choose another prefix or give --overwrite")
     return None
 
 
@@ -183,11 +184,11 @@ class _Run:
         return list(all_runs(self._folder.runs, needed))
 
     def _refuse_empty(self, plan: Plan) -> None:
-        """Raises ValueError when no dataset gets a document, or one of them does not and that was not allowed."""
+        """Raises UserError when no dataset gets a document, or one of them does not and that was not allowed."""
         empty, bad = self._left_out(plan)
         count = int(plan.documents.sum())
         if not count:
-            raise ValueError(
+            raise UserError(
                 f"no documents in {len(self._inputs)} input file(s): {empty} empty, {bad} bad; nothing written"
             )
         sums = plan.documents.sum(axis=0)
@@ -196,7 +197,7 @@ class _Run:
             for prefix, each in zip(row, counts, strict=True) if not each
         ]  # fmt: skip
         if without and not self._job.allow_empty:
-            raise ValueError(
+            raise UserError(
                 f"{count} document(s) are too few: none for {', '.join(without)}; give more documents or another split "
                 "(--holdout-every is exact for few documents), or allow it with --allow-empty; nothing written"
             )

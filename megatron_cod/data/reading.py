@@ -9,6 +9,7 @@ from typing import NamedTuple, cast
 from megatron_cod.data.arrow import Row, divide_rows, read_rows
 from megatron_cod.data.documents import cut, seek_line, skip_bytes, text_of_plain, texts_of_json
 from megatron_cod.data.inputs import InputFile, is_compressed, open_input
+from megatron_cod.errors import UserError
 
 # Of input, at most and at least: large enough that starting a part costs nothing, in a small input small enough to keep
 # many workers busy.
@@ -94,7 +95,7 @@ def read_slice(
 ) -> Iterator[RawBatch]:
     """The documents of a slice in order; from `resume` on, a batch's `after`, where a reading was broken off.
 
-    `split_on` applies to plain text; JSON has a document a line. Raises ValueError naming what cannot be read.
+    `split_on` applies to plain text; JSON has a document a line. Raises UserError naming what cannot be read.
     """
     if source.has_rows:
         yield from _read_table(source, piece, keys, resume)
@@ -141,11 +142,11 @@ def _read_text(source: InputFile, piece: Slice, split_on: str, resume: int | Non
 
 
 def texts_of(source: InputFile, content: bytes | Row, keys: Sequence[str]) -> list[str]:
-    """The texts of one document, one a key; raises ValueError saying what is wrong with it."""
+    """The texts of one document, one a key; raises UserError saying what is wrong with it."""
     if isinstance(content, tuple):
         for key, value in zip(keys, content, strict=True):
             if value is None:
-                raise ValueError(f"column {key!r} holds nothing (null)")
+                raise UserError(f"column {key!r} holds nothing (null)")
         return [text_of_plain(value) for value in content if value is not None]
     if source.format == "text":
         return [text_of_plain(content)]

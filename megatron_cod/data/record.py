@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 FORMAT = 2
 
 
@@ -58,7 +60,7 @@ def write_record(path: Path, record: DatasetRecord) -> None:
 
 
 def read_record(prefix: str | Path) -> DatasetRecord | None:
-    """The record of a dataset, or None when there is none; raises ValueError for one it cannot use."""
+    """The record of a dataset, or None when there is none; raises UserError for one it cannot use."""
     path = record_path(prefix)
     if not path.exists():
         return None
@@ -67,7 +69,7 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
         if values.get("format") == 1:  # before inputs had sizes
             values = {**values, "inputs": [{"path": name} for name in values["inputs"]], "format": FORMAT}
         if values.get("format") != FORMAT:
-            raise ValueError(f"format {values.get('format')}, expected {FORMAT}")
+            raise UserError(f"format {values.get('format')}, expected {FORMAT}")
         return DatasetRecord(**values)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error
+        raise UserError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from megatron_cod.data.left_out import MOST_EXAMPLES
+from megatron_cod.errors import UserError
 
 # Bytes of tokens, and documents, that a worker holds before it writes a run.
 RUN_BYTES = 1 << 25
@@ -143,11 +144,11 @@ class RunWriter:
     def add(
         self, file: int, place: int, digest: bytes, tokens: Sequence[bytes | bytearray], sizes: Sequence[int]
     ) -> None:
-        """One document: per key its tokens, as bytes, and its bytes of text. Raises ValueError for one longer than
+        """One document: per key its tokens, as bytes, and its bytes of text. Raises UserError for one longer than
         Megatron can index."""
         lengths = [len(ids) // self._item for ids in tokens]
         if max(lengths) > _LONGEST:
-            raise ValueError(f"the document has {max(lengths)} tokens, more than Megatron's {_LONGEST}; cut it")
+            raise UserError(f"the document has {max(lengths)} tokens, more than Megatron's {_LONGEST}; cut it")
         hashed = (int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big"))
         self._rows.append((file, place, hashed, lengths, list(sizes)))
         for held, ids in zip(self._tokens, tokens, strict=True):

@@ -16,6 +16,7 @@ import sentencepiece
 from megatron_cod.data.inputs import InputFile, find_inputs
 from megatron_cod.data.left_out import HINT, MOST_EXAMPLES
 from megatron_cod.data.reading import RawBatch, read_batches, texts_of, where
+from megatron_cod.errors import UserError
 
 # SentencePiece leaves out sentences above 4192 bytes without a word; documents are cut well below that.
 _SENTENCE_CHARACTERS = 1000
@@ -68,7 +69,7 @@ class TrainedTokenizer:
 
 
 class _Bad:
-    """Counts documents that cannot be read, or raises ValueError for the first unless they are skipped."""
+    """Counts documents that cannot be read, or raises UserError for the first unless they are skipped."""
 
     def __init__(self, skipped: bool) -> None:
         self._skipped = skipped
@@ -77,7 +78,7 @@ class _Bad:
 
     def one_more(self, batch: RawBatch, line: int, error: ValueError) -> None:
         if not self._skipped:
-            raise ValueError(f"{where(batch.source, batch.start, line)}: {error} {HINT}") from error
+            raise UserError(f"{where(batch.source, batch.start, line)}: {error} {HINT}") from error
         self.count += 1
         if len(self.examples) < MOST_EXAMPLES:
             self.examples.append(f"{where(batch.source, batch.start, line)}: {error}")
@@ -86,7 +87,7 @@ class _Bad:
 def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     """Train and write PREFIX.model and PREFIX.vocab.
 
-    The pieces depend on the text, the options and the seed. Raises ValueError for bad options or text, and
+    The pieces depend on the text, the options and the seed. Raises UserError for bad options or text, and
     for a vocabulary larger than the text can give.
     """
     start = time.monotonic()
@@ -94,7 +95,7 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     model_path, vocab_path = Path(f"{job.output_prefix}.model"), Path(f"{job.output_prefix}.vocab")
     for path in (model_path, vocab_path):
         if path.exists() and not job.overwrite:
-            raise ValueError(f"output exists already: {path}; choose another --output-prefix or give --overwrite")
+            raise UserError(f"output exists already: {path}; choose another --output-prefix or give --overwrite")
     holdout: list[str] = []
     buffer = io.BytesIO()
     options = _trainer_options(job)
@@ -102,11 +103,11 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     sentences = _keep_some(_sentences(inputs, job.json_key, bad), holdout)
     sample = _sample(sentences, job.max_sentences, job.seed)
     if not sample:
-        raise ValueError(f"no text to train on in {len(inputs)} input file(s), {bad.count} bad lines left out")
+        raise UserError(f"no text to train on in {len(inputs)} input file(s), {bad.count} bad lines left out")
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=buffer, **options)
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"SentencePiece: {_reason(error)}") from error
+        raise UserError(f"SentencePiece: {_reason(error)}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=buffer.getvalue())
 
     model_path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,19 +126,19 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
 
 def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:
     if not job.unk_piece or not job.eos_piece:
-        raise ValueError("--unk-piece and --eos-piece cannot be empty: SentencePiece needs one, Megatron the other")
+        raise UserError("--unk-piece and --eos-piece cannot be empty: SentencePiece needs one, Megatron the other")
     pieces = {"unk": job.unk_piece, "bos": job.bos_piece, "eos": job.eos_piece, "pad": job.pad_piece}
     named = [piece for piece in (*pieces.values(), job.mask_piece, *job.user_defined) if piece]
     if len(set(named)) != len(named):
-        raise ValueError(f"special pieces must differ, found {' '.join(named)}")
+        raise UserError(f"special pieces must differ, found {' '.join(named)}")
     if not 0 < job.character_coverage <= 1:
-        raise ValueError(f"--character-coverage must be above 0 and at most 1, found {job.character_coverage}")
+        raise UserError(f"--character-coverage must be above 0 and at most 1, found {job.character_coverage}")
     for name in ("vocab_size", "max_sentences", "threads"):
         if getattr(job, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, found {getattr(job, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must be 1 or more, found {getattr(job, name)}")
     least = len(named) + 256 * job.byte_fallback
     if job.vocab_size <= least:
-        raise ValueError(f"--vocab-size {job.vocab_size} must be above {least}: special pieces and byte fallback")
+        raise UserError(f"--vocab-size {job.vocab_size} must be above {least}: special pieces and byte fallback")
     keep_spaces = job.normalization == "identity"
     options: dict[str, Any] = {
         "vocab_size": job.vocab_size,

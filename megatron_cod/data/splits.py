@@ -8,6 +8,8 @@ from itertools import accumulate
 
 import numpy as np
 
+from megatron_cod.errors import UserError
+
 NAMES = ("train", "valid", "test")
 
 
@@ -50,14 +52,14 @@ class EveryNth(DocumentSplitter):
 def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplitter | None:
     """A splitter from `--split 90,5,5` or `--holdout-every N`, or None when neither is given.
 
-    Raises ValueError for both at once, weights that are not two or three non-negative numbers, a zero
+    Raises UserError for both at once, weights that are not two or three non-negative numbers, a zero
     weight for train, or N below 2.
     """
     if split is not None and holdout_every is not None:
-        raise ValueError("give --split or --holdout-every, not both")
+        raise UserError("give --split or --holdout-every, not both")
     if holdout_every is not None:
         if holdout_every < 2:
-            raise ValueError(f"--holdout-every {holdout_every} leaves nothing to train on; give 2 or more")
+            raise UserError(f"--holdout-every {holdout_every} leaves nothing to train on; give 2 or more")
         return EveryNth(holdout_every)
     if split is None:
         return None
@@ -66,6 +68,6 @@ def make_splitter(split: str | None, holdout_every: int | None) -> DocumentSplit
     except (ValueError, ZeroDivisionError):
         values = []
     if not 2 <= len(values) <= len(NAMES) or min(values) < 0 or values[0] == 0:
-        raise ValueError(f"--split {split} is not TRAIN,VALID or TRAIN,VALID,TEST: such as 90,5,5, the first above 0")
+        raise UserError(f"--split {split} is not TRAIN,VALID or TRAIN,VALID,TEST: such as 90,5,5, the first above 0")
     total = sum(values)
     return ByHash({name: value / total for name, value in zip(NAMES, values, strict=False) if value})

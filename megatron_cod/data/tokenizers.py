@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.tokenizer_files import tokenizer_files
+from megatron_cod.errors import UserError
 
 BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id
 
@@ -60,19 +61,19 @@ class TokenizerChoice:
         return tokenizer_files(self._model_path())
 
     def check(self) -> None:
-        """Raises ValueError for a type that is unknown, and a model that is missing or not asked for."""
+        """Raises UserError for a type that is unknown, and a model that is missing or not asked for."""
         kind = TOKENIZER_TYPES.get(self.type)
         if kind is None:
-            raise ValueError(f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
+            raise UserError(f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
         if kind.model is None and self.model is not None:
-            raise ValueError(f"{self.type} takes no --tokenizer-model, found {self.model}")
+            raise UserError(f"{self.type} takes no --tokenizer-model, found {self.model}")
         if kind.model is not None and self.model is None:
-            raise ValueError(f"{self.type} needs --tokenizer-model: {kind.model}")
+            raise UserError(f"{self.type} needs --tokenizer-model: {kind.model}")
         if self.model is not None and not self.model.exists():
-            raise ValueError(f"tokenizer model {self.model} does not exist; {self.type} needs {kind.model}")
+            raise UserError(f"tokenizer model {self.model} does not exist; {self.type} needs {kind.model}")
 
     def build(self) -> Any:
-        """Megatron's tokenizer; raises ValueError when the model is missing or unreadable."""
+        """Megatron's tokenizer; raises UserError when the model is missing or unreadable."""
         self.check()
         from megatron_cod.data.megatron_api import build_tokenizer
 
@@ -87,7 +88,7 @@ class TokenizerChoice:
             raise self.unreadable(error) from error
 
     def transformers_tokenizer(self) -> Any:
-        """What transformers reads from a Hugging Face folder; raises ValueError when it cannot."""
+        """What transformers reads from a Hugging Face folder; raises UserError when it cannot."""
         from transformers import AutoTokenizer
 
         try:
@@ -95,10 +96,10 @@ class TokenizerChoice:
         except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
             raise self.unreadable(error) from None
 
-    def unreadable(self, error: Exception) -> ValueError:
+    def unreadable(self, error: Exception) -> UserError:
         """The error to raise when a library does not accept the model."""
         reason = " ".join(str(error).split())[:300]
-        return ValueError(f"cannot read tokenizer model {self.model} as {self.type}: {reason}")
+        return UserError(f"cannot read tokenizer model {self.model} as {self.type}: {reason}")
 
     def _model_path(self) -> Path | None:
         if self.type == "HuggingFaceTokenizer" and self.model is not None and self.model.is_file():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.job import what_differs
+from megatron_cod.errors import UserError
 
 _JOB, _PUBLISH, _LOCK = "job.json", "publish.json", "lock"
 _SECONDS_TO_WAIT = 10.0
@@ -34,7 +35,7 @@ class WorkFolder:
         return self._lock is not None
 
     def lock(self) -> None:
-        """Make and hold the folder. Raises ValueError when another run holds it.
+        """Make and hold the folder. Raises UserError when another run holds it.
 
         A killed run's workers hold it until they are gone, so that none of them writes any more when this returns.
         """
@@ -43,7 +44,7 @@ class WorkFolder:
         until = time.monotonic() + _SECONDS_TO_WAIT
         while not self._try_lock():
             if time.monotonic() > until:
-                raise ValueError(f"another run is at work in {self.path}; wait for it to end")
+                raise UserError(f"another run is at work in {self.path}; wait for it to end")
             time.sleep(0.05)
 
     def _try_lock(self) -> bool:
@@ -69,14 +70,14 @@ class WorkFolder:
     def begin(self, job: Mapping[str, Any], overwrite: bool) -> bool:
         """Prepare for a job; true when finished parts of the same job are there to go on with.
 
-        Raises ValueError when those of another job are, unless they are to be overwritten.
+        Raises UserError when those of another job are, unless they are to be overwritten.
         """
         path = self.path / _JOB
         asked = json.loads(json.dumps(job))
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if found != asked:
             if found is not None and self.has_parts() and not overwrite:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds an unfinished run with other {what_differs(asked, found)}; repeat that command to "
                     "go on with it, or give --overwrite to begin anew"
                 )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -23,9 +25,9 @@ def _axes(args: Any, world_size: int) -> list[tuple[str, int]]:
 
 
 def place_of(rank: int, args: Any, world_size: int) -> Place:
-    """Where ``rank`` stands. ValueError for a rank that the job does not have."""
+    """Where ``rank`` stands. UserError for a rank that the job does not have."""
     if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is out of range: --world-size {world_size} has ranks 0 to {world_size - 1}")
+        raise UserError(f"rank {rank} is out of range: --world-size {world_size} has ranks 0 to {world_size - 1}")
     found = {}
     for axis, size in _axes(args, world_size):
         found[axis], rank = rank % size, rank // size

@@ -10,27 +10,28 @@ from torch import Tensor
 
 from megatron_cod.analysis.checkpoint_tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
 from megatron_cod.checkpoint_files import iteration_name, latest_checkpoint
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.folding import learned_names
 from megatron_cod.huggingface.rows import Unit
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:
-    """The checkpoint in ``folder``: itself, or the one its tracker names, or that of ``step``. ValueError without one."""
+    """The checkpoint in ``folder``: itself, or the one its tracker names, or that of ``step``. UserError without one."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist")
+        raise UserError(f"{folder} does not exist")
     if is_checkpoint(folder):
         return folder
     found = folder / iteration_name(step) if step is not None else latest_checkpoint(folder)
     if found is None:
-        raise ValueError(f"{folder} holds no finished Megatron checkpoint (no latest_checkpointed_iteration.txt)")
+        raise UserError(f"{folder} holds no finished Megatron checkpoint (no latest_checkpointed_iteration.txt)")
     if not is_checkpoint(found):
-        raise ValueError(f"{found} is no finished checkpoint in the torch_dist format")
+        raise UserError(f"{found} is no finished checkpoint in the torch_dist format")
     return found
 
 
 class MegatronCheckpoint:
-    """Weights by unit, arguments, iteration. ValueError when it is damaged or records no arguments."""
+    """Weights by unit, arguments, iteration. UserError when it is damaged or records no arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +39,7 @@ class MegatronCheckpoint:
         state = self._opened.common_state()
         self.args: Any = state.get("args")
         if self.args is None:
-            raise ValueError(f"checkpoint {path} records no arguments: what model it is cannot be known")
+            raise UserError(f"checkpoint {path} records no arguments: what model it is cannot be known")
         self.iteration = int(state.get("iteration") or 0)
 
     def _slice(self, unit: Unit) -> Slice:
@@ -53,7 +54,7 @@ class MegatronCheckpoint:
         return self._slice(unit).dtype
 
     def check(self, wanted: list[Unit], arch: Architecture) -> list[str]:
-        """Notes on what is left out. ValueError that names every missing, unexpected or misshapen tensor."""
+        """Notes on what is left out. UserError that names every missing, unexpected or misshapen tensor."""
         used: set[tuple[str, int | None]] = set()
         faults = []
         for unit in wanted:
@@ -76,7 +77,7 @@ class MegatronCheckpoint:
         unknown = [name for name in extra if name not in prediction and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
-            raise ValueError(f"checkpoint {self.path}: {'; '.join(dict.fromkeys(faults))}")
+            raise UserError(f"checkpoint {self.path}: {'; '.join(dict.fromkeys(faults))}")
         return notes
 
     def read(self, unit: Unit) -> Tensor:
@@ -90,7 +91,7 @@ class MegatronCheckpoint:
         """The learned scale, [hidden] or [1], of the branch that the unit ends."""
         part = self._opened.slices.get((key, unit.layer))
         if part is None:
-            raise ValueError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
+            raise UserError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
         return self._opened.read(part, 0, part.shape[0])
 
 

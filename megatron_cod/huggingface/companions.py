@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.folding import fold
 
 KEY = "megatron_cod"
@@ -72,7 +73,7 @@ class Originals:
             try:
                 self._file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path} is damaged or half-written: {error}") from None
+                raise UserError(f"{path} is damaged or half-written: {error}") from None
         self.names: set[str] = set(self._file.keys()) if self._file else set()
 
     def take(self, name: str, folded: Tensor, factor: float) -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_cod import __version__
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
@@ -108,7 +109,7 @@ def exported(
     """Open a checkpoint directory (``iter_N``) as stock tensors; nothing is read yet but what it says of itself.
 
     dtype: of every tensor; None keeps each one's own. like: a config whose other keys (token ids, ...) are taken over.
-    Raises ValueError for a damaged checkpoint, an architecture or a norm scheme that no stock model computes.
+    Raises UserError for a damaged checkpoint, an architecture or a norm scheme that no stock model computes.
     """
     checkpoint = MegatronCheckpoint(path)
     scheme = folding_of_checkpoint(checkpoint.args, checkpoint.iteration)
@@ -119,7 +120,7 @@ def exported(
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch)
     if scheme.has_learned and not fold_factors:
-        raise ValueError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
+        raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
     applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}
@@ -157,7 +158,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) -> Exported:
-    """Write ``job.output``. Raises ValueError, and leaves nothing under that name, for what cannot be converted."""
+    """Write ``job.output``. Raises UserError, and leaves nothing under that name, for what cannot be converted."""
     path = find_checkpoint(job.checkpoint, job.step)
     like = job.like or _came_with(path)
     found = exported(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.rows import Part
 from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
@@ -103,11 +104,11 @@ def learned_names() -> tuple[str, ...]:
 
 
 def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
-    """The conversion of a recorded scheme; ValueError, with the reason, for one that no stock architecture expresses."""
+    """The conversion of a recorded scheme; UserError, with the reason, for one that no stock architecture expresses."""
     design = design_from_record(identity)
     stock = design.scheme.stock
     if not isinstance(stock, Foldable):
-        raise ValueError(
+        raise UserError(
             f"--norm-scheme {design.scheme.name} cannot be exported: {stock.reason}, and no stock architecture computes "
             f"that; what folds into one is {', '.join(foldable_schemes())}"
         )
@@ -115,10 +116,10 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
 
 
 def folding_of_checkpoint(args: Any, iteration: int) -> Folding:
-    """The same of a checkpoint's arguments. ValueError, too, in the middle of ``--residual-warmup-steps``."""
+    """The same of a checkpoint's arguments. UserError, too, in the middle of ``--residual-warmup-steps``."""
     warmup = getattr(args, "residual_warmup_steps", None)
     if warmup and iteration < warmup * args.num_layers:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint of step {iteration} is in the residual warm-up (--residual-warmup-steps {warmup}: until "
             f"step {warmup * args.num_layers}), where its branches do not count in full: no stock model computes that"
         )

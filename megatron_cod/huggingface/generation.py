@@ -13,6 +13,7 @@ import torch
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export import DTYPES
@@ -23,7 +24,7 @@ from megatron_cod.huggingface.source import read_json
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw tokens. ValueError for values that leave nothing to draw from."""
+    """How to draw tokens. UserError for values that leave nothing to draw from."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -33,7 +34,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("--temperature must be more than 0, --top-k at least 0, --top-p from above 0 to 1")
+            raise UserError("--temperature must be more than 0, --top-k at least 0, --top-p from above 0 to 1")
 
 
 class Tokenizer(Protocol):
@@ -74,7 +75,7 @@ def _tokenizer_in(folder: Path) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {error}") from None
+        raise UserError(f"the tokenizer in {folder} cannot be read: {error}") from None
 
 
 def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -> Any:
@@ -87,22 +88,22 @@ def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -
     if vocab in (256, 257):
         template = folders[0] / companions.CHAT_TEMPLATE
         return ByteTokenizer(template.read_text(encoding="utf-8") if template.is_file() else None)
-    raise ValueError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
+    raise UserError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
 
 
 def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """(model in eval mode, tokenizer) of a Hugging Face directory. ValueError when there is none."""
+    """(model in eval mode, tokenizer) of a Hugging Face directory. UserError when there is none."""
     from transformers import AutoModelForCausalLM
 
     config = read_json(folder / "config.json")
     found = _tokenizer([folder], int(config.get("vocab_size") or 0), tokenizer)
     said = config.get(companions.KEY)
     if isinstance(said, dict) and not said.get("folded", True):
-        raise ValueError(f"{folder} was exported with --no-fold: transformers would compute something else")
+        raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
     except OSError as error:
-        raise ValueError(f"{folder} cannot be loaded: {error}") from None
+        raise UserError(f"{folder} cannot be loaded: {error}") from None
     return model.eval(), found
 
 
@@ -126,7 +127,7 @@ def foldable(folder: Path, step: int | None = None) -> bool:
 
 
 def checkpoint_tokenizer(folder: Path, step: int | None, given: Path | None, vocab: int) -> Any:
-    """The tokenizer of a Megatron checkpoint, or of the directory ``given``. ValueError when there is none."""
+    """The tokenizer of a Megatron checkpoint, or of the directory ``given``. UserError when there is none."""
     path = find_checkpoint(folder, step)
     args = MegatronCheckpoint(path).args
     with TemporaryDirectory() as own:  # those of the run, as an export would have them
@@ -140,9 +141,9 @@ def checkpoint_tokenizer(folder: Path, step: int | None, given: Path | None, voc
 def open_model(
     folder: Path, step: int | None = None, tokenizer: Path | None = None, dtype: str = "float32"
 ) -> tuple[Any, Any]:
-    """The same of either; of a checkpoint the depth factors are folded, block by block. ValueError for another folder."""
+    """The same of either; of a checkpoint the depth factors are folded, block by block. UserError for another folder."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist")
+        raise UserError(f"{folder} does not exist")
     if (folder / "config.json").is_file():
         return open_directory(folder, tokenizer, dtype)
     return open_checkpoint(folder, step, tokenizer, dtype)
@@ -168,11 +169,11 @@ def go_on(
 ) -> list[int]:
     """Up to ``count`` ids behind ``ids``; one of ``ends``, which is left out, or the model's longest sequence ends it.
 
-    Raises ValueError for a prompt of no tokens, or too many.
+    Raises UserError for a prompt of no tokens, or too many.
     """
     longest = model.config.max_position_embeddings
     if not 0 < len(ids) < longest:
-        raise ValueError(f"the prompt is {len(ids)} tokens; it must be from 1 to {longest - 1}")
+        raise UserError(f"the prompt is {len(ids)} tokens; it must be from 1 to {longest - 1}")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
     # The scores of a long prompt, positions x vocabulary, may be larger than the model; the last position's are read.
@@ -195,10 +196,10 @@ def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling
 
 
 def answer(model: Any, tokenizer: Any, question: str, count: int, sampling: Sampling | None = None) -> str:
-    """What the model answers a user, under its tokenizer's chat template. ValueError where that has none."""
+    """What the model answers a user, under its tokenizer's chat template. UserError where that has none."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
-        raise ValueError(
+        raise UserError(
             "the tokenizer has no chat template, which a fine-tuned checkpoint brings along; leave --chat out"
         )
     encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)

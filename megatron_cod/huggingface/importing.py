@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from megatron_cod.checkpoint_files import RELEASE, TRACKER
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
@@ -59,32 +60,32 @@ class Outcome:
 
 
 def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
-    """(scheme of the stored numbers, scheme to write). ValueError for contradictory options."""
+    """(scheme of the stored numbers, scheme to write). UserError for contradictory options."""
     said = config.get(companions.KEY)
     stock = folding(PRE_LN, layers)
     made = folding_of(said, layers) if isinstance(said, dict) else stock
     folded = not isinstance(said, dict) or bool(said.get("folded", True))
     if job.unfolded_lns and isinstance(said, dict) and folded:
-        raise ValueError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
+        raise UserError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
     known = unfoldable_schemes()
     if job.as_scheme not in known:
-        raise ValueError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
+        raise UserError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
     asked = folding(get_scheme(job.as_scheme), layers)
     # The options that the model was trained with, where it says so.
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
 
 
 def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> list[str]:
-    """Notes; ValueError that names every missing, extra or misshapen tensor."""
+    """Notes; UserError that names every missing, extra or misshapen tensor."""
     expected = {name: shape for unit in wanted for name, shape in zip(unit.names, unit.shapes, strict=True)}
     notes, faults = [], []
     extra = sorted(source.shapes.keys() - expected.keys())
     if arch.tied and "lm_head.weight" in extra:
         if not torch.equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight")):
-            raise ValueError("lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true")
+            raise UserError("lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true")
         extra.remove("lm_head.weight")
     behind = tuple(f"model.layers.{arch.layers + k}." for k in range(8)) if arch.latent is not None else ()
     prediction = [name for name in extra if behind and name.startswith(behind)]
@@ -100,7 +101,7 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
         if expected[name] != source.shapes[name]:
             faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
     if faults:
-        raise ValueError(f"{source.folder}: {'; '.join(faults)}")
+        raise UserError(f"{source.folder}: {'; '.join(faults)}")
     return notes
 
 
@@ -118,15 +119,15 @@ def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> a
 def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) -> Outcome:
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
-    Raises ValueError, and leaves nothing under the output's name, for what cannot be converted.
+    Raises UserError, and leaves nothing under the output's name, for what cannot be converted.
     """
     if not job.model.is_dir():
-        raise ValueError(f"{job.model} is no directory")
+        raise UserError(f"{job.model} is no directory")
     config = read_json(job.model / "config.json")
     arch, notes = architecture_of(config)
     if job.padded_vocab is not None:
         if job.padded_vocab < arch.vocab:
-            raise ValueError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
+            raise UserError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
         arch = Architecture(**{**vars(arch), "padded_vocab": job.padded_vocab})
         if job.padded_vocab > arch.vocab:
             notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
 
@@ -44,7 +45,7 @@ def _rope(args: Any) -> Rope:
         factor, every = float(args.rotary_scaling_factor), float(args.mscale_all_dim)
         if (args.rope_type or "yarn") == "rope":
             if every and factor > 1:
-                raise ValueError("--mscale-all-dim with --rope-type rope has no counterpart in a stock model")
+                raise UserError("--mscale-all-dim with --rope-type rope has no counterpart in a stock model")
             return Rope(theta)
         if factor <= 1:
             return Rope(theta)  # yarn by 1 is no scaling
@@ -61,7 +62,7 @@ def _dense_layers(args: Any) -> int:
         return 0
     if isinstance(pattern, list) and pattern == sorted(pattern) and set(pattern) <= {0, 1}:
         return pattern.count(0)
-    raise ValueError(f"--moe-layer-freq {pattern}: a stock model has dense layers first, then experts")
+    raise UserError(f"--moe-layer-freq {pattern}: a stock model has dense layers first, then experts")
 
 
 def _experts(args: Any) -> Experts | None:
@@ -69,9 +70,9 @@ def _experts(args: Any) -> Experts | None:
         return None
     sigmoid = args.moe_router_score_function == "sigmoid"
     if args.moe_router_score_function not in ("softmax", "sigmoid"):
-        raise ValueError(f"--moe-router-score-function {args.moe_router_score_function} is in no stock model")
+        raise UserError(f"--moe-router-score-function {args.moe_router_score_function} is in no stock model")
     if sigmoid and not args.moe_router_enable_expert_bias:
-        raise ValueError("--moe-router-score-function sigmoid is only known with --moe-router-enable-expert-bias")
+        raise UserError("--moe-router-score-function sigmoid is only known with --moe-router-enable-expert-bias")
     score = "sigmoid" if sigmoid else "pre_softmax" if args.moe_router_pre_softmax else "softmax"
     return Experts(
         count=args.num_experts,
@@ -93,24 +94,24 @@ def architecture_of_args(
 
     vocab: rows to keep of the padded vocabulary; None is what the arguments say, all where they say nothing. family:
     which stock model to write, None for the first that computes it, ``rather`` before others. Raises
-    ValueError where none does.
+    UserError where none does.
     """
     for name, values in _STOCK.items():
         found = getattr(args, name, values[0])
         if found not in values:
-            raise ValueError(f"the checkpoint was trained with {_flag(name)} {found}, which no stock model computes")
+            raise UserError(f"the checkpoint was trained with {_flag(name)} {found}, which no stock model computes")
     padded = args.padded_vocab_size
     if vocab is None:
         vocab = min(getattr(args, "vocab_size", None) or padded, padded)
     if not 0 < vocab <= padded:
-        raise ValueError(f"--vocab-size {vocab}: the checkpoint has {padded} rows")
+        raise UserError(f"--vocab-size {vocab}: the checkpoint has {padded} rows")
     latent = None
     if getattr(args, "multi_latent_attention", False):
         latent = Latent(
             args.kv_lora_rank, args.qk_head_dim, args.qk_pos_emb_head_dim, args.v_head_dim, args.q_lora_rank
         )
         if not args.qk_layernorm:
-            raise ValueError("--multi-latent-attention without --qk-layernorm is in no stock model")
+            raise UserError("--multi-latent-attention without --qk-layernorm is in no stock model")
     heads = args.num_attention_heads
     arch = Architecture(
         family="",

@@ -16,7 +16,7 @@ def load_as_transformers(
 ) -> Any:
     """The checkpoint in ``checkpoint`` as a stock transformers model with the depth factors folded in, in eval mode.
 
-    checkpoint: a run's directory or an ``iter_N`` in it. dtype: None keeps the checkpoint's. Raises ValueError for what
+    checkpoint: a run's directory or an ``iter_N`` in it. dtype: None keeps the checkpoint's. Raises UserError for what
     no stock architecture computes (see ``export.exported``).
     """
     import transformers

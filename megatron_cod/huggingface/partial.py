@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 _RECORD = "conversion.json"
 
 
@@ -15,14 +17,14 @@ class PartialDirectory:
     """``OUTPUT.part`` until ``finish`` renames it to OUTPUT.
 
     job: what makes this conversion the same as an interrupted one (source, options), as JSON: then what is done is kept.
-    Raises ValueError when OUTPUT exists and is not an empty directory.
+    Raises UserError when OUTPUT exists and is not an empty directory.
     """
 
     def __init__(self, output: Path, job: dict[str, Any]) -> None:
         self.output = output
         self.folder = output.with_name(output.name + ".part")
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ValueError(f"{output} exists already; give another --output, or remove it")
+            raise UserError(f"{output} exists already; give another --output, or remove it")
         self._job = json.loads(json.dumps(job))
         self._done: dict[str, Any] = {}
         if self.folder.exists():
@@ -50,12 +52,12 @@ class PartialDirectory:
         part.replace(self.folder / _RECORD)
 
     def check_space(self, needed: int) -> None:
-        """ValueError when the disk has no room for ``needed`` more bytes."""
+        """UserError when the disk has no room for ``needed`` more bytes."""
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             if not self._done:
                 shutil.rmtree(self.folder)
-            raise ValueError(f"{self.output} takes {needed / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free")
+            raise UserError(f"{self.output} takes {needed / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free")
 
     def finish(self) -> None:
         """Give it its name: from now on it is complete."""

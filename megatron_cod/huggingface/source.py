@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_cod.errors import UserError
+
 # In the order of preference; an index names several files.
 _CANDIDATES = (
     *("model.safetensors.index.json", "model.safetensors"),
@@ -25,15 +27,15 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError when the file is missing, is no JSON or is something else."""
+    """A JSON object; UserError when the file is missing, is no JSON or is something else."""
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
+        raise UserError(f"{path} is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise UserError(f"{path} does not hold a JSON object")
     return content
 
 
@@ -51,7 +53,7 @@ class _Safetensors:
                 length = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(length))
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is damaged or half-written: {error}") from None
+            raise UserError(f"{path} is damaged or half-written: {error}") from None
         self._path, self._start = path, 8 + length
         self._places = {name: header[name]["data_offsets"] for name in names}
         self.shapes = {name: tuple(header[name]["shape"]) for name in names}
@@ -67,7 +69,7 @@ class _Safetensors:
             while done < end - start:
                 count = file.readinto(view[done:])
                 if not count:
-                    raise ValueError(f"{self._path} ends within {name}")
+                    raise UserError(f"{self._path} ends within {name}")
                 done += count
         return found
 
@@ -78,9 +80,9 @@ class _Pickle:
             held = self._load(path)
         except Exception as error:
             text = " ".join(str(error).split())[:160]
-            raise ValueError(f"{path} is damaged, or holds more than plain tensors: {text}") from None
+            raise UserError(f"{path} is damaged, or holds more than plain tensors: {text}") from None
         if not isinstance(held, Mapping) or not all(isinstance(value, Tensor) for value in held.values()):
-            raise ValueError(f"{path} holds something else than a dictionary of plain tensors")
+            raise UserError(f"{path} holds something else than a dictionary of plain tensors")
         self._held = held
         self.shapes = {str(name): tuple(value.shape) for name, value in held.items()}
         self.dtypes = {str(name): value.dtype if value.is_floating_point() else None for name, value in held.items()}
@@ -97,7 +99,7 @@ class _Pickle:
 
 
 class Source:
-    """The tensors of a model directory, by name. ValueError when files are missing, damaged or no plain tensors."""
+    """The tensors of a model directory, by name. UserError when files are missing, damaged or no plain tensors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,7 +111,7 @@ class Source:
             opened = self._opened(file)
             for name, shape in opened.shapes.items():
                 if name in self._file_of:
-                    raise ValueError(f"{folder}: {name} is in {self._file_of[name]} and in {file}")
+                    raise UserError(f"{folder}: {name} is in {self._file_of[name]} and in {file}")
                 self._file_of[name], self.shapes[name] = file, shape
                 self._dtypes[name] = opened.dtypes[name]
         for name in [name for name in self.shapes if _DERIVED.fullmatch(name)]:
@@ -124,13 +126,13 @@ class Source:
                 return [name]
             mapped = read_json(path).get("weight_map")
             if not isinstance(mapped, dict) or not mapped:
-                raise ValueError(f"{path} has no weight_map")
+                raise UserError(f"{path} has no weight_map")
             files = sorted(set(map(str, mapped.values())))
             missing = [file for file in files if not (self.folder / file).is_file()]
             if missing:
-                raise ValueError(f"{self.folder} is half-written: {', '.join(missing)} missing")
+                raise UserError(f"{self.folder} is half-written: {', '.join(missing)} missing")
             return files
-        raise ValueError(f"{self.folder} holds none of {', '.join(_CANDIDATES)}")
+        raise UserError(f"{self.folder} holds none of {', '.join(_CANDIDATES)}")
 
     def _opened(self, file: str) -> _Safetensors | _Pickle:
         if file not in self._open:
@@ -146,12 +148,12 @@ class Source:
         return self._opened(self._file_of[name]).read(name)
 
     def dtype(self, names: Sequence[str]) -> torch.dtype:
-        """The one that holds all of these tensors exactly; ValueError for numbers that are no plain floats."""
+        """The one that holds all of these tensors exactly; UserError for numbers that are no plain floats."""
         found: torch.dtype | None = None
         for name in names:
             dtype = self._dtypes[name]
             if dtype is None:
-                raise ValueError(f"{self.folder}: {name} does not hold plain floating-point numbers")
+                raise UserError(f"{self.folder}: {name} does not hold plain floating-point numbers")
             found = dtype if found is None else torch.promote_types(found, dtype)
         assert found is not None
         return found

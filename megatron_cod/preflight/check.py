@@ -42,7 +42,7 @@ class Check:
     seconds: float
     """Time-out of the look."""
     look: Callable[[Here], Any]
-    """ValueError or OSError: the machine fails the check, with that line."""
+    """UserError or OSError: the machine fails the check, with that line."""
     judge: Callable[[Answers, Here], Verdict]
     everyone: bool = False
     """Whether each process looks, not only the first of each machine."""

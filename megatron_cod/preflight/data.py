@@ -12,7 +12,7 @@ from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Verdict
 
 
 def look(here: Here) -> dict[str, Any]:
-    """Prefix -> [documents, tokens]; ValueError, naming it, for one that is damaged or missing."""
+    """Prefix -> [documents, tokens]; UserError, naming it, for one that is damaged or missing."""
     for name in here.job.get("files", []):
         with Path(name).open("rb") as file:
             file.read(1)

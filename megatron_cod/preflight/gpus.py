@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
 
@@ -52,7 +53,7 @@ def look(here: Here) -> dict[str, Any]:
         command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         if done.returncode:
-            raise ValueError(f"nvidia-smi: {' '.join((done.stdout + done.stderr).split())[:200]}")
+            raise UserError(f"nvidia-smi: {' '.join((done.stdout + done.stderr).split())[:200]}")
         gpus = parse(done.stdout)
     return {"gpus": gpus, "seen": seen, "processes": len(mine), "smi": has_smi}
 

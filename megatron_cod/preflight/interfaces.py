@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
 from megatron_cod.preflight.service import Service, ask
@@ -50,7 +51,7 @@ def own_addresses() -> list[str]:
 def choose(
     variables: Mapping[str, str], interfaces: Mapping[str, list[str]], own: list[str], alone: bool
 ) -> tuple[str, str]:
-    """(interface, address) that gloo would give to the other ranks. ValueError, saying why, where it would fail.
+    """(interface, address) that gloo would give to the other ranks. UserError, saying why, where it would fail.
 
     own: what the machine's own name stands for. alone: no other machine takes part, so loopback will do.
     """
@@ -58,11 +59,11 @@ def choose(
     gloo, nccl = variables.get(GLOO), variables.get(NCCL)
     name = gloo.split(",")[0] if gloo else ""
     if gloo and name not in interfaces:
-        raise ValueError(f"{GLOO}={gloo}: no interface {name}; {present}")
+        raise UserError(f"{GLOO}={gloo}: no interface {name}; {present}")
     if gloo and not interfaces[name]:
-        raise ValueError(f"{GLOO}={gloo}: {name} has no address; {present}")
+        raise UserError(f"{GLOO}={gloo}: {name} has no address; {present}")
     if nccl and not any(nccl_takes(nccl, one) for one in interfaces):
-        raise ValueError(f"{NCCL}={nccl}: no such interface; {present}")
+        raise UserError(f"{NCCL}={nccl}: no such interface; {present}")
     if gloo:
         return name, interfaces[name][0]
     holders = [(name, one) for one in own for name, listed in interfaces.items() if one in listed]
@@ -72,7 +73,7 @@ def choose(
     if alone:
         return "lo", "127.0.0.1"
     found = ", ".join(own) or "nothing"
-    raise ValueError(
+    raise UserError(
         f"the machine's own name leads to {found}, where no other machine finds it: set INTERFACE, or mend it"
     )
 

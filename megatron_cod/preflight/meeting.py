@@ -18,6 +18,7 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
+from megatron_cod.errors import UserError
 from megatron_cod.network import holder
 from megatron_cod.preflight.place import Place
 
@@ -68,16 +69,16 @@ class Meeting:
     """This process among the others."""
 
     def __init__(self, place: Place, head: str, port: int, seconds: float) -> None:
-        """Raises ValueError when HEAD's store cannot be opened, or reached within so many seconds."""
+        """Raises UserError when HEAD's store cannot be opened, or reached within so many seconds."""
         self.place, self._head, self._port = place, head, port
         try:
             self.store = in_time(lambda: self._open(place.is_head, seconds), seconds + 5.0)
         except (DistError, TimeoutError) as error:
             if place.is_head and "EADDRINUSE" in str(error):
-                raise ValueError(
+                raise UserError(
                     f"port {port} of {head}, for the preflight itself, is in use ({holder(port)})"
                 ) from None
-            raise ValueError(
+            raise UserError(
                 f"the preflight on HEAD did not answer at {head}:{port} within {seconds:.0f} s: is it started there, "
                 f"is the name right, does a firewall close the port?"
             ) from None
@@ -125,14 +126,14 @@ class Meeting:
         self.rank = next((one["rank"] for one in members if one["number"] == number), -1)
         self.members = [Member(one["rank"], one["node"], one["local"]) for one in members]
         if self.rank < 0:
-            raise ValueError("this process came too late: the preflight has begun without it")
+            raise UserError("this process came too late: the preflight has begun without it")
 
     def _get(self, key: str, seconds: float) -> Any:
         try:
             self.store.wait([key], timedelta(seconds=seconds))
             return json.loads(self.store.get(key))
         except DistError:
-            raise ValueError(f"the preflight on HEAD is gone, or gave no sign within {seconds:.0f} s") from None
+            raise UserError(f"the preflight on HEAD is gone, or gave no sign within {seconds:.0f} s") from None
 
     @property
     def firsts(self) -> list[Member]:
@@ -163,7 +164,7 @@ class Meeting:
         if not self.place.is_head:
             left = self._get(f"left/{key}", 2 * seconds + 30.0)
             if self.rank not in left:
-                raise ValueError(f"this process took too long for the check of {key}: the preflight goes on without it")
+                raise UserError(f"this process took too long for the check of {key}: the preflight goes on without it")
             self.members = [member for member in self.members if member.rank in left]
             return {}
         answers: dict[int, Any] = {}

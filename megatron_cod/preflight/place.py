@@ -36,7 +36,7 @@ def slurm_names(node_list: str) -> tuple[str, ...]:
 
 
 def find_place(environment: Mapping[str, str], head: str, nodes: int, processes: int) -> Place:
-    """This process's place. nodes, processes (a node): for a start without a launcher. ValueError for an unknown HEAD."""
+    """This process's place. nodes, processes (a node): for a start without a launcher. UserError for an unknown HEAD."""
     node = environment.get("SLURMD_NODENAME") or socket.gethostname()
     if "SLURM_PROCID" in environment and "SLURM_STEP_NUM_TASKS" in environment:
         names = slurm_names(environment.get("SLURM_STEP_NODELIST", ""))

@@ -11,6 +11,7 @@ from megatron_cod.training import environment  # noqa: F401
 
 # isort: split
 from megatron_cod import cpu
+from megatron_cod.errors import UserError
 from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.pretraining import TASK
@@ -53,10 +54,10 @@ def read_launch(
     """Everything the launch would refuse before it starts training, as far as one machine can see it.
 
     command_line: what follows ``megatron_cod.training.pretrain``. parsed: called with its plain parse before any check.
-    Raises ValueError with one line. No process group, no model; Megatron's own messages are dropped.
+    Raises UserError with one line. No process group, no model; Megatron's own messages are dropped.
     """
     if world_size < 1:
-        raise ValueError(f"--world-size {world_size} must be at least 1")
+        raise UserError(f"--world-size {world_size} must be at least 1")
     with as_process(0, world_size):
         hooks = StartHooks(parsed=parsed)
         start = prepare(command_line, TASK, world_size, provided(), hooks=hooks, set_globals=False, quiet=True)
@@ -65,7 +66,7 @@ def read_launch(
         args.global_batch_size = batch_sizes(args).last
     refused = uncounted_features(args)
     if refused:
-        raise ValueError(f"the rehearsal cannot count {', '.join(refused)} yet")
+        raise UserError(f"the rehearsal cannot count {', '.join(refused)} yet")
     return Launch(args, start.flags, world_size, start.notes)
 
 

@@ -50,7 +50,7 @@ ROWS = (
 
 
 def plan_of(row: ScaleRow) -> Plan:
-    """The plan of one row; ValueError where its layout does not work."""
+    """The plan of one row; UserError where its layout does not work."""
     return make_plan(read_launch(row.flags(), row.gpus))
 
 

@@ -27,13 +27,14 @@ from megatron.training.global_vars import set_global_variables
 
 from megatron_cod import cpu, torch_adaptations
 from megatron_cod.depth_map import stage_layers
+from megatron_cod.errors import Phase, UserError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
-from megatron_cod.training.failures import user_errors
+from megatron_cod.training.failures import one_line_endings
 from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.start.prepare import as_megatron_parses
 from megatron_cod.training.warm_up import widen_warm_up
@@ -138,14 +139,14 @@ _datasets.is_distributed = True  # type: ignore[attr-defined]
 def _tell_shapes(args: Any) -> None:
     """With multi-token prediction before the last stage, stages tell one another the shapes they send: say them here.
 
-    Behind a stage that predicts K tokens ahead 1 + K streams go on. ValueError with virtual stages, where the shape
+    Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape
     depends on which of them asks.
     """
     chunks = plan_pipeline(split_from_args(args))
     if not any(chunk.mtp and not chunk.loss for chunk in chunks):
         return
     if args.virtual_pipeline_model_parallel_size:
-        raise ValueError(
+        raise UserError(
             "multi-token prediction on a stage of its own with virtual stages: planned, but not run here yet"
         )
     length = args.seq_length // args.context_parallel_size
@@ -237,7 +238,7 @@ def main() -> None:
     """Read the job, rehearse it, write the report."""
     job_file, report_file = sys.argv[1:]
     job = Job(**json.loads(Path(job_file).read_text()))
-    with user_errors(ValueError, AssertionError):
+    with one_line_endings(lambda: Phase.SET_UP):
         report = rehearse(job)
     Path(report_file).write_text(json.dumps(asdict(report)))
 

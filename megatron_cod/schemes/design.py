@@ -10,6 +10,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import bind_depth_factor, depth_factor, global_layer_number
 from megatron_cod.schemes.init_policy import INIT_POLICIES, resolve_init_policy
 from megatron_cod.schemes.options import CommonOptions, flag_of, given, names, read_options
@@ -61,9 +62,9 @@ class BlockDesign:
         return {"norm_scheme": self.scheme.name, **self.scheme.recorded(config, self.options)}
 
     def laid_over(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
-        """A layer spec under this design. ValueError when its class or its norms are not ones we know."""
+        """A layer spec under this design. UserError when its class or its norms are not ones we know."""
         if spec.module not in NUMBERED:
-            raise ValueError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")
+            raise UserError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")
         submodules = spec.submodules
         if self.common.residual_warmup_steps:
             submodules = with_joins(submodules, config, ResidualJoin)
@@ -117,7 +118,7 @@ def input_gammas(layer: Any) -> list[torch.Tensor]:
 
 def _start_from(gamma: torch.Tensor, value: float) -> None:
     if gamma.is_meta:
-        raise ValueError("--gamma-init does not support --init-model-with-meta-device; leave one out")
+        raise UserError("--gamma-init does not support --init-model-with-meta-device; leave one out")
     gamma.fill_(value)
 
 
@@ -153,7 +154,7 @@ def plain_design(scheme: Scheme) -> BlockDesign:
 
 
 def design_from_record(recorded: Mapping[str, Any]) -> BlockDesign:
-    """The design that ``BlockDesign.identity`` recorded; ValueError for a scheme that is not registered."""
+    """The design that ``BlockDesign.identity`` recorded; UserError for a scheme that is not registered."""
     scheme = get_scheme(str(recorded.get("norm_scheme", STOCK)))
     if scheme.options_from_record is None:
         options = scheme.options(**{name: recorded[name] for name in names(scheme.options) if name in recorded})
@@ -163,7 +164,7 @@ def design_from_record(recorded: Mapping[str, Any]) -> BlockDesign:
 
 
 def design_from_args(args: Any) -> BlockDesign:
-    """The design that parsed arguments ask for; ValueError, naming the flags, for contradictory ones."""
+    """The design that parsed arguments ask for; UserError, naming the flags, for contradictory ones."""
     scheme = get_scheme(args.norm_scheme)
     policy = resolve_init_policy(scheme.name, args.init_policy)[0]
     _refuse_options_of_others(scheme, args)
@@ -173,22 +174,22 @@ def design_from_args(args: Any) -> BlockDesign:
 
 
 def _refuse_options_of_others(scheme: Scheme, args: Any) -> None:
-    """ValueError for an option that is given and that the scheme does not take."""
+    """UserError for an option that is given and that the scheme does not take."""
     for kind in {row.options for row in SCHEMES.values()} - {scheme.options}:
         for name in given(read_options(kind, args)):
-            raise ValueError(
+            raise UserError(
                 f"{flag_of(name)} does not go with --norm-scheme {scheme.name}, only with {', '.join(takers(name))}"
             )
 
 
 def _check_options(design: BlockDesign, num_layers: int | None) -> None:
-    """ValueError for a value that an option cannot have."""
+    """UserError for a value that an option cannot have."""
     for one in fields(design.scheme.options):
         value, choices = getattr(design.options, one.name), one.metadata["flag"].get("choices")
         if choices is not None and value is not None and value not in choices:
-            raise ValueError(f"{flag_of(one.name)} {value} is none of {', '.join(choices)}")
+            raise UserError(f"{flag_of(one.name)} {value} is none of {', '.join(choices)}")
     if design.scheme.check is not None:
         design.scheme.check(design.options, num_layers)
     steps = design.common.residual_warmup_steps
     if steps is not None and steps < 1:
-        raise ValueError(f"--residual-warmup-steps {steps} must be at least 1")
+        raise UserError(f"--residual-warmup-steps {steps} must be at least 1")

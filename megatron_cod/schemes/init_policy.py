@@ -13,6 +13,7 @@ from typing import Any
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import get_scheme
 
 _OUTPUT = ("linear_proj.weight", "linear_fc2.weight")
@@ -26,7 +27,7 @@ def _weights(layer: Any, kinds: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]
     for name, parameter in layer.named_parameters():
         if name.rstrip("0123456789").endswith(kinds):
             if parameter.is_meta:
-                raise ValueError("this --init-policy does not support --init-model-with-meta-device; leave one out")
+                raise UserError("this --init-policy does not support --init-model-with-meta-device; leave one out")
             yield name, parameter
 
 
@@ -59,9 +60,7 @@ def deepnorm_beta(num_layers: int) -> float:
 def _deepnorm(layer: Any, _number: int, config: TransformerConfig) -> None:
     """Xavier-normal: gain 1 on q and k, beta on v, the attention's output and the MLP (arXiv 2203.00555)."""
     if config.multi_latent_attention:
-        raise ValueError(
-            "--init-policy deepnorm is not defined for --multi-latent-attention; give --init-policy normal"
-        )
+        raise UserError("--init-policy deepnorm is not defined for --multi-latent-attention; give --init-policy normal")
     std, beta = config.init_method_std, deepnorm_beta(config.num_layers)
     hidden, d = config.hidden_size, config.kv_channels or config.hidden_size // config.num_attention_heads
     groups = config.num_query_groups or config.num_attention_heads
@@ -108,7 +107,7 @@ def resolve_init_policy(scheme_name: str, asked: str | None) -> tuple[str, str]:
     default = get_scheme(scheme_name).default_init
     policy = asked or default
     if policy not in INIT_POLICIES:
-        raise ValueError(f"no init policy {policy!r}, there are {', '.join(INIT_POLICIES)}")
+        raise UserError(f"no init policy {policy!r}, there are {', '.join(INIT_POLICIES)}")
     who = "asked for by --init-policy" if asked else f"the default of {scheme_name}"
     note = get_scheme(scheme_name).notes.get(policy)
     return policy, f"init policy {policy} ({who}): {INIT_POLICIES[policy].said}" + (f"; {note}" if note else "")

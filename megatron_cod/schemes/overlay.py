@@ -20,7 +20,7 @@ class Norms:
     """Builds a norm, from (config, hidden_size, eps)."""
     depth_scaled: Callable[[TransformerLayerSubmodules, Collection[str]], TransformerLayerSubmodules]
     """The same layer with a depth factor on the input norms of some branches, of "attention" and "mlp" (see
-    ``schemes.depth.DepthScaled``). ValueError where it finds no norm."""
+    ``schemes.depth.DepthScaled``). UserError where it finds no norm."""
     deferred: Callable[[TransformerLayerSubmodules], TransformerLayerSubmodules]
     """The same layer with input norms of their own that can be told to do nothing where Megatron calls them (see
     ``schemes.post_norm``)."""

@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
@@ -99,7 +100,7 @@ def bind_deepnorm(layer: Any, _number: int, config: TransformerConfig, _options:
 def _check_mix_ln(options: MixLNOptions, num_layers: int | None) -> None:
     layers = options.mix_ln_post_layers
     if layers is not None and (layers < 0 or (num_layers is not None and layers > num_layers)):
-        raise ValueError(f"--mix-ln-post-layers {layers} must be between 0 and --num-layers {num_layers}")
+        raise UserError(f"--mix-ln-post-layers {layers} must be between 0 and --num-layers {num_layers}")
 
 
 POST_LN = Scheme(

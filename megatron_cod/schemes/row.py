@@ -88,7 +88,7 @@ class Scheme:
     layer: Mapping[type, type] = field(default_factory=dict)
     """Layer classes of its own: Megatron's class -> a subclass of it that also inherits ``design.Numbered``."""
     check: Callable[[Any, int | None], None] | None = None
-    """(options, number of layers or None) -> raises ValueError for a value that an option cannot have."""
+    """(options, number of layers or None) -> raises UserError for a value that an option cannot have."""
     recorded: Callable[[Any, Any], dict[str, Any]] = _records_options
     """(config, options) -> what a checkpoint records beside the scheme's name: all that its function depends on. One
     that records other values is refused. By default every option."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.branch_scale import LAYERSCALE, SKIPINIT
 from megatron_cod.schemes.lns import LNS
 from megatron_cod.schemes.options import CommonOptions, flag_of, names
@@ -26,11 +27,11 @@ DEFAULT = LNS.name
 
 
 def register_scheme(row: Scheme) -> Scheme:
-    """Add a row to ``SCHEMES`` and return it. ValueError for a name or an option that another row has already."""
+    """Add a row to ``SCHEMES`` and return it. UserError for a name or an option that another row has already."""
     if not row.name.isidentifier():
-        raise ValueError(f"norm scheme {row.name!r}: its name must be a Python identifier")
+        raise UserError(f"norm scheme {row.name!r}: its name must be a Python identifier")
     if row.name in SCHEMES:
-        raise ValueError(f"norm scheme {row.name!r} is registered already")
+        raise UserError(f"norm scheme {row.name!r} is registered already")
     taken = dict.fromkeys(names(CommonOptions), "every scheme")
     taken |= {
         name: other.name
@@ -40,7 +41,7 @@ def register_scheme(row: Scheme) -> Scheme:
     }
     for name in names(row.options):
         if name in taken:
-            raise ValueError(f"norm scheme {row.name!r}: its option {flag_of(name)} is one of {taken[name]} already")
+            raise UserError(f"norm scheme {row.name!r}: its option {flag_of(name)} is one of {taken[name]} already")
     SCHEMES[row.name] = row
     return row
 
@@ -52,7 +53,7 @@ for _row in (PRE_LN, LNS, POST_LN, MIX_LN, DEEPNORM, SANDWICH_LN, LAYERSCALE, SK
 def import_modules(modules: Iterable[str]) -> None:
     """Import the modules of ``--import``, which register schemes. A second time it does nothing.
 
-    They are looked for as Python does, and in the current directory. ValueError for one that cannot be found.
+    They are looked for as Python does, and in the current directory. UserError for one that cannot be found.
     """
     for name in modules:
         if "" not in sys.path:
@@ -62,19 +63,19 @@ def import_modules(modules: Iterable[str]) -> None:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # something that the module itself imports
-            raise ValueError(
+            raise UserError(
                 f"--import {name}: there is no such module; give the name that Python imports it by, and put its "
                 f"folder on PYTHONPATH"
             ) from None
 
 
 def get_scheme(name: str) -> Scheme:
-    """The row called ``name``; ValueError names the nearest scheme otherwise."""
+    """The row called ``name``; UserError names the nearest scheme otherwise."""
     if name in SCHEMES:
         return SCHEMES[name]
     near = get_close_matches(name, SCHEMES, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; --import MODULE registers schemes of your own"
-    raise ValueError(f"no norm scheme {name!r}, there are {', '.join(SCHEMES)}{hint}")
+    raise UserError(f"no norm scheme {name!r}, there are {', '.join(SCHEMES)}{hint}")
 
 
 def takers(option: str) -> list[str]:

@@ -18,11 +18,13 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
+from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
 from megatron_cod.shared_directory import leave_mark, not_seen
-from megatron_cod.training.failures import CommonError, one_line
 from megatron_cod.versions import MUST_AGREE, differences, versions_here
 
 _AGREED = "agreed"
+_MAY_PASS = "may pass: "
+"""Before the line of a rank that failed by no fault of who started the run."""
 _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
 """How long a file that one machine wrote into ``--save`` may take to be seen on another."""
@@ -60,8 +62,8 @@ class _Meeting:
             except DistError as error:
                 if self._hosts_store:
                     why = "is in use" if "EADDRINUSE" in str(error) else f"cannot be opened ({one_line(error)[:100]})"
-                    raise ValueError(f"port {port} of {host} (MASTER_PORT) {why}; give the job another") from None
-                raise ValueError(
+                    raise UserError(f"port {port} of {host} (MASTER_PORT) {why}; give the job another") from None
+                raise UserError(
                     f"rank 0 did not answer at {host}:{port} within {seconds:.0f} s: has its process started, is the "
                     f"name right, does a firewall close the port, is the interface up (INTERFACE)?"
                 ) from None
@@ -152,7 +154,7 @@ def _agree(meeting: _Meeting, args: Any) -> None:
         if mark:
             Path(mark).unlink(missing_ok=True)
     if verdict != _AGREED:
-        raise CommonError(verdict)
+        raise CommonError(verdict.removeprefix(_MAY_PASS), may_pass=verdict.startswith(_MAY_PASS) or None)
 
 
 @contextmanager
@@ -181,8 +183,9 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
         yield agree
     except BaseException as error:
         if not agreed and not (isinstance(error, SystemExit) and not error.code):
-            text = one_line(error) if isinstance(error, ValueError | OSError | AssertionError) else repr(error)
-            with suppress(DistError, ValueError):  # it is this rank's own error that counts
-                meeting.decide(f"rank {meeting.rank} on {socket.gethostname()}: {text}", _SHORT_SECONDS)
+            found = ending(error, Phase.START)
+            line = f"rank {meeting.rank} on {socket.gethostname()}: {found.line}"
+            with suppress(DistError, UserError):  # it is this rank's own error that counts
+                meeting.decide(_MAY_PASS * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
                 meeting.leave()
         raise

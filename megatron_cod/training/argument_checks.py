@@ -5,6 +5,7 @@ from typing import Any
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.errors import UserError
 from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
@@ -16,7 +17,7 @@ from megatron_cod.training.schedule_checks import check_batches
 
 
 def check_layout(args: Any, world_size: int) -> None:
-    """ValueError, naming the flags, for layouts that cannot be built.
+    """UserError, naming the flags, for layouts that cannot be built.
 
     args: the plain parse of the command line. world_size: processes the launcher started.
     """
@@ -24,11 +25,11 @@ def check_layout(args: Any, world_size: int) -> None:
     design = design_from_args(args)
     if args.heterogeneous_layers_config_path and not design.is_stock:
         # Said before Megatron reads the file, whose errors are its own.
-        raise ValueError(f"--norm-scheme {args.norm_scheme} does not support --heterogeneous-layers-config-path yet")
+        raise UserError(f"--norm-scheme {args.norm_scheme} does not support --heterogeneous-layers-config-path yet")
     tp, pp, cp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size
     model_ranks = tp * pp * cp
     if world_size % model_ranks:
-        raise ValueError(
+        raise UserError(
             f"{world_size} processes were started, but the layout takes a multiple of {model_ranks} "
             f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} x --context-parallel-size {cp}); "
             f"start {world_size // model_ranks * model_ranks or model_ranks}, or change the layout"
@@ -37,14 +38,14 @@ def check_layout(args: Any, world_size: int) -> None:
     if args.num_layers:
         plan_pipeline(split_from_args(args))
     if args.num_attention_heads and args.num_attention_heads % tp:
-        raise ValueError(
+        raise UserError(
             f"--num-attention-heads {args.num_attention_heads} does not divide over --tensor-model-parallel-size {tp}"
         )
     check_batches(args, world_size // model_ranks)
 
 
 def _check_sizes(args: Any) -> None:
-    """ValueError for sizes below 1, before anything divides by them."""
+    """UserError for sizes below 1, before anything divides by them."""
     for name in (
         *("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size", "global_batch_size"),
         *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
@@ -53,23 +54,23 @@ def _check_sizes(args: Any) -> None:
     ):
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
 
 def _check_context(args: Any) -> None:
-    """ValueError for what context parallelism cannot be had with. args: the plain parse."""
+    """UserError for what context parallelism cannot be had with. args: the plain parse."""
     cp = args.context_parallel_size
     if args.hybrid_context_parallel:
-        raise ValueError("--hybrid-context-parallel is not supported; --context-parallel-size alone is")
+        raise UserError("--hybrid-context-parallel is not supported; --context-parallel-size alone is")
     if args.seq_length and cp > 1 and args.seq_length % (2 * cp):
-        raise ValueError(
+        raise UserError(
             f"--seq-length {args.seq_length} must be a multiple of {2 * cp}: each of the {cp} ranks of "
             f"--context-parallel-size takes two chunks of it"
         )
 
 
 def _check_attention(config: Any) -> None:
-    """ValueError for what the torch backend's attention refuses when it is built."""
+    """UserError for what the torch backend's attention refuses when it is built."""
     if config.transformer_impl == "local" and (
         config.attention_backend != AttnBackend.unfused or config.context_parallel_size > 1
     ):
@@ -82,14 +83,14 @@ def _check_flash_attention() -> None:
     from transformer_engine.pytorch.attention.dot_product_attention.utils import FlashAttentionUtils as flash
 
     if not (flash.is_installed or flash.v3_is_installed or flash.v4_is_installed):
-        raise ValueError(
+        raise UserError(
             "--attention-backend flash: Transformer Engine has none of its own, and no version of flash-attn that it takes "
             "is installed; leave the flag out for cuDNN's attention"
         )
 
 
 def _check_divisions(args: Any) -> None:
-    """ValueError for sizes that Megatron would only refuse once it builds the model or starts the schedule."""
+    """UserError for sizes that Megatron would only refuse once it builds the model or starts the schedule."""
     tp, flag = args.tensor_model_parallel_size, "--tensor-model-parallel-size"
     etp = args.expert_tensor_parallel_size or tp
     rows = (args.num_attention_heads + 2 * query_groups(args)) * head_dim(args)
@@ -112,14 +113,14 @@ def _check_divisions(args: Any) -> None:
         sizes.append(("--seq-length", args.seq_length, tp * args.context_parallel_size, f"{flag} (sequence parallel)"))
     groups = query_groups(args)
     if groups % tp and tp % groups:
-        raise ValueError(f"--num-query-groups {groups} and {flag} {tp}: neither divides the other")
+        raise UserError(f"--num-query-groups {groups} and {flag} {tp}: neither divides the other")
     for name, size, divisor, what in sizes:
         if size is not None and size % divisor:
-            raise ValueError(f"{name} {size} does not divide over {what} {divisor}")
+            raise UserError(f"{name} {size} does not divide over {what} {divisor}")
 
 
 def _check_interleaving(args: Any) -> None:
-    """ValueError where the interleaved schedule would refuse its micro-batches at the first step."""
+    """UserError where the interleaved schedule would refuse its micro-batches at the first step."""
     if args.virtual_pipeline_model_parallel_size is None:
         return
     stages, group = args.pipeline_model_parallel_size, virtual_group(args)
@@ -127,7 +128,7 @@ def _check_interleaving(args: Any) -> None:
         count = microbatches(args, batch)
         rest = count % group
         if not stages <= group <= count or 0 < rest < stages:
-            raise ValueError(
+            raise UserError(
                 f"virtual stages take {count} micro-batches a step in groups of {group}: there must be at least "
                 f"{stages} (--pipeline-model-parallel-size), and none or at least {stages} left over, not {rest}; "
                 f"a batch of {batch} / (--micro-batch-size {args.micro_batch_size} x "
@@ -136,11 +137,11 @@ def _check_interleaving(args: Any) -> None:
 
 
 def check_vocabulary(args: Any, tokenizer: Any) -> int:
-    """Rows of the model's vocabulary; ValueError where the tokenizer has more. args: after Megatron's validation."""
+    """Rows of the model's vocabulary; UserError where the tokenizer has more. args: after Megatron's validation."""
     tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
             f"raise --vocab-size or leave it to the tokenizer"
         )
@@ -153,15 +154,15 @@ def _check_meta_device(args: Any) -> None:
         return
     flag = "--init-model-with-meta-device"
     if args.use_torch_fsdp2:
-        raise ValueError(f"{flag} does not go with --use-torch-fsdp2, which is given no memory for such weights")
+        raise UserError(f"{flag} does not go with --use-torch-fsdp2, which is given no memory for such weights")
     if checkpoint_to_load(args) is None:
-        raise ValueError(
+        raise UserError(
             f"{flag} leaves the weights without values until a checkpoint is loaded; give --load, or leave it out"
         )
 
 
 def check_built(args: Any, config: Any) -> None:
-    """ValueError, naming the flags, for what Megatron would refuse only when it builds the model or starts the schedule.
+    """UserError, naming the flags, for what Megatron would refuse only when it builds the model or starts the schedule.
 
     args: after Megatron's validation. config: the TransformerConfig of the model.
     """

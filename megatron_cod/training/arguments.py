@@ -4,6 +4,7 @@ import argparse
 from functools import cache
 from typing import Any, NoReturn
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, add_flags
 from megatron_cod.schemes.table import DEFAULT, SCHEMES, get_scheme
@@ -22,7 +23,7 @@ Megatron flags used most (all of them: --help-megatron):
 """
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A wrong command line; its text is the one line the user sees."""
 
 

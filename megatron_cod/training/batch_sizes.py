@@ -9,19 +9,21 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 _SUFFIXES = {"K": 3, "M": 6, "B": 9, "T": 12}
 _SCHEDULE = "--step-batch-size-schedule"
 
 
 def parse_count(text: str) -> int:
-    """``250000``, ``250K``, ``2.5B``, ``1e9`` as a number of at least 1. ValueError for anything else."""
+    """``250000``, ``250K``, ``2.5B``, ``1e9`` as a number of at least 1. UserError for anything else."""
     power = _SUFFIXES.get(text[-1:].upper(), 0)
     try:
         value = Decimal(text[:-1] if power else text).scaleb(power)
     except InvalidOperation:
         value = Decimal(0)
     if not value.is_finite() or value < 1 or value != int(value):
-        raise ValueError(f"{text!r} is not a number of at least 1, such as 250000, 250K, 30M, 2.5B or 1T")
+        raise UserError(f"{text!r} is not a number of at least 1, such as 250000, 250K, 30M, 2.5B or 1T")
     return int(value)
 
 
@@ -67,20 +69,20 @@ def _stages(schedule: str, seq_length: int) -> BatchSizes:
     for entry in schedule.replace(",", " ").split():
         match = re.fullmatch(r"([^:]+):([^:]+)", entry)
         if match is None:
-            raise ValueError(f"{_SCHEDULE}: {entry!r} is not TOKENS:BATCH, as in '0:64 1B:128'")
+            raise UserError(f"{_SCHEDULE}: {entry!r} is not TOKENS:BATCH, as in '0:64 1B:128'")
         try:
             threshold = 0 if match[1] == "0" else parse_count(match[1])
             found.append((threshold // seq_length, parse_count(match[2])))
         except ValueError as error:
-            raise ValueError(f"{_SCHEDULE}: {error}") from None
+            raise UserError(f"{_SCHEDULE}: {error}") from None
     found.sort()
     if not found or found[0][0] != 0:
-        raise ValueError(f"{_SCHEDULE} {schedule!r} does not begin at 0 tokens")
+        raise UserError(f"{_SCHEDULE} {schedule!r} does not begin at 0 tokens")
     for (before, small), (after, large) in pairwise(found):
         if before == after:
-            raise ValueError(f"{_SCHEDULE} {schedule!r} has two batch sizes from sample {after} on")
+            raise UserError(f"{_SCHEDULE} {schedule!r} has two batch sizes from sample {after} on")
         if large < small:
-            raise ValueError(f"{_SCHEDULE} {schedule!r}: Megatron's batch sizes cannot shrink, from {small} to {large}")
+            raise UserError(f"{_SCHEDULE} {schedule!r}: Megatron's batch sizes cannot shrink, from {small} to {large}")
     return BatchSizes(tuple(found))
 
 
@@ -92,7 +94,7 @@ def ramp_up(given: list[Any], full: int, seq_length: int) -> str:
     """
     start, increment, samples = (int(value) for value in given)
     if start < 1 or increment < 1 or samples < 1 or start >= full or (full - start) % increment:
-        raise ValueError(
+        raise UserError(
             f"--rampup-batch-size {start} {increment} {samples}: --global-batch-size {full} must be a whole number of "
             f"increments above the start"
         )
@@ -105,14 +107,14 @@ def ramp_up(given: list[Any], full: int, seq_length: int) -> str:
 def batch_sizes(args: Any) -> BatchSizes:
     """Of the run that the arguments describe, before or after Megatron's validation.
 
-    ValueError for a schedule that cannot be read, or where no batch size is given.
+    UserError for a schedule that cannot be read, or where no batch size is given.
     """
     if args.step_batch_size_schedule:
         if not args.seq_length:
-            raise ValueError(f"{_SCHEDULE} counts tokens: give --seq-length")
+            raise UserError(f"{_SCHEDULE} counts tokens: give --seq-length")
         return _stages(args.step_batch_size_schedule, args.seq_length)
     if not args.global_batch_size:
-        raise ValueError("--global-batch-size is missing: how many samples a step has")
+        raise UserError("--global-batch-size is missing: how many samples a step has")
     return BatchSizes(((0, args.global_batch_size),))
 
 

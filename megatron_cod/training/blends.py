@@ -15,6 +15,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 )
 
 from megatron_cod.data.check import DatasetSummary, check_prefix
+from megatron_cod.errors import UserError
 from megatron_cod.training.trained_with import trained_with
 
 SPLITS = ("train", "valid", "test")
@@ -38,21 +39,21 @@ class Blend:
 def read_blend(source: str, words: Sequence[str]) -> Blend:
     """Prefixes, or a weight before each prefix.
 
-    Raises ValueError for anything else, for weights not above 0, and for a dataset named twice.
+    Raises UserError for anything else, for weights not above 0, and for a dataset named twice.
     """
     numbers = [_number(word) for word in words]
     if not words:
-        raise ValueError(f"{source} names no dataset")
+        raise UserError(f"{source} names no dataset")
     if not any(number is not None for number in numbers):
         return Blend(source, _each_once(source, words), None)
     asked = f"{source} takes dataset prefixes, or a weight before each: WEIGHT PREFIX WEIGHT PREFIX ..."
     for place in range(0, len(words), 2):
         if numbers[place] is None:
-            raise ValueError(f"{asked}; no weight stands before {words[place]!r}")
+            raise UserError(f"{asked}; no weight stands before {words[place]!r}")
         if place + 1 == len(words):
-            raise ValueError(f"{asked}; no prefix follows the weight {words[place]}")
+            raise UserError(f"{asked}; no prefix follows the weight {words[place]}")
         if numbers[place + 1] is not None:
-            raise ValueError(
+            raise UserError(
                 f"{asked}; the weight {words[place]} is followed by {words[place + 1]}, a number "
                 f"(a dataset with such a name is written ./{words[place + 1]})"
             )
@@ -60,11 +61,9 @@ def read_blend(source: str, words: Sequence[str]) -> Blend:
     prefixes = _each_once(source, words[1::2])
     for weight, prefix in zip(weights, prefixes, strict=True):
         if not (weight > 0 and math.isfinite(weight)):
-            raise ValueError(
-                f"{source}: the weight of {prefix} must be above 0, found {weight:g}; leave it out instead"
-            )
+            raise UserError(f"{source}: the weight of {prefix} must be above 0, found {weight:g}; leave it out instead")
     if not math.isfinite(sum(weights)):
-        raise ValueError(f"{source}: the weights add up to more than a number can hold; give smaller ones")
+        raise UserError(f"{source}: the weights add up to more than a number can hold; give smaller ones")
     return Blend(source, prefixes, weights)
 
 
@@ -74,9 +73,7 @@ def _each_once(source: str, words: Sequence[str]) -> list[str]:
     for prefix in prefixes:
         place = Path(prefix).resolve()
         if place in seen:
-            raise ValueError(
-                f"{source} names {prefix} twice; name it once, with a weight where it is to count for more"
-            )
+            raise UserError(f"{source} names {prefix} twice; name it once, with a weight where it is to count for more")
         seen.add(place)
     return prefixes
 
@@ -91,7 +88,7 @@ def _number(word: str) -> float | None:
 def blends_of(args: Any) -> dict[str, Blend]:
     """The blends that the arguments name: of "all" splits together, or of each of `SPLITS`; empty when there are none.
 
-    Raises ValueError for blends that contradict each other or cannot be read.
+    Raises UserError for blends that contradict each other or cannot be read.
     """
     together = {"--data-path": args.data_path, "--data-args-path": args.data_args_path}
     apart: dict[str, Any] = {f"--{split}-data-path": getattr(args, f"{split}_data_path") for split in SPLITS}
@@ -102,7 +99,7 @@ def blends_of(args: Any) -> dict[str, Blend]:
     ]
     given += [flag for flag, value in apart.items() if value][:1]
     if len(given) > 1:
-        raise ValueError(
+        raise UserError(
             f"{' and '.join(given)} exclude each other: name the datasets of all splits together, or of each apart "
             "(--unset takes a key, such as data, out of a recipe)"
         )
@@ -126,16 +123,16 @@ def _from_json(path: str) -> dict[str, Blend]:
     try:
         content = json.loads(_text_of("--per-split-data-args-path", path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} is not JSON: {error}") from None
+        raise UserError(f"{flag} is not JSON: {error}") from None
     if not isinstance(content, dict) or set(content) != set(SPLITS):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
+        raise UserError(
             f"{flag} must hold the keys train, valid and test (null for a split without data), found {found}"
         )
     words = {name: value.split() if isinstance(value, str) else value for name, value in content.items()}
     for name, value in words.items():
         if value is not None and not (isinstance(value, list) and all(isinstance(word, str) for word in value)):
-            raise ValueError(
+            raise UserError(
                 f"{flag}: {name} must hold a string or a list of strings: prefixes, or weights and prefixes"
             )
     return {name: read_blend(f"{flag}, {name}", value) for name, value in words.items() if value is not None}
@@ -145,11 +142,11 @@ def _text_of(flag: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{flag} {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{flag} {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def check_data(args: Any, vocabulary: int | None) -> None:
-    """ValueError, one clear line, for datasets that are missing, damaged, empty where they are needed, of a larger
+    """UserError, one clear line, for datasets that are missing, damaged, empty where they are needed, of a larger
     vocabulary or another tokenizer.
 
     vocabulary: rows of the model's embedding.
@@ -158,7 +155,7 @@ def check_data(args: Any, vocabulary: int | None) -> None:
         return
     blends = blends_of(args)
     if not blends:
-        raise ValueError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+        raise UserError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
     tokenizer = trained_with(args)
     for name, blend in blends.items():
         for prefix in blend.prefixes:
@@ -177,7 +174,7 @@ def _refuse_empty_splits(args: Any, summary: DatasetSummary) -> None:
             continue
         first, last = (round(part * float(summary.documents)) for part in bound)
         if first == last:
-            raise ValueError(
+            raise UserError(
                 f"--split {split} leaves no document of {summary.prefix} ({summary.documents} documents) for {name}; "
                 "give another --split, or datasets of their own with --train-data-path and --valid-data-path"
             )

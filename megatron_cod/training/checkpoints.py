@@ -22,6 +22,7 @@ from megatron_cod.checkpoint_files import (
     read_tracker,
     same_directory,
 )
+from megatron_cod.errors import UserError
 from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.failures import this_rank
@@ -37,7 +38,7 @@ _FSDP2 = "training with --use-torch-fsdp2 --ckpt-format torch_dcp"
 
 
 def saved_state(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside the tensors: 'args', 'content_metadata'. ValueError when it cannot be read."""
+    """What a checkpoint holds beside the tensors: 'args', 'content_metadata'. UserError when it cannot be read."""
     from megatron.core import dist_checkpointing
 
     try:
@@ -45,7 +46,7 @@ def saved_state(checkpoint: Path) -> dict[str, Any]:
             _dcp_state(checkpoint) if is_dcp(checkpoint) else dist_checkpointing.load_common_state_dict(str(checkpoint))
         )
     except Exception as error:
-        raise ValueError(f"checkpoint {checkpoint} is corrupt: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"checkpoint {checkpoint} is corrupt: {' '.join(str(error).split())[:200]}") from None
 
 
 def _dcp_state(checkpoint: Path) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _dcp_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def checkpoint_to_load(args: Any) -> Path | None:
-    """The checkpoint Megatron will load, or None for a start from scratch; see ``newest_whole`` for ValueError."""
+    """The checkpoint Megatron will load, or None for a start from scratch; see ``newest_whole`` for UserError."""
     directory = args.load
     if args.pretrained_checkpoint and not (directory and (Path(directory) / TRACKER).is_file()):
         directory = args.pretrained_checkpoint
@@ -64,7 +65,7 @@ def checkpoint_to_load(args: Any) -> Path | None:
     if args.ckpt_step and read_tracker(directory) != RELEASE:
         checkpoint = Path(directory) / iteration_name(args.ckpt_step)
         if not checkpoint.is_dir():
-            raise ValueError(f"--ckpt-step {args.ckpt_step}: {checkpoint} does not exist")
+            raise UserError(f"--ckpt-step {args.ckpt_step}: {checkpoint} does not exist")
         return checkpoint
     if same_directory(directory, args.save):
         # As rank 0 leaves it (``retention.clean``, ``rewind.perform``), which may be at that just now.
@@ -101,7 +102,7 @@ def ignored(args: Any, checkpoint: Path | None) -> list[str]:
 def check_load(args: Any, override_scheme: bool) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
-    Raises ValueError when it is damaged, of another shape, of another norm scheme or exponent (whose tensors have the
+    Raises UserError when it is damaged, of another shape, of another norm scheme or exponent (whose tensors have the
     same names and shapes, so that nothing else would notice), or holds an optimizer state that does not fit the layout.
     Returns lines for the log.
     """
@@ -121,7 +122,7 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
         theirs, ours = getattr(saved, name, None), getattr(args, name, None)
         if theirs is not None and ours is not None and theirs != ours:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
+            raise UserError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
     if checkpoint.name != RELEASE:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
@@ -129,18 +130,18 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
 
 
 def _check_format(checkpoint: Path, args: Any) -> None:
-    """ValueError for a checkpoint in a format that Megatron takes for another one."""
+    """UserError for a checkpoint in a format that Megatron takes for another one."""
     ours = args.ckpt_format in ("torch_dcp", "fsdp_dtensor")
     if is_dcp(checkpoint) and not ours:
-        raise ValueError(f"checkpoint {checkpoint} is in the format torch_dcp: only {_FSDP2} loads it")
+        raise UserError(f"checkpoint {checkpoint} is in the format torch_dcp: only {_FSDP2} loads it")
     if ours and not is_dcp(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint} is not in --ckpt-format {args.ckpt_format}, which {_FSDP2} loads alone"
         )
 
 
 def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
-    """ValueError, or with ``override`` a warning, for another norm scheme, or the same one with other options.
+    """UserError, or with ``override`` a warning, for another norm scheme, or the same one with other options.
 
     A checkpoint that does not say what its scheme's exponent was has the paper's.
     """
@@ -156,7 +157,7 @@ def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, overrid
         line = f"checkpoint {checkpoint} was trained with {args.norm_scheme} of {', '.join(differ)}"
         way_out = "give the same, or --override-scheme-check if you mean it"
     if not override:
-        raise ValueError(f"{line}; {way_out}")
+        raise UserError(f"{line}; {way_out}")
     return [f"WARNING: {line}; loading it all the same (--override-scheme-check)"]
 
 
@@ -173,20 +174,20 @@ def differences(checkpoint: Path, saved: argparse.Namespace, args: Any) -> list[
 
 
 def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:
-    """ValueError where a run goes on with samples of another length, unless a phase begins there that counts anew."""
+    """UserError where a run goes on with samples of another length, unless a phase begins there that counts anew."""
     theirs, consumed = getattr(saved, "seq_length", None), getattr(saved, "consumed_train_samples", 0)
     if args.no_load_optim or args.finetune or not consumed or theirs in (None, args.seq_length):
         return
     step = int(checkpoint.name.removeprefix("iter_"))
     if step not in (args.phase_transition_iterations or []):
-        raise ValueError(
+        raise UserError(
             f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
             f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
         )
 
 
 def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:
-    """ValueError when ``--save`` cannot be written, or holds checkpoints that this run would overwrite.
+    """UserError when ``--save`` cannot be written, or holds checkpoints that this run would overwrite.
 
     step: ``--ckpt-step``. A directory with nothing but an interrupted first save is free; ``retention.clean`` empties it.
     """
@@ -200,25 +201,25 @@ def check_save(save: str | None, load: str | None, *, step: int | None = None, f
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--save {save} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--save {save} cannot be written: {error.strerror or error}") from None
     tracked = read_tracker(directory)
     if tracked is None:
         return
     if not same_directory(save, load):
-        raise ValueError(
+        raise UserError(
             f"--save {save} already holds checkpoints; resume them with --load {save}, or save somewhere else"
         )
     newest = max(iterations(directory), default=0) if not tracked.isdigit() else int(tracked)
     if tracked != RELEASE and (finetune or (step and step < newest)):
         flag = "--finetune" if finetune else f"--ckpt-step {step}"
-        raise ValueError(
+        raise UserError(
             f"{flag} would overwrite checkpoints up to {directory / iteration_name(newest)}; give another --save"
         )
 
 
 @contextmanager
 def readable(load: str | None) -> Iterator[None]:
-    """Turn torch's report of a checkpoint that cannot be read, one traceback a rank, into a ValueError of one line."""
+    """Turn torch's report of a checkpoint that cannot be read, one traceback a rank, into a UserError of one line."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
@@ -226,7 +227,7 @@ def readable(load: str | None) -> Iterator[None]:
     except CheckpointException as error:
         causes = [str(cause) for cause, _ in error.failures.values()]
         first = " ".join((causes or [str(error)])[0].split())
-        raise ValueError(f"checkpoint in {load} is corrupt or cannot be read: {first[:200]}") from None
+        raise UserError(f"checkpoint in {load} is corrupt or cannot be read: {first[:200]}") from None
 
 
 def write_resolved(save: str, text: str) -> None:

@@ -19,7 +19,7 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     """Defaults, then the recipe, then the command line: flags for Megatron, their plain parse, and as YAML what was asked.
 
     The YAML is a recipe that reproduces the run on any machine: what is chosen by the machine is not in it.
-    Raises ValueError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
+    Raises UserError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
     torch cannot use. Sets what Megatron reads from the environment before the first CUDA context.
     """
     devices.check_driver()

@@ -18,6 +18,7 @@ from megatron.core.optimizer import clip_grads
 
 from megatron_cod import cpu
 from megatron_cod.backends.choice import have_transformer_engine
+from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import batch_sizes
 
 LOCAL, TE, FULL = "local", "transformer_engine", "full_iteration"
@@ -224,19 +225,19 @@ TABLE = (
 
 
 def check_graphs(args: Any) -> None:
-    """ValueError, naming both flags, for what does not go with CUDA graphs. args: after Megatron's validation."""
+    """UserError, naming both flags, for what does not go with CUDA graphs. args: after Megatron's validation."""
     kind = args.cuda_graph_impl
     if args.optimizer_cuda_graph and clip_grads.multi_tensor_scale_tensor_impl is None:
-        raise ValueError(
+        raise UserError(
             "--optimizer-cuda-graph needs Transformer Engine: without it the gradient norm waits for the device, which a "
             "capture cannot"
         )
     if kind == "none":
         return
     if not cpu.has_cuda():
-        raise ValueError(f"{_FLAG} {kind} needs a GPU")
+        raise UserError(f"{_FLAG} {kind} needs a GPU")
     if kind == TE and not have_transformer_engine():
-        raise ValueError(f"{_FLAG} {kind} needs Transformer Engine, which is not installed; {LOCAL} runs without")
+        raise UserError(f"{_FLAG} {kind} needs Transformer Engine, which is not installed; {LOCAL} runs without")
     for row in TABLE:
         if kind in row.refused and row.asked(args):
-            raise ValueError(f"{row.flags[0]} does not go with {_FLAG} {kind}: {row.refused[kind]}")
+            raise UserError(f"{row.flags[0]} does not go with {_FLAG} {kind}: {row.refused[kind]}")

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 KEY = "data"
 _BLENDS = {
     "train": "train-data-path",
@@ -30,18 +32,18 @@ _VALUES = {"split": "split", "cache": "data-cache-path"}
 def data_flags(section: Any) -> dict[str, Any]:
     """The section as recipe entries: flag name -> value or list of values.
 
-    Raises ValueError for unknown keys, naming the nearest, and for entries that are no blend.
+    Raises UserError for unknown keys, naming the nearest, and for entries that are no blend.
     """
     if not isinstance(section, Mapping):
-        raise ValueError(f"recipe key 'data' must hold a mapping with {', '.join(_BLENDS)}, found {section!r}")
+        raise UserError(f"recipe key 'data' must hold a mapping with {', '.join(_BLENDS)}, found {section!r}")
     known = (*_BLENDS, *_VALUES)
     for key in section:
         if key not in known:
-            raise ValueError(f"unknown recipe key 'data: {key}'{_nearest(str(key), known)}")
+            raise UserError(f"unknown recipe key 'data: {key}'{_nearest(str(key), known)}")
     if "all" in section and set(section) & {"train", "valid", "test"}:
-        raise ValueError("recipe section 'data' has all and a split of its own; name the datasets together or apart")
+        raise UserError("recipe section 'data' has all and a split of its own; name the datasets together or apart")
     if "split" in section and "all" not in section:
-        raise ValueError("recipe section 'data' has split without all: splits that are named apart are whole datasets")
+        raise UserError("recipe section 'data' has split without all: splits that are named apart are whole datasets")
     flags: dict[str, Any] = {}
     for key, flag in _BLENDS.items():
         if section.get(key) is not None:
@@ -58,24 +60,24 @@ def _blend(where: str, value: Any) -> list[str]:
     words: list[str] = []
     weighted = [isinstance(entry, Mapping) and "weight" in entry for entry in entries]
     if any(weighted) and not all(weighted):
-        raise ValueError(f"recipe key '{where}': give every dataset a weight, or none")
+        raise UserError(f"recipe key '{where}': give every dataset a weight, or none")
     for entry in entries:
         if isinstance(entry, str):
             words.append(entry)
             continue
         if not isinstance(entry, Mapping):
-            raise ValueError(
+            raise UserError(
                 f"recipe key '{where}' must hold dataset prefixes or {{path: ..., weight: ...}}, found {entry!r}"
             )
         for key in entry:
             if key not in ("path", "weight"):
-                raise ValueError(f"unknown recipe key '{where}: {key}'{_nearest(str(key), ('path', 'weight'))}")
+                raise UserError(f"unknown recipe key '{where}: {key}'{_nearest(str(key), ('path', 'weight'))}")
         if not isinstance(entry.get("path"), str):
-            raise ValueError(f"recipe key '{where}': {dict(entry)!r} has no path")
+            raise UserError(f"recipe key '{where}': {dict(entry)!r} has no path")
         if "weight" in entry:
             weight = entry["weight"]
             if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-                raise ValueError(
+                raise UserError(
                     f"recipe key '{where}': the weight of {entry['path']} must be a number, found {weight!r}"
                 )
             words.append(repr(weight))

@@ -17,6 +17,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import input_gammas
 
 COLUMNS = (
@@ -41,7 +42,7 @@ class DepthMonitor:
         """args: Megatron's, which say what step is at hand. write: takes (name, value, step) on the rank that keeps the
         metrics. say: prints a line there."""
         if interval < 1:
-            raise ValueError(f"--depth-monitor-interval {interval} must be at least 1")
+            raise UserError(f"--depth-monitor-interval {interval} must be at least 1")
         self._interval, self._args, self._write, self._say = interval, args, write, say
         self._active, self._step = False, 0
         self._table = torch.zeros(0)

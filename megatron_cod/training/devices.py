@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_cod import cpu
+from megatron_cod.errors import UserError
 
 _HIDDEN = "CUDA_VISIBLE_DEVICES"
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
@@ -30,7 +31,7 @@ def no_gpu() -> str:
 
 
 def check_driver() -> None:
-    """ValueError where torch finds no GPU because it cannot use the driver, or the devices fail; without any, nothing.
+    """UserError where torch finds no GPU because it cannot use the driver, or the devices fail; without any, nothing.
 
     Nothing of CUDA is started where there is a GPU, so that the process may still fork.
     """
@@ -51,7 +52,7 @@ def _start_cuda() -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         if not any(text in reason for text in (*_NO_DEVICE, _FORKED)):
-            raise ValueError(
+            raise UserError(
                 f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use this machine's GPUs: "
                 f"{reason.partition(' Please ')[0][:300]} Update the driver or install another torch, or {_ON_CPUS}"
             ) from None
@@ -74,7 +75,7 @@ def runs_on(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
 
 
 def check_devices(environment: Mapping[str, str] = os.environ) -> None:
-    """ValueError where this machine has more processes than GPUs, or where torch cannot use them.
+    """UserError where this machine has more processes than GPUs, or where torch cannot use them.
 
     environment: what the launcher set.
     """
@@ -84,7 +85,7 @@ def check_devices(environment: Mapping[str, str] = os.environ) -> None:
     _start_cuda()
     capability, architectures = torch.cuda.get_device_capability(), torch.cuda.get_arch_list()
     if architectures and not runs_on(capability, architectures):
-        raise ValueError(
+        raise UserError(
             f"torch {torch.__version__} has no kernels for the {torch.cuda.get_device_name()} (sm_{capability[0]}"
             f"{capability[1]}), only for {', '.join(architectures)}: install a torch that has, or {_ON_CPUS}"
         )
@@ -97,25 +98,25 @@ def _check_processes(environment: Mapping[str, str]) -> None:
     gpus = torch.cuda.device_count()
     if processes > gpus:
         plural = "" if gpus == 1 else "s"
-        raise ValueError(
+        raise UserError(
             f"{processes} processes were started on this machine, but torch sees {gpus} GPU{plural}: start at most {gpus}, "
             f"one for each (--nproc-per-node {gpus}), or {_ON_CPUS}"
         )
 
 
 def device_named(name: str | None) -> torch.device:
-    """``--device`` of a tool; None is the GPU where there is one, else the CPU. ValueError for what is not there."""
+    """``--device`` of a tool; None is the GPU where there is one, else the CPU. UserError for what is not there."""
     if name is None:
         check_driver()
         return torch.device("cuda" if cpu.has_cuda() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: there are cpu, cuda and cuda:N") from None
+        raise UserError(f"--device {name}: there are cpu, cuda and cuda:N") from None
     if device.type == "cuda" and not cpu.has_cuda():
-        raise ValueError(f"--device {name}: {no_gpu()}")
+        raise UserError(f"--device {name}: {no_gpu()}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0")
+        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, counted from 0")
     return device
 
 
@@ -149,10 +150,10 @@ def need_gpu(args: Any) -> list[str]:
 
 
 def check_needs_gpu(args: Any) -> None:
-    """ValueError for options that need a GPU, where there is none. args: the plain parse."""
+    """UserError for options that need a GPU, where there is none. args: the plain parse."""
     lines = need_gpu(args)
     if lines:
-        raise ValueError("; ".join(lines))
+        raise UserError("; ".join(lines))
 
 
 def set_connections(args: Any) -> None:

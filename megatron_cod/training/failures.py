@@ -10,52 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from torch.distributed import DistError
-
 from megatron_cod import console
+from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending
+from megatron_cod.training import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
-USER_ERROR = 2
-"""Exit code of a run that was started wrongly: starting it again would change nothing."""
-MAY_PASS = 1
-"""Exit code of a run that may go well when it is started again: another rank was lost, say."""
 
 
 def this_rank() -> int:
     """This process's global rank, as the launcher set it; 0 without a launcher."""
     return int(os.environ.get("RANK", "0"))
-
-
-def one_line(error: BaseException) -> str:
-    """The error's text on one line; Megatron's bare assertions get the condition that failed instead of nothing."""
-    text = " ".join(str(error).split())
-    if text:
-        return text
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return type(error).__name__
-    condition = (frames[-1].line or "").removeprefix("assert ")
-    return f"the arguments do not fit together, Megatron asks for: {condition}"
-
-
-def may_pass(error: BaseException | None) -> bool:
-    """Whether the run may go well when it is started again: the error, or what it came from, tells of a lost connection.
-
-    A rank that was killed, or a machine that is gone, shows in those that talk to it: in set-up and in saves too, where
-    the same exceptions come from wrong arguments and full disks. An error's own attribute ``may_pass`` decides first.
-    """
-    while error is not None:
-        own = getattr(error, "may_pass", None)
-        # gloo raises RuntimeError; where in its sources is all that tells it from others.
-        if own is not None or isinstance(error, DistError) or "gloo/transport" in str(error):
-            return own is not False
-        error = error.__cause__ or error.__context__
-    return False
-
-
-class CommonError(ValueError):
-    """An error that every rank raises with the same line, which names the rank it came from, where there is one."""
 
 
 def _tell_launcher(message: str, speaks_in: float) -> None:
@@ -91,15 +56,22 @@ def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> 
 
 
 @contextmanager
-def user_errors(*kinds: type[BaseException], when: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Turn the given exceptions into ``fail`` while ``when()`` holds; anything else keeps its traceback.
+def one_line_endings(phase: Callable[[], Phase]) -> Iterator[None]:
+    """End the process on an error as ``errors.ending`` says for the phase that it is in then.
 
-    With MEGATRON_COD_TRACEBACK=1 in the environment every traceback is kept, for debugging Megatron's set-up.
+    What is a line for the user ends here, by ``fail``; its trace goes to the rank's log, where it keeps one. What is not is
+    raised: a fault, and what goes wrong in training beside our own errors. ``rank_logs.report`` then tells of it.
+    With MEGATRON_COD_TRACEBACK=1 in the environment every error is raised, for debugging Megatron's set-up.
     """
+    rank_logs.report_failures()
     try:
         yield
-    except kinds as error:
-        if os.environ.get("MEGATRON_COD_TRACEBACK") == "1" or not when():
+    except Exception as error:
+        now = phase()
+        found = ending(error, now)
+        of_training = now is Phase.TRAINING and not isinstance(error, UserError)
+        if found.is_fault or of_training or os.environ.get("MEGATRON_COD_TRACEBACK") == "1":
             raise
-        code = MAY_PASS if may_pass(error) else USER_ERROR
-        fail(one_line(error), exit_code=code, common=isinstance(error, CommonError))
+        if found.keeps_trace and rank_logs.is_redirected():
+            traceback.print_exception(error)
+        fail(found.line, exit_code=found.code, common=isinstance(error, CommonError))

@@ -18,6 +18,7 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSampler, MegatronPretrainingSampler
 from megatron.training.training import get_train_valid_test_num_samples
 
+from megatron_cod.errors import UserError
 from megatron_cod.training.batches import datasets_provider
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start.checks import Need
@@ -47,14 +48,14 @@ class Feed:
         """command_line: what follows ``megatron_cod.training.pretrain``. world_size: processes of the launch, by default as
         many as one data-parallel replica takes.
 
-        Raises ValueError for what the launch would refuse.
+        Raises UserError for what the launch would refuse.
         """
         with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
             self.args = _parse(list(command_line), world_size)
             self.counts = get_train_valid_test_num_samples()
             self._dataset = datasets_provider(self.counts)[0]
         if self._dataset is None:
-            raise ValueError("there is no training data: give --train-data-path or --data-path")
+            raise UserError("there is no training data: give --train-data-path or --data-path")
 
     @property
     def replicas(self) -> int:
@@ -72,13 +73,13 @@ class Feed:
         return [weight / total for weight in weights]
 
     def rows(self, step: int, replica: int) -> Iterator[Row]:
-        """The rows of step ``step`` (from 1) on data-parallel rank ``replica``; ValueError when there is no such step."""
+        """The rows of step ``step`` (from 1) on data-parallel rank ``replica``; UserError when there is no such step."""
         if not 0 <= replica < self.replicas:
-            raise ValueError(
+            raise UserError(
                 f"--dp-rank {replica} does not exist: the launch has {self.replicas} data-parallel replicas"
             )
         if step < 1 or (self.args.train_iters and step > self.args.train_iters):
-            raise ValueError(f"--step {step} does not exist: the run has steps 1 to {self.args.train_iters}")
+            raise UserError(f"--step {step} does not exist: the run has steps 1 to {self.args.train_iters}")
         consumed = self._consumed_before(step)
         samples = iter(self._sampler(consumed, replica))
         for micro_batch in range(microbatches.get_num_microbatches()):
@@ -116,7 +117,7 @@ class Feed:
         kinds = {"single": MegatronPretrainingSampler, "cyclic": MegatronPretrainingRandomSampler}
         kind = kinds.get(self.args.dataloader_type)
         if kind is None:
-            raise ValueError(f"--dataloader-type {self.args.dataloader_type} feeds rows that only the run itself knows")
+            raise UserError(f"--dataloader-type {self.args.dataloader_type} feeds rows that only the run itself knows")
         more: dict[str, Any] = {}
         if kind is MegatronPretrainingRandomSampler:
             more = {"dataset": self._dataset, "data_sharding": self.args.data_sharding}

@@ -14,6 +14,7 @@ from megatron.training import get_args
 from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_directory
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
+from megatron_cod.errors import UserError
 from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
@@ -81,17 +82,17 @@ class FineTuning:
         return forward_step(data_iterator, model, packed=get_args().sft_packing)
 
     def check_data(self, args: Any, vocabulary: int | None) -> None:
-        """ValueError for ids beyond the model's vocabulary, and for a run that would go on with other data."""
+        """UserError for ids beyond the model's vocabulary, and for a run that would go on with other data."""
         data = self._data
         assert data is not None
         largest = max(int(part.ids.max()) for part in (data.train, data.valid) if part is not None)
         if vocabulary and largest >= vocabulary:
-            raise ValueError(f"the tokenizer gave id {largest}, the model's vocabulary has {vocabulary} ids")
+            raise UserError(f"the tokenizer gave id {largest}, the model's vocabulary has {vocabulary} ids")
         checkpoint = None if args.finetune else checkpoint_to_load(args)
         if checkpoint is not None:
             before = getattr(saved_state(checkpoint).get("args"), "sft_data_fingerprint", None)
             if before != args.sft_data_fingerprint:
-                raise ValueError(
+                raise UserError(
                     f"{checkpoint} was trained on other conversations, or with another template, --seq-length or --seed: "
                     f"going on would mix up their order; to train on these, give --load {args.load} and another --save"
                 )
@@ -106,7 +107,7 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
     """The flags with which this start loads: all of what ``--save`` holds already, or else the weights of ``--load`` alone.
 
     So one command line starts a run and goes on with it. ``--pretrained-checkpoint`` names the weights where ``--load`` is
-    the directory of ``--save``. ValueError where there are no weights.
+    the directory of ``--save``. UserError where there are no weights.
     """
     own = [flag for flag in flags if flag != "--finetune"]
     newest = newest_whole(raw.save)[0] if raw.save else None
@@ -120,7 +121,7 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
         base = raw.pretrained_checkpoint
     if latest_checkpoint(base) is None:
         hint = "; --pretrained-checkpoint names the one to begin with" if same_directory(base, raw.save) else ""
-        raise ValueError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
+        raise UserError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
     say(f"starting from the weights of {base}")
     return [*own, "--load", base, "--finetune"]
 

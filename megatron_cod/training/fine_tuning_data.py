@@ -9,6 +9,7 @@ from megatron_cod.data.chat.cache import cached_samples
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.packing import Epochs
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out
+from megatron_cod.errors import UserError
 
 _SHOWN = 400
 """Characters of the first conversation that the log shows."""
@@ -18,7 +19,7 @@ class Conversations:
     """The data of one run, read once: samples, and the plan of rows for training and validation."""
 
     def __init__(self, raw: argparse.Namespace, say: Callable[[str], None]) -> None:
-        """raw: the plain parse of the command line. ValueError for data that cannot be trained on."""
+        """raw: the plain parse of the command line. UserError for data that cannot be trained on."""
         self.chat = chat_format_of(raw.tokenizer_type, raw.tokenizer_model, raw.vocab_size, raw.chat_template)
         reading = Reading(raw.seq_length, raw.sft_too_long, raw.sft_layout, raw.sft_skip_bad_lines)
         read = partial(cached_samples, raw.data_cache_path, chat=self.chat, reading=reading, say=say)
@@ -33,7 +34,7 @@ class Conversations:
         elif raw.sft_valid_share:
             self.train, valid = held_out(self.train, raw.sft_valid_share)
             if not len(valid) or not len(self.train):
-                raise ValueError(
+                raise UserError(
                     f"--sft-valid-share {raw.sft_valid_share}: {len(valid)} of {len(self.train) + len(valid)} "
                     "conversations fall to validation; name its files with --sft-valid-data-path"
                 )

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
+from megatron_cod.errors import UserError
 from megatron_cod.training.arguments import at_least_one
 from megatron_cod.training.token_counts import KINDS
 
@@ -81,23 +82,23 @@ def add_arguments(group: Any) -> None:
 
 
 def check_flags(raw: argparse.Namespace) -> None:
-    """ValueError, naming the flags, for what fine-tuning cannot do. raw: the plain parse of the command line."""
+    """UserError, naming the flags, for what fine-tuning cannot do. raw: the plain parse of the command line."""
     for name in _PRETRAINING_DATA:
         if getattr(raw, name):
             flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is pretraining's; give --sft-data-path (and --unset {flag} if a recipe has it)")
+            raise UserError(f"--{flag} is pretraining's; give --sft-data-path (and --unset {flag} if a recipe has it)")
     if not raw.sft_data_path:
-        raise ValueError("no data: give --sft-data-path FILE")
+        raise UserError("no data: give --sft-data-path FILE")
     if raw.sft_valid_data_path and raw.sft_valid_share:
-        raise ValueError("--sft-valid-data-path and --sft-valid-share both name the validation data; give one of them")
+        raise UserError("--sft-valid-data-path and --sft-valid-share both name the validation data; give one of them")
     if not (raw.load or raw.pretrained_checkpoint):
-        raise ValueError("nothing to fine-tune: give --load CHECKPOINT, of pretraining or tools/convert_hf.py import")
+        raise UserError("nothing to fine-tune: give --load CHECKPOINT, of pretraining or tools/convert_hf.py import")
     if not raw.seq_length:
-        raise ValueError("--seq-length is missing: how many tokens a row has")
+        raise UserError("--seq-length is missing: how many tokens a row has")
     if not raw.global_batch_size:
-        raise ValueError("--global-batch-size is missing: how many rows a step has")
+        raise UserError("--global-batch-size is missing: how many rows a step has")
     if not (raw.train_epochs or raw.train_iters or raw.train_samples):
-        raise ValueError("how long to train is missing: give --train-epochs, or --train-iters")
+        raise UserError("how long to train is missing: give --train-epochs, or --train-iters")
     asked = {
         "--sft (Megatron's own; its validation loss is a mean of means)": raw.sft,
         "--full-validation (all of it is the default here)": raw.full_validation,
@@ -113,9 +114,9 @@ def check_flags(raw: argparse.Namespace) -> None:
     }
     refused = [flag for flag, is_set in asked.items() if is_set]
     if refused:
-        raise ValueError(f"fine-tuning does not support {', '.join(refused)}")
+        raise UserError(f"fine-tuning does not support {', '.join(refused)}")
     if raw.train_epochs and raw.train_samples:
-        raise ValueError("--train-epochs and --train-samples both say how long to train; give one of them")
+        raise UserError("--train-epochs and --train-samples both say how long to train; give one of them")
     if raw.sft_packing:
         _check_packing(raw)
 
@@ -134,4 +135,4 @@ def _check_packing(raw: argparse.Namespace) -> None:
     }
     refused = [flag for flag, is_set in asked.items() if is_set]
     if refused:
-        raise ValueError(f"packing does not support {', '.join(refused)}; change that, or give --no-sft-packing")
+        raise UserError(f"packing does not support {', '.join(refused)}; change that, or give --no-sft-packing")

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
+from megatron_cod.errors import UserError
 from megatron_cod.network import holder, is_here
 from megatron_cod.training.torchrun_flags import endpoint, rendezvous_settings
 
@@ -26,7 +27,7 @@ class Head:
     """HEAD as this machine sees it."""
 
     def __init__(self, args: Namespace) -> None:
-        """args: torchrun's; their ``rdzv_conf`` is completed. ValueError for an endpoint without a known name, or what is
+        """args: torchrun's; their ``rdzv_conf`` is completed. UserError for an endpoint without a known name, or what is
         no port or no time."""
         self.name, self.port = endpoint(args, _DEFAULT_PORT)
         conf = rendezvous_settings(args)
@@ -41,7 +42,7 @@ class Head:
         return f"{self.name}:{self.port}"
 
     def reach(self) -> None:
-        """Open the rendezvous' store on HEAD; elsewhere wait for it. ValueError when it cannot be had in time."""
+        """Open the rendezvous' store on HEAD; elsewhere wait for it. UserError when it cannot be had in time."""
         if not self.is_here:
             self._wait()
         opened: list[Any] = []
@@ -49,11 +50,11 @@ class Head:
         opening.start()
         opening.join(_ANSWER_SECONDS)
         if not opened:  # TCPStore waits for ever for the answer of a server that is none
-            raise ValueError(f"what listens at {self} is not a rendezvous: does another program hold that port?")
+            raise UserError(f"what listens at {self} is not a rendezvous: does another program hold that port?")
         if isinstance(opened[0], Exception):
             if self.is_here and "EADDRINUSE" in str(opened[0]):
-                raise ValueError(f"port {self.port} of {self.name} is in use ({holder(self.port)}); give another PORT")
-            raise ValueError(f"the rendezvous at {self} cannot be opened: {' '.join(str(opened[0]).split())[:150]}")
+                raise UserError(f"port {self.port} of {self.name} is in use ({holder(self.port)}); give another PORT")
+            raise UserError(f"the rendezvous at {self} cannot be opened: {' '.join(str(opened[0]).split())[:150]}")
         self._store = opened[0]
         self._store.append(_MACHINES, socket.gethostname() + "\n")
 
@@ -75,7 +76,7 @@ class Head:
                 why = error.strerror or str(error)
             waited = time.monotonic() - begun
             if waited > self.seconds:
-                raise ValueError(
+                raise UserError(
                     f"HEAD did not answer at {self} within {self.seconds:.0f} s ({why}): does this script run there, and "
                     f"does a firewall leave the port open?"
                 )

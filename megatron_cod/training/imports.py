@@ -17,7 +17,7 @@ def modules_of(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def import_schemes(command_line: Sequence[str]) -> None:
-    """Import what a command line and its recipe name. ValueError for a module that cannot be found.
+    """Import what a command line and its recipe name. UserError for a module that cannot be found.
 
     Everything else on the line is left to the real parser, which can only be built afterwards.
     """

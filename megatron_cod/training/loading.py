@@ -17,6 +17,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.checkpoint_files import is_dcp
+from megatron_cod.errors import Phase, UserError, refusal
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
@@ -24,7 +25,6 @@ from megatron_cod.training import (
     environment,
 )
 from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.failures import one_line
 from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
@@ -46,19 +46,19 @@ MODEL_ALONE = Program(program="megatron_cod", introduction="")
 def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     """(run's directory, checkpoint in it) for a run's directory or an ``iter_N`` in it.
 
-    step: of the run's, instead of the newest. ValueError where there is none.
+    step: of the run's, instead of the newest. UserError where there is none.
     """
     folder = Path(load)
     if folder.name.startswith("iter_") and folder.name.removeprefix("iter_").isdigit():
         folder, step = folder.parent, int(folder.name.removeprefix("iter_"))
     if not folder.is_dir():
-        raise ValueError(f"checkpoint {load} does not exist")
+        raise UserError(f"checkpoint {load} does not exist")
     where = argparse.Namespace(load=str(folder), ckpt_step=step, pretrained_checkpoint=None, save=None)
     checkpoint = checkpoints.checkpoint_to_load(where)
     if checkpoint is None:
-        raise ValueError(f"{folder} holds no finished checkpoint")
+        raise UserError(f"{folder} holds no finished checkpoint")
     if is_dcp(checkpoint):
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is in the format torch_dcp, which only training with --use-torch-fsdp2 reads; a run with "
             "--no-save-optim and no --ckpt-format saves weights that every program reads"
         )
@@ -69,11 +69,11 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     """Flags that build the model of a checkpoint at any layout, and load it.
 
     kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to leave out besides.
-    ValueError where no file tells how the model is built.
+    UserError where no file tells how the model is built.
     """
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
     if not known:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no {checkpoints.RESOLVED}, which tells how its model is built; "
             f"put a recipe there as {_RECIPES[1]}"
         )
@@ -105,8 +105,8 @@ def build(args: Any, config: Any) -> list[torch.nn.Module]:
                     cfg_container=pretrain_cfg_container_from_args(args, config),
                     pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
                 )
-        except AssertionError as error:
-            raise ValueError(one_line(error)) from None
+        except Exception as error:
+            raise refusal(error, Phase.SET_UP) from None
         finally:
             environment.forget_make()
     set_training_step(model, args.iteration)  # how far a residual warm-up was
@@ -118,7 +118,7 @@ def build(args: Any, config: Any) -> list[torch.nn.Module]:
 def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any]:
     """(GPTModel in eval mode, arguments) of a run's directory in this one process, for up to ``length`` tokens.
 
-    Raises ValueError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
+    Raises UserError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
     """
     flags = [
         *model_flags(*locate(folder, step)),

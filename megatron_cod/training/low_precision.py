@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from megatron_cod.backends.choice import have_transformer_engine
+from megatron_cod.errors import UserError
 
 UNPICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
 """Without it Transformer Engine 2.20 saves the state of delayed scaling, and ends the run that goes on from there."""
@@ -22,7 +23,7 @@ SUPPORT = {
 
 
 def check_low_precision(args: Any) -> None:
-    """ValueError, naming the flags, for a recipe that the device or the layers cannot run. args: after validation."""
+    """UserError, naming the flags, for a recipe that the device or the layers cannot run. args: after validation."""
     for bits in ("fp8", "fp4"):
         if getattr(args, bits, None):
             _check(args, f"--{bits}-format", f"--{bits}-recipe", getattr(args, f"{bits}_recipe"))
@@ -33,13 +34,13 @@ def check_low_precision(args: Any) -> None:
 
 def _check(args: Any, asked: str, flag: str, recipe: str) -> None:
     if args.transformer_impl == "local" or not have_transformer_engine():
-        raise ValueError(
+        raise UserError(
             f"{asked} needs Transformer Engine's layers; those of --backend torch and apex have no such products"
         )
     if recipe in SUPPORT:
         _check_device(f"{flag} {recipe}", SUPPORT[recipe])
     if recipe == "delayed" and (args.save or args.load) and os.environ.get(UNPICKLES) != "1":
-        raise ValueError(
+        raise UserError(
             f"{flag} delayed saves its scaling factors as a pickle, which Transformer Engine refuses to load; "
             f"set {UNPICKLES}=1 if you trust your checkpoints, or take {flag} tensorwise"
         )
@@ -50,11 +51,11 @@ def _check_device(asked: str, function: str) -> None:
 
     available, reason = getattr(te, function)(return_reason=True)
     if not available:
-        raise ValueError(f"{asked}: {reason}")
+        raise UserError(f"{asked}: {reason}")
 
 
 def _check_widths(args: Any, asked: str) -> None:
-    """ValueError for a width that the products do not take. Output layer and router are not of them."""
+    """UserError for a width that the products do not take. Output layer and router are not of them."""
     tp = args.tensor_model_parallel_size
     channels = args.v_head_dim if args.multi_latent_attention else args.kv_channels
     widths = [
@@ -70,10 +71,8 @@ def _check_widths(args: Any, asked: str) -> None:
     for name, width, ranks in widths:
         if width // ranks % MULTIPLE:
             over = f" over {ranks} ranks" if ranks > 1 else ""
-            raise ValueError(f"{asked} takes widths that are multiples of {MULTIPLE}: {name} {width}{over} is none")
+            raise UserError(f"{asked} takes widths that are multiples of {MULTIPLE}: {name} {width}{over} is none")
     rows = args.seq_length * args.micro_batch_size // args.context_parallel_size
     rows //= tp if args.sequence_parallel else 1
     if rows % 8:
-        raise ValueError(
-            f"{asked} takes multiples of 8 tokens: a rank has {rows} of a micro-batch; change --seq-length"
-        )
+        raise UserError(f"{asked} takes multiples of 8 tokens: a rank has {rows} of a micro-batch; change --seq-length")

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from megatron_cod import cpu
+from megatron_cod.errors import UserError
 
 _OWN = ("adam", "sgd")
 _RUN = (*_OWN, "muon", "lion")
@@ -18,7 +19,7 @@ _PACKAGE = "emerging-optimizers"
 
 
 def check_optimizer(args: Any) -> None:
-    """ValueError, naming the flags, for an optimizer that does not run, or not with the other flags.
+    """UserError, naming the flags, for an optimizer that does not run, or not with the other flags.
 
     args: the plain parse of the command line.
     """
@@ -28,9 +29,9 @@ def check_optimizer(args: Any) -> None:
         return
     flag = f"--optimizer {name}"
     if name not in _RUN:
-        raise ValueError(f"{flag} is not supported: {_REFUSED.get(name, 'untried')}; there are {', '.join(_RUN)}")
+        raise UserError(f"{flag} is not supported: {_REFUSED.get(name, 'untried')}; there are {', '.join(_RUN)}")
     if importlib.util.find_spec(_PACKAGE.replace("-", "_")) is None:
-        raise ValueError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
+        raise UserError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
     asked = {
         "--use-distributed-optimizer (each replica then has all of the state; leave it out)": (
             args.use_distributed_optimizer
@@ -43,17 +44,17 @@ def check_optimizer(args: Any) -> None:
     }
     refused = [what for what, is_set in asked.items() if is_set]
     if refused:
-        raise ValueError(f"{flag} does not support {', '.join(refused)}")
+        raise UserError(f"{flag} does not support {', '.join(refused)}")
 
 
 def _check_offload(args: Any) -> None:
-    """ValueError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails by its first step."""
+    """UserError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails by its first step."""
     if args.optimizer_cpu_offload and not args.bf16:
         given = "--fp16" if args.fp16 else "fp32"
-        raise ValueError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
+        raise UserError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
 
 
 def check_offload_device(args: Any) -> None:
-    """ValueError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
+    """UserError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
     if args.optimizer_cpu_offload and not cpu.has_cuda():
-        raise ValueError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")
+        raise UserError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")

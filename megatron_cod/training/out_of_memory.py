@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from megatron_cod.errors import CommonError
 from megatron_cod.estimate.advice import advice, largest
 from megatron_cod.estimate.memory import GIB, Memory, rank_memory
 from megatron_cod.estimate.parameters import uncounted_features
-from megatron_cod.training import rank_logs
-from megatron_cod.training.failures import CommonError, this_rank
+from megatron_cod.training.failures import this_rank
 
 # Where memory is not asked of torch's allocator: the driver, cuBLAS' and cuDNN's handles, NCCL's buffers.
 _OTHERS = re.compile(r"(CUDA|NCCL|nccl|cuda).*out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.DOTALL)
@@ -103,7 +103,5 @@ def told_in_one_line(
         found = out_of_memory(error)
         if found is None or os.environ.get("MEGATRON_COD_TRACEBACK") == "1":
             raise
-        if rank_logs.is_redirected():
-            traceback.print_exception(error)
         place = f"rank {this_rank()} on {socket.gethostname()}: the device is out of memory {_loading(error) or when()}"
-        raise DeviceOutOfMemory(f"{place} ({_device(found)}); {_estimate(args, of_rank)}") from None
+        raise DeviceOutOfMemory(f"{place} ({_device(found)}); {_estimate(args, of_rank)}") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
+from megatron_cod.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,10 @@ def missing(args: Any) -> list[str]:
 
 
 def check_packages(args: Any) -> None:
-    """ValueError, naming the flag and what to install, for what would fail later. args: the plain parse."""
+    """UserError, naming the flag and what to install, for what would fail later. args: the plain parse."""
     lines = missing(args)
     if lines:
-        raise ValueError("; ".join(lines))
+        raise UserError("; ".join(lines))
 
 
 def missing_fusions() -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_cod import console
+from megatron_cod.errors import Phase, ending
 from megatron_cod.training.faults.events import restarts, this_host
 
 _file: Path | None = None
@@ -68,7 +69,7 @@ def redirect(folder: Path | None, rank: int, world: int) -> None:
         _Log(open(stream, "wb", closefd=False), "utf-8", "backslashreplace", line_buffering=True)  # noqa: SIM115
         for stream in (1, 2)
     )
-    sys.excepthook = _failed
+    report_failures()
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     print(f"---- {now} rank {rank} of {world} on {this_host()}, pid {os.getpid()}, restart {restarts()}", flush=True)
 
@@ -78,8 +79,15 @@ def is_redirected() -> bool:
     return _file is not None
 
 
-def _failed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def report_failures() -> None:
+    """From here on, an exception that ends this process is told on the console too; its traceback is in the file."""
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The traceback to the file, a line to the console."""
     sys.__excepthook__(kind, error, trace)
-    rank, text = os.environ.get("RANK", "0"), " ".join(str(error).split())[:300]
-    console.speak(f"rank {rank} failed: {kind.__name__}: {text} (its log: {_file})")
+    found = ending(error, Phase.TRAINING)
+    text = found.line if found.is_fault else f"{kind.__name__}: {found.line[:300]}"
+    where = f"its log: {_file}" if _file else "its traceback is above"
+    console.speak(f"rank {os.environ.get('RANK', '0')} failed: {text} ({where})")

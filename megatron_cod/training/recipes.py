@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_cod import cpu
+from megatron_cod.errors import UserError
 from megatron_cod.training.data_section import KEY, data_flags
 
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
@@ -18,7 +19,7 @@ _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "re
 def load_recipe(path: str | Path) -> dict[str, Any]:
     """Read a recipe: a mapping of argument names (``num-layers`` or ``num_layers``) to values.
 
-    ``base: other.yaml`` builds on a recipe in the same folder, whose keys this one overrules. Raises ValueError for a
+    ``base: other.yaml`` builds on a recipe in the same folder, whose keys this one overrules. Raises UserError for a
     missing file, broken YAML, anything but a flat mapping, or bases that go in a circle.
     """
     return _load(Path(path), ())
@@ -26,16 +27,16 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
-        raise ValueError(f"recipe {path} builds on itself: {' -> '.join(p.name for p in (*above, path))}")
+        raise UserError(f"recipe {path} builds on itself: {' -> '.join(p.name for p in (*above, path))}")
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         near = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ValueError(f"recipe {path} does not exist; there are {', '.join(near) or 'no recipes there'}") from None
+        raise UserError(f"recipe {path} does not exist; there are {', '.join(near) or 'no recipes there'}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"recipe {path} must hold 'argument-name: value' lines")
+        raise UserError(f"recipe {path} must hold 'argument-name: value' lines")
     recipe = {str(key).replace("_", "-"): value for key, value in content.items()}
     base = recipe.pop("base", None)
     return recipe if base is None else {**_load(path.parent / str(base), (*above, path)), **recipe}
@@ -66,37 +67,37 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
     """The recipe as command-line flags, without the keys in ``unset``.
 
     ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values; ``data_section`` tells of the section
-    ``data``. Raises ValueError for an unknown key, naming the nearest real one, and for an ``unset`` key that the recipe
+    ``data``. Raises UserError for an unknown key, naming the nearest real one, and for an ``unset`` key that the recipe
     does not have.
     """
     actions = _flag_actions(parser)
     dropped = {key.removeprefix("--").replace("_", "-") for key in unset}
     strangers = dropped - set(recipe)
     if strangers:
-        raise ValueError(f"--unset {', '.join(sorted(strangers))}: the recipe has no such key")
+        raise UserError(f"--unset {', '.join(sorted(strangers))}: the recipe has no such key")
     flags: list[str] = []
     section = {} if KEY in dropped or recipe.get(KEY) is None else data_flags(recipe[KEY])
     doubled = sorted((set(section) & set(recipe)) - dropped)
     if doubled:
-        raise ValueError(f"recipe key {doubled[0]!r} says again what its section {KEY!r} says; keep one of them")
+        raise UserError(f"recipe key {doubled[0]!r} says again what its section {KEY!r} says; keep one of them")
     for key, value in {**{key: value for key, value in recipe.items() if key != KEY}, **section}.items():
         if key in dropped:
             continue
         if key not in actions:
             near = get_close_matches(key, [*actions, KEY], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"unknown recipe key {key!r}{hint}")
+            raise UserError(f"unknown recipe key {key!r}{hint}")
         if value is None:
             continue
         takes_value = actions[key].nargs != 0
         if isinstance(value, bool) and not takes_value:
             flags += [f"--{key}"] if value else []
         elif not takes_value:
-            raise ValueError(f"recipe key {key!r} is a switch: true or false, not {value!r}")
+            raise UserError(f"recipe key {key!r} is a switch: true or false, not {value!r}")
         elif isinstance(value, (list, tuple)):
             flags += [f"--{key}", *map(str, value)]
         elif isinstance(value, Mapping):
-            raise ValueError(f"recipe key {key!r} must hold one value or a list")
+            raise UserError(f"recipe key {key!r} must hold one value or a list")
         else:
             # One word, so that a negative number is not taken for a flag.
             flags.append(f"--{key}={value}")

@@ -18,6 +18,7 @@ from megatron.training.training import num_floating_point_operations
 
 from megatron_cod import console
 from megatron_cod.analysis.metrics import PARAMETERS
+from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
@@ -37,13 +38,13 @@ def say(text: str) -> None:
 
 
 def check_wandb(args: Any, rank: int, world: int) -> None:
-    """ValueError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
+    """UserError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
     if not args.wandb_project or rank != world - 1:
         return
     try:
         from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
     except ImportError as error:
-        raise ValueError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
+        raise UserError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
 
 
 def job_of(args: Any, share_of_tokens: float) -> Job:

@@ -82,7 +82,7 @@ def clean(
 
     spare: an iteration that is about to be loaded although no tracker names it (``--ckpt-step``); the tracker then stays
     as it is. damaged: told of each damaged checkpoint and what is wrong with it. verify: look at all bytes as well.
-    Raises ValueError where the tracker is corrupt or no checkpoint whole, OSError where something cannot be removed.
+    Raises UserError where the tracker is corrupt or no checkpoint whole, OSError where something cannot be removed.
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -13,19 +13,18 @@ from megatron.core.enums import ModelType
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
-from megatron_cod.depth_map import DepthMapError
+from megatron_cod.errors import Phase
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.training import agreement, checkpoints, data_workers, random_states, rank_logs, retention
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import this_rank, user_errors
+from megatron_cod.training.failures import one_line_endings, this_rank
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.handling import FaultHandling, put_in_order
-from megatron_cod.training.faults.nonfinite import NonFiniteError
-from megatron_cod.training.faults.saving import SaveError, failed_saves
+from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory, in_step, told_in_one_line
+from megatron_cod.training.out_of_memory import in_step, told_in_one_line
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
 from megatron_cod.training.residual_warmup import GraphWarmup
@@ -48,7 +47,7 @@ def _redirect_output(settings: Settings, raw: Any) -> None:
 
 def main(task: Task) -> None:
     """Parse, check, train."""
-    with user_errors(ValueError, AssertionError, OSError), agreement.among_ranks() as agree:
+    with one_line_endings(lambda: Phase.START), agreement.among_ranks() as agree:
         signals: list[UntilTraining] = []
         hooks = StartHooks(
             before_megatron=_redirect_output, globals_set=lambda _: signals.append(UntilTraining()), agree=agree
@@ -87,9 +86,7 @@ def main(task: Task) -> None:
     environment.satisfy_make()
     model_config.pre_wrap_hooks.append(_forget_make)
     with (
-        user_errors(DepthMapError, NonFiniteError, SaveError, DeviceOutOfMemory),
-        # Until the first step, what goes wrong is the layout or the checkpoint; after it, a traceback is what helps.
-        user_errors(RuntimeError, ValueError, AssertionError, OSError, when=steps.not_begun),
+        one_line_endings(lambda: Phase.SET_UP if steps.not_begun() else Phase.TRAINING),
         faults.around_training(),
         checkpoints.readable(args.load),
         failed_saves(args),

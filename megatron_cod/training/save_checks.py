@@ -8,10 +8,11 @@ from torch.distributed.checkpoint.metadata import TensorProperties
 
 from megatron_cod import torch_adaptations
 from megatron_cod.backends.choice import have_transformer_engine
+from megatron_cod.errors import UserError
 
 
 def check_saving(args: Any) -> None:
-    """ValueError, naming the flags, for a combination that does not save, or whose checkpoints cannot be loaded.
+    """UserError, naming the flags, for a combination that does not save, or whose checkpoints cannot be loaded.
 
     args: the plain parse of the command line: Megatron's validation turns some of these off with nothing but a warning.
     """
@@ -28,7 +29,7 @@ def check_saving(args: Any) -> None:
 def _check_strictness(args: Any) -> None:
     asked, default = args.dist_ckpt_strictness, "assume_ok_unexpected"
     if (args.save or args.load) and asked != default and hasattr(TensorProperties(), "strides"):
-        raise ValueError(
+        raise UserError(
             f"--dist-ckpt-strictness {asked}: Megatron-Core 0.19.2 cannot compare checkpoints of this torch, which record "
             f"strides, and loads none of them so; leave it out ({default})"
         )
@@ -38,12 +39,12 @@ def _check_tensors(args: Any) -> None:
     for name in ("save_activations_interval", "save_dgrads_interval"):
         if getattr(args, name) and not have_transformer_engine():
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} needs Transformer Engine, whose layers are all that Megatron looks for")
+            raise UserError(f"{flag} needs Transformer Engine, whose layers are all that Megatron looks for")
 
 
 def _check_optimizer(args: Any) -> None:
     if args.optimizer == "sgd" and not args.no_save_optim:
-        raise ValueError(
+        raise UserError(
             "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load its state; give --no-save-optim, and "
             "--no-load-optim with --load, or leave out --save"
         )
@@ -62,18 +63,18 @@ def _check_format(args: Any) -> None:
     elif args.use_megatron_fsdp:
         _check_megatron_fsdp(args)
     elif args.ckpt_format in _FORMATS:
-        raise ValueError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: leave it out, for torch_dist")
+        raise UserError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: leave it out, for torch_dist")
 
 
 def _check_fsdp2(args: Any) -> None:
     flag, weights = "--use-torch-fsdp2", "or --no-save-optim, for the weights alone"
     if args.optimizer != "adam" and not args.no_save_optim:
-        raise ValueError(f"{flag} cannot resume the state of --optimizer {args.optimizer}: give adam, {weights}")
+        raise UserError(f"{flag} cannot resume the state of --optimizer {args.optimizer}: give adam, {weights}")
     if args.ckpt_format == "torch_dist":
         if not args.no_save_optim:
-            raise ValueError(f"{flag} cannot save its optimizer in torch_dist: give --ckpt-format torch_dcp, {weights}")
+            raise UserError(f"{flag} cannot save its optimizer in torch_dist: give --ckpt-format torch_dcp, {weights}")
     elif not torch_adaptations.applies():
-        raise ValueError(
+        raise UserError(
             f"{flag} with Transformer Engine or Apex saves in torch_dcp what Megatron-Core 0.19.2 cannot load: leave out "
             f"--ckpt-format, and --save, {weights}"
         )
@@ -81,7 +82,7 @@ def _check_fsdp2(args: Any) -> None:
 
 def _check_megatron_fsdp(args: Any) -> None:
     if args.swiglu:
-        raise ValueError(
+        raise UserError(
             "--use-megatron-fsdp does not save a model with --swiglu: ranks without a part of a weight join other "
             "collectives than the rest in Megatron-Core 0.19.2, and all hang; leave out --save, or give "
             "--use-distributed-optimizer without it"
@@ -90,7 +91,7 @@ def _check_megatron_fsdp(args: Any) -> None:
 
 def _check_asynchronous(args: Any) -> None:
     if args.async_save:
-        raise ValueError(
+        raise UserError(
             "--async-save is not supported: Megatron-Core 0.19.2 saves synchronously all the same without "
             "--use-persistent-ckpt-worker, and with it a run waits for ever once that worker has failed; leave it out"
         )
@@ -98,7 +99,7 @@ def _check_asynchronous(args: Any) -> None:
 
 def _check_non_persistent(args: Any) -> None:
     if args.non_persistent_save_interval or args.non_persistent_ckpt_type:
-        raise ValueError(
+        raise UserError(
             "--non-persistent-save-interval and --non-persistent-ckpt-type are not supported: such checkpoints are not "
             "checked when a run is resumed; give a shorter --save-interval with --keep-last-checkpoints"
         )

@@ -30,12 +30,12 @@ class Program:
     default_flags: tuple[str, ...] = ()
     """Megatron flags that come before the recipe."""
     check_flags: Callable[[argparse.Namespace], None] = _no_flags
-    """Called with the plain parse of the flags. ValueError, naming the flags, for what the program cannot do."""
+    """Called with the plain parse of the flags. UserError, naming the flags, for what the program cannot do."""
     prepare: Callable[[list[str], argparse.Namespace], list[str]] = _flags_as_given
-    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; ValueError."""
+    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; UserError."""
     check_data: Callable[[Any, int | None], None] | None = None
     """Called with the arguments and the model's vocabulary, on one rank a machine, before any process group exists.
-    ValueError with one clear line."""
+    UserError with one clear line."""
     trains: bool = False
     """Whether the schedule, the optimizer, saving and the handling of faults matter."""
 

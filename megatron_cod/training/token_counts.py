@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Collection
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
 
@@ -52,18 +53,18 @@ def overruled(recipe: Collection[str], given: Any) -> set[str]:
 
 
 def _refuse_two(raw: Any) -> None:
-    """ValueError where the same is said in two units."""
+    """UserError where the same is said in two units."""
     for same in _SAME[1:]:
         given = [f"--{name}".replace("_", "-") for name in same if getattr(raw, name, None)]
         if len(given) > 1:
-            raise ValueError(f"{given[0]} and {given[1]} both say the same; give one of them")
+            raise UserError(f"{given[0]} and {given[1]} both say the same; give one of them")
 
 
 def _samples(raw: Any, kind: str, sizes: BatchSizes) -> int | None:
     """What is asked for, in samples; None where nothing is."""
     tokens, steps, samples = (getattr(raw, f"{kind}_{unit}") for unit in ("tokens", "iters", "samples"))
     if steps and not sizes.constant:
-        raise ValueError(
+        raise UserError(
             f"{_flag(kind, 'iters')} counts steps, and their size grows: give {_flag(kind, 'tokens')} or "
             f"{_flag(kind, 'samples')}"
         )
@@ -82,23 +83,23 @@ def _samples(raw: Any, kind: str, sizes: BatchSizes) -> int | None:
 def in_samples(flags: list[str], raw: Any, say: Callable[[str], None]) -> list[str]:
     """The flags with lengths in samples where one is given in tokens, or where batch sizes grow; else as they are.
 
-    raw: the plain parse of the flags. ValueError for lengths that contradict each other or cannot be turned into samples.
+    raw: the plain parse of the flags. UserError for lengths that contradict each other or cannot be turned into samples.
     """
     grows = raw.rampup_batch_size or raw.step_batch_size_schedule
     if not (grows or raw.phase_transition_iterations or any(getattr(raw, f"{kind}_tokens") for kind in KINDS)):
         return flags
     _refuse_two(raw)
     if not raw.seq_length:
-        raise ValueError("--seq-length is missing: how many tokens a sample has")
+        raise UserError("--seq-length is missing: how many tokens a sample has")
     if raw.phase_transition_iterations and (grows or raw.train_tokens):
-        raise ValueError(
+        raise UserError(
             "--phase-transition-iterations goes with one batch size and --train-samples or --train-iters: the phases' "
             "samples may differ in length"
         )
     if raw.rampup_batch_size:
         flags = _ramped(flags, raw)
     elif raw.step_batch_size_schedule and raw.global_batch_size:
-        raise ValueError(
+        raise UserError(
             "--step-batch-size-schedule and --global-batch-size both say how large a batch is; give one of them"
         )
     sizes = batch_sizes(raw)
@@ -117,11 +118,11 @@ def in_samples(flags: list[str], raw: Any, say: Callable[[str], None]) -> list[s
 def _ramped(flags: list[str], raw: Any) -> list[str]:
     """With the schedule that the ramp is, in ``raw`` too."""
     if raw.step_batch_size_schedule:
-        raise ValueError(
+        raise UserError(
             "--rampup-batch-size and --step-batch-size-schedule both say how batches grow; give one of them"
         )
     if not raw.global_batch_size:
-        raise ValueError("--rampup-batch-size needs --global-batch-size, the size that it ends at")
+        raise UserError("--rampup-batch-size needs --global-batch-size, the size that it ends at")
     raw.step_batch_size_schedule = ramp_up(raw.rampup_batch_size, raw.global_batch_size, raw.seq_length)
     raw.global_batch_size = None
     flags = without(without(flags, "--rampup-batch-size", 3), "--global-batch-size")

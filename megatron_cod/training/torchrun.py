@@ -29,8 +29,8 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 from torch.distributed.launcher import api as launcher
 
+from megatron_cod.errors import USER_ERROR, UserError
 from megatron_cod.training import helper_processes, torchrun_flags
-from megatron_cod.training.failures import USER_ERROR
 from megatron_cod.training.faults.signals import STOPPED
 from megatron_cod.training.head import Head
 
@@ -81,7 +81,7 @@ def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
 
 def ending(error: BaseException, args: Namespace, head: Head | None) -> tuple[int, str]:
     """Exit code and last line for what torchrun raised. args: torchrun's. head: None on one machine."""
-    if isinstance(error, ValueError):
+    if isinstance(error, UserError):
         return USER_ERROR, str(error)
     if isinstance(error, ChildFailedError):
         return _rank_ended(error, args.max_restarts)
@@ -120,7 +120,7 @@ def main() -> None:
             head.reach()
         run.run(args)
     except (
-        *(ValueError, ChildFailedError, SignalException),
+        *(UserError, ChildFailedError, SignalException),
         *(RendezvousClosedError, RendezvousTimeoutError, RendezvousConnectionError, DistError),
     ) as error:
         _fail(*ending(error, args, head))

@@ -10,17 +10,18 @@ from typing import NoReturn
 from torch.distributed import run
 
 from megatron_cod.counts import whole_number
+from megatron_cod.errors import UserError
 from megatron_cod.network import port_number
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)
+    raise UserError(message)
 
 
 def parse(words: Sequence[str]) -> Namespace:
     """torchrun's arguments; SIGUSR1 is for the ranks too, where nothing else is said.
 
-    ValueError, naming the scripts' variable too, for numbers that are none or out of range.
+    UserError, naming the scripts' variable too, for numbers that are none or out of range.
     """
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     parser = run.get_args_parser()
@@ -28,7 +29,7 @@ def parse(words: Sequence[str]) -> Namespace:
     args = parser.parse_args(words)
     machines = [whole_number(text, "NODES (--nnodes)") for text in args.nnodes.split(":")]
     if len(machines) > 2 or machines != sorted(machines):
-        raise ValueError(f"NODES (--nnodes) is {args.nnodes!r}, which is neither a number nor MIN:MAX")
+        raise UserError(f"NODES (--nnodes) is {args.nnodes!r}, which is neither a number nor MIN:MAX")
     processes = args.nproc_per_node
     if not processes.isalpha():
         whole_number(processes, "PROCESSES (--nproc-per-node)")
@@ -36,18 +37,18 @@ def parse(words: Sequence[str]) -> Namespace:
         try:  # auto, gpu and the like
             run.determine_local_world_size(processes)
         except ValueError as error:
-            raise ValueError(f"PROCESSES (--nproc-per-node) is {processes!r}: {error}") from None
+            raise UserError(f"PROCESSES (--nproc-per-node) is {processes!r}: {error}") from None
     return args
 
 
 def endpoint(args: Namespace, default_port: int) -> tuple[str, int]:
-    """Name and port of the rendezvous. ValueError for a port that is none."""
+    """Name and port of the rendezvous. UserError for a port that is none."""
     name, colon, port = args.rdzv_endpoint.rpartition(":")
     return (name, port_number(port, "PORT (--rdzv-endpoint)")) if colon else (port, default_port)
 
 
 def rendezvous_settings(args: Namespace) -> dict[str, str]:
-    """``--rdzv-conf`` as a table, with ``join_timeout`` in it. ValueError where that is not seconds."""
+    """``--rdzv-conf`` as a table, with ``join_timeout`` in it. UserError where that is not seconds."""
     conf = dict(word.split("=", 1) for word in args.rdzv_conf.split(",") if "=" in word)
     conf.setdefault("join_timeout", "600")
     whole_number(conf["join_timeout"], "RENDEZVOUS_TIMEOUT (--rdzv-conf join_timeout)")

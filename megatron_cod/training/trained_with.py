@@ -13,7 +13,7 @@ from megatron_cod.data.tokenizers import TOKENIZER_TYPES, TokenizerChoice
 def trained_with(args: Any) -> TrainedWith | None:
     """The tokenizer that the arguments give; None where they give none.
 
-    A model from the hub, which is no local file, is known by its name only. ValueError for one that cannot be read.
+    A model from the hub, which is no local file, is known by its name only. UserError for one that cannot be read.
     """
     kind, model = args.tokenizer_type, args.tokenizer_model
     if kind is None:

@@ -135,5 +135,5 @@ def without_apex(_rank: int) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("apex") is not None, reason="NVIDIA Apex is installed")
 def test_apex_asked_for_and_missing_is_refused():
-    with pytest.raises(WorkerError, match="ValueError: --backend apex: NVIDIA Apex is not installed"):
+    with pytest.raises(WorkerError, match="UserError: --backend apex: NVIDIA Apex is not installed"):
         run_ranks(1, without_apex)

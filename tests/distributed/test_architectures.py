@@ -193,7 +193,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("layout", "flags", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_there_is_refused(layout, flags, said):
-    with pytest.raises(WorkerError, match=rf"ValueError: --norm-scheme lns does not support.*{re.escape(said)}"):
+    with pytest.raises(WorkerError, match=rf"UserError: --norm-scheme lns does not support.*{re.escape(said)}"):
         run_ranks(layout.world, run_variant, Variant(flags), layout, None, ("lns",))
 
 

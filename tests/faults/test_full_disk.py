@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from megatron_cod.checkpoint_files import damage, newest_whole, read_tracker
-from megatron_cod.training.failures import USER_ERROR
+from megatron_cod.errors import USER_ERROR
 from megatron_cod.training.faults.events import Events, read_events
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_signals import losses_of

@@ -142,5 +142,5 @@ def test_the_fused_down_projection_of_latent_attention(layout):
     ],
 )
 def test_what_cannot_be_is_refused(flags, named):
-    with pytest.raises(WorkerError, match=f"ValueError: .*{re.escape(named)}"):
+    with pytest.raises(WorkerError, match=f"UserError: .*{re.escape(named)}"):
         run_ranks(1, worker, Variant(()), (*TE, *flags), ONE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cod.training.failures import may_pass
+from megatron_cod.errors import may_pass
 from megatron_cod.training.out_of_memory import DeviceOutOfMemory, out_of_memory, told_in_one_line
 
 ALLOCATOR = torch.OutOfMemoryError(

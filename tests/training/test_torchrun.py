@@ -13,9 +13,9 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
+from megatron_cod.errors import UserError, may_pass
 from megatron_cod.network import holder
 from megatron_cod.training import torchrun_flags
-from megatron_cod.training.failures import may_pass
 from megatron_cod.training.faults.saving import SaveError
 from megatron_cod.training.head import Head
 from megatron_cod.training.torchrun import Agent, ending, main
@@ -58,9 +58,10 @@ def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts
 
 COMMON = """
 import time
-from megatron_cod.training.failures import CommonError, user_errors
+from megatron_cod.errors import CommonError, Phase, UserError
+from megatron_cod.training.failures import one_line_endings
 time.sleep(2 * (rank == {last}))
-with user_errors(ValueError):
+with one_line_endings(lambda: Phase.SET_UP):
     raise {kind}('no such file') if rank == 0 else CommonError('rank 0 on node1: no such file')
 """
 
@@ -69,19 +70,19 @@ with user_errors(ValueError):
 @pytest.mark.slow_except("0")
 def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
     """The other rank writes its reason first, and waits for rank 0 to speak."""
-    body = COMMON.format(last=last, kind="ValueError")
+    body = COMMON.format(last=last, kind="UserError")
     done, started = start(tmp_path, body, "--nproc-per-node", "2")
     assert (done.returncode, started) == (2, 1), done.stderr
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
     assert said == ["error: no such file"] * 2  # rank 0's, and torchrun's last
 
 
-@pytest.mark.parametrize(("kind", "name"), [("CommonError", ""), ("ValueError", "rank 1 on {host}: ")])
+@pytest.mark.parametrize(("kind", "name"), [("CommonError", ""), ("UserError", "rank 1 on {host}: ")])
 @pytest.mark.slow_except("CommonError-")
 def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
     """Rank 0 does not come to speak, and rank 1 does in its place."""
-    body = COMMON.format(last=1, kind="ValueError").replace(
-        "with user_errors", "if rank == 0: time.sleep(60)\nwith user_errors"
+    body = COMMON.format(last=1, kind="UserError").replace(
+        "with one_line_endings", "if rank == 0: time.sleep(60)\nwith one_line_endings"
     )
     body = body.replace("else CommonError", f"else {kind}")
     done, _ = start(tmp_path, body, "--nproc-per-node", "2")
@@ -91,12 +92,13 @@ def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
 
 LOSES_RANK_0 = """
 import torch.distributed as dist
-from megatron_cod.training.failures import user_errors
+from megatron_cod.errors import Phase
+from megatron_cod.training.failures import one_line_endings
 dist.init_process_group("gloo")
 dist.barrier()
 if first and rank == 0:
     os.kill(os.getpid(), signal.SIGKILL)
-with user_errors(RuntimeError, ValueError, OSError):
+with one_line_endings(lambda: Phase.SET_UP):
     try:
         dist.barrier()
     except RuntimeError as error:
@@ -253,7 +255,7 @@ def failure(code: int) -> ChildFailedError:
         (RendezvousClosedError(), 1, "another machine ended the run; its last line says why"),
         (RendezvousTimeoutError(), 1, "fewer than 3 machines were at node1:29400 within 60 s; there came node1, node2"),
         (DistError("x"), 1, "HEAD is gone: node1:29400 does not answer any more"),
-        (ValueError("wrong"), 2, "wrong"),
+        (UserError("wrong"), 2, "wrong"),
     ],
 )
 def test_endings(error, code, said):

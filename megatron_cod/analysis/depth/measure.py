@@ -15,6 +15,7 @@ from megatron_cod.analysis.depth.surgery import Surgery
 from megatron_cod.analysis.depth.traced import Trace, TracedModel
 from megatron_cod.analysis.depth.usefulness import LinearFit, is_useful, loss_with_linear
 from megatron_cod.analysis.metrics import perplexity
+from megatron_cod.errors import UserError
 
 METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 """Cheapest first. ``surgery`` is removal, permutation and causal score."""
@@ -40,7 +41,7 @@ Step = Callable[[str, int], None]
 def measure(
     model: TracedModel, budget: Budget, metrics: Collection[str], step: Step = lambda *_: None
 ) -> dict[str, Any]:
-    """Results for JSON. ValueError for NaN streams (naming the block), and for too few tokens to fit on."""
+    """Results for JSON. UserError for NaN streams (naming the block), and for too few tokens to fit on."""
     found: dict[str, Any] = {"depth": model.depth, "tokens": sum(batch.numel() for batch in budget.judge)}
     stream, angle, surgery = StreamStatistics(), AngularDistance(), Surgery(model.depth)
     losses: list[float] = []
@@ -97,12 +98,12 @@ def measure(
 
 
 def traced(model: TracedModel, batch: Tensor) -> Trace:
-    """A trace whose streams are all finite; ValueError naming the first block that made another value."""
+    """A trace whose streams are all finite; UserError naming the first block that made another value."""
     trace = model.trace(batch)
     for after, stream in enumerate(trace.streams):
         if not torch.isfinite(stream).all():
             where = f"block {after}" if after else "the embedding"
-            raise ValueError(f"the residual stream is not finite from {where} on: NaN or infinite weights?")
+            raise UserError(f"the residual stream is not finite from {where} on: NaN or infinite weights?")
     return trace
 
 

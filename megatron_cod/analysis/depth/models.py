@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[torch.nn.Module]:
     """The list of a model's blocks: the one called ``name``, or the only one as long as its configuration says.
 
-    Raises ValueError with the lists there are when that does not tell.
+    Raises UserError with the lists there are when that does not tell.
     """
     lists = {
         path: found for path, found in model.named_modules() if isinstance(found, torch.nn.ModuleList) and len(found)
@@ -25,7 +26,7 @@ def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[tor
     known = ", ".join(f"{path} ({len(found)})" for path, found in lists.items()) or "none"
     if name is not None:
         if name not in lists:
-            raise ValueError(f"--blocks {name}: the model has no such list of modules; it has {known}")
+            raise UserError(f"--blocks {name}: the model has no such list of modules; it has {known}")
         return lists[name]
     config = getattr(model, "config", None)
     depth = next((getattr(config, one) for one in COUNTS if getattr(config, one, None)), None)
@@ -33,7 +34,7 @@ def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[tor
     # Experts of a layer may be as many as layers: their list lies within a block.
     outer = [found for found in fitting if not any(_within(found, other) for other in fitting if other is not found)]
     if len(outer) != 1:
-        raise ValueError(f"cannot tell which modules are the blocks; give --blocks, one of: {known}")
+        raise UserError(f"cannot tell which modules are the blocks; give --blocks, one of: {known}")
     return outer[0]
 
 

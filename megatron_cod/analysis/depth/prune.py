@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megatron_cod.analysis.depth.models import COUNTS, find_blocks
+from megatron_cod.errors import UserError
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "block_types")
 """Lists of a configuration with an entry a block."""
@@ -26,19 +27,19 @@ class Plan:
 
     @staticmethod
     def removing(depth: int, removed: set[int]) -> Plan:
-        """All but ``removed``. ValueError for numbers that are no blocks, and for nothing left."""
+        """All but ``removed``. UserError for numbers that are no blocks, and for nothing left."""
         _check(depth, removed)
         kept = [number for number in range(1, depth + 1) if number not in removed]
         if not kept:
-            raise ValueError(f"all {depth} blocks would be removed")
+            raise UserError(f"all {depth} blocks would be removed")
         return Plan(tuple((number,) for number in kept))
 
     @staticmethod
     def merging(depth: int, first: int, last: int) -> Plan:
-        """Blocks ``first`` to ``last`` as one. ValueError for numbers that are no blocks in this order."""
+        """Blocks ``first`` to ``last`` as one. UserError for numbers that are no blocks in this order."""
         _check(depth, {first, last})
         if first >= last:
-            raise ValueError(f"--merge {first} {last}: the first must come before the last")
+            raise UserError(f"--merge {first} {last}: the first must come before the last")
         before, after = range(1, first), range(last + 1, depth + 1)
         return Plan((*((n,) for n in before), tuple(range(first, last + 1)), *((n,) for n in after)))
 
@@ -46,11 +47,11 @@ class Plan:
 def _check(depth: int, numbers: set[int]) -> None:
     wrong = sorted(number for number in numbers if not 1 <= number <= depth)
     if wrong:
-        raise ValueError(f"no block {', '.join(map(str, wrong))}: the model has blocks 1 to {depth}")
+        raise UserError(f"no block {', '.join(map(str, wrong))}: the model has blocks 1 to {depth}")
 
 
 def prune(model: Any, plan: Plan, blocks: str | None = None) -> None:
-    """Change a transformers model, its configuration too, in place. ValueError for blocks that cannot be averaged."""
+    """Change a transformers model, its configuration too, in place. UserError for blocks that cannot be averaged."""
     old: Any = find_blocks(model, blocks)
     made = [_merged([old[number - 1] for number in group], group) for group in plan.groups]
     for place, block in enumerate(made):
@@ -68,7 +69,7 @@ def _merged(members: list[torch.nn.Module], group: tuple[int, ...]) -> torch.nn.
     if len(members) == 1:
         return first
     if any(state.keys() != states[0].keys() for state in states):
-        raise ValueError(f"blocks {group[0]} to {group[-1]} are not built alike: they cannot be averaged")
+        raise UserError(f"blocks {group[0]} to {group[-1]} are not built alike: they cannot be averaged")
     mean = {name: torch.stack([s[name].float() for s in states]).mean(0).to(t.dtype) for name, t in states[0].items()}
     first.load_state_dict(mean)
     return first

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_cod.analysis.depth.figures import Results, plot_curves, plot_heat_maps
 from megatron_cod.analysis.depth.summary import effective_depth, sentences
+from megatron_cod.errors import UserError
 
 RESULT = "depth.json"
 
@@ -33,14 +34,14 @@ the curves before believing a count.</p>
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What an earlier run found. ValueError when the folder holds none."""
+    """What an earlier run found. UserError when the folder holds none."""
     path = folder / RESULT
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
-        raise ValueError(f"{folder} holds no {RESULT} of tools/analyze_depth.py") from None
+        raise UserError(f"{folder} holds no {RESULT} of tools/analyze_depth.py") from None
     if not isinstance(found, dict) or "depth" not in found:
-        raise ValueError(f"{path} is not a result of tools/analyze_depth.py")
+        raise UserError(f"{path} is not a result of tools/analyze_depth.py")
     return found
 
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from megatron_cod.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 def documents(path: Path, key: str = "text") -> Iterator[str]:
-    """The documents of a ``.jsonl`` file, or a text file as one. ValueError, with the line, for what cannot be read."""
+    """The documents of a ``.jsonl`` file, or a text file as one. UserError, with the line, for what cannot be read."""
     try:
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
@@ -24,18 +26,18 @@ def documents(path: Path, key: str = "text") -> Iterator[str]:
         else:
             yield path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _field(path: Path, number: int, line: str, key: str) -> str:
     try:
         found = json.loads(line)[key]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}:{number} has no {key!r}") from None
+        raise UserError(f"{path}:{number} has no {key!r}") from None
     if not isinstance(found, str):
-        raise ValueError(f"{path}:{number}: {key!r} is no text")
+        raise UserError(f"{path}:{number}: {key!r} is no text")
     return found
 
 
@@ -65,10 +67,10 @@ def _indexed(prefix: Path, needed: int) -> list[int]:
 def sequences(ids: list[int], length: int, batch: int, vocab: int | None) -> list[Tensor]:
     """Ids cut into rows of ``length``, in batches [<= batch, length]; the rest is left.
 
-    ValueError for ids beyond ``vocab``.
+    UserError for ids beyond ``vocab``.
     """
     if ids and vocab is not None and max(ids) >= vocab:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer does not fit the model: it gives id {max(ids)}, the model has {vocab} embeddings"
         )
     rows = torch.tensor(ids[: len(ids) // length * length], dtype=torch.long).view(-1, length)
@@ -80,15 +82,15 @@ def split_text(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Batches to judge on, then batches to fit on, from one file: ``judge`` and ``fit`` tokens, whole sequences.
 
-    Raises ValueError when the text is too short.
+    Raises UserError when the text is too short.
     """
     if length < 2:
-        raise ValueError(f"--seq-length {length} is too short to predict a token")
+        raise UserError(f"--seq-length {length} is too short to predict a token")
     rows = {"judge": -(-judge // length), "fit": -(-fit // length)}
     needed = sum(rows.values()) * length
     ids = ids_of(path, tokenizer, needed)
     if len(ids) < needed:
-        raise ValueError(
+        raise UserError(
             f"{path} gives {len(ids)} tokens, too few: --tokens {judge} and --fit-tokens {fit} need {needed}"
         )
     cut = rows["judge"] * length

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_cod.errors import UserError
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a block beside the stream."""
 
@@ -67,7 +69,7 @@ class TracedModel:
         return stream if self._batch_first else stream.transpose(0, 1)
 
     def trace(self, tokens: Tensor) -> Trace:
-        """Run a batch of tokens [b, s]. ValueError where a block is not run once, in order, or has no stream."""
+        """Run a batch of tokens [b, s]. UserError where a block is not run once, in order, or has no stream."""
         calls: list[Call] = []
         rests: list[tuple[Any, ...] | None] = []
         streams: list[Tensor] = []
@@ -92,14 +94,12 @@ class TracedModel:
         try:
             logits = self._run(tokens)
         except KeyError:
-            raise ValueError(
-                "a block was called without hidden_states: these are not the blocks of a decoder"
-            ) from None
+            raise UserError("a block was called without hidden_states: these are not the blocks of a decoder") from None
         finally:
             for handle in handles:
                 handle.remove()
         if order != list(range(1, self.depth + 1)):
-            raise ValueError(f"the blocks ran in the order {order}, not once each from 1 to {self.depth}")
+            raise UserError(f"the blocks ran in the order {order}, not once each from 1 to {self.depth}")
         return Trace(tokens, streams, calls, rests, logits)
 
     def block(self, trace: Trace, number: int, stream: Tensor) -> Tensor:

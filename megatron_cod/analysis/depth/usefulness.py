@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_cod.analysis.depth.traced import Trace, TracedModel
+from megatron_cod.errors import UserError
 
 THRESHOLD = 0.10
 _RIDGE = 1e-6
@@ -36,11 +37,11 @@ class LinearFit:
     def solve(self) -> Tensor:
         """The map of the update, [h + 1, h]: the stream after is x + [x, 1] @ map.
 
-        ValueError for fewer tokens than twice the unknowns of a channel: it would fit noise.
+        UserError for fewer tokens than twice the unknowns of a channel: it would fit noise.
         """
         if self._gram is None or self._cross is None or self.tokens < 2 * self._gram.shape[0]:
             needed = 2 * self._gram.shape[0] if self._gram is not None else 1
-            raise ValueError(f"{self.tokens} tokens are too few to fit a linear map, at least {needed} are needed")
+            raise UserError(f"{self.tokens} tokens are too few to fit a linear map, at least {needed} are needed")
         ridge = _RIDGE * self._gram.diagonal()[:-1].mean()
         eye = torch.eye(self._gram.shape[0], dtype=self._gram.dtype, device=self._gram.device)
         return torch.linalg.solve(self._gram + ridge * eye, self._cross)

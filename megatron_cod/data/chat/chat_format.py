@@ -9,6 +9,7 @@ from megatron_cod.data.chat.conversations import Message
 from megatron_cod.data.chat.encoders import ByteEncoder, Encoder, HuggingFaceEncoder, SentencePieceEncoder
 from megatron_cod.data.chat.templates import ChatTemplate, Span, read_template
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.errors import UserError
 
 PLAIN = "plain"
 _SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
@@ -18,24 +19,24 @@ class ChatFormat:
     """How conversations look to the model."""
 
     def __init__(self, encoder: Encoder, template: str) -> None:
-        """template: its text. ValueError where it needs an end token that the tokenizer has not."""
+        """template: its text. UserError where it needs an end token that the tokenizer has not."""
         self.encoder = encoder
         self.template = ChatTemplate(template, encoder.variables)
         if "eos_token" in template and "eos_token" not in encoder.variables:
-            raise ValueError(
+            raise UserError(
                 "the chat template asks for eos_token, and the tokenizer has none; Hugging Face tokenizers name it in "
                 "tokenizer_config.json"
             )
 
     def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """A whole conversation as text, and the [start, end) that are trained. ValueError when the template raises."""
+        """A whole conversation as text, and the [start, end) that are trained. UserError when the template raises."""
         text, spans = self.template.with_answers(messages)
         if self.template.marked:
             return text, spans
         return text, [self._without_space_behind(text, span) for span in spans]
 
     def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        """Ids of a whole conversation, and for each whether it is of an answer. ValueError when the template raises."""
+        """Ids of a whole conversation, and for each whether it is of an answer. UserError when the template raises."""
         return self.encoder.encode(*self.answers(messages))
 
     def _without_space_behind(self, text: str, span: Span) -> Span:
@@ -72,24 +73,24 @@ def chat_format_of(
     """The format for training's arguments ``--tokenizer-type``, ``--tokenizer-model``, ``--vocab-size``.
 
     template: a built-in name or a file; None is the tokenizer's own, or ``plain`` for a tokenizer that cannot have one.
-    ValueError for a tokenizer that reads no text, or that could have a template and has none.
+    UserError for a tokenizer that reads no text, or that could have a template and has none.
     """
     own: str | None = None
     if tokenizer_type == "HuggingFaceTokenizer":
         if not model or not Path(model).exists():
-            raise ValueError(f"--tokenizer-model {model}: HuggingFaceTokenizer needs a folder with tokenizer.json")
+            raise UserError(f"--tokenizer-model {model}: HuggingFaceTokenizer needs a folder with tokenizer.json")
         encoder, own = _hugging_face(model)
         if own is None and template is None:
-            raise ValueError(f"the tokenizer in {model} has no chat template; give --chat-template FILE, or {PLAIN}")
+            raise UserError(f"the tokenizer in {model} has no chat template; give --chat-template FILE, or {PLAIN}")
     elif tokenizer_type in _SENTENCEPIECE:
         if not model or not Path(model).is_file():
-            raise ValueError(f"--tokenizer-model {model}: {tokenizer_type} needs a SentencePiece .model file")
+            raise UserError(f"--tokenizer-model {model}: {tokenizer_type} needs a SentencePiece .model file")
         encoder = SentencePieceEncoder(Path(model))
     elif tokenizer_type == "NullTokenizer" and vocabulary == BYTE_VOCABULARY:
         encoder = ByteEncoder()
     else:
         known = ", ".join(("HuggingFaceTokenizer", *_SENTENCEPIECE))
-        raise ValueError(
+        raise UserError(
             f"--tokenizer-type {tokenizer_type} reads no text; give {known}, or NullTokenizer with --vocab-size "
             f"{BYTE_VOCABULARY} for bytes"
         )

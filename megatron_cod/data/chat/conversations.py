@@ -10,12 +10,13 @@ from typing import Any
 
 from megatron_cod.data.documents import cut_documents, json_value, utf8
 from megatron_cod.data.inputs import find_inputs, open_input
+from megatron_cod.errors import UserError
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant")
 
 
-class BadLine(ValueError):
+class BadLine(UserError):
     """What is wrong with one line; the text names file and line."""
 
 
@@ -30,24 +31,24 @@ class Conversation:
 
 def _text(record: Mapping[str, Any], key: str) -> str:
     if key not in record:
-        raise ValueError(f"no key {key!r} (keys here: {', '.join(list(record)[:8]) or 'none'})")
+        raise UserError(f"no key {key!r} (keys here: {', '.join(list(record)[:8]) or 'none'})")
     if not isinstance(record[key], str):
-        raise ValueError(f"key {key!r} holds a {type(record[key]).__name__}, not a string")
+        raise UserError(f"key {key!r} holds a {type(record[key]).__name__}, not a string")
     return str(record[key])
 
 
 def _of_messages(record: Mapping[str, Any]) -> list[Message]:
     messages = record.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise ValueError("key 'messages' must hold a list of {role, content}, and at least one")
+        raise UserError("key 'messages' must hold a list of {role, content}, and at least one")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise ValueError(f"message {number} is a {type(message).__name__}, not an object")
+            raise UserError(f"message {number} is a {type(message).__name__}, not an object")
         role = message.get("role")
         if role not in ROLES:
-            raise ValueError(f"message {number} has the role {role!r}; there are {', '.join(ROLES)}")
+            raise UserError(f"message {number} has the role {role!r}; there are {', '.join(ROLES)}")
         if not isinstance(message.get("content"), str):
-            raise ValueError(f"message {number} ({role}) has no text in 'content'")
+            raise UserError(f"message {number} ({role}) has no text in 'content'")
     return messages
 
 
@@ -59,7 +60,7 @@ def _of_instruction(record: Mapping[str, Any]) -> list[Message]:
     """Alpaca's and Commonsense170K's: an input, where there is one, follows the instruction; other keys are not read."""
     given = "" if record.get("input") is None else record["input"]
     if not isinstance(given, str):
-        raise ValueError(f"key 'input' holds a {type(given).__name__}, not a string")
+        raise UserError(f"key 'input' holds a {type(given).__name__}, not a string")
     return _turn("\n\n".join(part for part in (_text(record, "instruction"), given) if part), _text(record, "output"))
 
 
@@ -82,23 +83,23 @@ LAYOUTS: dict[str, _Layout] = {
 
 
 def messages_of(record: Any, layout: str = "auto") -> list[Message]:
-    """The messages of one record. ValueError, without a place, for what is no conversation that can be trained on."""
+    """The messages of one record. UserError, without a place, for what is no conversation that can be trained on."""
     if not isinstance(record, dict):
-        raise ValueError(f"needs a JSON object, found a {type(record).__name__}")
+        raise UserError(f"needs a JSON object, found a {type(record).__name__}")
     chosen = LAYOUTS.get(layout) or next((one for one in LAYOUTS.values() if all(k in record for k in one.keys)), None)
     if chosen is None:
         wanted = ", or ".join(" and ".join(one.keys) for one in LAYOUTS.values())
-        raise ValueError(f"none of the known layouts (keys here: {', '.join(list(record)[:8]) or 'none'}): {wanted}")
+        raise UserError(f"none of the known layouts (keys here: {', '.join(list(record)[:8]) or 'none'}): {wanted}")
     messages = chosen.read(record)
     if messages[-1]["role"] != "assistant":
-        raise ValueError(f"the last message is the {messages[-1]['role']}'s: there is no answer to train on")
+        raise UserError(f"the last message is the {messages[-1]['role']}'s: there is no answer to train on")
     if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
-        raise ValueError("an answer is empty: there is no token to train on")
+        raise UserError("an answer is empty: there is no token to train on")
     for number, message in enumerate(messages, 1):
         try:
             utf8(message["content"])
         except ValueError as error:
-            raise ValueError(f"message {number} ({message['role']}) {error}") from None
+            raise UserError(f"message {number} ({message['role']}) {error}") from None
     return messages
 
 
@@ -129,7 +130,7 @@ def read_conversations(
 
     layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
     then left out; without it the first one raises ``BadLine``. say: see
-    ``find_inputs``. ValueError for files that are missing or damaged.
+    ``find_inputs``. UserError for files that are missing or damaged.
     """
     for source in find_inputs(patterns, "jsonl", say):
         for place, parse in _records(source.path):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from megatron_cod.data.chat.templates import Span
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.errors import UserError
 
 
 class Encoder(Protocol):
@@ -30,9 +31,9 @@ class HuggingFaceEncoder:
     """A fast tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: with ``is_fast``; ValueError otherwise, as others do not tell where a token lies in the text."""
+        """tokenizer: with ``is_fast``; UserError otherwise, as others do not tell where a token lies in the text."""
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{type(tokenizer).__name__} has no fast version; fine-tuning needs a tokenizer.json")
+            raise UserError(f"{type(tokenizer).__name__} has no fast version; fine-tuning needs a tokenizer.json")
         self._tokenizer = tokenizer
         self.variables = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
         added = tokenizer.added_tokens_decoder.items()
@@ -95,13 +96,13 @@ class SentencePieceEncoder(_PieceEncoder):
     """A SentencePiece model; ``<s>`` and ``</s>``, as the model names them, are special."""
 
     def __init__(self, model: Path) -> None:
-        """ValueError for a file that is no SentencePiece model."""
+        """UserError for a file that is no SentencePiece model."""
         import sentencepiece
 
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"cannot read tokenizer model {model}: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"cannot read tokenizer model {model}: {' '.join(str(error).split())[:200]}") from None
         numbers = {"bos_token": self._model.bos_id(), "eos_token": self._model.eos_id()}
         self.variables = {name: self._model.id_to_piece(n) for name, n in numbers.items() if n >= 0}
         self.specials = {self._model.id_to_piece(n): n for n in numbers.values() if n >= 0}

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.conversations import BadLine, Conversation, read_conversations
+from megatron_cod.errors import UserError
 
 TOO_LONG = ("error", "truncate", "drop")
 _SHOWN = 5
@@ -112,7 +113,7 @@ def read_samples(
 ) -> tuple[Samples, Counts]:
     """Every conversation of the files as a sample.
 
-    ValueError, naming file and line, for a bad line unless those are skipped, for an answer that gives no token, for one
+    UserError, naming file and line, for a bad line unless those are skipped, for an answer that gives no token, for one
     too long where that is an error (all are counted first), and when nothing is left.
     """
     counts, teller = Counts(), _Teller(say)
@@ -139,13 +140,13 @@ def read_samples(
     found = _gathered(samples())
     names = " ".join(files)
     if reading.too_long == "error" and counts.dropped + counts.truncated:
-        raise ValueError(
+        raise UserError(
             f"{names}: {counts.dropped + counts.truncated} of {counts.kept + counts.dropped} conversations do not fit into "
             f"--seq-length {reading.seq_length}, the longest takes {counts.longest} ({counts.longest_at}); give "
             "--sft-too-long truncate or drop, or a longer row"
         )
     if not len(found):
-        raise ValueError(f"{names}: no conversation is left to train on ({counts.dropped} too long, {counts.bad} bad)")
+        raise UserError(f"{names}: no conversation is left to train on ({counts.dropped} too long, {counts.bad} bad)")
     return found, counts
 
 
@@ -153,7 +154,7 @@ def _encoded(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], l
     try:
         ids, trained = chat.encode(conversation.messages)
         if not any(trained[1:]):
-            raise ValueError("the chat template leaves no token of an answer to train on")
+            raise UserError("the chat template leaves no token of an answer to train on")
     except ValueError as error:
         raise BadLine(f"{conversation.place}: {error}") from None
     return ids, trained

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_cod.data.chat.conversations import Message
 from megatron_cod.data.documents import utf8
+from megatron_cod.errors import UserError
 
 _FOLDER = Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
@@ -20,14 +21,14 @@ Span = tuple[int, int]
 
 
 def read_template(name: str) -> str:
-    """The text of a template: one of ``BUILT_IN``, or a file. ValueError when it is neither."""
+    """The text of a template: one of ``BUILT_IN``, or a file. UserError when it is neither."""
     path = _FOLDER / f"{name}.jinja" if name in BUILT_IN else Path(name)
     if not path.is_file():
-        raise ValueError(f"--chat-template {name} is no file, and none of {', '.join(BUILT_IN)}")
+        raise UserError(f"--chat-template {name} is no file, and none of {', '.join(BUILT_IN)}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"--chat-template {name} is not UTF-8 text") from None
+        raise UserError(f"--chat-template {name} is not UTF-8 text") from None
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,14 @@ class ChatTemplate:
         return bool(_MARKED.search(self.text))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as text. ValueError when the template raises."""
+        """The conversation as text. UserError when the template raises."""
         return self._render(messages, add_generation_prompt, mark=False)[0]
 
     def with_answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text, and the [start, end) of every answer in it, end-of-turn token included.
 
         A template without marks is rendered turn by turn: an answer is what its message adds behind the generation prompt.
-        ValueError for a template where that is not so, as one that rewrites earlier turns.
+        UserError for a template where that is not so, as one that rewrites earlier turns.
         """
         if self.marked:
             text, spans = self._render(messages, False, mark=True)
@@ -62,7 +63,7 @@ class ChatTemplate:
             before = self.render(messages[:number], add_generation_prompt=True)
             after = self.render(messages[: number + 1])
             if not (text.startswith(after) and after.startswith(before)):
-                raise ValueError(
+                raise UserError(
                     f"the chat template changes earlier text when message {number + 1} is added, so that its answers "
                     "cannot be told; mark them in the template with {% generation %} and {% endgeneration %}"
                 )
@@ -82,10 +83,10 @@ class ChatTemplate:
             )
         except Exception as error:  # Jinja's own errors, and whatever an expression in a template may raise
             logging.getLogger(__name__).debug("chat template", exc_info=True)
-            raise ValueError(f"the chat template failed: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"the chat template failed: {' '.join(str(error).split())[:300]}") from None
         text = str(texts[0])
         try:  # a template may read other keys of a message than its content
             utf8(text)
         except ValueError as error:
-            raise ValueError(f"what the chat template writes {error}") from None
+            raise UserError(f"what the chat template writes {error}") from None
         return text, spans[0] if spans else []

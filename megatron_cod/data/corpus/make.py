@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_cod.data.corpus.fetch import NotToBeHad, fetch
 from megatron_cod.data.corpus.sources import SOURCES, Source
+from megatron_cod.errors import UserError
 
 SUMMARY = "SOURCES.json"
 _MEGABYTE = 10**6
@@ -30,11 +31,11 @@ class Made:
 
 
 def choose(names: Iterable[str] | None) -> list[Source]:
-    """The sources of these names, all without any; raises ValueError for an unknown one."""
+    """The sources of these names, all without any; raises UserError for an unknown one."""
     by_name = {source.name: source for source in SOURCES}
     unknown = set(names or ()) - set(by_name)
     if unknown:
-        raise ValueError(f"unknown source {', '.join(sorted(unknown))}; there are {', '.join(by_name)}")
+        raise UserError(f"unknown source {', '.join(sorted(unknown))}; there are {', '.join(by_name)}")
     return [by_name[name] for name in names or by_name]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from megatron_cod.data.documents import cut_documents, json_value, text_of_plain, utf8
 from megatron_cod.data.evaluation.token_sets import Source, TokenSet
 from megatron_cod.data.inputs import InputFile, find_inputs, open_input
+from megatron_cod.errors import UserError
 
 Say = Callable[[str], None]
 _SHOWN = 5
@@ -40,12 +41,12 @@ class _Collected:
 
 
 def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]:
-    """The sets of one source, in order of appearance. ValueError, with file and line, for what cannot be read."""
+    """The sets of one source, in order of appearance. UserError, with file and line, for what cannot be read."""
     found: dict[str, _Collected] = {}
     bad, empty = [], 0
     for file in find_inputs([source.path], say=say):
         if file.format not in ("jsonl", "text"):
-            raise ValueError(f"{file.path}: evaluation reads JSON lines and plain text; make .bin/.idx of the others")
+            raise UserError(f"{file.path}: evaluation reads JSON lines and plain text; make .bin/.idx of the others")
         for line, content in _documents(file):
             if not content.strip():
                 empty += 1
@@ -56,7 +57,7 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
             except ValueError as error:
                 bad.append(f"{file.path}, line {line}: {error}")
                 if not reading.skip_bad:
-                    raise ValueError(f"{bad[0]} (--eval-skip-bad-lines leaves such documents out)") from None
+                    raise UserError(f"{bad[0]} (--eval-skip-bad-lines leaves such documents out)") from None
                 continue
             if not text.strip() or not len(ids):
                 empty += 1
@@ -69,7 +70,7 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
         for text in bad[:_SHOWN]:
             say(f"  left out: {text}")
     if not found:
-        raise ValueError(f"no documents in {source.path}: {empty} empty, {len(bad)} bad")
+        raise UserError(f"no documents in {source.path}: {empty} empty, {len(bad)} bad")
     return [_set(source, domain, held) for domain, held in found.items()]
 
 
@@ -84,19 +85,19 @@ def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, s
         return "", text_of_plain(content)
     record = json_value(content)
     if not isinstance(record, dict):
-        raise ValueError(f"needs a JSON object on each line, found a {type(record).__name__}")
+        raise UserError(f"needs a JSON object on each line, found a {type(record).__name__}")
     keys = [reading.json_key, *([reading.domain_key] if reading.domain_key else [])]
     for key in keys:
         if not isinstance(record.get(key), str):
             there = f"holds a {type(record[key]).__name__}" if key in record else "is missing"
-            raise ValueError(f"key {key!r} {there} (keys here: {', '.join(list(record)[:8]) or 'none'})")
+            raise UserError(f"key {key!r} {there} (keys here: {', '.join(list(record)[:8]) or 'none'})")
     if not reading.domain_key:
         return "", record[reading.json_key]
     domain = record[reading.domain_key] or _NO_DOMAIN
     try:
         utf8(domain)
     except ValueError as error:
-        raise ValueError(f"key {reading.domain_key!r} {error}") from None
+        raise UserError(f"key {reading.domain_key!r} {error}") from None
     return domain, record[reading.json_key]
 
 
@@ -104,7 +105,7 @@ def _ids(text: str, reading: TextReading) -> np.ndarray:
     utf8(text)
     ids = np.array(reading.encode(text), np.int64)
     if len(ids) and (ids.min() < 0 or ids.max() >= reading.vocabulary):
-        raise ValueError(
+        raise UserError(
             f"the tokenizer gave id {int(ids.max())}, the model has ids 0 to {reading.vocabulary - 1}: they do not fit"
         )
     if reading.end is not None and len(ids) and ids[-1] != reading.end:

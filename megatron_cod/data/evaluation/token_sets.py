@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_cod.data.check import check_prefix
 from megatron_cod.data.tokenizer_match import TrainedWith, difference
+from megatron_cod.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,19 @@ _TEXT_ENDS = {".jsonl", ".ndjson", ".json", ".txt", ".text", ".md"}
 
 
 def parse_sources(given: Sequence[str]) -> list[Source]:
-    """The sources that a command line names; ValueError for a name that is empty or given twice."""
+    """The sources that a command line names; UserError for a name that is empty or given twice."""
     found = []
     for word in given:
         name, separator, path = word.partition("=")
         if not separator:
             name, path = Path(word).name.removesuffix(".idx").removesuffix(".bin"), word
         if not name or not path:
-            raise ValueError(f"--eval-data {word!r}: give [NAME=]PATH")
+            raise UserError(f"--eval-data {word!r}: give [NAME=]PATH")
         found.append(Source(name, path))
     names = [source.name for source in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"--eval-data has the name {twice[0]} twice; give NAME=PATH with another name")
+        raise UserError(f"--eval-data has the name {twice[0]} twice; give NAME=PATH with another name")
     return found
 
 
@@ -75,12 +76,12 @@ def read_dataset(source: Source, vocabulary: int | None, tokenizer: TrainedWith 
     """A `.bin/.idx` dataset, memory-mapped.
 
     vocabulary: rows of the model's embedding. tokenizer: the model's.
-    ValueError where the dataset is missing, damaged, empty, beyond the vocabulary, or of another tokenizer.
+    UserError where the dataset is missing, damaged, empty, beyond the vocabulary, or of another tokenizer.
     """
     summary = check_prefix(source.path, vocab_size=vocabulary)
     differs = None if summary.record is None or tokenizer is None else difference(summary.record, tokenizer)
     if differs is not None:
-        raise ValueError(
+        raise UserError(
             f"dataset {source.path} {differs}; make it again from the text, or give the text itself to --eval-data"
         )
     from megatron_cod.data.megatron_api import IndexedDataset

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.architecture import Architecture, Experts, Latent
 from megatron_cod.huggingface.families import parts
 from megatron_cod.huggingface.families.fields import Config, need, only
@@ -129,7 +130,7 @@ def _read_experts(config: Config, score: str) -> Experts | None:
 
 def read_v2(config: Config) -> dict[str, Any]:
     if config.get("topk_method", "greedy") != "greedy":
-        raise ValueError(
+        raise UserError(
             f"config.json has topk_method {config['topk_method']!r}: Megatron ranks groups of experts by another sum; "
             f"DeepSeek V2 is only known with greedy (V2-Lite)"
         )
@@ -143,7 +144,7 @@ def read_v3(config: Config) -> dict[str, Any]:
     groups, chosen = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
     if experts is not None and groups > 1:
         if experts.chosen // chosen != 2:
-            raise ValueError(
+            raise UserError(
                 f"config.json chooses {experts.chosen} experts of {chosen} groups: Megatron ranks a group by its best "
                 f"{experts.chosen // chosen}, DeepSeek V3 always by its best 2"
             )

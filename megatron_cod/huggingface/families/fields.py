@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.architecture import Rope
 
 Config = Mapping[str, Any]
@@ -19,40 +20,40 @@ def need(config: Config, name: str) -> Any:
     """A value that must be there."""
     value = config.get(name)
     if value is None:
-        raise ValueError(f"config.json does not say {name}")
+        raise UserError(f"config.json does not say {name}")
     return value
 
 
 def only(config: Config, **allowed: Any) -> None:
-    """ValueError unless each value is absent, null or the one that Megatron's model computes."""
+    """UserError unless each value is absent, null or the one that Megatron's model computes."""
     for name, value in allowed.items():
         found = config.get(name)
         if found is not None and found != value:
-            raise ValueError(f"config.json has {name} {found!r}; only {value!r} can be carried over")
+            raise UserError(f"config.json has {name} {found!r}; only {value!r} can be carried over")
 
 
 def _constants(rope: Config, expected: dict[str, float]) -> None:
     for name, value in expected.items():
         found = rope.get(name, value)
         if float(found) != float(value):
-            raise ValueError(f"RoPE scaling with {name} {found}: Megatron has {value} there, and no flag for it")
+            raise UserError(f"RoPE scaling with {name} {found}: Megatron has {value} there, and no flag for it")
 
 
 def read_rope(config: Config) -> Rope:
     """RoPE in the old spelling (``rope_theta``, ``rope_scaling``) or the new one (``rope_parameters``)."""
     given = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     if any(isinstance(value, Mapping) for value in given.values()):
-        raise ValueError("config.json gives RoPE layer by layer, which cannot be carried over")
+        raise UserError("config.json gives RoPE layer by layer, which cannot be carried over")
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if theta != int(theta):
-        raise ValueError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")
+        raise UserError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")
     kind = given.get("rope_type") or given.get("type") or "default"
     factor = float(given.get("factor") or 1.0)
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
         if factor != int(factor):
-            raise ValueError(f"linear RoPE scaling by {factor}: Megatron's factor is a whole number")
+            raise UserError(f"linear RoPE scaling by {factor}: Megatron's factor is a whole number")
         return Rope(theta, kind, factor)
     if kind == "llama3":
         _constants(given, LLAMA3)
@@ -60,12 +61,12 @@ def read_rope(config: Config) -> Rope:
     if kind == "yarn":
         _constants(given, YARN)
         if given.get("attention_factor") is not None or given.get("truncate") is False:
-            raise ValueError("yarn RoPE scaling with attention_factor or truncate cannot be carried over")
+            raise UserError("yarn RoPE scaling with attention_factor or truncate cannot be carried over")
         mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
         if not (mscale and every):
-            raise ValueError("yarn RoPE scaling is only known with mscale and mscale_all_dim, as DeepSeek has it")
+            raise UserError("yarn RoPE scaling is only known with mscale and mscale_all_dim, as DeepSeek has it")
         return Rope(theta, kind, factor, mscale, every)
-    raise ValueError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3, and yarn with DeepSeek")
+    raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3, and yarn with DeepSeek")
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -83,14 +84,14 @@ def write_rope(rope: Rope) -> dict[str, Any]:
 def read_common(config: Config) -> dict[str, Any]:
     """The fields of ``Architecture`` that every family spells alike."""
     if config.get("quantization_config"):
-        raise ValueError("the weights are quantised (quantization_config); convert them to bfloat16 first")
+        raise UserError("the weights are quantised (quantization_config); convert them to bfloat16 first")
     if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise ValueError(f"config.json has hidden_act {config['hidden_act']!r}; only silu can be carried over")
+        raise UserError(f"config.json has hidden_act {config['hidden_act']!r}; only silu can be carried over")
     hidden, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
     if heads % groups:
-        raise ValueError(f"config.json has {heads} heads, which do not divide over {groups} key-value heads")
+        raise UserError(f"config.json has {heads} heads, which do not divide over {groups} key-value heads")
     vocab = int(need(config, "vocab_size"))
     return {
         "layers": int(need(config, "num_hidden_layers")),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.families import deepseek, dense, mixtral, parts
 from megatron_cod.huggingface.families.fields import Config, only, read_common, write_rope
@@ -22,7 +23,7 @@ class Family:
     """What ``architectures`` names."""
     rows: tuple[Row, ...]
     read: Callable[[Config], dict[str, Any]]
-    """Fields of ``Architecture`` beyond ``read_common``; ValueError for what Megatron's model does not compute."""
+    """Fields of ``Architecture`` beyond ``read_common``; UserError for what Megatron's model does not compute."""
     write: Callable[[Architecture], dict[str, Any]]
     """Keys of the config beyond ``write_common``."""
     expresses: Callable[[Architecture], bool]
@@ -36,7 +37,7 @@ def _plain(arch: Architecture) -> bool:
 def _read_llama(config: Config) -> dict[str, Any]:
     attention, mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
     if attention != mlp:
-        raise ValueError("config.json has attention_bias and mlp_bias differ; Megatron has both or neither")
+        raise UserError("config.json has attention_bias and mlp_bias differ; Megatron has both or neither")
     return {"linear_bias": attention}
 
 
@@ -109,24 +110,24 @@ FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 
 
 def get_family(name: str) -> Family:
-    """The row called ``name``; ValueError names the known ones."""
+    """The row called ``name``; UserError names the known ones."""
     if name not in FAMILIES:
-        raise ValueError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
+        raise UserError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
 
 def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
-    """The first family whose stock model computes this architecture, or ``wanted``; ValueError when none does."""
+    """The first family whose stock model computes this architecture, or ``wanted``; UserError when none does."""
     if wanted is not None:
         family = get_family(wanted)
         if not family.expresses(arch):
             fits = [row.name for row in _ROWS if row.expresses(arch)]
-            raise ValueError(f"{wanted} does not compute this model; {', '.join(fits) or 'no known family'} does")
+            raise UserError(f"{wanted} does not compute this model; {', '.join(fits) or 'no known family'} does")
         return family
     for row in _ROWS:
         if row.expresses(arch):
             return row
-    raise ValueError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
+    raise UserError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
 
 
 def describe(arch: Architecture) -> str:
@@ -146,14 +147,14 @@ def describe(arch: Architecture) -> str:
 def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     """The architecture of a Hugging Face config, and notes on what is not carried over without harm.
 
-    Raises ValueError for an unknown architecture, or a value that Megatron's model does not compute.
+    Raises UserError for an unknown architecture, or a value that Megatron's model does not compute.
     """
     family = get_family(str(config.get("model_type") or "(none)"))
     arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
     if arch.rope.kind == "yarn" and arch.latent is None:
-        raise ValueError("yarn RoPE scaling is only known with DeepSeek's attention")
+        raise UserError("yarn RoPE scaling is only known with DeepSeek's attention")
     if arch.rope.kind in ("linear", "llama3") and arch.latent is not None:
-        raise ValueError(f"{arch.rope.kind} RoPE scaling is not known with DeepSeek's attention")
+        raise UserError(f"{arch.rope.kind} RoPE scaling is not known with DeepSeek's attention")
     notes = []
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     if window and int(window) < arch.positions:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.training.task import Program
 
 INTRODUCTION = """\
@@ -71,13 +72,13 @@ PROGRAM = Program(program="evaluate", introduction=INTRODUCTION, add_arguments=a
 
 
 def check_flags(given: Any) -> None:
-    """ValueError, naming the flags, for what evaluation cannot do. given: the plain parse of the command line."""
+    """UserError, naming the flags, for what evaluation cannot do. given: the plain parse of the command line."""
     if not given.load:
-        raise ValueError("nothing to evaluate: give --load CHECKPOINT")
+        raise UserError("nothing to evaluate: give --load CHECKPOINT")
     if not given.eval_data:
-        raise ValueError("no data: give --eval-data [NAME=]PATH")
+        raise UserError("no data: give --eval-data [NAME=]PATH")
     if given.recipe:
-        raise ValueError("--recipe: the model's flags come from the directory of --load; give single ones beside it")
+        raise UserError("--recipe: the model's flags come from the directory of --load; give single ones beside it")
     asked = {
         "--save": given.save,
         "--data-path and its like": given.data_path or given.valid_data_path or given.test_data_path,
@@ -85,13 +86,13 @@ def check_flags(given: Any) -> None:
     }
     refused = [flag for flag, is_set in asked.items() if is_set]
     if refused:
-        raise ValueError(f"evaluation does not take {', '.join(refused)}")
+        raise UserError(f"evaluation does not take {', '.join(refused)}")
 
 
 def check_window(stride: int | None, seq_length: int) -> int:
-    """The stride; ValueError where it would leave tokens out."""
+    """The stride; UserError where it would leave tokens out."""
     if stride is not None and stride > seq_length:
-        raise ValueError(
+        raise UserError(
             f"--stride {stride} is larger than the window of --seq-length {seq_length}: tokens would be left out"
         )
     return stride or seq_length

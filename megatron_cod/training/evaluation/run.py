@@ -19,7 +19,7 @@ from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
-from megatron_cod.depth_map import DepthMapError
+from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_vocabulary
@@ -27,11 +27,11 @@ from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
-from megatron_cod.training.failures import fail, this_rank, user_errors
+from megatron_cod.training.failures import fail, one_line_endings, this_rank
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.model_options import TOKENIZER
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory, told_in_one_line
+from megatron_cod.training.out_of_memory import told_in_one_line
 from megatron_cod.training.reporting import say
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import LAUNCH, StartHooks, prepare, replica_size
@@ -52,18 +52,16 @@ def _check_output(path: str | None) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--output {path} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
     if target.is_dir():
-        raise ValueError(f"--output {path} is a folder; name a file")
+        raise UserError(f"--output {path} is a folder; name a file")
 
 
 def _batches(flags: list[str], raw: Any) -> list[str]:
     """The flags with batch sizes: a global batch is what one call of the schedule computes."""
     micro_batch = raw.micro_batch_size or 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
-        raise ValueError(
-            f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now"
-        )
+        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
     batch = micro_batch * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
     return [*flags, "--micro-batch-size", str(micro_batch), "--global-batch-size", str(batch)]
@@ -87,7 +85,7 @@ def model_of(command_line: list[str]) -> tuple[list[str], Path]:
 def _encoder(args: Any, tokenizer: Any) -> Any:
     if args.tokenizer_type == "NullTokenizer":
         if args.vocab_size != BYTE_VOCABULARY:
-            raise ValueError(
+            raise UserError(
                 f"the checkpoint's NullTokenizer of {args.vocab_size} ids reads no text (of {BYTE_VOCABULARY}: bytes); "
                 "give --tokenizer-type and --tokenizer-model, or a prefix of .bin/.idx"
             )
@@ -109,7 +107,7 @@ def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
 
 
 def read_sets(args: Any) -> list[TokenSet]:
-    """All that ``--eval-data`` names. ValueError for what cannot be measured on."""
+    """All that ``--eval-data`` names. UserError for what cannot be measured on."""
     tokenizer = get_tokenizer()
     vocabulary = check_vocabulary(args, tokenizer)
     found: list[TokenSet] = []
@@ -123,16 +121,16 @@ def read_sets(args: Any) -> list[TokenSet]:
 
 
 def plan(args: Any, sets: list[TokenSet]) -> Job:
-    """How the sets are cut into windows. ValueError for a set in which nothing can be predicted."""
+    """How the sets are cut into windows. UserError for a set in which nothing can be predicted."""
     stride = check_window(args.stride, args.seq_length)
     prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
     if args.eval_prefix != "none" and (prefix is None or prefix < 0):
-        raise ValueError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
+        raise UserError(f"--eval-prefix: the tokenizer has no {args.eval_prefix}")
     cut = partial(plan_windows, size=args.seq_length, stride=stride, prefixed=prefix is not None)
     windows = [cut(one.streams(args.eval_mode == "document")) for one in sets]
     for one, rows in zip(sets, windows, strict=True):
         if not len(rows):
-            raise ValueError(f"{one.name} has {len(one.ids)} tokens: there is nothing to predict")
+            raise UserError(f"{one.name} has {len(one.ids)} tokens: there is nothing to predict")
     pipeline = args.pipeline_model_parallel_size
     interleaved = args.virtual_pipeline_model_parallel_size is not None
     micro = _MICRO_BATCHES * pipeline
@@ -181,7 +179,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 
 def main() -> None:
     """Evaluate, as the command line says."""
-    with user_errors(ValueError, AssertionError, OSError):
+    with one_line_endings(lambda: Phase.START):
         flags, checkpoint = model_of(sys.argv[1:])
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
@@ -195,9 +193,9 @@ def main() -> None:
     last = this_rank() == args.world_size - 1
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
     in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
-    with user_errors(DepthMapError, ValueError, RuntimeError, OSError), in_one_line():
+    with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, start.model_config)
-    with user_errors(DeviceOutOfMemory), in_one_line():
+    with one_line_endings(lambda: Phase.TRAINING), in_one_line():
         totals = measure(job, model, progress.add)
     if totals is None or not last:
         return

@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 def check_flags(args: Any) -> None:
-    """ValueError for fault flags that make no sense. args: the plain parse of the command line."""
+    """UserError for fault flags that make no sense. args: the plain parse of the command line."""
     deadline(args.time_limit, 0.0)
     rewind.check_rewind(args)
 

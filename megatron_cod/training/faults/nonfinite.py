@@ -15,6 +15,7 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.utils import get_model_config
 
+from megatron_cod.errors import UserError
 from megatron_cod.training.faults.events import Events, this_host
 from megatron_cod.training.faults.flags import POLICIES
 from megatron_cod.training.faults.nonfinite_search import (
@@ -26,7 +27,7 @@ from megatron_cod.training.faults.nonfinite_search import (
 )
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(UserError):
     """A step that cannot be used; its text is the line the user sees."""
 
 

@@ -25,6 +25,7 @@ from megatron_cod.checkpoint_files import (
     same_directory,
     write_tracker,
 )
+from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import batch_sizes
 
 REWINDS = "rewinds.jsonl"
@@ -44,35 +45,35 @@ class Rewind:
 
 
 def read_rewinds(save: str | Path) -> list[Rewind]:
-    """All rewinds of a run, in the order they were done. ValueError for a file that cannot be read."""
+    """All rewinds of a run, in the order they were done. UserError for a file that cannot be read."""
     path = Path(save) / REWINDS
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         return [Rewind(**{key: value for key, value in line.items() if key != "time"}) for line in lines]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 def check_rewind(args: Any) -> None:
-    """ValueError for a rewind that makes no sense. args: the plain parse of the command line."""
+    """UserError for a rewind that makes no sense. args: the plain parse of the command line."""
     if args.rewind_to is None:
         if args.rewind_skip:
-            raise ValueError(f"--rewind-skip {args.rewind_skip} needs --rewind-to STEP")
+            raise UserError(f"--rewind-skip {args.rewind_skip} needs --rewind-to STEP")
         return
     if not same_directory(args.save, args.load):
-        raise ValueError("--rewind-to takes --load and --save of the same directory: that of the run to be rewound")
+        raise UserError("--rewind-to takes --load and --save of the same directory: that of the run to be rewound")
     if args.rewind_skip and args.dataloader_type == "cyclic":
-        raise ValueError("--rewind-skip does not go with --dataloader-type cyclic, whose order is drawn anew")
+        raise UserError("--rewind-skip does not go with --dataloader-type cyclic, whose order is drawn anew")
     if args.ckpt_step:
-        raise ValueError("give --rewind-to or --ckpt-step, not both")
+        raise UserError("give --rewind-to or --ckpt-step, not both")
     if args.phase_transition_iterations:
-        raise ValueError("--rewind-to does not go with --phase-transition-iterations, where samples are counted anew")
+        raise UserError("--rewind-to does not go with --phase-transition-iterations, where samples are counted anew")
 
 
 def pending(args: Any) -> Path | None:
     """The checkpoint of a rewind that is asked for and not done yet, else None.
 
-    Raises ValueError when it is not there, or not whole.
+    Raises UserError when it is not there, or not whole.
     """
     if args.rewind_to is None:
         return None
@@ -82,7 +83,7 @@ def pending(args: Any) -> Path | None:
     checkpoint = Path(args.save) / iteration_name(args.rewind_to)
     if not checkpoint.is_dir():
         there = ", ".join(str(number) for number in iterations(args.save)) or "none"
-        raise ValueError(f"--rewind-to {args.rewind_to}: no such checkpoint in {args.save}, there are {there}")
+        raise UserError(f"--rewind-to {args.rewind_to}: no such checkpoint in {args.save}, there are {there}")
     check_files(checkpoint)
     return checkpoint
 

@@ -11,9 +11,10 @@ from typing import Any
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cod.checkpoint_files import newest_whole
+from megatron_cod.errors import UserError
 
 
-class SaveError(RuntimeError):
+class SaveError(UserError):
     """A checkpoint could not be written; its text is the line the user sees.
 
     may_pass: whether the next try may go well, as after a lost rank or a file system that did not answer; not where the
@@ -31,11 +32,11 @@ def in_save(error: BaseException) -> bool:
     return any(one.name == "save_checkpoint" and "megatron/training" in one.filename for one in frames)
 
 
-def cause(error: BaseException) -> str:
-    """The first thing that went wrong, on one line; torch wraps what its ranks and writers ran into."""
+def cause(error: BaseException) -> BaseException:
+    """The first thing that went wrong; torch wraps what its ranks and writers ran into."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def free_space(folder: str) -> tuple[str, bool]:
@@ -52,11 +53,19 @@ def free_space(folder: str) -> tuple[str, bool]:
 
 @contextmanager
 def failed_saves(args: Any) -> Iterator[None]:
-    """Around the training: turn the errors of a save into a SaveError that says where the run would go on."""
+    """Around the training: turn the errors of a save into a SaveError that says where the run would go on.
+
+    Those of files, and the RuntimeErrors of torch's writers and of lost ranks. Others are a fault of ours, unless the disk
+    is full: then nobody knows what came of that.
+    """
     try:
         yield
-    except (OSError, RuntimeError, CheckpointException) as error:
+    except (Exception, CheckpointException) as error:
         if not in_save(error):
+            raise
+        space, is_full = free_space(args.save)
+        first = cause(error)
+        if not is_full and not isinstance(first, OSError | RuntimeError):
             raise
         try:
             newest, _ = newest_whole(args.save)
@@ -64,7 +73,7 @@ def failed_saves(args: Any) -> Iterator[None]:
             newest = None
         left = f"the newest whole checkpoint is {newest.name}" if newest else "no checkpoint was finished before"
         step = int(args.curr_iteration) + 1
-        space, is_full = free_space(args.save)
+        why = " ".join(str(first).split())[:200] or type(first).__name__
         raise SaveError(
-            f"the save of step {step} in {args.save} failed: {cause(error)}; {space}; {left}", may_pass=not is_full
-        ) from None
+            f"the save of step {step} in {args.save} failed: {why}; {space}; {left}", may_pass=not is_full
+        ) from error

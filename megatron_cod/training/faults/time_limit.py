@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from megatron_cod.checkpoint_files import iterations
+from megatron_cod.errors import UserError
 
 _SPARE_SECONDS = 30.0  # for the launcher, and a file system that is slower this time
 _SAVE_SECONDS = 30.0  # of a save, before any was seen
@@ -21,7 +22,7 @@ def deadline(asked: str, now: float) -> float | None:
     """``--time-limit`` as seconds since the epoch: 'auto' is Slurm's end of the job where it is known and still to come,
     'none' no end, else minutes from now.
 
-    Raises ValueError for anything else.
+    Raises UserError for anything else.
     """
     if asked == "none":
         return None
@@ -33,7 +34,7 @@ def deadline(asked: str, now: float) -> float | None:
     except ValueError:
         minutes = 0.0
     if not 0.0 < minutes < float("inf"):
-        raise ValueError(f"--time-limit {asked}: give auto, none, or minutes above 0")
+        raise UserError(f"--time-limit {asked}: give auto, none, or minutes above 0")
     return now + 60.0 * minutes
 
 

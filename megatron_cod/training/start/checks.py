@@ -1,6 +1,6 @@
 """Everything that can refuse a start, in one table: the launch, rehearsal, preflight, evaluation and benchmark read it.
 
-A check raises ValueError with one line that names the flags. A program that cannot provide what a check needs skips it, or
+A check raises UserError with one line that names the flags. A program that cannot provide what a check needs skips it, or
 logs what it would have refused (``Need``); no program leaves a check out for another reason.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_tokenizer
 
+from megatron_cod.errors import UserError
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.blends import blends_of
@@ -88,7 +89,7 @@ class Check:
     name: str
     phase: Phase
     run: Callable[[StartContext], Iterable[str] | None]
-    """Raises ValueError; returns lines for the log."""
+    """Raises UserError; returns lines for the log."""
     needs: frozenset[Need] = frozenset()
     training: bool = False
     """Only for programs that train."""
@@ -116,7 +117,7 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
         return ()
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
-        raise ValueError(f"--tokenizer-model {model} does not exist")
+        raise UserError(f"--tokenizer-model {model} does not exist")
     named = model or args.tokenizer_type in ("NullTokenizer", "ByteLevelTokenizer")
     if named or args.padded_vocab_size is None:
         check_vocabulary(args, _tokenizer(args))
@@ -126,14 +127,14 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
 
 
 def _tokenizer(args: Any) -> Any:
-    """The tokenizer, without Megatron's globals; fills in the padded vocabulary. ValueError where it cannot be built."""
+    """The tokenizer, without Megatron's globals; fills in the padded vocabulary. UserError where it cannot be built."""
     try:
         tokenizer = build_tokenizer(args)
     except Exception as error:
         # Tokenizer libraries raise what they like; whatever it is, the size is unknown.
-        raise ValueError(f"the vocabulary is unknown: give --padded-vocab-size or a tokenizer ({error})") from None
+        raise UserError(f"the vocabulary is unknown: give --padded-vocab-size or a tokenizer ({error})") from None
     if args.padded_vocab_size is None:
-        raise ValueError("the vocabulary is unknown: give --padded-vocab-size or --vocab-size")
+        raise UserError("the vocabulary is unknown: give --padded-vocab-size or --vocab-size")
     return tokenizer
 
 
@@ -206,13 +207,13 @@ def applies(check: Check, program: Program, provided: frozenset[Need]) -> bool:
 
 
 def run_checks(start: StartContext, phase: Phase) -> None:
-    """Run the checks of a phase; their lines are added to ``start.notes``. ValueError for the first that refuses."""
+    """Run the checks of a phase; their lines are added to ``start.notes``. UserError for the first that refuses."""
     for check in CHECKS:
         if check.phase is not phase or not applies(check, start.program, start.provided):
             continue
         try:
             start.notes += check.run(start) or ()
-        except ValueError as error:
+        except UserError as error:
             if Need.MACHINE not in check.needs or Need.MACHINE in start.provided:
                 raise
             start.notes.append(f"{error}; not checked")

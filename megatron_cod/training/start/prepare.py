@@ -19,14 +19,14 @@ from megatron.training.arguments import validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import identity, torch_adaptations
+from megatron_cod import errors, identity, torch_adaptations
 from megatron_cod.backends.torch_context_parallel import log_line
+from megatron_cod.errors import UserError, refusal
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
 from megatron_cod.training import checkpoints
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.failures import one_line
 from megatron_cod.training.reporting import say
 from megatron_cod.training.start.checks import Need, Phase, StartContext, run_checks
 from megatron_cod.training.start.settings import Settings, settings_of
@@ -94,7 +94,7 @@ def prepare(
         quiet: drop what Megatron and we print; ``Start.notes`` keeps what matters.
 
     Raises:
-        ValueError: for what a check or Megatron refuses, in one line.
+        UserError: for what a check or Megatron refuses, in one line.
     """
     hooks = hooks or StartHooks()
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
@@ -140,8 +140,8 @@ def _refused_by_megatron() -> Iterator[None]:
     """Around Megatron's own reading of the arguments, which refuses with bare assertions."""
     try:
         yield
-    except AssertionError as error:
-        raise ValueError(one_line(error)) from error
+    except Exception as error:
+        raise refusal(error, errors.Phase.START) from None
 
 
 def _validated(raw: Namespace, world_size: int) -> Any:
@@ -150,7 +150,7 @@ def _validated(raw: Namespace, world_size: int) -> Any:
     with _refused_by_megatron():
         if args.use_checkpoint_args:
             if not (args.load or args.pretrained_checkpoint):
-                raise ValueError("--use-checkpoint-args needs --load or --pretrained-checkpoint")
+                raise UserError("--use-checkpoint-args needs --load or --pretrained-checkpoint")
             load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
             load_args_from_checkpoint(args)
         validate_args(args)
@@ -166,7 +166,7 @@ def as_megatron_parses(raw: Namespace, world_size: int) -> Namespace:
     args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
     args.rank, args.world_size = int(os.environ.get("RANK", "0")), world_size
     if args.yaml_cfg is not None:
-        raise ValueError("--yaml-cfg is not supported: give a --recipe, or flags")
+        raise UserError("--yaml-cfg is not supported: give a --recipe, or flags")
     if args.disable_msc_deprecated:
         args.enable_msc = False
     if args.enable_msc:
