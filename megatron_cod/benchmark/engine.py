@@ -19,6 +19,7 @@ from megatron.core.utils import get_model_config
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from torch import Tensor
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.errors import UserError
@@ -63,7 +64,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
 class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
-    def __init__(self, args: Any, scheme: str, backend: str | None = None) -> None:
+    def __init__(self, args: MegatronArgs, scheme: str, backend: str | None = None) -> None:
         """backend: a name of ``backends.choice.BACKENDS``; None leaves what the arguments say."""
         args.norm_scheme = scheme
         if backend is not None:
@@ -139,7 +140,7 @@ class Engine:
         return Lap(clock() - start, self._seconds_in_optimizer, float(reported["lm loss"]))
 
 
-def random_batches(args: Any, count: int) -> list[list[Microbatch]]:
+def random_batches(args: MegatronArgs, count: int) -> list[list[Microbatch]]:
     """``count`` global batches of random tokens: micro-batches of [b, s], labels being the tokens that follow."""
     generator = torch.Generator().manual_seed(args.seed)
     shape = (args.micro_batch_size, args.seq_length)

@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 import warnings
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
 
@@ -58,7 +58,7 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
 
     found: dict[str, Any] = {"world": world, "error": ""}
 
-    def note_files(raw: Namespace) -> None:
+    def note_files(raw: MegatronArgs) -> None:
         found.update(
             save=raw.save,
             prefixes=[] if raw.mock_data else prefixes_of(blends_of(raw)),

@@ -2,15 +2,14 @@
 
 import contextlib
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron_cod.training import environment  # noqa: F401
 
 # isort: split
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.training.batch_sizes import batch_sizes
@@ -23,7 +22,7 @@ from megatron_cod.training.start.prepare import StartHooks, prepare
 class Launch:
     """What the launch would start with."""
 
-    args: Any
+    args: MegatronArgs
     """Megatron's arguments after its own validation."""
     flags: list[str]
     """Defaults, recipe and command line as one list."""
@@ -49,7 +48,7 @@ def as_process(rank: int, world_size: int) -> Iterator[None]:
 
 
 def read_launch(
-    command_line: Sequence[str], world_size: int, parsed: Callable[[Namespace], None] = lambda _: None
+    command_line: Sequence[str], world_size: int, parsed: Callable[[MegatronArgs], None] = lambda _: None
 ) -> Launch:
     """Everything the launch would refuse before it starts training, as far as one machine can see it.
 

@@ -26,6 +26,7 @@ from megatron.training.arguments import validate_args
 from megatron.training.global_vars import set_global_variables
 
 from megatron_cod import cpu, torch_adaptations
+from megatron_cod.args import MegatronArgs
 from megatron_cod.depth_map import stage_layers
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.model import model_config_from_args
@@ -82,7 +83,7 @@ class RankReport:
     """Most memory of the process, host memory where there is no GPU."""
 
 
-def _short(args: Any, job: Job) -> None:
+def _short(args: MegatronArgs, job: Job) -> None:
     """Turn the launch into a trial of some steps that reads no checkpoint and writes nothing."""
     args.fake_process_group = True
     args.train_iters, args.train_samples = job.steps, None
@@ -110,7 +111,7 @@ def _short(args: Any, job: Job) -> None:
         args.split = None
 
 
-def _keep_in_range(args: Any, job: Job) -> None:
+def _keep_in_range(args: MegatronArgs, job: Job) -> None:
     """A tensor-parallel rank but the first gets its batch by broadcast, so arbitrary memory here: make it token ids."""
     original = batches.get_batch
     limits = {"tokens": job.vocabulary, "position_ids": args.seq_length}
@@ -136,7 +137,7 @@ def _datasets(sample_counts: list[int], vp_stage: int | None = None) -> Any:
 _datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def _tell_shapes(args: Any) -> None:
+def _tell_shapes(args: MegatronArgs) -> None:
     """With multi-token prediction before the last stage, stages tell one another the shapes they send: say them here.
 
     Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import devices, recipes
 from megatron_cod.training.arguments import build_parser
@@ -44,7 +45,7 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)
 
 
-def _with_tensorboard(flags: list[str], raw: Namespace, program: Program | None) -> list[str]:
+def _with_tensorboard(flags: list[str], raw: MegatronArgs, program: Program | None) -> list[str]:
     """A run that saves writes its TensorBoard file beside its checkpoints."""
     if program is None or not program.trains or not raw.save or raw.tensorboard_dir is not None:
         return flags

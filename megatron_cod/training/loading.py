@@ -16,6 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.errors import Phase, UserError, refusal
 from megatron_cod.schemes.residual import set_training_step
@@ -92,7 +93,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     return [*flags, *WEIGHTS_ALONE, "--load", str(folder), *step]
 
 
-def build(args: Any, config: Any) -> list[torch.nn.Module]:
+def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
     with redirect_stdout(io.StringIO()):
         try:

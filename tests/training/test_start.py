@@ -5,15 +5,18 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import get_type_hints
 
 import pytest
 
+from megatron_cod.args import EvaluationArgs, FineTuningArgs, MegatronArgs
 from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
 from megatron_cod.training import arguments
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.evaluation.flags import PROGRAM
+from megatron_cod.training.fine_tuning import task
 from megatron_cod.training.model_options import scheme_options
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start import checks
@@ -191,3 +194,26 @@ def test_the_parser_is_built_once(monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "__init__", init)
     read_launch(SMALL, 1)
     assert len([parser for parser in built if len(parser._actions) > 100]) == 0
+
+
+SET_BY_THE_LOOP = {"curr_iteration", "iteration", "consumed_train_samples", "consumed_valid_samples", "do_train"}
+"""And not by the start. Megatron's validation sets the two counts of samples to 0."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "program"), [(MegatronArgs, TASK), (FineTuningArgs, task()), (EvaluationArgs, PROGRAM)]
+)
+def test_the_typed_fields_are_those_of_the_arguments(kind, program):
+    """mypy holds the package to these fields; here they are held to what Megatron and our parsers have."""
+    named = get_type_hints(kind).keys()
+    parsed = {action.dest for action in build_parser(program)._actions}
+    assert named <= parsed | vars(read_launch(SMALL, 1).args).keys() | SET_BY_THE_LOOP
+    if kind is not MegatronArgs:
+        assert named - get_type_hints(MegatronArgs).keys() <= parsed
+        assert named > get_type_hints(MegatronArgs).keys()
+
+
+def test_every_typed_field_is_read():
+    text = "\n".join(file.read_text() for file in (ROOT / "megatron_cod").rglob("*.py") if file.name != "args.py")
+    unread = [name for name in get_type_hints(MegatronArgs) if not re.search(rf"\b{name}\b", text)]
+    assert unread == []

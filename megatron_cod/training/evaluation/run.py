@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_cod.training import environment  # noqa: F401
 
@@ -15,6 +15,7 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
+from megatron_cod.args import EvaluationArgs
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
@@ -57,7 +58,7 @@ def _check_output(path: str | None) -> None:
         raise UserError(f"--output {path} is a folder; name a file")
 
 
-def _batches(flags: list[str], raw: Any) -> list[str]:
+def _batches(flags: list[str], raw: EvaluationArgs) -> list[str]:
     """The flags with batch sizes: a global batch is what one call of the schedule computes."""
     micro_batch = raw.micro_batch_size or 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
@@ -82,7 +83,7 @@ def model_of(command_line: list[str]) -> tuple[list[str], Path]:
     return [*flags, *command_line, "--load", str(folder)], checkpoint
 
 
-def _encoder(args: Any, tokenizer: Any) -> Any:
+def _encoder(args: EvaluationArgs, tokenizer: Any) -> Any:
     if args.tokenizer_type == "NullTokenizer":
         if args.vocab_size != BYTE_VOCABULARY:
             raise UserError(
@@ -93,7 +94,7 @@ def _encoder(args: Any, tokenizer: Any) -> Any:
     return tokenizer.tokenize
 
 
-def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
+def _text_reading(args: EvaluationArgs, tokenizer: Any, vocabulary: int) -> TextReading:
     end = getattr(tokenizer, "eod", None)
     has_end = isinstance(end, int) and end >= 0
     return TextReading(
@@ -106,7 +107,7 @@ def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
     )
 
 
-def read_sets(args: Any) -> list[TokenSet]:
+def read_sets(args: EvaluationArgs) -> list[TokenSet]:
     """All that ``--eval-data`` names. UserError for what cannot be measured on."""
     tokenizer = get_tokenizer()
     vocabulary = check_vocabulary(args, tokenizer)
@@ -120,7 +121,7 @@ def read_sets(args: Any) -> list[TokenSet]:
     return found
 
 
-def plan(args: Any, sets: list[TokenSet]) -> Job:
+def plan(args: EvaluationArgs, sets: list[TokenSet]) -> Job:
     """How the sets are cut into windows. UserError for a set in which nothing can be predicted."""
     stride = check_window(args.stride, args.seq_length)
     prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
@@ -139,7 +140,7 @@ def plan(args: Any, sets: list[TokenSet]) -> Job:
     return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, unit, multiple)
 
 
-def _tell(args: Any, checkpoint: Path, job: Job) -> None:
+def _tell(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     documents, tokens = sum(one.documents for one in job.sets), sum(job.predicted())
     rows = sum(len(plan) for plan in job.windows)
     apart = args.stride or args.seq_length
@@ -149,7 +150,7 @@ def _tell(args: Any, checkpoint: Path, job: Job) -> None:
     )
 
 
-def _facts(args: Any, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
+def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint),
         "iteration": args.iteration,
@@ -184,7 +185,7 @@ def main() -> None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
         start = prepare(flags, _PROGRAM, world_size, LAUNCH - {Need.RANKS}, hooks=hooks)
-        args = start.args
+        args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))
         _tell(args, checkpoint, job)
         if args.dry_run:

@@ -7,7 +7,6 @@ logs what it would have refused (``Need``); no program leaves a check out for an
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,6 +16,7 @@ from typing import Any
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_tokenizer
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training import checkpoints
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
@@ -56,20 +56,25 @@ class Phase(Enum):
 class StartContext:
     """What the checks of one start read."""
 
-    raw: Namespace
+    raw: MegatronArgs
     """The plain parse of defaults, recipe and command line."""
     program: Program
     world_size: int
     provided: frozenset[Need]
     agree: Callable[[Any], None] = lambda _: None
     """Returns when all ranks have called it and agree; see ``agreement.among_ranks``."""
-    args: Any = None
-    """Megatron's arguments after its validation; from ``Phase.VALIDATED`` on."""
+    validated: MegatronArgs | None = None
     model_config: Any = None
     has_globals: bool = True
     """Whether Megatron's global variables are set for these arguments, its tokenizer among them."""
     notes: list[str] = field(default_factory=list)
     """Lines for the log: what could not be checked, what a checkpoint differs in."""
+
+    @property
+    def args(self) -> MegatronArgs:
+        """Megatron's arguments after its validation: in ``Phase.VALIDATED`` alone."""
+        assert self.validated is not None
+        return self.validated
 
     @property
     def rank(self) -> int:
@@ -126,7 +131,7 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     return ()
 
 
-def _tokenizer(args: Any) -> Any:
+def _tokenizer(args: MegatronArgs) -> Any:
     """The tokenizer, without Megatron's globals; fills in the padded vocabulary. UserError where it cannot be built."""
     try:
         tokenizer = build_tokenizer(args)

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import os
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
 from megatron_cod import errors, identity, torch_adaptations
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.errors import UserError, refusal
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
@@ -40,7 +40,7 @@ LAUNCH = frozenset(Need)
 class Start:
     """A start that passed all checks which the program could make."""
 
-    args: Any
+    args: MegatronArgs
     """Megatron's arguments after its validation, our flags among them."""
     settings: Settings
     model_config: SchemeModelConfig
@@ -64,9 +64,9 @@ def _nothing(_: Any) -> None: ...
 class StartHooks:
     """What a program does between the steps of a start."""
 
-    parsed: Callable[[Namespace], None] = _nothing
+    parsed: Callable[[MegatronArgs], None] = _nothing
     """With the plain parse, before any check."""
-    before_megatron: Callable[[Settings, Namespace], None] = lambda *_: None
+    before_megatron: Callable[[Settings, MegatronArgs], None] = lambda *_: None
     """With the settings and the plain parse, when the checks that need no more have passed."""
     globals_set: Callable[[Any], object] = _nothing
     """With the arguments, when Megatron's global variables are set, and its signal handler with them."""
@@ -114,7 +114,7 @@ def prepare(
         run_checks(start, Phase.SCHEDULE)
         hooks.before_megatron(settings_of(raw), raw)
         torch_adaptations.install()
-        start.args = args = _validated(raw, start.world_size)
+        start.validated = args = _validated(raw, start.world_size)
         if set_globals:
             with _refused_by_megatron():
                 set_global_variables(args)
@@ -130,7 +130,7 @@ def prepare(
     return Start(args, settings_of(args), config, flags, resolved, tuple(start.notes))
 
 
-def replica_size(raw: Namespace) -> int:
+def replica_size(raw: MegatronArgs) -> int:
     """Ranks of one data-parallel replica. raw: the plain parse."""
     return raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
 
@@ -144,7 +144,7 @@ def _refused_by_megatron() -> Iterator[None]:
         raise refusal(error, errors.Phase.START) from None
 
 
-def _validated(raw: Namespace, world_size: int) -> Any:
+def _validated(raw: MegatronArgs, world_size: int) -> Any:
     """Megatron's arguments after its validation, from the plain parse, which stays as it is."""
     args = as_megatron_parses(raw, world_size)
     with _refused_by_megatron():
@@ -157,13 +157,14 @@ def _validated(raw: Namespace, world_size: int) -> Any:
     return args
 
 
-def as_megatron_parses(raw: Namespace, world_size: int) -> Namespace:
+def as_megatron_parses(raw: MegatronArgs, world_size: int) -> MegatronArgs:
     """What ``megatron.training.arguments.parse_args`` of Megatron-Core 0.19.2 makes of a plain parse.
 
     It would build its parser of a thousand flags again.
     """
     args = copy.deepcopy(raw)
-    args._is_global_batch_size_explicitly_specified = args.global_batch_size is not None
+    explicit = "_is_global_batch_size_explicitly_specified"
+    setattr(args, explicit, args.global_batch_size is not None)
     args.rank, args.world_size = int(os.environ.get("RANK", "0")), world_size
     if args.yaml_cfg is not None:
         raise UserError("--yaml-cfg is not supported: give a --recipe, or flags")

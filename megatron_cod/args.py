@@ -56,7 +56,8 @@ class MegatronArgs(Protocol):
     use_grouped_gemm_for_dense_mlp: bool
 
     # Experts
-    num_experts: int | None
+    num_experts: int
+    """None in a dense model."""
     moe_layer_freq: int | list[int]
     moe_ffn_hidden_size: int | None
     moe_latent_size: int | None
@@ -144,10 +145,11 @@ class MegatronArgs(Protocol):
     lr_wsd_decay_samples: int | None
     micro_batch_size: int
     global_batch_size: int
+    """None under a schedule of batch sizes."""
     rampup_batch_size: list[int] | None
     step_batch_size_schedule: str | None
     phase_transition_iterations: Any
-    train_iters: int
+    train_iters: int | None
     train_samples: int | None
     eval_iters: int
     eval_interval: int
@@ -215,6 +217,7 @@ class MegatronArgs(Protocol):
 
     # Where the run is, set by Megatron's loop
     iteration: int
+    curr_iteration: int
     consumed_train_samples: int
     consumed_valid_samples: int
     do_train: bool
@@ -231,6 +234,10 @@ class MegatronArgs(Protocol):
     metrics_file: str | None
     peak_tflops: float | None
     dry_run: bool
+    train_tokens: int | None
+    lr_warmup_tokens: int | None
+    lr_decay_tokens: int | None
+    lr_wsd_decay_tokens: int | None
     on_nonfinite: str
     most_skipped_steps: int
     loss_spike_factor: float
