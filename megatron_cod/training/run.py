@@ -65,11 +65,12 @@ def main(task: Task) -> None:
             put_in_order(args, say, events)
             checkpoints.write_resolved(args.save, start.resolved)
 
+    (until_training,) = signals
     faults = FaultHandling(args, events, say)
     variance = StreamVariance()
     lines = Lines()
     steps = Steps(args)
-    steps.first.append(signals[0].over)
+    steps.first.append(until_training.over)
     steps.each_step.append(faults.step_begins)
     steps.each_forward.append(faults.forward_begins)
     model_config.post_wrap_hooks += [steps.attach, lines.attach, report_parameters, variance.attach, faults.attach]

@@ -142,12 +142,11 @@ def worker(_rank: int, flags: list[str], mutants: list[Callable[[pytest.MonkeyPa
     """What each mutant finds with one and the same model."""
     from megatron_cod.training import loading
     from megatron_cod.training.evaluation import run, scoring
-    from megatron_cod.training.evaluation.flags import PROGRAM
 
-    resolved = run.resolved(flags)[0]
-    args, config = loading.parse(resolved, PROGRAM)
+    start, _ = run.start_of(flags)
+    args = start.args
     sets = run.read_sets(args)
-    model = loading.build(args, config)
+    model = loading.build(args, start.model_config)
     outcomes: list[Outcome] = []
     for mutant in mutants:
         with pytest.MonkeyPatch.context() as patch:

@@ -119,7 +119,7 @@ def _found(node: ast.AST) -> list[str]:
         found.append("curr_iteration")
     if isinstance(node, ast.Assign):
         others = [one for one in node.targets if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
-        found += [ast.unparse(one) for one in others if one.value.id not in ("self", "args")]
+        found += [ast.unparse(one) for one in others if one.value.id not in ("self", "args", "raw", "start")]
     for name in LISTS:
         found += [f"{name} {ast.unparse(one)}" for one in _appended(node, name)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "pretrain":

@@ -35,7 +35,7 @@ from megatron_cod.training.model_options import TOKENIZER
 from megatron_cod.training.out_of_memory import told_in_one_line
 from megatron_cod.training.reporting import say
 from megatron_cod.training.start.checks import Need
-from megatron_cod.training.start.prepare import LAUNCH, StartHooks, prepare, replica_size
+from megatron_cod.training.start.prepare import LAUNCH, Start, StartHooks, prepare, replica_size
 from megatron_cod.training.trained_with import trained_with
 
 _KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
@@ -70,8 +70,8 @@ def _set_batches(raw: EvaluationArgs) -> None:
 _PROGRAM = replace(PROGRAM, complete=_set_batches)
 
 
-def model_of(command_line: list[str]) -> tuple[list[str], Path]:
-    """(the flags that build and load the model at the layout asked for, the checkpoint)."""
+def start_of(command_line: list[str]) -> tuple[Start, Path]:
+    """(the start of the checkpoint's model at the layout asked for, the checkpoint)."""
     import_schemes(command_line)
     given = build_parser(_PROGRAM).parse_args(command_line)
     check_flags(given)
@@ -79,7 +79,10 @@ def model_of(command_line: list[str]) -> tuple[list[str], Path]:
     folder, checkpoint = loading.locate(given.load, given.ckpt_step)
     flags = loading.model_flags(folder, checkpoint, _KEPT, given.unset)
     # Last as well: the command line may name the checkpoint itself.
-    return [*flags, *command_line, "--load", str(folder)], checkpoint
+    flags += [*command_line, "--load", str(folder)]
+    hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    return prepare(flags, _PROGRAM, world_size, LAUNCH - {Need.RANKS}, hooks=hooks), checkpoint
 
 
 def _encoder(args: EvaluationArgs, tokenizer: Any) -> Any:
@@ -180,10 +183,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with one_line_endings(lambda: Phase.START):
-        flags, checkpoint = model_of(sys.argv[1:])
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
-        start = prepare(flags, _PROGRAM, world_size, LAUNCH - {Need.RANKS}, hooks=hooks)
+        start, checkpoint = start_of(sys.argv[1:])
         args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))
         _tell(args, checkpoint, job)

@@ -22,6 +22,7 @@ from megatron_cod import errors, identity, torch_adaptations
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.errors import UserError, refusal
+from megatron_cod.function_record import record_of
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
 from megatron_cod.training import checkpoints
@@ -121,7 +122,9 @@ def prepare(
         for text in (line, log_line(config.transformer)):
             if text:
                 say(text)
-        identity.record(args, config)
+        args.model_function = record_of(config)
+        if program.trains:
+            identity.record(args)
         run_checks(start, Phase.VALIDATED)
     return Start(args, settings_of(args), config, resolved, tuple(start.notes))
 
