@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from megatron_cod.errors import UserError
+
 # What a task adds to as it goes: bytes of input, documents, tokens, bytes of text.
 Report = Callable[[int, int, int, int], None]
 Watch = Callable[[tuple[int, int, int, int]], None]
