@@ -57,7 +57,7 @@ ONCE = {
     "training/fine_tuning.py task: datasets_provider.is_distributed",
     "training/loading.py parse: sys.argv",
     "training/rank_logs.py _Log._lost: _Log.told",
-    "training/rank_logs.py redirect: sys.excepthook",
+    "training/rank_logs.py report_failures: sys.excepthook",
     "training/run.py main: sys.argv",
     "training/token_counts.py _ramped: raw.step_batch_size_schedule",
     "training/token_counts.py _ramped: raw.global_batch_size",
