@@ -4,12 +4,13 @@ import argparse
 from typing import Any
 
 from megatron_cod import __version__, cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.schemes.options import read_options
 from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme
 
 
-def record(args: Any) -> None:
+def record(args: MegatronArgs) -> None:
     """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
     design = design_from_args(args)
     args.init_policy = design.init_policy

@@ -1,6 +1,5 @@
 """From parsed arguments to the model configuration that megatron.training builds."""
 
-from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from megatron.training.models.gpt import GPTModelBuilder
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
@@ -126,7 +126,7 @@ def _to_device(model: list[Any]) -> list[Any]:
     return [chunk.cuda(torch.cuda.current_device()) for chunk in model]
 
 
-def model_config_from_args(args: Namespace, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
+def model_config_from_args(args: MegatronArgs, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
     """Megatron's model configuration with our design on it, and the log line about initialisation.
 
     own_layers: see ``attach_design``.

@@ -7,12 +7,12 @@ without any formula for an offset, and refuses what Megatron would get wrong.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.core.parallel_state import default_embedding_ranks
 from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 FIRST, LAST = "--decoder-first-pipeline-num-layers", "--decoder-last-pipeline-num-layers"
@@ -57,7 +57,7 @@ class StagePlan:
     loss: bool = False
 
 
-def split_from_args(args: Any) -> PipelineSplit:
+def split_from_args(args: MegatronArgs) -> PipelineSplit:
     """The split that command-line arguments ask for (Megatron's names, before or after its validation)."""
     pp, layers = args.pipeline_model_parallel_size, args.num_layers
     embedding, loss = args.account_for_embedding_in_pipeline_split, args.account_for_loss_in_pipeline_split
@@ -214,7 +214,7 @@ def _numbered(table: Sequence[Sequence[tuple[int, int, bool, bool]]], num_layers
     return plans
 
 
-def embedding_ranks(args: Any, pipeline_ranks: list[int]) -> list[int]:
+def embedding_ranks(args: MegatronArgs, pipeline_ranks: list[int]) -> list[int]:
     """Which ranks of one pipeline hold a copy of the word embeddings: Megatron sums their gradients over these.
 
     Left alone, Megatron takes the first and the last. With multi-token prediction on a stage of its own that misses its

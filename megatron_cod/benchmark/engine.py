@@ -2,7 +2,6 @@
 
 import io
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -18,22 +17,21 @@ from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from megatron.core.utils import get_model_config
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args
 from torch import Tensor
 
-from megatron_cod import torch_adaptations
+from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
-from megatron_cod.errors import Phase, UserError, refusal
+from megatron_cod.errors import UserError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
-from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.batches import forward_step
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.environment import forget_make, satisfy_make
 from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.packages import check_packages, torch_has_the_norms
+from megatron_cod.training.loading import MODEL_ALONE
+from megatron_cod.training.packages import torch_has_the_norms
+from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.prepare import prepare
 
 Microbatch = dict[str, Tensor]
 
@@ -49,21 +47,11 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """
     launch_alone()
     torch.set_num_threads(threads)
+    start = prepare(command_line, MODEL_ALONE, 1, frozenset({Need.MACHINE, Need.PROCESSES}), quiet=True)
+    args = start.args
+    if args.world_size != 1 or args.data_parallel_size != 1:
+        raise UserError("the benchmark is one process: leave the parallel sizes at 1")
     with redirect_stdout(io.StringIO()):
-        flags, raw, _ = resolve_command_line(list(command_line))
-        check_devices()
-        check_needs_gpu(raw)
-        check_packages(raw)
-        torch_adaptations.install()
-        command, sys.argv = sys.argv, [sys.argv[0], *flags]
-        try:
-            args = parse_and_validate_args(extra_args_provider=add_arguments)
-        except Exception as error:
-            raise refusal(error, Phase.START) from None
-        finally:
-            sys.argv = command
-        if args.world_size != 1 or args.data_parallel_size != 1:
-            raise UserError("the benchmark is one process: leave the parallel sizes at 1")
         satisfy_make()
         try:
             loop.initialize_megatron()
@@ -76,7 +64,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
 class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
-    def __init__(self, args: Any, scheme: str, backend: str | None = None) -> None:
+    def __init__(self, args: MegatronArgs, scheme: str, backend: str | None = None) -> None:
         """backend: a name of ``backends.choice.BACKENDS``; None leaves what the arguments say."""
         args.norm_scheme = scheme
         if backend is not None:
@@ -152,7 +140,7 @@ class Engine:
         return Lap(clock() - start, self._seconds_in_optimizer, float(reported["lm loss"]))
 
 
-def random_batches(args: Any, count: int) -> list[list[Microbatch]]:
+def random_batches(args: MegatronArgs, count: int) -> list[list[Microbatch]]:
     """``count`` global batches of random tokens: micro-batches of [b, s], labels being the tokens that follow."""
     generator = torch.Generator().manual_seed(args.seed)
     shape = (args.micro_batch_size, args.seq_length)

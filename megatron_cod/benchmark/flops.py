@@ -1,9 +1,8 @@
 """Model FLOPs of a step and what a device could do: the two halves of MFU (Chowdhery et al., arXiv 2204.02311, B)."""
 
-from typing import Any
-
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 
@@ -27,7 +26,7 @@ def matrix_parameters(model: torch.nn.Module) -> int:
     return total
 
 
-def mfu(args: Any, model: torch.nn.Module, tokens_per_s: float, peak: float) -> float:
+def mfu(args: MegatronArgs, model: torch.nn.Module, tokens_per_s: float, peak: float) -> float:
     """Model FLOPs utilisation of one device, 0 to 1."""
     size = args.num_attention_heads * args.kv_channels
     per_token = flops_per_token(matrix_parameters(model), args.num_layers, args.seq_length, size)

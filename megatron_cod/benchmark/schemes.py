@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.engine import Engine, Microbatch, random_batches, start_megatron
@@ -47,7 +48,7 @@ def arm_name(scheme: str, backend: str | None) -> str:
 class _Arms:
     """Every scheme on every backend, each with its model and its memory."""
 
-    def __init__(self, args: Any, schemes: Sequence[str], backends: Sequence[str | None]) -> None:
+    def __init__(self, args: MegatronArgs, schemes: Sequence[str], backends: Sequence[str | None]) -> None:
         self.engines: dict[str, Engine] = {}
         self.memory: dict[str, PeakMemory] = {}
         self.notes: list[str] = []
@@ -117,7 +118,7 @@ def compare_schemes(
     )
 
 
-def _rows(args: Any, arms: _Arms, laps: Laps, reference: str, peak: float | None) -> list[Row]:
+def _rows(args: MegatronArgs, arms: _Arms, laps: Laps, reference: str, peak: float | None) -> list[Row]:
     rows = []
     for row in rows_of(laps, reference, args.global_batch_size * args.seq_length):
         model = arms.engines[row.name].model[0]
@@ -138,7 +139,7 @@ def _verdicts(laps: Laps, backends: Sequence[str | None]) -> list[str]:
     return lines
 
 
-def _operators(arms: _Arms, batch: Microbatch, reference: str, args: Any) -> str:
+def _operators(arms: _Arms, batch: Microbatch, reference: str, args: MegatronArgs) -> str:
     """Operators of one forward and backward of each arm."""
     counts = {
         name: count_operators(partial(engine.forward_backward, batch), args.hidden_size)
@@ -147,7 +148,7 @@ def _operators(arms: _Arms, batch: Microbatch, reference: str, args: Any) -> str
     return table(counts, reference, args.num_layers)
 
 
-def facts_of(args: Any, rounds: int, threads: int, clock: str) -> dict[str, Any]:
+def facts_of(args: MegatronArgs, rounds: int, threads: int, clock: str) -> dict[str, Any]:
     return {
         "layers": args.num_layers,
         "hidden": args.hidden_size,

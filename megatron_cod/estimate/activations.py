@@ -4,8 +4,7 @@ Each term is one function; docs/rehearsal.md has the formulas, and the peaks of 
 (tests/cuda/test_memory.py). t: tokens of this rank, e: bytes an element, h: hidden size.
 """
 
-from typing import Any
-
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.parameters import moe_pattern
 from megatron_cod.estimate.shape import element_size, head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
@@ -14,21 +13,21 @@ WORKSPACE = 32 << 20
 """Scratch memory of one matrix product: cuBLAS' workspace as torch makes it on a Hopper, given back afterwards."""
 
 
-def _tokens(args: Any) -> float:
+def _tokens(args: MegatronArgs) -> float:
     return args.seq_length * args.micro_batch_size / args.context_parallel_size
 
 
-def _whole_stream(args: Any) -> float:
+def _whole_stream(args: MegatronArgs) -> float:
     """t h e: the residual stream of all of a rank's tokens."""
     return _tokens(args) * args.hidden_size * element_size(args.params_dtype)
 
 
-def _stream(args: Any) -> float:
+def _stream(args: MegatronArgs) -> float:
     """The same where sequence parallelism cuts: norms and residuals."""
     return _whole_stream(args) / (args.tensor_model_parallel_size if args.sequence_parallel else 1)
 
 
-def gathered_input(args: Any) -> float:
+def gathered_input(args: MegatronArgs) -> float:
     """Buffer for the gathered input of products under sequence parallelism, t h e; one, kept between steps.
 
     Megatron's ``get_global_memory_buffer().get_tensor(..., "mpu")`` in tensor_parallel/layers.py.
@@ -36,16 +35,16 @@ def gathered_input(args: Any) -> float:
     return _whole_stream(args) if args.sequence_parallel else 0.0
 
 
-def _rotary(args: Any) -> bool:
+def _rotary(args: MegatronArgs) -> bool:
     return args.position_embedding_type in ("rope", "yarn", "mrope")
 
 
-def _angles(args: Any) -> float:
+def _angles(args: MegatronArgs) -> float:
     """s d: angles of one sequence."""
     return args.seq_length / args.context_parallel_size * head_dim(args) * args.rotary_percent
 
 
-def layer_rotary(args: Any) -> float:
+def layer_rotary(args: MegatronArgs) -> float:
     """cos and sin that Megatron's unfused rotary keeps in every layer, for queries and for keys: 4 s d e, split by nothing.
 
     ``_apply_rotary_pos_emb_bshd`` in megatron/core/models/common/embeddings/rope_utils.py. Not with Transformer Engine's
@@ -56,7 +55,7 @@ def layer_rotary(args: Any) -> float:
     return 4 * _angles(args) * element_size(args.params_dtype)
 
 
-def shared_rotary(args: Any) -> float:
+def shared_rotary(args: MegatronArgs) -> float:
     """The angles in fp32, and on the torch and apex backends their cos and two sines, once: s d (4 + 3 e).
 
     ``backends/torch_rotary.py``, which keeps its tables from step to step.
@@ -67,7 +66,7 @@ def shared_rotary(args: Any) -> float:
     return _angles(args) * (4 + (3 * element_size(args.params_dtype) if is_own else 0))
 
 
-def _attention_parts(args: Any) -> dict[str, float]:
+def _attention_parts(args: MegatronArgs) -> dict[str, float]:
     tp, element, tokens = args.tensor_model_parallel_size, element_size(args.params_dtype), _tokens(args)
     dim = head_dim(args)
     queries, keys = args.num_attention_heads * dim / tp, max(query_groups(args) / tp, 1) * dim
@@ -86,7 +85,9 @@ def _attention_parts(args: Any) -> dict[str, float]:
     return parts
 
 
-def _gathering(args: Any, parts: dict[str, float], size: float, queries: float, keys: float) -> dict[str, float]:
+def _gathering(
+    args: MegatronArgs, parts: dict[str, float], size: float, queries: float, keys: float
+) -> dict[str, float]:
     """Context parallelism on torch's attention: keys and values of all ranks in place of this rank's, and outputs by chunk.
 
     size: bytes of one channel of this rank's tokens. queries, keys: channels.
@@ -98,12 +99,12 @@ def _gathering(args: Any, parts: dict[str, float], size: float, queries: float, 
     }
 
 
-def _up(args: Any) -> int:
+def _up(args: MegatronArgs) -> int:
     """Widths of f that go into the activation function."""
     return 2 if args.swiglu else 1
 
 
-def _moe_parts(args: Any) -> dict[str, float]:
+def _moe_parts(args: MegatronArgs) -> dict[str, float]:
     """Experts keep their rows once and what goes into and comes out of the activation function.
 
     Not their outputs: the router's probabilities are multiplied in within the activation function
@@ -120,27 +121,27 @@ def _moe_parts(args: Any) -> dict[str, float]:
     return parts
 
 
-def router_scores(args: Any) -> float:
+def router_scores(args: MegatronArgs) -> float:
     """A score in fp32 for each token of this rank and each expert."""
     tokens = _stream(args) / args.hidden_size / element_size(args.params_dtype)
     return 4 * tokens * args.num_experts
 
 
-def expert_ffn(args: Any) -> float:
+def expert_ffn(args: MegatronArgs) -> float:
     """Feed-forward width of one expert on this rank."""
     etp = args.expert_tensor_parallel_size or args.tensor_model_parallel_size
     return (args.moe_ffn_hidden_size or args.ffn_hidden_size) / etp
 
 
-def routed_rows(args: Any) -> float:
+def routed_rows(args: MegatronArgs) -> float:
     """Rows of all experts of this rank together: balanced, so that ranks get equal shares; no more than their capacity."""
     tp, factor = args.tensor_model_parallel_size, args.moe_expert_capacity_factor
     etp = args.expert_tensor_parallel_size or tp
     is_cut = factor is not None and (factor < 1 or args.moe_pad_expert_input_to_capacity)
-    return _tokens(args) / tp * etp * args.moe_router_topk * (factor if is_cut else 1)
+    return _tokens(args) / tp * etp * args.moe_router_topk * (factor if factor is not None and is_cut else 1)
 
 
-def layer_parts(args: Any, mixture: bool) -> dict[str, float]:
+def layer_parts(args: MegatronArgs, mixture: bool) -> dict[str, float]:
     """Bytes one micro-batch leaves in one layer for its backward pass, by the module that would recompute them.
 
     Flash attention and a fused activation function: nothing of size s x s, the gated product once. "input" is what full
@@ -160,7 +161,7 @@ def layer_parts(args: Any, mixture: bool) -> dict[str, float]:
     return parts | {"mlp": _tokens(args) * width * element_size(args.params_dtype)}
 
 
-def _kept(args: Any, parts: dict[str, float]) -> float:
+def _kept(args: MegatronArgs, parts: dict[str, float]) -> float:
     """What selective recomputation leaves."""
     if args.recompute_granularity != "selective":
         return sum(parts.values())
@@ -170,7 +171,7 @@ def _kept(args: Any, parts: dict[str, float]) -> float:
     return sum(size for name, size in parts.items() if name not in dropped)
 
 
-def weight_gradient(args: Any, rows: float) -> float:
+def weight_gradient(args: MegatronArgs, rows: float) -> float:
     """The gradient of a weight of ``rows`` x h in its own precision, until it is added to the main gradient.
 
     None where the product adds it itself (Apex's ``fused_weight_gradient_mlp_cuda``, Transformer Engine).
@@ -180,7 +181,7 @@ def weight_gradient(args: Any, rows: float) -> float:
     return rows * args.hidden_size * element_size(args.params_dtype)
 
 
-def product_backward(args: Any, rows: float, share: float = 1.0) -> float:
+def product_backward(args: MegatronArgs, rows: float, share: float = 1.0) -> float:
     """In flight while the gradients of a product of a weight of ``rows`` x h are made, beside what was kept for it.
 
     The gradient of its (gathered) input, under sequence parallelism this rank's part of it too, the weight's gradient and
@@ -190,7 +191,7 @@ def product_backward(args: Any, rows: float, share: float = 1.0) -> float:
     return share * (_whole_stream(args) + part) + weight_gradient(args, rows) + WORKSPACE
 
 
-def layer_backward(args: Any, mixture: bool) -> float:
+def layer_backward(args: MegatronArgs, mixture: bool) -> float:
     """Beside what is kept, while the first product of a layer's MLP has its gradients made: the widest one of a layer.
 
     By then the second product's input is gone, its output's gradient is there.
@@ -205,17 +206,17 @@ def layer_backward(args: Any, mixture: bool) -> float:
     return _stream(args) - tokens * ffn * element + product_backward(args, _up(args) * ffn)
 
 
-def logits_bytes(args: Any) -> float:
+def logits_bytes(args: MegatronArgs) -> float:
     """Logits of one micro-batch in one byte an element."""
     return _tokens(args) * args.padded_vocab_size / args.tensor_model_parallel_size
 
 
-def head_kept(args: Any) -> float:
+def head_kept(args: MegatronArgs) -> float:
     """From the loss to its backward: input and output of the final norm, and the fp32 softmax, which the loss keeps."""
     return 2 * _stream(args) + 4 * logits_bytes(args)
 
 
-def head_working(args: Any) -> float:
+def head_working(args: MegatronArgs) -> float:
     """Beside that: logits in the model's precision in the forward; in the backward the output layer's product, when the
     softmax has become a gradient in the model's precision."""
     element = element_size(args.params_dtype)
@@ -224,7 +225,7 @@ def head_working(args: Any) -> float:
     return max(low, low - softmax + product_backward(args, args.padded_vocab_size / args.tensor_model_parallel_size))
 
 
-def _layers_held(args: Any, layers: list[dict[str, float]]) -> tuple[float, float]:
+def _layers_held(args: MegatronArgs, layers: list[dict[str, float]]) -> tuple[float, float]:
     """(bytes of a micro-batch between its passes, bytes made again while a layer's backward runs)."""
     whole, kept = [sum(parts.values()) for parts in layers], [_kept(args, parts) for parts in layers]
     if args.recompute_granularity != "full" or not layers:
@@ -239,7 +240,7 @@ def _layers_held(args: Any, layers: list[dict[str, float]]) -> tuple[float, floa
     return min(together, len(layers)) * entry + sum(whole[together:]), again
 
 
-def chunk_activations(args: Any, chunk: StagePlan) -> tuple[float, float]:
+def chunk_activations(args: MegatronArgs, chunk: StagePlan) -> tuple[float, float]:
     """(bytes that one micro-batch holds in this chunk, bytes needed beside them while its passes run)."""
     pattern = moe_pattern(args)
     mixtures = [pattern[number - 1] for number in chunk.layers] + [pattern[-1] for _ in chunk.mtp]

@@ -1,7 +1,6 @@
 """What holds a rank's memory, and which flags would make it less: for the rehearsal and for a run that is out of memory."""
 
-from typing import Any
-
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.memory import GIB, Memory
 
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
@@ -25,7 +24,7 @@ def largest(memory: Memory, count: int = 3) -> str:
     return ", ".join(f"{name} {size / GIB:.2f} GiB" for name, size in holders(memory)[:count] if size)
 
 
-def _for_activations(args: Any) -> list[str]:
+def _for_activations(args: MegatronArgs) -> list[str]:
     found = []
     if args.tensor_model_parallel_size > 1 and not args.sequence_parallel:
         found.append("--sequence-parallel")
@@ -36,14 +35,14 @@ def _for_activations(args: Any) -> list[str]:
     return found
 
 
-def _for_optimizer(args: Any) -> list[str]:
+def _for_optimizer(args: MegatronArgs) -> list[str]:
     if args.use_distributed_optimizer:
         return ["more data-parallel replicas, which share the optimizer"]
     replicas = args.data_parallel_size * args.context_parallel_size
     return ["--use-distributed-optimizer"] if replicas > 1 else ["--use-distributed-optimizer on more GPUs"]
 
 
-def _for_weights(args: Any) -> list[str]:
+def _for_weights(args: MegatronArgs) -> list[str]:
     sizes = ["tensor", "pipeline"]
     if args.num_experts and args.expert_model_parallel_size < args.num_experts:
         sizes.insert(0, "expert")
@@ -61,7 +60,7 @@ _HELP = {
 }
 
 
-def advice(args: Any, memory: Memory) -> str:
+def advice(args: MegatronArgs, memory: Memory) -> str:
     """Flags that would help with the three largest holders, in their order."""
     found = (flag for name, size in holders(memory)[:3] if size for flag in _HELP[name](args))
     return "; ".join(dict.fromkeys(found))

@@ -6,10 +6,10 @@ docs/rehearsal.md has the formulas. Not in them: what the allocator rounds up (a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from megatron.core import optimizer as megatron_optimizer
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.activations import chunk_activations, gathered_input, logits_bytes, shared_rotary
 from megatron_cod.estimate.parameters import Count, chunk_count
 from megatron_cod.estimate.ranks import place_of
@@ -64,7 +64,7 @@ class Shards:
         return self.experts / self.expert_replicas
 
 
-def shards(args: Any, dense: int, experts: int) -> Shards:
+def shards(args: MegatronArgs, dense: int, experts: int) -> Shards:
     """States of experts are spread over the replicas of the experts, all others over those of data and context."""
     if not args.use_distributed_optimizer:
         return Shards(dense, experts, 1, 1)
@@ -74,7 +74,7 @@ def shards(args: Any, dense: int, experts: int) -> Shards:
     return Shards(dense, experts, args.data_parallel_size * args.context_parallel_size, expert_replicas)
 
 
-def optimizer_bytes(args: Any) -> int:
+def optimizer_bytes(args: MegatronArgs) -> int:
     """Bytes of optimizer state a parameter: fp32 main weights where the weights are not fp32, and the moments.
 
     An upper bound for muon, which has Adam's two moments only where it leaves the work to Adam, and else one.
@@ -90,26 +90,26 @@ def optimizer_bytes(args: Any) -> int:
     return main + 8
 
 
-def checkpoint_bytes(args: Any, parameters: int) -> int:
+def checkpoint_bytes(args: MegatronArgs, parameters: int) -> int:
     """Bytes of a checkpoint of a model with so many parameters: weights, and optimizer states unless left out."""
     return parameters * (element_size(args.params_dtype) + (0 if args.no_save_optim else optimizer_bytes(args)))
 
 
-def gradient_bytes(args: Any) -> int:
+def gradient_bytes(args: MegatronArgs) -> int:
     """Bytes of a main gradient."""
     if args.use_precision_aware_optimizer:
         return element_size(args.main_grads_dtype)
     return 4 if args.accumulate_allreduce_grads_in_fp32 else element_size(args.params_dtype)
 
 
-def model_memory(args: Any, dense: int, experts: int) -> tuple[float, float, float]:
+def model_memory(args: MegatronArgs, dense: int, experts: int) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer states for so many parameters on a rank outside and in the experts."""
     part = shards(args, dense, experts)
     states = optimizer_bytes(args) * (part.dense_states + part.expert_states)
     return element_size(args.params_dtype) * (dense + experts), gradient_bytes(args) * (dense + experts), states
 
 
-def step_bytes(args: Any, dense: int, experts: int) -> float:
+def step_bytes(args: MegatronArgs, dense: int, experts: int) -> float:
     """What an optimizer step makes for as long as it lasts, in fp32, of the rank's shard.
 
     torch's AdamW, the Adam where neither Apex nor Transformer Engine is: the roots of the second moments of all parameters
@@ -124,7 +124,7 @@ def step_bytes(args: Any, dense: int, experts: int) -> float:
     return once + (4 * (part.dense_states + part.expert_states) if copied else 0.0)
 
 
-def stage_memory(args: Any, stage: int, chunks: Sequence[StagePlan]) -> tuple[int, Memory]:
+def stage_memory(args: MegatronArgs, stage: int, chunks: Sequence[StagePlan]) -> tuple[int, Memory]:
     """(the most micro-batch passes that wait for their backward, bytes) on each rank of a stage with these chunks."""
     count = sum((chunk_count(args, chunk) for chunk in chunks), Count())
     dense, experts = count.dense_on_rank(args), count.experts_on_rank(args)
@@ -141,14 +141,14 @@ def stage_memory(args: Any, stage: int, chunks: Sequence[StagePlan]) -> tuple[in
     return in_flight, memory
 
 
-def rank_memory(args: Any, rank: int) -> Memory:
+def rank_memory(args: MegatronArgs, rank: int) -> Memory:
     """Bytes on one rank of a run. args: Megatron's, after validation."""
     stage = place_of(rank, args, args.world_size).pipeline
     chunks = plan_pipeline(split_from_args(args))
     return stage_memory(args, stage, [chunk for chunk in chunks if chunk.pipeline_rank == stage])[1]
 
 
-def evaluation_memory(args: Any, rank: int) -> Memory:
+def evaluation_memory(args: MegatronArgs, rank: int) -> Memory:
     """The same where a model is only evaluated: weights, and logits of a micro-batch in their precision and in fp32."""
     logits = logits_bytes(args) * (element_size(args.params_dtype) + 4)
     return Memory(rank_memory(args, rank).weights, gradients=0.0, optimizer=0.0, activations=logits)

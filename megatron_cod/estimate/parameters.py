@@ -4,8 +4,8 @@ One ``Count`` a module. It holds the numbers of the whole model, so that the sam
 """
 
 from dataclasses import dataclass
-from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.schemes.table import get_scheme
@@ -40,17 +40,17 @@ class Count:
     def total(self) -> int:
         return self.split + self.whole + self.experts + self.experts_whole
 
-    def dense_on_rank(self, args: Any) -> int:
+    def dense_on_rank(self, args: MegatronArgs) -> int:
         """What one rank holds outside the experts."""
         return self.split // args.tensor_model_parallel_size + self.whole
 
-    def experts_on_rank(self, args: Any) -> int:
+    def experts_on_rank(self, args: MegatronArgs) -> int:
         """What one rank holds of the experts."""
         ep, etp = args.expert_model_parallel_size, args.expert_tensor_parallel_size or args.tensor_model_parallel_size
         return self.experts // (ep * etp) + self.experts_whole // ep
 
 
-def uncounted_features(args: Any) -> list[str]:
+def uncounted_features(args: MegatronArgs) -> list[str]:
     """Flags whose parameters this file cannot count."""
     features = {
         "--multi-latent-attention": args.multi_latent_attention,
@@ -65,7 +65,7 @@ def uncounted_features(args: Any) -> list[str]:
     return [flag for flag, is_set in features.items() if is_set]
 
 
-def moe_pattern(args: Any) -> list[bool]:
+def moe_pattern(args: MegatronArgs) -> list[bool]:
     """Per decoder layer, whether it is a mixture of experts."""
     if args.num_experts is None:
         return [False] * args.num_layers
@@ -75,11 +75,11 @@ def moe_pattern(args: Any) -> list[bool]:
     return [bool(mark) for mark in frequency]
 
 
-def _norm(args: Any, width: int) -> int:
+def _norm(args: MegatronArgs, width: int) -> int:
     return width * (1 if args.normalization == "RMSNorm" else 2)
 
 
-def attention_count(args: Any) -> Count:
+def attention_count(args: MegatronArgs) -> Count:
     """Self-attention without its input norm."""
     hidden, dim = args.hidden_size, head_dim(args)
     queries, keys = args.num_attention_heads * dim, query_groups(args) * dim
@@ -94,13 +94,13 @@ def attention_count(args: Any) -> Count:
     return Count(split, whole)
 
 
-def _mlp(args: Any, ffn: int) -> Count:
+def _mlp(args: MegatronArgs, ffn: int) -> Count:
     up = ffn * (2 if args.swiglu else 1)
     bias = args.add_bias_linear
     return Count(split=args.hidden_size * (up + ffn) + (up if bias else 0), whole=args.hidden_size if bias else 0)
 
 
-def mlp_count(args: Any, mixture: bool) -> Count:
+def mlp_count(args: MegatronArgs, mixture: bool) -> Count:
     """The MLP of a layer without its norm: dense, or router, experts and shared expert."""
     if not mixture:
         return _mlp(args, args.ffn_hidden_size)
@@ -113,19 +113,19 @@ def mlp_count(args: Any, mixture: bool) -> Count:
     return count
 
 
-def layer_count(args: Any, mixture: bool) -> Count:
+def layer_count(args: MegatronArgs, mixture: bool) -> Count:
     """One transformer layer."""
     norm = _norm(args, args.hidden_size)
     added = get_scheme(args.norm_scheme).layer_parameters(args.hidden_size, norm)
     return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * norm + added)
 
 
-def final_norm_count(args: Any) -> Count:
+def final_norm_count(args: MegatronArgs) -> Count:
     """The norm behind the last block, under the schemes that have one."""
     return Count(whole=_norm(args, args.hidden_size) if get_scheme(args.norm_scheme).final_norm else 0)
 
 
-def embedding_count(args: Any) -> Count:
+def embedding_count(args: MegatronArgs) -> Count:
     """Word embeddings, and position embeddings where they are learned."""
     positions = 0
     if args.position_embedding_type == "learned_absolute":
@@ -133,14 +133,14 @@ def embedding_count(args: Any) -> Count:
     return Count(split=args.padded_vocab_size * args.hidden_size, whole=positions)
 
 
-def mtp_count(args: Any) -> Count:
+def mtp_count(args: MegatronArgs) -> Count:
     """One multi-token-prediction layer: the model's last layer, three norms, a projection of 2h to h."""
     hidden = args.hidden_size
     inner = layer_count(args, moe_pattern(args)[-1])
     return inner + Count(split=2 * hidden * hidden, whole=3 * _norm(args, hidden))
 
 
-def chunk_count(args: Any, chunk: StagePlan) -> Count:
+def chunk_count(args: MegatronArgs, chunk: StagePlan) -> Count:
     """One model chunk as it is built, its copies of the embedding among it."""
     pattern = moe_pattern(args)
     count = Count()
@@ -156,7 +156,7 @@ def chunk_count(args: Any, chunk: StagePlan) -> Count:
     return count
 
 
-def model_count(args: Any) -> Count:
+def model_count(args: MegatronArgs) -> Count:
     """The model, each weight once however many ranks hold a copy."""
     count = embedding_count(args) + final_norm_count(args)
     for mixture in moe_pattern(args):

@@ -1,8 +1,8 @@
 """Which place of the parallel grid a global rank has, from the sizes alone (Megatron's orders)."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 
@@ -16,7 +16,7 @@ class Place:
     pipeline: int
 
 
-def _axes(args: Any, world_size: int) -> list[tuple[str, int]]:
+def _axes(args: MegatronArgs, world_size: int) -> list[tuple[str, int]]:
     """Axes and sizes, the fastest first."""
     tp, pp, cp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size
     data = ("data", world_size // (tp * pp * cp))
@@ -24,7 +24,7 @@ def _axes(args: Any, world_size: int) -> list[tuple[str, int]]:
     return [("tensor", tp), ("context", cp), *last]
 
 
-def place_of(rank: int, args: Any, world_size: int) -> Place:
+def place_of(rank: int, args: MegatronArgs, world_size: int) -> Place:
     """Where ``rank`` stands. UserError for a rank that the job does not have."""
     if not 0 <= rank < world_size:
         raise UserError(f"rank {rank} is out of range: --world-size {world_size} has ranks 0 to {world_size - 1}")
@@ -34,7 +34,7 @@ def place_of(rank: int, args: Any, world_size: int) -> Place:
     return Place(**found)
 
 
-def stage_rank(stage: int, args: Any, world_size: int) -> int:
+def stage_rank(stage: int, args: MegatronArgs, world_size: int) -> int:
     """The first rank of a pipeline stage: position 0 on every other axis."""
     stride = 1
     for axis, size in _axes(args, world_size):

@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
 
@@ -54,19 +55,20 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
     from megatron_cod.training.blends import blends_of, prefixes_of
-    from megatron_cod.training.command_line import resolve_command_line
 
     found: dict[str, Any] = {"world": world, "error": ""}
+
+    def note_files(raw: MegatronArgs) -> None:
+        found.update(
+            save=raw.save,
+            prefixes=[] if raw.mock_data else prefixes_of(blends_of(raw)),
+            files=[raw.tokenizer_model] if raw.tokenizer_model and Path(raw.tokenizer_model).is_file() else [],
+            vocab_size=raw.padded_vocab_size or raw.vocab_size,
+            kept=raw.keep_last_checkpoints,
+        )
+
     try:
-        _, raw, _ = resolve_command_line(flags)
-        found |= {
-            "save": raw.save,
-            "prefixes": [] if raw.mock_data else prefixes_of(blends_of(raw)),
-            "files": [raw.tokenizer_model] if raw.tokenizer_model and Path(raw.tokenizer_model).is_file() else [],
-            "vocab_size": raw.padded_vocab_size or raw.vocab_size,
-            "kept": raw.keep_last_checkpoints,
-        }
-        launch = read_launch(flags, world)
+        launch = read_launch(flags, world, note_files)
         plan = make_plan(launch)
     except ValueError as error:
         return found | {"error": " ".join(str(error).split())}

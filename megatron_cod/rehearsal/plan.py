@@ -2,8 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.activations import chunk_activations
 from megatron_cod.estimate.memory import Memory, stage_memory
 from megatron_cod.estimate.parameters import chunk_count, model_count
@@ -74,13 +74,13 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def _factors(args: Any, design: BlockDesign, numbers: tuple[int, ...]) -> tuple[float, ...]:
+def _factors(args: MegatronArgs, design: BlockDesign, numbers: tuple[int, ...]) -> tuple[float, ...]:
     """Of each layer; empty under a scheme without one."""
     found = [design.factor(number, args) for number in numbers] if design.carriers else []
     return tuple(factor for factor in found if factor is not None)
 
 
-def _chunk(args: Any, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
+def _chunk(args: MegatronArgs, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
     numbers = chunk.layers + chunk.mtp
     count = chunk_count(args, chunk)
     return ChunkRow(
@@ -95,14 +95,14 @@ def _chunk(args: Any, chunk: StagePlan, design: BlockDesign) -> ChunkRow:
     )
 
 
-def _stage(args: Any, stage: int, chunks: list[StagePlan]) -> StageRow:
+def _stage(args: MegatronArgs, stage: int, chunks: list[StagePlan]) -> StageRow:
     design = design_from_args(args)
     rows = tuple(_chunk(args, chunk, design) for chunk in chunks)
     in_flight, memory = stage_memory(args, stage, chunks)
     return StageRow(stage, rows, sum(row.parameters for row in rows), in_flight, memory)
 
 
-def _length(args: Any, tokens: int | None, tokens_per_step: int) -> tuple[int | None, int | None]:
+def _length(args: MegatronArgs, tokens: int | None, tokens_per_step: int) -> tuple[int | None, int | None]:
     """(steps, tokens) of the run: for a token budget, or as the arguments say."""
     if tokens is not None:
         steps = math.ceil(tokens / tokens_per_step)
@@ -113,7 +113,7 @@ def _length(args: Any, tokens: int | None, tokens_per_step: int) -> tuple[int | 
     return steps, samples * args.seq_length
 
 
-def _notes(args: Any, stages: list[StageRow]) -> list[str]:
+def _notes(args: MegatronArgs, stages: list[StageRow]) -> list[str]:
     notes = []
     held = [stage.layers for stage in stages]
     if max(held) != min(held):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.advice import advice, largest
 from megatron_cod.estimate.memory import GIB, RESERVED, Memory
 from megatron_cod.rehearsal.plan import ChunkRow, Plan
@@ -87,7 +88,7 @@ def format_plan(plan: Plan) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
-def device_warnings(plan: Plan, args: Any, device: float) -> list[str]:
+def device_warnings(plan: Plan, args: MegatronArgs, device: float) -> list[str]:
     """A line for each stage whose peak does not fit into ``device`` bytes, or may not for what the allocator reserves."""
     found = []
     for stage in plan.stages:

@@ -1,13 +1,12 @@
 """The same job at toy width: depth, layout, batches and schemes stay, so that a laptop can run a rank of a 7B."""
 
-from typing import Any
-
+from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.shape import query_groups
 
 _HEAD_DIM = 8
 
 
-def shrink_flags(args: Any) -> list[str]:
+def shrink_flags(args: MegatronArgs) -> list[str]:
     """Flags that come last on the launch's command line and make it narrow.
 
     args: the validated arguments of the launch. Every width stays divisible by what divides it in the launch, and the

@@ -22,20 +22,22 @@ from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import validate_args
 from megatron.training.global_vars import set_global_variables
 
 from megatron_cod import cpu, torch_adaptations
+from megatron_cod.args import MegatronArgs
 from megatron_cod.depth_map import stage_layers
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
-from megatron_cod.training.arguments import add_arguments
+from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.batch_sizes import batch_sizes
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import one_line_endings
 from megatron_cod.training.imports import import_schemes
+from megatron_cod.training.start.prepare import as_megatron_parses
 from megatron_cod.training.warm_up import widen_warm_up
 
 
@@ -81,7 +83,7 @@ class RankReport:
     """Most memory of the process, host memory where there is no GPU."""
 
 
-def _short(args: Any, job: Job) -> None:
+def _short(args: MegatronArgs, job: Job) -> None:
     """Turn the launch into a trial of some steps that reads no checkpoint and writes nothing."""
     args.fake_process_group = True
     args.train_iters, args.train_samples = job.steps, None
@@ -109,7 +111,7 @@ def _short(args: Any, job: Job) -> None:
         args.split = None
 
 
-def _keep_in_range(args: Any, job: Job) -> None:
+def _keep_in_range(args: MegatronArgs, job: Job) -> None:
     """A tensor-parallel rank but the first gets its batch by broadcast, so arbitrary memory here: make it token ids."""
     original = batches.get_batch
     limits = {"tokens": job.vocabulary, "position_ids": args.seq_length}
@@ -135,7 +137,7 @@ def _datasets(sample_counts: list[int], vp_stage: int | None = None) -> Any:
 _datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def _tell_shapes(args: Any) -> None:
+def _tell_shapes(args: MegatronArgs) -> None:
     """With multi-token prediction before the last stage, stages tell one another the shapes they send: say them here.
 
     Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape
@@ -193,9 +195,9 @@ def _peak_bytes() -> int:
 def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
     torch_adaptations.install()
-    with as_process(job.rank, job.world_size, job.flags), tempfile.TemporaryDirectory() as cache:
-        import_schemes(sys.argv[1:])
-        args = parse_args(add_arguments)
+    with as_process(job.rank, job.world_size), tempfile.TemporaryDirectory() as cache:
+        import_schemes(job.flags)
+        args = as_megatron_parses(build_parser().parse_args(job.flags), job.world_size)
         _short(args, job)
         args.data_cache_path = cache
         validate_args(args)

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
 from megatron_cod.shared_directory import leave_mark, not_seen
 from megatron_cod.versions import MUST_AGREE, differences, versions_here
@@ -138,7 +139,7 @@ def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seco
     return _AGREED
 
 
-def _agree(meeting: _Meeting, args: Any) -> None:
+def _agree(meeting: _Meeting, args: MegatronArgs) -> None:
     seconds = 60.0 * args.distributed_timeout_minutes
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # for its machine
     mark = leave_mark(args.save) if args.save and speaks else None
@@ -174,7 +175,7 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
     meeting = _Meeting()
     agreed = False
 
-    def agree(args: Any) -> None:
+    def agree(args: MegatronArgs) -> None:
         nonlocal agreed
         _agree(meeting, args)
         agreed = True

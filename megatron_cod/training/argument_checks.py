@@ -3,8 +3,8 @@
 from typing import Any
 
 from megatron.core.transformer.enums import AttnBackend, AttnMaskType
-from megatron.training import get_tokenizer
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.errors import UserError
 from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
@@ -17,7 +17,7 @@ from megatron_cod.training.low_precision import check_low_precision
 from megatron_cod.training.schedule_checks import check_batches
 
 
-def check_layout(args: Any, world_size: int) -> None:
+def check_layout(args: MegatronArgs, world_size: int) -> None:
     """UserError, naming the flags, for layouts that cannot be built.
 
     args: the plain parse of the command line. world_size: processes the launcher started.
@@ -45,7 +45,7 @@ def check_layout(args: Any, world_size: int) -> None:
     check_batches(args, world_size // model_ranks)
 
 
-def _check_sizes(args: Any) -> None:
+def _check_sizes(args: MegatronArgs) -> None:
     """UserError for sizes below 1, before anything divides by them."""
     for name in (
         *("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size", "global_batch_size"),
@@ -58,7 +58,7 @@ def _check_sizes(args: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
 
-def _check_context(args: Any) -> None:
+def _check_context(args: MegatronArgs) -> None:
     """UserError for what context parallelism cannot be had with. args: the plain parse."""
     cp = args.context_parallel_size
     if args.hybrid_context_parallel:
@@ -90,7 +90,7 @@ def _check_flash_attention() -> None:
         )
 
 
-def _check_divisions(args: Any) -> None:
+def _check_divisions(args: MegatronArgs) -> None:
     """UserError for sizes that Megatron would only refuse once it builds the model or starts the schedule."""
     tp, flag = args.tensor_model_parallel_size, "--tensor-model-parallel-size"
     etp = args.expert_tensor_parallel_size or tp
@@ -120,7 +120,7 @@ def _check_divisions(args: Any) -> None:
             raise UserError(f"{name} {size} does not divide over {what} {divisor}")
 
 
-def _check_interleaving(args: Any) -> None:
+def _check_interleaving(args: MegatronArgs) -> None:
     """UserError where the interleaved schedule would refuse its micro-batches at the first step."""
     if args.virtual_pipeline_model_parallel_size is None:
         return
@@ -137,9 +137,9 @@ def _check_interleaving(args: Any) -> None:
             )
 
 
-def check_vocabulary(args: Any) -> int:
+def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     """Rows of the model's vocabulary; UserError where the tokenizer has more. args: after Megatron's validation."""
-    tokenizer_size = getattr(get_tokenizer(), "vocab_size", None)
+    tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
         raise UserError(
@@ -149,7 +149,7 @@ def check_vocabulary(args: Any) -> int:
     return model_size
 
 
-def _check_meta_device(args: Any) -> None:
+def _check_meta_device(args: MegatronArgs) -> None:
     """Megatron-Core 0.19.2 gives such weights memory and no values, which only a checkpoint or its own FSDP then does."""
     if not args.init_model_with_meta_device or args.use_megatron_fsdp:
         return
@@ -162,7 +162,7 @@ def _check_meta_device(args: Any) -> None:
         )
 
 
-def check_built(args: Any, config: Any) -> None:
+def check_built(args: MegatronArgs, config: Any) -> None:
     """UserError, naming the flags, for what Megatron would refuse only when it builds the model or starts the schedule.
 
     args: after Megatron's validation. config: the TransformerConfig of the model.

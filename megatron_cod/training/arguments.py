@@ -1,6 +1,7 @@
 """Our own flags beside Megatron's, and help that can be read."""
 
 import argparse
+from functools import cache
 from typing import Any, NoReturn
 
 from megatron_cod.errors import UserError
@@ -172,7 +173,12 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
 
 
 def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
-    """Megatron's parser with our flags, for looking up names and types."""
+    """Megatron's parser with our flags. The same object for the same schemes: building it takes longer than parsing."""
+    return _built_parser(program, tuple((row.name, row.options) for row in SCHEMES.values()))
+
+
+@cache
+def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments
 
     return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)

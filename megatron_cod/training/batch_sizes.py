@@ -9,6 +9,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 _SUFFIXES = {"K": 3, "M": 6, "B": 9, "T": 12}
@@ -104,7 +105,7 @@ def ramp_up(given: list[Any], full: int, seq_length: int) -> str:
     return " ".join(f"{first * seq_length}:{size}" for first, size in stages.items())
 
 
-def batch_sizes(args: Any) -> BatchSizes:
+def batch_sizes(args: MegatronArgs) -> BatchSizes:
     """Of the run that the arguments describe, before or after Megatron's validation.
 
     UserError for a schedule that cannot be read, or where no batch size is given.
@@ -118,11 +119,12 @@ def batch_sizes(args: Any) -> BatchSizes:
     return BatchSizes(((0, args.global_batch_size),))
 
 
-def planned(args: Any) -> tuple[int, int]:
+def planned(args: MegatronArgs) -> tuple[int, int]:
     """(steps, samples) of the whole run, as Megatron will count them."""
     sizes = batch_sizes(args)
     if args.train_iters:
         return args.train_iters, sizes.after(args.train_iters)
+    assert args.train_samples  # checked at the start
     if sizes.constant:
         steps = args.train_samples // sizes.last
         return steps, steps * sizes.last

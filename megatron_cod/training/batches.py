@@ -14,6 +14,7 @@ from megatron.training import get_args, get_timers, get_tokenizer, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 from torch import Tensor
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.training.context_parallel import balanced, cut_to_rank
@@ -24,7 +25,7 @@ ON_HOST = "position_ids on the host"
 """The entry of a batch of packed rows that holds its positions in host memory, on ranks that read data."""
 
 
-def dataset_config(args: Any) -> GPTDatasetConfig:
+def dataset_config(args: MegatronArgs) -> GPTDatasetConfig:
     """Megatron's GPT dataset configuration for the parsed arguments."""
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     return GPTDatasetConfig(
@@ -47,7 +48,7 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
 _layout = lru_cache(PipelineParallelLayerLayout)
 
 
-def _reads_data(args: Any, vp_stage: int | None) -> bool:
+def _reads_data(args: MegatronArgs, vp_stage: int | None) -> bool:
     """Whether this stage needs tokens: the first, the last, and any that holds multi-token-prediction layers."""
     if is_first_or_last_pipeline_stage(vp_stage):
         return True

@@ -14,6 +14,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.data.check import DatasetSummary, check_prefix
 from megatron_cod.errors import UserError
 from megatron_cod.training.trained_with import trained_with
@@ -85,7 +86,7 @@ def _number(word: str) -> float | None:
         return None
 
 
-def blends_of(args: Any) -> dict[str, Blend]:
+def blends_of(args: MegatronArgs) -> dict[str, Blend]:
     """The blends that the arguments name: of "all" splits together, or of each of `SPLITS`; empty when there are none.
 
     Raises UserError for blends that contradict each other or cannot be read.
@@ -145,7 +146,7 @@ def _text_of(flag: str, path: str) -> str:
         raise UserError(f"{flag} {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def check_data(args: Any, vocabulary: int | None) -> None:
+def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     """UserError, one clear line, for datasets that are missing, damaged, empty where they are needed, of a larger
     vocabulary or another tokenizer.
 
@@ -164,7 +165,7 @@ def check_data(args: Any, vocabulary: int | None) -> None:
                 _refuse_empty_splits(args, summary)
 
 
-def _refuse_empty_splits(args: Any, summary: DatasetSummary) -> None:
+def _refuse_empty_splits(args: MegatronArgs, summary: DatasetSummary) -> None:
     """Megatron would never end building a split without documents."""
     split = args.split or _MEGATRONS_SPLIT
     bounds = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))

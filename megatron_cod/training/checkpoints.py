@@ -10,6 +10,7 @@ from typing import Any
 from torch.distributed.checkpoint import FileSystemReader, load
 
 from megatron_cod import __version__
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import (
     RELEASE,
     TRACKER,
@@ -55,7 +56,7 @@ def _dcp_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def checkpoint_to_load(args: Any) -> Path | None:
+def checkpoint_to_load(args: MegatronArgs) -> Path | None:
     """The checkpoint Megatron will load, or None for a start from scratch; see ``newest_whole`` for UserError."""
     directory = args.load
     if args.pretrained_checkpoint and not (directory and (Path(directory) / TRACKER).is_file()):
@@ -73,7 +74,7 @@ def checkpoint_to_load(args: Any) -> Path | None:
     return latest_checkpoint(directory)
 
 
-def lacks_norm_state(args: Any) -> bool:
+def lacks_norm_state(args: MegatronArgs) -> bool:
     """Whether Megatron's own Transformer Engine layers could not load the checkpoint of ``--load``.
 
     They keep an empty ``_extra_state`` with every norm and insist on it; no other backend saves one. Then ours, which do
@@ -89,7 +90,7 @@ def lacks_norm_state(args: Any) -> bool:
     return not any(name.startswith("decoder.final_layernorm._extra_state") for name in saved)
 
 
-def ignored(args: Any, checkpoint: Path | None) -> list[str]:
+def ignored(args: MegatronArgs, checkpoint: Path | None) -> list[str]:
     """A line for each unfinished ``iter_N`` of a directory that is only loaded from: nothing is removed there."""
     if not args.load or same_directory(args.load, args.save) or args.ckpt_step:
         return []
@@ -99,7 +100,7 @@ def ignored(args: Any, checkpoint: Path | None) -> list[str]:
     return [f"{path} is ignored: {TRACKER} does not name it, nor one after it" for path in newer]
 
 
-def check_load(args: Any, override_scheme: bool) -> list[str]:
+def check_load(args: MegatronArgs, override_scheme: bool) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
     Raises UserError when it is damaged, of another shape, of another norm scheme or exponent (whose tensors have the
@@ -129,7 +130,7 @@ def check_load(args: Any, override_scheme: bool) -> list[str]:
     return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
 
 
-def _check_format(checkpoint: Path, args: Any) -> None:
+def _check_format(checkpoint: Path, args: MegatronArgs) -> None:
     """UserError for a checkpoint in a format that Megatron takes for another one."""
     ours = args.ckpt_format in ("torch_dcp", "fsdp_dtensor")
     if is_dcp(checkpoint) and not ours:
@@ -140,7 +141,7 @@ def _check_format(checkpoint: Path, args: Any) -> None:
         )
 
 
-def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
+def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
     """UserError, or with ``override`` a warning, for another norm scheme, or the same one with other options.
 
     A checkpoint that does not say what its scheme's exponent was has the paper's.
@@ -161,7 +162,7 @@ def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: Any, overrid
     return [f"WARNING: {line}; loading it all the same (--override-scheme-check)"]
 
 
-def differences(checkpoint: Path, saved: argparse.Namespace, args: Any) -> list[str]:
+def differences(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> list[str]:
     """A line for each recorded thing that differs without harm: weights are loaded, so no initialisation takes place."""
     lines = []
     policy = getattr(saved, "init_policy", None)
@@ -173,7 +174,7 @@ def differences(checkpoint: Path, saved: argparse.Namespace, args: Any) -> list[
     return lines
 
 
-def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:
+def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> None:
     """UserError where a run goes on with samples of another length, unless a phase begins there that counts anew."""
     theirs, consumed = getattr(saved, "seq_length", None), getattr(saved, "consumed_train_samples", 0)
     if args.no_load_optim or args.finetune or not consumed or theirs in (None, args.seq_length):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training import devices, recipes
 from megatron_cod.training.arguments import build_parser
@@ -38,6 +40,13 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     flags = [*defaults, *asked]
     raw = parser.parse_args([*COMMON_FLAGS, *asked])
     devices.set_connections(raw)
-    counted = in_samples(flags, parser.parse_args(flags), say)
+    counted = _with_tensorboard(in_samples(flags, parser.parse_args(flags), say), raw, program)
     always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
     return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)
+
+
+def _with_tensorboard(flags: list[str], raw: MegatronArgs, program: Program | None) -> list[str]:
+    """A run that saves writes its TensorBoard file beside its checkpoints."""
+    if program is None or not program.trains or not raw.save or raw.tensorboard_dir is not None:
+        return flags
+    return [*flags, "--tensorboard-dir", str(Path(raw.save) / "tensorboard")]

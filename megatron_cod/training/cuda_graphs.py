@@ -17,6 +17,7 @@ from typing import Any
 from megatron.core.optimizer import clip_grads
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import batch_sizes
@@ -224,7 +225,7 @@ TABLE = (
 )
 
 
-def check_graphs(args: Any) -> None:
+def check_graphs(args: MegatronArgs) -> None:
     """UserError, naming both flags, for what does not go with CUDA graphs. args: after Megatron's validation."""
     kind = args.cuda_graph_impl
     if args.optimizer_cuda_graph and clip_grads.multi_tensor_scale_tensor_impl is None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 _HIDDEN = "CUDA_VISIBLE_DEVICES"
@@ -139,7 +140,7 @@ _NEED_GPU = (
 )
 
 
-def need_gpu(args: Any) -> list[str]:
+def need_gpu(args: MegatronArgs) -> list[str]:
     """A line for each option that is set and needs a GPU, where there is none. args: the plain parse."""
     if cpu.has_cuda():
         return []
@@ -149,14 +150,14 @@ def need_gpu(args: Any) -> list[str]:
     return [f"{row.flag} needs a GPU; {row.instead}" for row in asked]
 
 
-def check_needs_gpu(args: Any) -> None:
+def check_needs_gpu(args: MegatronArgs) -> None:
     """UserError for options that need a GPU, where there is none. args: the plain parse."""
     lines = need_gpu(args)
     if lines:
         raise UserError("; ".join(lines))
 
 
-def set_connections(args: Any) -> None:
+def set_connections(args: MegatronArgs) -> None:
     """``CUDA_DEVICE_MAX_CONNECTIONS`` as Megatron asks for it, where the user has not set it. args: the plain parse.
 
     Before Blackwell, tensor and context parallelism count on the order of launches, which one connection keeps. FSDP and

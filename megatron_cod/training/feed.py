@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_cod.training import environment  # noqa: F401
@@ -16,17 +15,17 @@ from megatron_cod.training import environment  # noqa: F401
 import numpy as np
 from megatron.core import num_microbatches_calculator as microbatches
 from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.training.arguments import parse_and_validate_args
 from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSampler, MegatronPretrainingSampler
 from megatron.training.training import get_train_valid_test_num_samples
 
-from megatron_cod import torch_adaptations
-from megatron_cod.errors import Phase, UserError, refusal
-from megatron_cod.training.argument_checks import check_layout
-from megatron_cod.training.arguments import add_arguments
+from megatron_cod.errors import UserError
 from megatron_cod.training.batches import datasets_provider
-from megatron_cod.training.blends import check_data
-from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.pretraining import TASK
+from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.prepare import prepare
+
+_PREVIEW = replace(TASK, trains=False)
+"""A preview of the loader neither saves nor schedules anything."""
 
 
 @dataclass(frozen=True)
@@ -139,19 +138,5 @@ class Feed:
 
 def _parse(command_line: list[str], world_size: int | None) -> Any:
     """Megatron's arguments as rank 0 of the launch has them. No process group is made."""
-    flags, raw, _ = resolve_command_line(command_line)
-    smallest = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
-    world = world_size or smallest
-    check_layout(raw, world)
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": "1"}
-    torch_adaptations.install()
-    program = sys.argv
-    sys.argv = [program[0], *flags]
-    try:
-        args = parse_and_validate_args(extra_args_provider=add_arguments)
-    except Exception as error:
-        raise refusal(error, Phase.START) from None
-    finally:
-        sys.argv = program
-    check_data(args, args.padded_vocab_size or args.vocab_size)
-    return args
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return prepare(command_line, _PREVIEW, world_size, frozenset({Need.DATA})).args

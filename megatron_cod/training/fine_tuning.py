@@ -1,6 +1,5 @@
 """The task of ``sft.py``: conversations from JSON lines, packed into rows, loss per token of the answers."""
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ from megatron.core import mpu
 from megatron.core.datasets.utils import Split
 from megatron.training import get_args
 
+from megatron_cod.args import FineTuningArgs
 from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_directory
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
@@ -30,9 +30,8 @@ class FineTuning:
     def __init__(self) -> None:
         self._data: Conversations | None = None
 
-    def prepare(self, flags: list[str], raw: argparse.Namespace) -> list[str]:
+    def prepare(self, flags: list[str], raw: FineTuningArgs) -> list[str]:
         """Read the data, and turn epochs and the start into Megatron's own flags."""
-        check_flags(raw)
         flags = start_flags(flags, raw)
         self._data = data = Conversations(raw, say)
         batch, rows = raw.global_batch_size, data.plan.rows_an_epoch
@@ -54,7 +53,7 @@ class FineTuning:
         ]
 
     @staticmethod
-    def _validations(raw: argparse.Namespace, data: Conversations) -> int:
+    def _validations(raw: FineTuningArgs, data: Conversations) -> int:
         if data.valid_plan is None:
             say("no validation data: --sft-valid-data-path or --sft-valid-share names some")
             return 0
@@ -82,7 +81,7 @@ class FineTuning:
         """Megatron's forward step."""
         return forward_step(data_iterator, model, packed=get_args().sft_packing)
 
-    def check_data(self, args: Any, vocabulary: int | None) -> None:
+    def check_data(self, args: FineTuningArgs, vocabulary: int | None) -> None:
         """UserError for ids beyond the model's vocabulary, and for a run that would go on with other data."""
         data = self._data
         assert data is not None
@@ -104,7 +103,7 @@ class FineTuning:
         return self._data.share
 
 
-def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
+def start_flags(flags: list[str], raw: FineTuningArgs) -> list[str]:
     """The flags with which this start loads: all of what ``--save`` holds already, or else the weights of ``--load`` alone.
 
     So one command line starts a run and goes on with it. ``--pretrained-checkpoint`` names the weights where ``--load`` is
@@ -112,7 +111,7 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
     """
     own = [flag for flag in flags if flag != "--finetune"]
     newest = newest_whole(raw.save)[0] if raw.save else None
-    if newest is not None:
+    if raw.save and newest is not None:
         say(f"going on from {newest}")
         if not same_directory(raw.save, raw.load):
             own = without(own, "--ckpt-step")  # it says which weights to begin with
@@ -120,7 +119,7 @@ def start_flags(flags: list[str], raw: argparse.Namespace) -> list[str]:
     base = raw.load
     if raw.pretrained_checkpoint and (not base or same_directory(base, raw.save)):
         base = raw.pretrained_checkpoint
-    if latest_checkpoint(base) is None:
+    if base is None or latest_checkpoint(base) is None:
         hint = "; --pretrained-checkpoint names the one to begin with" if same_directory(base, raw.save) else ""
         raise UserError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
     say(f"starting from the weights of {base}")
@@ -144,6 +143,7 @@ def task() -> Task:
         add_arguments=add_arguments,
         # A mean per micro-batch would weigh answers by how many others stand beside them.
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
+        check_flags=check_flags,
         prepare=run.prepare,
         share_of_tokens=run.share,
     )

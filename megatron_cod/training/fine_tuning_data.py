@@ -1,10 +1,10 @@
 """What a fine-tuning run trains on: the conversations that its flags name, as samples, and their plan of rows."""
 
-import argparse
 import hashlib
 from collections.abc import Callable
 from functools import partial
 
+from megatron_cod.args import FineTuningArgs
 from megatron_cod.data.chat.cache import cached_samples
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.packing import Epochs
@@ -18,7 +18,7 @@ _SHOWN = 400
 class Conversations:
     """The data of one run, read once: samples, and the plan of rows for training and validation."""
 
-    def __init__(self, raw: argparse.Namespace, say: Callable[[str], None]) -> None:
+    def __init__(self, raw: FineTuningArgs, say: Callable[[str], None]) -> None:
         """raw: the plain parse of the command line. UserError for data that cannot be trained on."""
         self.chat = chat_format_of(raw.tokenizer_type, raw.tokenizer_model, raw.vocab_size, raw.chat_template)
         reading = Reading(raw.seq_length, raw.sft_too_long, raw.sft_layout, raw.sft_skip_bad_lines)

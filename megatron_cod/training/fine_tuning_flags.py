@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from megatron_cod.args import FineTuningArgs
 from megatron_cod.data.chat.conversations import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
@@ -81,7 +82,7 @@ def add_arguments(group: Any) -> None:
     group.add_argument("--sft-data-fingerprint", help=argparse.SUPPRESS)
 
 
-def check_flags(raw: argparse.Namespace) -> None:
+def check_flags(raw: FineTuningArgs) -> None:
     """UserError, naming the flags, for what fine-tuning cannot do. raw: the plain parse of the command line."""
     for name in _PRETRAINING_DATA:
         if getattr(raw, name):
@@ -121,7 +122,7 @@ def check_flags(raw: argparse.Namespace) -> None:
         _check_packing(raw)
 
 
-def _check_packing(raw: argparse.Namespace) -> None:
+def _check_packing(raw: FineTuningArgs) -> None:
     asked = {
         "--context-parallel-size > 1": raw.context_parallel_size > 1,
         "--mtp-num-layers": raw.mtp_num_layers,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,26 +14,24 @@ import torch
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args
 
-from megatron_cod import torch_adaptations
 from megatron_cod.analysis.depth.traced import TracedModel
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import is_dcp
 from megatron_cod.errors import Phase, UserError, refusal
-from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
     checkpoints,
     environment,
 )
-from megatron_cod.training.arguments import add_arguments, build_parser
-from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
-from megatron_cod.training.packages import check_packages
 from megatron_cod.training.recipes import load_recipe, recipe_flags
+from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program
 
 _RECIPES = (checkpoints.RESOLVED, "recipe.yaml")
@@ -42,6 +39,9 @@ _RECIPES = (checkpoints.RESOLVED, "recipe.yaml")
 
 WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-iters", "0", "--num-workers", "0")
 """Megatron's flags for a model without optimizer, gradients and data."""
+
+MODEL_ALONE = Program(program="megatron_cod", introduction="")
+"""A start that builds a model and does not train it."""
 
 
 def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
@@ -93,27 +93,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     return [*flags, *WEIGHTS_ALONE, "--load", str(folder), *step]
 
 
-def parse(flags: Sequence[str], program: Program | None = None) -> tuple[Any, Any]:
-    """Megatron's validated arguments and model configuration for resolved flags; the checkpoint is checked.
-
-    UserError for what Megatron or the checkpoint refuse.
-    """
-    command = sys.argv
-    with redirect_stdout(io.StringIO()):  # Megatron prints hundreds of lines
-        try:
-            torch_adaptations.install()
-            sys.argv = [command[0], *flags]
-            args = parse_and_validate_args(extra_args_provider=lambda parser: add_arguments(parser, program))
-            config, _ = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
-            checkpoints.check_load(args, args.override_scheme_check)
-        except Exception as error:
-            raise refusal(error, Phase.START) from None
-        finally:
-            sys.argv = command
-    return args, config
-
-
-def build(args: Any, config: Any) -> list[torch.nn.Module]:
+def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
     with redirect_stdout(io.StringIO()):
         try:
@@ -147,14 +127,11 @@ def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any
         *("--seq-length", str(length), "--logging-level", "40"),
     ]
     launch_alone()
-    with redirect_stdout(io.StringIO()):
-        flags, raw, _ = resolve_command_line(flags)
-    check_packages(raw)
-    args, config = parse(flags)
-    inner = build(args, config)[0]
+    start = prepare(flags, MODEL_ALONE, 1, frozenset({Need.MACHINE}), quiet=True)
+    inner = build(start.args, start.model_config)[0]
     while hasattr(inner, "module"):
         inner = inner.module
-    return inner, args
+    return inner, start.args
 
 
 def trace_megatron(folder: Path, step: int | None, length: int) -> TracedModel:

@@ -1,8 +1,8 @@
 """FP8 and FP4: what the GPU at hand has, which Transformer Engine would only say in the first forward."""
 
 import os
-from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
 
@@ -22,7 +22,7 @@ SUPPORT = {
 """Megatron's recipe -> Transformer Engine's function that says whether the device has it; ``custom`` is the user's own."""
 
 
-def check_low_precision(args: Any) -> None:
+def check_low_precision(args: MegatronArgs) -> None:
     """UserError, naming the flags, for a recipe that the device or the layers cannot run. args: after validation."""
     for bits in ("fp8", "fp4"):
         if getattr(args, bits, None):
@@ -32,7 +32,7 @@ def check_low_precision(args: Any) -> None:
         _check_device("--use-grouped-gemm-for-dense-mlp", "is_mxfp8_available")
 
 
-def _check(args: Any, asked: str, flag: str, recipe: str) -> None:
+def _check(args: MegatronArgs, asked: str, flag: str, recipe: str) -> None:
     if args.transformer_impl == "local" or not have_transformer_engine():
         raise UserError(
             f"{asked} needs Transformer Engine's layers; those of --backend torch and apex have no such products"
@@ -54,7 +54,7 @@ def _check_device(asked: str, function: str) -> None:
         raise UserError(f"{asked}: {reason}")
 
 
-def _check_widths(args: Any, asked: str) -> None:
+def _check_widths(args: MegatronArgs, asked: str) -> None:
     """UserError for a width that the products do not take. Output layer and router are not of them."""
     tp = args.tensor_model_parallel_size
     channels = args.v_head_dim if args.multi_latent_attention else args.kv_channels

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 _OWN = ("adam", "sgd")
@@ -18,7 +18,7 @@ _REFUSED = {
 _PACKAGE = "emerging-optimizers"
 
 
-def check_optimizer(args: Any) -> None:
+def check_optimizer(args: MegatronArgs) -> None:
     """UserError, naming the flags, for an optimizer that does not run, or not with the other flags.
 
     args: the plain parse of the command line.
@@ -47,14 +47,14 @@ def check_optimizer(args: Any) -> None:
         raise UserError(f"{flag} does not support {', '.join(refused)}")
 
 
-def _check_offload(args: Any) -> None:
+def _check_offload(args: MegatronArgs) -> None:
     """UserError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails by its first step."""
     if args.optimizer_cpu_offload and not args.bf16:
         given = "--fp16" if args.fp16 else "fp32"
         raise UserError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
 
 
-def check_offload_device(args: Any) -> None:
+def check_offload_device(args: MegatronArgs) -> None:
     """UserError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
     if args.optimizer_cpu_offload and not cpu.has_cuda():
         raise UserError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")

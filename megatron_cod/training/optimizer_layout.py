@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
 # What a distributed optimizer's buckets are cut by. Short name -> argument.
@@ -17,7 +18,9 @@ _BUCKET_LAYOUT = {
 }
 
 
-def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content: dict[str, Any], args: Any) -> None:
+def check_optimizer_layout(
+    checkpoint: Path, saved: argparse.Namespace, content: dict[str, Any], args: MegatronArgs
+) -> None:
     """UserError when the optimizer state cannot be brought to this run's layout; another DP size always can.
 
     content: the checkpoint's content metadata. A distributed optimizer saved without
@@ -57,7 +60,7 @@ def check_optimizer_layout(checkpoint: Path, saved: argparse.Namespace, content:
         raise UserError(f"{what}, and with torch's AdamW not be loaded at all: give --no-load-optim")
 
 
-def _check_experts(checkpoint: Path, saved: argparse.Namespace, args: Any) -> None:
+def _check_experts(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> None:
     """UserError where experts go from one rank to several, or back: over several they have an optimizer of their own."""
     theirs, ours = (getattr(one, "expert_model_parallel_size", None) or 1 for one in (saved, args))
     if args.num_experts and (theirs > 1) != (ours > 1):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import CommonError
 from megatron_cod.estimate.advice import advice, largest
 from megatron_cod.estimate.memory import GIB, Memory, rank_memory
@@ -60,7 +61,7 @@ def _loading(error: BaseException) -> str | None:
     return "while the checkpoint is loaded" if "load_checkpoint" in names else None
 
 
-def in_step(args: Any, begun: bool) -> str:
+def in_step(args: MegatronArgs, begun: bool) -> str:
     """Where a training run is, in words."""
     return f"in step {int(args.curr_iteration) + 1}" if begun else "in set-up"
 
@@ -80,7 +81,7 @@ def _device(error: BaseException) -> str:
     return ", ".join(words)
 
 
-def _estimate(args: Any, of_rank: Callable[[Any, int], Memory]) -> str:
+def _estimate(args: MegatronArgs, of_rank: Callable[[Any, int], Memory]) -> str:
     uncounted = uncounted_features(args)
     if uncounted:
         return f"no estimate with {', '.join(uncounted)}"
@@ -91,7 +92,7 @@ def _estimate(args: Any, of_rank: Callable[[Any, int], Memory]) -> str:
 
 @contextmanager
 def told_in_one_line(
-    args: Any, when: Callable[[], str], of_rank: Callable[[Any, int], Memory] = rank_memory
+    args: MegatronArgs, when: Callable[[], str], of_rank: Callable[[Any, int], Memory] = rank_memory
 ) -> Iterator[None]:
     """Turn a device without memory into ``DeviceOutOfMemory``; with MEGATRON_COD_TRACEBACK=1 it stays what it was.
 

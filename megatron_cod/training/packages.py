@@ -10,6 +10,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
 from megatron_cod.errors import UserError
 
@@ -95,7 +96,7 @@ class OnRequest:
     flag: str = ""
     """Where it is not the option's name."""
 
-    def asked(self, args: Any) -> str | None:
+    def asked(self, args: MegatronArgs) -> str | None:
         """The flag as the user may have written it, where the option is set."""
         value = getattr(args, self.option)
         if not (value in self.values if self.values else value):
@@ -151,7 +152,7 @@ ON_REQUEST = (
 _FLEXIBLE = {"deepep": _DEEP_EP, "hybridep": _DEEP_EP, "ncclep": TRANSFORMER_ENGINE}
 
 
-def missing(args: Any) -> list[str]:
+def missing(args: MegatronArgs) -> list[str]:
     """A line for each option that is asked for and whose package is not installed. args: the plain parse."""
     asked = [(row.asked(args), row.package) for row in ON_REQUEST]
     if args.moe_token_dispatcher_type == "flex":
@@ -166,7 +167,7 @@ def missing(args: Any) -> list[str]:
     ]
 
 
-def check_packages(args: Any) -> None:
+def check_packages(args: MegatronArgs) -> None:
     """UserError, naming the flag and what to install, for what would fail later. args: the plain parse."""
     lines = missing(args)
     if lines:

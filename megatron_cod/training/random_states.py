@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import RELEASE
 from megatron_cod.identity import device_kind, recorded_device_kind
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
@@ -12,7 +13,7 @@ from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
 _NAMES = {"cpu": "CPU processes", "cuda": "GPUs"}
 
 
-def _foreign(args: Any) -> str:
+def _foreign(args: MegatronArgs) -> str:
     """A line for the log where the checkpoint to load is of the other kind of device, or an empty text."""
     checkpoint = checkpoint_to_load(args)
     if checkpoint is None or checkpoint.name == RELEASE:
@@ -27,7 +28,7 @@ def _foreign(args: Any) -> str:
     )
 
 
-def skip_foreign(args: Any, say: Callable[[str], None], model: list[Any]) -> list[Any]:
+def skip_foreign(args: MegatronArgs, say: Callable[[str], None], model: list[Any]) -> list[Any]:
     """A post-wrap hook, before the checkpoint is loaded: sets ``--no-load-rng`` where its states do not fit. Collective.
 
     Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_cod import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.data_section import KEY, data_flags
 
@@ -104,7 +105,7 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
     return flags
 
 
-def resolved_yaml(args: argparse.Namespace, parser: argparse.ArgumentParser, always: Mapping[str, Any]) -> str:
+def resolved_yaml(args: MegatronArgs, parser: argparse.ArgumentParser, always: Mapping[str, Any]) -> str:
     """Every argument that differs from its default, as a recipe that reproduces the run.
 
     args: the parsed command line before Megatron derives further fields from it. always: arguments to record with these

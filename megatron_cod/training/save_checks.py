@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch.distributed.checkpoint.metadata import TensorProperties
 
 from megatron_cod import torch_adaptations
+from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
 
 
-def check_saving(args: Any) -> None:
+def check_saving(args: MegatronArgs) -> None:
     """UserError, naming the flags, for a combination that does not save, or whose checkpoints cannot be loaded.
 
     args: the plain parse of the command line: Megatron's validation turns some of these off with nothing but a warning.
@@ -26,7 +25,7 @@ def check_saving(args: Any) -> None:
     _check_non_persistent(args)
 
 
-def _check_strictness(args: Any) -> None:
+def _check_strictness(args: MegatronArgs) -> None:
     asked, default = args.dist_ckpt_strictness, "assume_ok_unexpected"
     if (args.save or args.load) and asked != default and hasattr(TensorProperties(), "strides"):
         raise UserError(
@@ -35,14 +34,14 @@ def _check_strictness(args: Any) -> None:
         )
 
 
-def _check_tensors(args: Any) -> None:
+def _check_tensors(args: MegatronArgs) -> None:
     for name in ("save_activations_interval", "save_dgrads_interval"):
         if getattr(args, name) and not have_transformer_engine():
             flag = "--" + name.replace("_", "-")
             raise UserError(f"{flag} needs Transformer Engine, whose layers are all that Megatron looks for")
 
 
-def _check_optimizer(args: Any) -> None:
+def _check_optimizer(args: MegatronArgs) -> None:
     if args.optimizer == "sgd" and not args.no_save_optim:
         raise UserError(
             "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load its state; give --no-save-optim, and "
@@ -57,7 +56,7 @@ _FORMATS = {
 }
 
 
-def _check_format(args: Any) -> None:
+def _check_format(args: MegatronArgs) -> None:
     if args.use_torch_fsdp2:
         _check_fsdp2(args)
     elif args.use_megatron_fsdp:
@@ -66,7 +65,7 @@ def _check_format(args: Any) -> None:
         raise UserError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: leave it out, for torch_dist")
 
 
-def _check_fsdp2(args: Any) -> None:
+def _check_fsdp2(args: MegatronArgs) -> None:
     flag, weights = "--use-torch-fsdp2", "or --no-save-optim, for the weights alone"
     if args.optimizer != "adam" and not args.no_save_optim:
         raise UserError(f"{flag} cannot resume the state of --optimizer {args.optimizer}: give adam, {weights}")
@@ -80,7 +79,7 @@ def _check_fsdp2(args: Any) -> None:
         )
 
 
-def _check_megatron_fsdp(args: Any) -> None:
+def _check_megatron_fsdp(args: MegatronArgs) -> None:
     if args.swiglu:
         raise UserError(
             "--use-megatron-fsdp does not save a model with --swiglu: ranks without a part of a weight join other "
@@ -89,7 +88,7 @@ def _check_megatron_fsdp(args: Any) -> None:
         )
 
 
-def _check_asynchronous(args: Any) -> None:
+def _check_asynchronous(args: MegatronArgs) -> None:
     if args.async_save:
         raise UserError(
             "--async-save is not supported: Megatron-Core 0.19.2 saves synchronously all the same without "
@@ -97,7 +96,7 @@ def _check_asynchronous(args: Any) -> None:
         )
 
 
-def _check_non_persistent(args: Any) -> None:
+def _check_non_persistent(args: MegatronArgs) -> None:
     if args.non_persistent_save_interval or args.non_persistent_ckpt_type:
         raise UserError(
             "--non-persistent-save-interval and --non-persistent-ckpt-type are not supported: such checkpoints are not "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import batch_sizes
 
 _UNITS = ("iters", "samples")
 
 
-def check_batches(args: Any, replicas: int) -> None:
+def check_batches(args: MegatronArgs, replicas: int) -> None:
     """UserError for batch sizes that do not divide into micro-batches over the replicas.
 
     args: the plain parse of the command line, or after Megatron's validation.
@@ -30,7 +29,7 @@ def check_batches(args: Any, replicas: int) -> None:
             )
 
 
-def check_schedule(args: Any, complete: bool = True) -> None:
+def check_schedule(args: MegatronArgs, complete: bool = True) -> None:
     """UserError for a length or a learning rate schedule that makes no sense.
 
     args: the plain parse of the command line. complete: whether what is missing is an error too.
@@ -62,7 +61,7 @@ def check_schedule(args: Any, complete: bool = True) -> None:
     _check_phases(args, unit, getattr(args, f"lr_decay_{unit}") or length)
 
 
-def _refuse_negative(args: Any) -> None:
+def _refuse_negative(args: MegatronArgs) -> None:
     lengths = (f"{kind}_{unit}" for kind in ("train", "lr_warmup", "lr_decay", "lr_wsd_decay") for unit in _UNITS)
     for name in (*lengths, "lr_warmup_fraction"):
         value = getattr(args, name)
@@ -70,7 +69,7 @@ def _refuse_negative(args: Any) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} must not be negative")
 
 
-def _check_phases(args: Any, unit: str, length: int) -> None:
+def _check_phases(args: MegatronArgs, unit: str, length: int) -> None:
     """Warm-up and decay within the schedule. length: where it ends, in ``unit``."""
     words = {"iters": "iterations", "samples": "samples"}[unit]
     fraction, warmup = args.lr_warmup_fraction, getattr(args, f"lr_warmup_{unit}")

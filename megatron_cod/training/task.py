@@ -1,15 +1,16 @@
 """What a command under torchrun is for: its help and flags, and what differs between pretraining and fine-tuning."""
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from megatron_cod.args import MegatronArgs
 
 
 def _no_flags(_: Any) -> None: ...
 
 
-def _flags_as_given(flags: list[str], _: argparse.Namespace) -> list[str]:
+def _flags_as_given(flags: list[str], _: MegatronArgs) -> list[str]:
     return flags
 
 
@@ -29,6 +30,15 @@ class Program:
     """Adds the program's own flags to an argument group."""
     default_flags: tuple[str, ...] = ()
     """Megatron flags that come before the recipe."""
+    check_flags: Callable[[Any], None] = _no_flags
+    """Called with the plain parse of the flags. UserError, naming the flags, for what the program cannot do."""
+    prepare: Callable[[list[str], Any], list[str]] = _flags_as_given
+    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; UserError."""
+    check_data: Callable[[Any, int | None], None] | None = None
+    """Called with the arguments and the model's vocabulary, on one rank a machine, before any process group exists.
+    UserError with one clear line."""
+    trains: bool = False
+    """Whether the schedule, the optimizer, saving and the handling of faults matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +49,6 @@ class Task(Program):
     """Megatron's: (sample counts, vp_stage) -> train, validation and test datasets."""
     forward_step: Callable[..., Any]
     """Megatron's ``forward_step_func``."""
-    check_data: Callable[[Any, int | None], None]
-    """Called with the arguments and the model's vocabulary, on one rank a node, before any process group exists.
-    UserError with one clear line."""
-    prepare: Callable[[list[str], argparse.Namespace], list[str]] = _flags_as_given
-    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; UserError."""
+    trains: bool = True
     share_of_tokens: Callable[[], float] = _all_tokens
     """How much of a row is text and not padding, for the rate that the progress line tells."""

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Collection
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
@@ -52,7 +53,7 @@ def overruled(recipe: Collection[str], given: Any) -> set[str]:
     return found
 
 
-def _refuse_two(raw: Any) -> None:
+def _refuse_two(raw: MegatronArgs) -> None:
     """UserError where the same is said in two units."""
     for same in _SAME[1:]:
         given = [f"--{name}".replace("_", "-") for name in same if getattr(raw, name, None)]
@@ -60,7 +61,7 @@ def _refuse_two(raw: Any) -> None:
             raise UserError(f"{given[0]} and {given[1]} both say the same; give one of them")
 
 
-def _samples(raw: Any, kind: str, sizes: BatchSizes) -> int | None:
+def _samples(raw: MegatronArgs, kind: str, sizes: BatchSizes) -> int | None:
     """What is asked for, in samples; None where nothing is."""
     tokens, steps, samples = (getattr(raw, f"{kind}_{unit}") for unit in ("tokens", "iters", "samples"))
     if steps and not sizes.constant:
@@ -80,7 +81,7 @@ def _samples(raw: Any, kind: str, sizes: BatchSizes) -> int | None:
     return steps * sizes.last if steps else samples or None
 
 
-def in_samples(flags: list[str], raw: Any, say: Callable[[str], None]) -> list[str]:
+def in_samples(flags: list[str], raw: MegatronArgs, say: Callable[[str], None]) -> list[str]:
     """The flags with lengths in samples where one is given in tokens, or where batch sizes grow; else as they are.
 
     raw: the plain parse of the flags. UserError for lengths that contradict each other or cannot be turned into samples.
@@ -97,7 +98,7 @@ def in_samples(flags: list[str], raw: Any, say: Callable[[str], None]) -> list[s
             "samples may differ in length"
         )
     if raw.rampup_batch_size:
-        flags = _ramped(flags, raw)
+        flags = _ramped(flags, raw, raw.rampup_batch_size)
     elif raw.step_batch_size_schedule and raw.global_batch_size:
         raise UserError(
             "--step-batch-size-schedule and --global-batch-size both say how large a batch is; give one of them"
@@ -115,7 +116,7 @@ def in_samples(flags: list[str], raw: Any, say: Callable[[str], None]) -> list[s
     return flags
 
 
-def _ramped(flags: list[str], raw: Any) -> list[str]:
+def _ramped(flags: list[str], raw: MegatronArgs, ramp: list[int]) -> list[str]:
     """With the schedule that the ramp is, in ``raw`` too."""
     if raw.step_batch_size_schedule:
         raise UserError(
@@ -123,7 +124,7 @@ def _ramped(flags: list[str], raw: Any) -> list[str]:
         )
     if not raw.global_batch_size:
         raise UserError("--rampup-batch-size needs --global-batch-size, the size that it ends at")
-    raw.step_batch_size_schedule = ramp_up(raw.rampup_batch_size, raw.global_batch_size, raw.seq_length)
-    raw.global_batch_size = None
+    raw.step_batch_size_schedule = ramp_up(ramp, raw.global_batch_size, raw.seq_length)
+    raw.global_batch_size = None  # type: ignore[assignment]  # as without the flag
     flags = without(without(flags, "--rampup-batch-size", 3), "--global-batch-size")
     return [*flags, "--step-batch-size-schedule", raw.step_batch_size_schedule]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.data.tokenizer_files import tokenizer_files
 from megatron_cod.data.tokenizer_match import NUMBERS, TrainedWith
 from megatron_cod.data.tokenizers import TOKENIZER_TYPES, TokenizerChoice
 
 
-def trained_with(args: Any) -> TrainedWith | None:
+def trained_with(args: MegatronArgs) -> TrainedWith | None:
     """The tokenizer that the arguments give; None where they give none.
 
     A model from the hub, which is no local file, is known by its name only. UserError for one that cannot be read.

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 
-def widen_warm_up(args: Any, model_config: Any) -> None:
+
+def widen_warm_up(args: MegatronArgs, model_config: Any) -> None:
     """Let Megatron warm its fused SwiGLU up where the width of a rank is odd. Call last before ``pretrain``.
 
     It takes a tensor as wide as the layer's result, ``--ffn-hidden-size`` / TP, and halves it

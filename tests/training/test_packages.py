@@ -18,7 +18,6 @@ from megatron_cod.training import packages
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import CHOICES, default_flags
 from megatron_cod.training.packages import ON_BY_DEFAULT, ON_REQUEST, check_packages
-from tests.conftest import ROOT
 
 MEGATRON = Path(megatron.training.__file__).parents[1]
 APEX = ("fused_weight_gradient_mlp_cuda", *packages.SOFTMAX.modules)
@@ -274,20 +273,3 @@ def test_every_option_that_asks_for_transformer_engines_version_is_known(file):
     found = asked_with(MEGATRON / file)
     ours = {row.option for row in (*ON_BY_DEFAULT, *ON_REQUEST)}
     assert found and not found - ours - set(NOT_WITHOUT_ANOTHER.split()), f"in no table: {sorted(found - ours)}"
-
-
-def test_every_program_that_reads_a_command_line_checks_it():
-    """Those that call resolve_command_line are all that build a model from flags."""
-    callers = {
-        str(file.relative_to(ROOT)): file.read_text()
-        for file in (*ROOT.glob("megatron_cod/**/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("examples/*.py"))
-        if re.search(r"[^.\w]resolve_command_line\(", file.read_text())
-    }
-    for name in ("command_line", "feed"):  # where it is, and the view of what a loader feeds, which builds no model
-        callers.pop(f"megatron_cod/training/{name}.py")
-    assert set(callers) >= {
-        f"megatron_cod/{name}.py" for name in ("training/run", "benchmark/engine", "training/loading")
-    }
-    for name, text in callers.items():
-        checks = "check_packages(raw)" in text or "read_launch(flags" in text  # the rehearsal's reading, which checks
-        assert checks, f"{name} builds a model without asking for the packages of its options"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_cod.training import environment  # noqa: F401
 
@@ -14,6 +15,7 @@ from megatron_cod.training import environment  # noqa: F401
 from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
+from megatron_cod.args import EvaluationArgs
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
@@ -21,10 +23,8 @@ from megatron_cod.data.tokenizers import BYTE_VOCABULARY
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.training import loading
-from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
+from megatron_cod.training.argument_checks import check_vocabulary
 from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
@@ -33,8 +33,9 @@ from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.model_options import TOKENIZER
 from megatron_cod.training.out_of_memory import told_in_one_line
-from megatron_cod.training.packages import check_packages
 from megatron_cod.training.reporting import say
+from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.prepare import LAUNCH, StartHooks, prepare, replica_size
 from megatron_cod.training.trained_with import trained_with
 
 _KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
@@ -57,32 +58,32 @@ def _check_output(path: str | None) -> None:
         raise UserError(f"--output {path} is a folder; name a file")
 
 
-def resolved(command_line: list[str]) -> tuple[list[str], Path, Any]:
-    """(the flags for Megatron, the checkpoint, their plain parse)."""
+def _batches(flags: list[str], raw: EvaluationArgs) -> list[str]:
+    """The flags with batch sizes: a global batch is what one call of the schedule computes."""
+    micro_batch = raw.micro_batch_size or 1
+    if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
+        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
+    replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
+    batch = micro_batch * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
+    return [*flags, "--micro-batch-size", str(micro_batch), "--global-batch-size", str(batch)]
+
+
+_PROGRAM = replace(PROGRAM, prepare=_batches)
+
+
+def model_of(command_line: list[str]) -> tuple[list[str], Path]:
+    """(the flags that build and load the model at the layout asked for, the checkpoint)."""
     import_schemes(command_line)
-    given = build_parser(PROGRAM).parse_args(command_line)
+    given = build_parser(_PROGRAM).parse_args(command_line)
     check_flags(given)
     _check_output(given.output)
     folder, checkpoint = loading.locate(given.load, given.ckpt_step)
     flags = loading.model_flags(folder, checkpoint, _KEPT, given.unset)
     # Last as well: the command line may name the checkpoint itself.
-    flags += [*command_line, "--load", str(folder)]
-    flags, raw, _ = resolve_command_line(flags, PROGRAM)
-    check_needs_gpu(raw)
-    check_packages(raw)
-    if raw.micro_batch_size is None:
-        flags += ["--micro-batch-size", "1"]
-        raw.micro_batch_size = 1
-    if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
-        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    check_layout(raw, world_size)
-    ranks = raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
-    batch = raw.micro_batch_size * (world_size // ranks) * _MICRO_BATCHES * raw.pipeline_model_parallel_size
-    return [*flags, "--global-batch-size", str(batch)], checkpoint, raw
+    return [*flags, *command_line, "--load", str(folder)], checkpoint
 
 
-def _encoder(args: Any, tokenizer: Any) -> Any:
+def _encoder(args: EvaluationArgs, tokenizer: Any) -> Any:
     if args.tokenizer_type == "NullTokenizer":
         if args.vocab_size != BYTE_VOCABULARY:
             raise UserError(
@@ -93,7 +94,7 @@ def _encoder(args: Any, tokenizer: Any) -> Any:
     return tokenizer.tokenize
 
 
-def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
+def _text_reading(args: EvaluationArgs, tokenizer: Any, vocabulary: int) -> TextReading:
     end = getattr(tokenizer, "eod", None)
     has_end = isinstance(end, int) and end >= 0
     return TextReading(
@@ -106,9 +107,10 @@ def _text_reading(args: Any, tokenizer: Any, vocabulary: int) -> TextReading:
     )
 
 
-def read_sets(args: Any) -> list[TokenSet]:
+def read_sets(args: EvaluationArgs) -> list[TokenSet]:
     """All that ``--eval-data`` names. UserError for what cannot be measured on."""
-    vocabulary, tokenizer = check_vocabulary(args), get_tokenizer()
+    tokenizer = get_tokenizer()
+    vocabulary = check_vocabulary(args, tokenizer)
     found: list[TokenSet] = []
     compared_with = trained_with(args)
     for source in parse_sources(args.eval_data):
@@ -119,7 +121,7 @@ def read_sets(args: Any) -> list[TokenSet]:
     return found
 
 
-def plan(args: Any, sets: list[TokenSet]) -> Job:
+def plan(args: EvaluationArgs, sets: list[TokenSet]) -> Job:
     """How the sets are cut into windows. UserError for a set in which nothing can be predicted."""
     stride = check_window(args.stride, args.seq_length)
     prefix = None if args.eval_prefix == "none" else getattr(get_tokenizer(), args.eval_prefix, None)
@@ -138,7 +140,7 @@ def plan(args: Any, sets: list[TokenSet]) -> Job:
     return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, unit, multiple)
 
 
-def _tell(args: Any, checkpoint: Path, job: Job) -> None:
+def _tell(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     documents, tokens = sum(one.documents for one in job.sets), sum(job.predicted())
     rows = sum(len(plan) for plan in job.windows)
     apart = args.stride or args.seq_length
@@ -148,7 +150,7 @@ def _tell(args: Any, checkpoint: Path, job: Job) -> None:
     )
 
 
-def _facts(args: Any, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
+def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint),
         "iteration": args.iteration,
@@ -179,11 +181,11 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with one_line_endings(lambda: Phase.START):
-        check_devices()
-        flags, checkpoint, _ = resolved(sys.argv[1:])
-        args, config = loading.parse(flags, PROGRAM)
-        UntilTraining()  # a SIGTERM ends it
-        check_built(args, config.transformer)
+        flags, checkpoint = model_of(sys.argv[1:])
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
+        start = prepare(flags, _PROGRAM, world_size, LAUNCH - {Need.RANKS}, hooks=hooks)
+        args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))
         _tell(args, checkpoint, job)
         if args.dry_run:
@@ -193,7 +195,7 @@ def main() -> None:
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
     in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
     with one_line_endings(lambda: Phase.SET_UP), in_one_line():
-        model = loading.build(args, config)
+        model = loading.build(args, start.model_config)
     with one_line_endings(lambda: Phase.TRAINING), in_one_line():
         totals = measure(job, model, progress.add)
     if totals is None or not last:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import (
     TRACKER,
     check_files,
@@ -54,7 +55,7 @@ def read_rewinds(save: str | Path) -> list[Rewind]:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def check_rewind(args: Any) -> None:
+def check_rewind(args: MegatronArgs) -> None:
     """UserError for a rewind that makes no sense. args: the plain parse of the command line."""
     if args.rewind_to is None:
         if args.rewind_skip:
@@ -70,13 +71,14 @@ def check_rewind(args: Any) -> None:
         raise UserError("--rewind-to does not go with --phase-transition-iterations, where samples are counted anew")
 
 
-def pending(args: Any) -> Path | None:
+def pending(args: MegatronArgs) -> Path | None:
     """The checkpoint of a rewind that is asked for and not done yet, else None.
 
     Raises UserError when it is not there, or not whole.
     """
     if args.rewind_to is None:
         return None
+    assert args.save is not None  # check_rewind
     done = [(one.to, one.skip) for one in read_rewinds(args.save)]
     if (args.rewind_to, args.rewind_skip) in done:
         return None
@@ -88,14 +90,14 @@ def pending(args: Any) -> Path | None:
     return checkpoint
 
 
-def perform(args: Any, consumed: int) -> str | None:
+def perform(args: MegatronArgs, consumed: int) -> str | None:
     """Do a pending rewind, for rank 0 alone; the line that tells of it. consumed: samples behind the checkpoint.
 
     The tracker comes first: whoever looks in between, another rank or a new start after a kill, goes on from the same
     checkpoint. Newer ones are kept under names that nothing loads.
     """
     checkpoint = pending(args)
-    if checkpoint is None:
+    if checkpoint is None or args.save is None or args.rewind_to is None:
         return None
     save = Path(args.save)
     newer = [path for step, path in iterations(save).items() if step > args.rewind_to]
