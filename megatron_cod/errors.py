@@ -134,9 +134,15 @@ def refused_by_megatron(error: BaseException, phase: Phase) -> bool:
     return package == "megatron" and (not isinstance(error, RuntimeError) or instruction == "RAISE_VARARGS")
 
 
-def refusal(error: BaseException, phase: Phase) -> BaseException:
-    """For ``raise refusal(error, ...) from None``: a UserError for what Megatron refuses, else the error itself."""
-    return UserError(one_line(error)) if refused_by_megatron(error, phase) else error
+@contextmanager
+def megatron_refusals(phase: Phase) -> Iterator[None]:
+    """Around Megatron's own reading of the arguments, or its set-up: what it refuses becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not refused_by_megatron(error, phase):
+            raise
+        raise UserError(one_line(error)) from error
 
 
 _OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EPIPE)

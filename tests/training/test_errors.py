@@ -14,7 +14,17 @@ import torch
 from torch.distributed import DistNetworkError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cod.errors import INTERRUPTED, MAY_PASS, USER_ERROR, CommonError, Phase, UserError, bad_input, ending
+from megatron_cod.errors import (
+    INTERRUPTED,
+    MAY_PASS,
+    USER_ERROR,
+    CommonError,
+    Phase,
+    UserError,
+    bad_input,
+    ending,
+    megatron_refusals,
+)
 from megatron_cod.training.faults.saving import SaveError
 from megatron_cod.training.out_of_memory import DeviceOutOfMemory
 from tests.conftest import ROOT
@@ -135,6 +145,18 @@ def test_a_damaged_file_is_named():
         {}["a"]
     with pytest.raises(ZeroDivisionError), bad_input("x.json"):
         1 / 0  # noqa: B018
+
+
+def test_a_refusal_of_megatrons_keeps_its_cause():
+    refused, ours = (
+        raised("megatron.training.arguments", "assert 1 == 2"),
+        raised("megatron_cod.model", "assert 1 == 2"),
+    )
+    with pytest.raises(UserError) as caught, megatron_refusals(START):
+        raise refused
+    assert caught.value.__cause__ is refused and ending(caught.value, START).keeps_trace
+    with pytest.raises(AssertionError), megatron_refusals(START):
+        raise ours
 
 
 # ---- real runs
