@@ -154,7 +154,7 @@ def _rehearse(args: argparse.Namespace, command_line: list[str], launch: Launch,
         started = time.monotonic()
         try:
             vocabulary = launch.args.padded_vocab_size
-            report = run_job(Job(launch.flags, rank, args.world_size, args.steps, mock, vocabulary), threads)
+            report = run_job(Job(launch.command_line, rank, args.world_size, args.steps, mock, vocabulary), threads)
             compare(plan, place, report, args.steps)
         except (Mismatch, RehearsalFailed) as error:
             text = str(error) if isinstance(error, Mismatch) else f"pipeline stage {place.pipeline}: {error}"

@@ -24,8 +24,8 @@ class Launch:
 
     args: MegatronArgs
     """Megatron's arguments after its own validation."""
-    flags: list[str]
-    """Defaults, recipe and command line as one list."""
+    command_line: list[str]
+    """What follows ``megatron_cod.training.pretrain``."""
     world_size: int
     notes: tuple[str, ...]
     """What could not be checked here."""
@@ -66,7 +66,7 @@ def read_launch(
     refused = uncounted_features(args)
     if refused:
         raise UserError(f"the rehearsal cannot count {', '.join(refused)} yet")
-    return Launch(args, start.flags, world_size, start.notes)
+    return Launch(args, list(command_line), world_size, start.notes)
 
 
 def provided() -> frozenset[Need]:

@@ -32,11 +32,10 @@ from megatron_cod.errors import Phase, UserError
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
 from megatron_cod.training import batches
-from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.environment import satisfy_make
 from megatron_cod.training.failures import one_line_endings
-from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.start.prepare import as_megatron_parses
 from megatron_cod.training.warm_up import widen_warm_up
 
@@ -45,8 +44,8 @@ from megatron_cod.training.warm_up import widen_warm_up
 class Job:
     """What to rehearse."""
 
-    flags: list[str]
-    """Defaults, recipe and command line, as ``launch.read_launch`` resolves them."""
+    command_line: list[str]
+    """What follows ``megatron_cod.training.pretrain``, as ``launch.read_launch`` has accepted it."""
     rank: int
     world_size: int
     steps: int
@@ -196,8 +195,7 @@ def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
     torch_adaptations.install()
     with as_process(job.rank, job.world_size), tempfile.TemporaryDirectory() as cache:
-        import_schemes(job.flags)
-        args = as_megatron_parses(build_parser().parse_args(job.flags), job.world_size)
+        args = as_megatron_parses(resolve_command_line(job.command_line)[0], job.world_size)
         _short(args, job)
         args.data_cache_path = cache
         validate_args(args)

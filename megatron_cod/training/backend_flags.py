@@ -1,5 +1,6 @@
 """The Megatron flags that come before the recipe: those of the backend, and defaults without which runs go wrong later."""
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 from megatron_cod import cpu
@@ -22,48 +23,32 @@ _IMPLEMENTATION = "--transformer-impl"
 _NOT_COMPILED = "fused activations: not compiled, which takes Triton, a C compiler and Python's headers (slower, equal)"
 
 
-def given_value(flags: Sequence[str], name: str) -> str | None:
-    """The value that follows the last ``name`` in flags, or None."""
-    found = None
-    for index, flag in enumerate(flags):
-        if flag == name and index + 1 < len(flags):
-            found = flags[index + 1]
-        elif flag.startswith(name + "="):
-            found = flag.split("=", 1)[1]
-    return found
+def _choices(user_flags: Sequence[str]) -> Namespace:
+    """What the user's flags say of the backend; None for what they do not say."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in (_IMPLEMENTATION, "--backend", "--normalization"):
+        parser.add_argument(flag)
+    return parser.parse_known_args(list(user_flags))[0]
 
 
-def without(flags: Sequence[str], name: str, values: int = 1) -> list[str]:
-    """Flags without one that takes so many values, however it was written."""
-    kept, skip = [], 0
-    for flag in flags:
-        if flag == name:
-            skip = values + 1
-        if not skip and not flag.startswith(f"{name}="):
-            kept.append(flag)
-        skip = max(0, skip - 1)
-    return kept
-
-
-def _automatic(flags: Sequence[str]) -> tuple[str, str]:
+def _automatic(normalization: str | None) -> tuple[str, str]:
     """The backend where the user names none, and why. The fastest that is installed and has the norm."""
     if not cpu.has_cuda():
         return "torch", f"{no_gpu()}: training on CPU processes over gloo"
     if have_transformer_engine():
         return "transformer_engine", "installed"
     why = broken_transformer_engine() or "Transformer Engine is not installed"
-    if have_apex() and given_value(flags, "--normalization") in (None, "LayerNorm"):
+    if have_apex() and normalization in (None, "LayerNorm"):
         return "apex", why
     return "torch", why
 
 
-def _chosen(user_flags: Sequence[str]) -> tuple[str | None, list[str], str]:
+def _chosen(asked: Namespace) -> tuple[str | None, list[str], str]:
     """(the ``--transformer-impl`` it comes to, None for Megatron's own default; flags for it; the log line)."""
-    implementation = given_value(user_flags, _IMPLEMENTATION)
-    if implementation:
-        return implementation, [], f"backend: {_IMPLEMENTATION} {implementation} (asked for)"
-    asked = given_value(user_flags, "--backend") or "auto"
-    backend, why = _automatic(user_flags) if asked == "auto" else (asked, "asked for")
+    if asked.transformer_impl:
+        return asked.transformer_impl, [], f"backend: {_IMPLEMENTATION} {asked.transformer_impl} (asked for)"
+    automatic = asked.backend in (None, "auto")
+    backend, why = _automatic(asked.normalization) if automatic else (asked.backend, "asked for")
     line = f"backend: {backend} ({why})"
     if backend == "transformer_engine":
         return backend, [] if cpu.has_cuda() else [_IMPLEMENTATION, backend], line  # on a GPU it is Megatron's default
@@ -76,10 +61,10 @@ def default_flags(user_flags: Sequence[str]) -> tuple[list[str], list[str]]:
     user_flags: the recipe's and the command line's; an explicit ``--transformer-impl`` or ``--backend`` there wins. Fusions
     whose packages are missing are turned off for every choice.
     """
-    implementation, of_backend, line = _chosen(user_flags)
+    asked = _choices(user_flags)
+    implementation, of_backend, line = _chosen(asked)
     fusions = list(cpu.DEFAULT_FLAGS) if not cpu.has_cuda() else missing_fusions()
-    backend, normalization = given_value(user_flags, "--backend"), given_value(user_flags, "--normalization")
-    if torch_has_the_norms(implementation, backend, normalization):
+    if torch_has_the_norms(implementation, asked.backend, asked.normalization):
         fusions.append("--no-persist-layer-norm")
     lines = [line] if not cpu.has_cuda() or can_compile() else [line, _NOT_COMPILED]
     return [*COMMON_FLAGS, *fusions, *of_backend], lines

@@ -1,9 +1,10 @@
-"""From the command line and its recipe to the flags that Megatron is given."""
+"""From the command line and its recipe to one parse of them."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.init_policy import resolve_init_policy
@@ -16,8 +17,8 @@ from megatron_cod.training.task import Program
 from megatron_cod.training.token_counts import in_samples, overruled
 
 
-def resolve_command_line(command_line: list[str], program: Program | None = None) -> tuple[list[str], Namespace, str]:
-    """Defaults, then the recipe, then the command line: flags for Megatron, their plain parse, and as YAML what was asked.
+def resolve_command_line(command_line: Sequence[str], program: Program | None = None) -> tuple[MegatronArgs, str]:
+    """Defaults, then the recipe, then the command line: their parse, and as YAML what was asked.
 
     The YAML is a recipe that reproduces the run on any machine: what is chosen by the machine is not in it.
     Raises UserError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
@@ -37,16 +38,12 @@ def resolve_command_line(command_line: list[str], program: Program | None = None
     for line in lines:
         say(line)
     asked = [*(program.default_flags if program else ()), *from_recipe, *command_line]
-    flags = [*defaults, *asked]
-    raw = parser.parse_args([*COMMON_FLAGS, *asked])
+    on_any_machine = parser.parse_args([*COMMON_FLAGS, *asked])
+    raw = cast(MegatronArgs, parser.parse_args([*defaults, *asked]))
     devices.set_connections(raw)
-    counted = _with_tensorboard(in_samples(flags, parser.parse_args(flags), say), raw, program)
-    always = {"norm_scheme": raw.norm_scheme, "init_policy": resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]}
-    return counted, parser.parse_args(counted), recipes.resolved_yaml(raw, parser, always)
-
-
-def _with_tensorboard(flags: list[str], raw: MegatronArgs, program: Program | None) -> list[str]:
-    """A run that saves writes its TensorBoard file beside its checkpoints."""
-    if program is None or not program.trains or not raw.save or raw.tensorboard_dir is not None:
-        return flags
-    return [*flags, "--tensorboard-dir", str(Path(raw.save) / "tensorboard")]
+    in_samples(raw, parser, say)
+    if program and program.trains and raw.save and raw.tensorboard_dir is None:
+        raw.tensorboard_dir = str(Path(raw.save) / "tensorboard")
+    policy = resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]
+    always = {"norm_scheme": raw.norm_scheme, "init_policy": policy}
+    return raw, recipes.resolved_yaml(on_any_machine, parser, always)

@@ -15,7 +15,6 @@ from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
 from megatron_cod.errors import UserError
-from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batches import forward_step
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
 from megatron_cod.training.fine_tuning_data import Conversations
@@ -30,9 +29,9 @@ class FineTuning:
     def __init__(self) -> None:
         self._data: Conversations | None = None
 
-    def prepare(self, flags: list[str], raw: FineTuningArgs) -> list[str]:
-        """Read the data, and turn epochs and the start into Megatron's own flags."""
-        flags = start_flags(flags, raw)
+    def complete(self, raw: FineTuningArgs) -> None:
+        """Read the data, and set Megatron's own arguments for the epochs and for where the run starts."""
+        choose_start(raw)
         self._data = data = Conversations(raw, say)
         batch, rows = raw.global_batch_size, data.plan.rows_an_epoch
         say(
@@ -42,15 +41,11 @@ class FineTuning:
         if raw.train_epochs:
             steps = -(-rows * raw.train_epochs // batch)
             say(f"--train-epochs {raw.train_epochs}: {steps:,} steps")
-            flags += ["--train-iters", str(steps)]
-        flags += ["--eval-iters", str(self._validations(raw, data))]
+            raw.train_iters = steps
+        raw.eval_iters = self._validations(raw, data)
         if raw.eval_interval is None:
-            flags += ["--eval-interval", str(max(1, rows // batch))]
-        return [
-            *flags,
-            *("--sft-data-fingerprint", data.fingerprint()),
-            f"--chat-template={data.chat.template.text}",
-        ]
+            raw.eval_interval = max(1, rows // batch)
+        raw.sft_data_fingerprint, raw.chat_template = data.fingerprint(), data.chat.template.text
 
     @staticmethod
     def _validations(raw: FineTuningArgs, data: Conversations) -> int:
@@ -103,19 +98,19 @@ class FineTuning:
         return self._data.share
 
 
-def start_flags(flags: list[str], raw: FineTuningArgs) -> list[str]:
-    """The flags with which this start loads: all of what ``--save`` holds already, or else the weights of ``--load`` alone.
+def choose_start(raw: FineTuningArgs) -> None:
+    """Set what this start loads: all of what ``--save`` holds already, or else the weights of ``--load`` alone.
 
-    So one command line starts a run and goes on with it. ``--pretrained-checkpoint`` names the weights where ``--load`` is
-    the directory of ``--save``. UserError where there are no weights.
+    So one command line starts a run and resumes it. ``--pretrained-checkpoint`` names the weights where ``--load`` is the
+    directory of ``--save``. UserError where there are no weights.
     """
-    own = [flag for flag in flags if flag != "--finetune"]
     newest = newest_whole(raw.save)[0] if raw.save else None
     if raw.save and newest is not None:
         say(f"going on from {newest}")
         if not same_directory(raw.save, raw.load):
-            own = without(own, "--ckpt-step")  # it says which weights to begin with
-        return [*own, "--load", raw.save]
+            raw.ckpt_step = None  # it says which weights to begin with
+        raw.load, raw.finetune = raw.save, False
+        return
     base = raw.load
     if raw.pretrained_checkpoint and (not base or same_directory(base, raw.save)):
         base = raw.pretrained_checkpoint
@@ -123,7 +118,7 @@ def start_flags(flags: list[str], raw: FineTuningArgs) -> list[str]:
         hint = "; --pretrained-checkpoint names the one to begin with" if same_directory(base, raw.save) else ""
         raise UserError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
     say(f"starting from the weights of {base}")
-    return [*own, "--load", base, "--finetune"]
+    raw.load, raw.finetune = base, True
 
 
 def task() -> Task:
@@ -144,6 +139,6 @@ def task() -> Task:
         # A mean per micro-batch would weigh answers by how many others stand beside them.
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
         check_flags=check_flags,
-        prepare=run.prepare,
+        complete=run.complete,
         share_of_tokens=run.share,
     )

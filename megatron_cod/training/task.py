@@ -4,14 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_cod.args import MegatronArgs
 
-
-def _no_flags(_: Any) -> None: ...
-
-
-def _flags_as_given(flags: list[str], _: MegatronArgs) -> list[str]:
-    return flags
+def _nothing(_: Any) -> None: ...
 
 
 def _all_tokens() -> float:
@@ -26,14 +20,14 @@ class Program:
     """The module's name, for the help."""
     introduction: str
     """The head of the help."""
-    add_arguments: Callable[[Any], None] = _no_flags
+    add_arguments: Callable[[Any], None] = _nothing
     """Adds the program's own flags to an argument group."""
     default_flags: tuple[str, ...] = ()
     """Megatron flags that come before the recipe."""
-    check_flags: Callable[[Any], None] = _no_flags
+    check_flags: Callable[[Any], None] = _nothing
     """Called with the plain parse of the flags. UserError, naming the flags, for what the program cannot do."""
-    prepare: Callable[[list[str], Any], list[str]] = _flags_as_given
-    """(flags, their plain parse) -> the flags to run with. On every rank, before any process group; UserError."""
+    complete: Callable[[Any], None] = _nothing
+    """Called with the plain parse, to set in it what the program derives. On every rank, before any process group."""
     check_data: Callable[[Any, int | None], None] | None = None
     """Called with the arguments and the model's vocabulary, on one rank a machine, before any process group exists.
     UserError with one clear line."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.training.backend_flags import without
 from megatron_cod.training.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
 
 KINDS = ("train", "lr_warmup", "lr_decay", "lr_wsd_decay")
@@ -81,14 +80,15 @@ def _samples(raw: MegatronArgs, kind: str, sizes: BatchSizes) -> int | None:
     return steps * sizes.last if steps else samples or None
 
 
-def in_samples(flags: list[str], raw: MegatronArgs, say: Callable[[str], None]) -> list[str]:
-    """The flags with lengths in samples where one is given in tokens, or where batch sizes grow; else as they are.
+def in_samples(raw: MegatronArgs, parser: argparse.ArgumentParser, log: Callable[[str], None]) -> None:
+    """Set lengths in samples where one is given in tokens, or where batch sizes grow; else leave all as it is.
 
-    raw: the plain parse of the flags. UserError for lengths that contradict each other or cannot be turned into samples.
+    raw: the plain parse, changed in place. parser: has the defaults. UserError for lengths that contradict each other or
+    cannot be turned into samples.
     """
     grows = raw.rampup_batch_size or raw.step_batch_size_schedule
     if not (grows or raw.phase_transition_iterations or any(getattr(raw, f"{kind}_tokens") for kind in KINDS)):
-        return flags
+        return
     _refuse_two(raw)
     if not raw.seq_length:
         raise UserError("--seq-length is missing: how many tokens a sample has")
@@ -98,26 +98,25 @@ def in_samples(flags: list[str], raw: MegatronArgs, say: Callable[[str], None]) 
             "samples may differ in length"
         )
     if raw.rampup_batch_size:
-        flags = _ramped(flags, raw, raw.rampup_batch_size)
+        _ramp_to_schedule(raw, raw.rampup_batch_size)
     elif raw.step_batch_size_schedule and raw.global_batch_size:
         raise UserError(
             "--step-batch-size-schedule and --global-batch-size both say how large a batch is; give one of them"
         )
     sizes = batch_sizes(raw)
     if not sizes.constant and raw.eval_global_batch_size is None:
-        flags = [*flags, "--eval-global-batch-size", str(sizes.last)]  # Megatron's would be the smallest there can be
+        raw.eval_global_batch_size = sizes.last  # Megatron's would be the smallest there can be
     for kind in KINDS:
         samples = _samples(raw, kind, sizes)
-        flags = without(without(flags, _flag(kind, "iters")), _flag(kind, "samples"))
-        flags += [_flag(kind, "samples"), str(samples)] if samples else []
+        by_steps, by_samples = f"{kind}_iters", f"{kind}_samples"
+        setattr(raw, by_steps, parser.get_default(by_steps))
+        setattr(raw, by_samples, samples or parser.get_default(by_samples))
         if kind == "train" and samples:
             tokens = samples * raw.seq_length
-            say(f"{sizes.until(samples)[0]:,} steps, {samples:,} samples, {tokens:,} tokens")
-    return flags
+            log(f"{sizes.until(samples)[0]:,} steps, {samples:,} samples, {tokens:,} tokens")
 
 
-def _ramped(flags: list[str], raw: MegatronArgs, ramp: list[int]) -> list[str]:
-    """With the schedule that the ramp is, in ``raw`` too."""
+def _ramp_to_schedule(raw: MegatronArgs, ramp: list[int]) -> None:
     if raw.step_batch_size_schedule:
         raise UserError(
             "--rampup-batch-size and --step-batch-size-schedule both say how batches grow; give one of them"
@@ -125,6 +124,4 @@ def _ramped(flags: list[str], raw: MegatronArgs, ramp: list[int]) -> list[str]:
     if not raw.global_batch_size:
         raise UserError("--rampup-batch-size needs --global-batch-size, the size that it ends at")
     raw.step_batch_size_schedule = ramp_up(ramp, raw.global_batch_size, raw.seq_length)
-    raw.global_batch_size = None  # type: ignore[assignment]  # as without the flag
-    flags = without(without(flags, "--rampup-batch-size", 3), "--global-batch-size")
-    return [*flags, "--step-batch-size-schedule", raw.step_batch_size_schedule]
+    raw.rampup_batch_size = raw.global_batch_size = None  # type: ignore[assignment]  # as without the flags

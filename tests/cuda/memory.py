@@ -187,7 +187,7 @@ def measure_rank(_rank: int, shape: Shape, before: Callable[[], None] | None = N
         return finalize(*args, **kwargs)
 
     started = time.monotonic()
-    job = Job(launch.flags, shape.rank, shape.world, 2, mock_data=True, vocabulary=launch.args.padded_vocab_size)
+    job = Job(launch.command_line, shape.rank, shape.world, 2, mock_data=True, vocabulary=launch.args.padded_vocab_size)
     with (
         mock.patch.object(training, "train_step", second_step),
         mock.patch.object(training, "finalize_model_grads", finalized),

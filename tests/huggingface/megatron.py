@@ -1,6 +1,5 @@
 """Load a checkpoint as the training entry does, in one worker of a layout, and say what the model computes."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,11 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
-    from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_cod import torch_adaptations
-    from megatron_cod.model import model_config_from_args
-    from megatron_cod.training import checkpoints
-    from megatron_cod.training.arguments import add_arguments
     from megatron_cod.training.batches import forward_step
-    from megatron_cod.training.command_line import resolve_command_line
     from megatron_cod.training.environment import satisfy_make
+    from megatron_cod.training.loading import MODEL_ALONE
+    from megatron_cod.training.start.prepare import prepare
 
     batch, length = tokens.shape
     flags = [
@@ -40,13 +35,10 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
         *layout.all_flags(),
         *more,
     ]
-    torch_adaptations.install()
-    sys.argv = ["test", *resolve_command_line(flags)[0]]
-    args = parse_and_validate_args(extra_args_provider=add_arguments)
+    start = prepare(flags, MODEL_ALONE, layout.world)
+    args, config = start.args, start.model_config
     satisfy_make()
     loop.initialize_megatron()
-    config, _ = model_config_from_args(args)
-    checkpoints.check_load(args, False)
     args.curr_iteration = 10**6
     model, *_ = loop.setup_model_and_optimizer(
         ModelType.encoder_or_decoder,

@@ -29,7 +29,7 @@ def planned(flags: list[str], world: int) -> Plan:
 
 def job_of(flags: list[str], world: int, rank: int, steps: int) -> Job:
     launch = read_launch(flags, world)
-    return Job(launch.flags, rank, world, steps, mock_data=True, vocabulary=launch.args.padded_vocab_size)
+    return Job(launch.command_line, rank, world, steps, mock_data=True, vocabulary=launch.args.padded_vocab_size)
 
 
 def worker(_rank: int, job: Job, before: Callable[[], None] | None) -> RankReport:

@@ -58,17 +58,16 @@ def _check_output(path: str | None) -> None:
         raise UserError(f"--output {path} is a folder; name a file")
 
 
-def _batches(flags: list[str], raw: EvaluationArgs) -> list[str]:
-    """The flags with batch sizes: a global batch is what one call of the schedule computes."""
-    micro_batch = raw.micro_batch_size or 1
+def _set_batches(raw: EvaluationArgs) -> None:
+    """Set the batch sizes: a global batch is what one call of the schedule computes."""
+    raw.micro_batch_size = raw.micro_batch_size or 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
         raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
-    batch = micro_batch * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
-    return [*flags, "--micro-batch-size", str(micro_batch), "--global-batch-size", str(batch)]
+    raw.global_batch_size = raw.micro_batch_size * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
 
 
-_PROGRAM = replace(PROGRAM, prepare=_batches)
+_PROGRAM = replace(PROGRAM, complete=_set_batches)
 
 
 def model_of(command_line: list[str]) -> tuple[list[str], Path]:

@@ -48,7 +48,7 @@ class Phase(Enum):
     """When a check runs."""
 
     LAYOUT = "the command line and its recipe are parsed"
-    SCHEDULE = "the program has completed the flags (fine-tuning: epochs are steps)"
+    SCHEDULE = "the program has completed the parse (fine-tuning: epochs are steps)"
     VALIDATED = "Megatron has validated the arguments, and the model's configuration is built"
 
 

@@ -25,7 +25,6 @@ from megatron_cod.errors import UserError, megatron_refusals
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
 from megatron_cod.training import checkpoints
-from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.reporting import say
 from megatron_cod.training.start.checks import Need, Phase, StartContext, run_checks
@@ -44,10 +43,8 @@ class Start:
     """Megatron's arguments after its validation, our flags among them."""
     settings: Settings
     model_config: SchemeModelConfig
-    flags: list[str]
-    """Defaults, recipe and command line as one list."""
     resolved: str
-    """The same as YAML: a recipe that reproduces the run on any machine."""
+    """What was asked, as YAML: a recipe that reproduces the run on any machine."""
     notes: tuple[str, ...]
     """What could not be checked, and what the checkpoint differs in."""
 
@@ -98,7 +95,7 @@ def prepare(
     """
     hooks = hooks or StartHooks()
     with contextlib.redirect_stdout(io.StringIO()) if quiet else contextlib.nullcontext():
-        flags, raw, resolved = resolve_command_line(list(command_line), program)
+        raw, resolved = resolve_command_line(command_line, program)
         hooks.parsed(raw)
         start = StartContext(
             raw=raw,
@@ -109,8 +106,7 @@ def prepare(
             has_globals=set_globals,
         )
         run_checks(start, Phase.LAYOUT)
-        flags = program.prepare(flags, raw)
-        start.raw = raw = build_parser(program).parse_args(flags)
+        program.complete(raw)
         run_checks(start, Phase.SCHEDULE)
         hooks.before_megatron(settings_of(raw), raw)
         torch_adaptations.install()
@@ -127,7 +123,7 @@ def prepare(
                 say(text)
         identity.record(args)
         run_checks(start, Phase.VALIDATED)
-    return Start(args, settings_of(args), config, flags, resolved, tuple(start.notes))
+    return Start(args, settings_of(args), config, resolved, tuple(start.notes))
 
 
 def replica_size(raw: MegatronArgs) -> int:

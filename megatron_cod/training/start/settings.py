@@ -1,7 +1,8 @@
 """Our own flags as types. Those of norm schemes are in each scheme's dataclass (``schemes/options.py``)."""
 
-from argparse import Namespace
 from dataclasses import dataclass, fields
+
+from megatron_cod.args import MegatronArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,6 @@ class Settings:
     """``auto``, ``none``, or minutes from the start."""
 
 
-def settings_of(args: Namespace) -> Settings:
+def settings_of(args: MegatronArgs) -> Settings:
     """The settings in parsed arguments."""
     return Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
