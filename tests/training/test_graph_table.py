@@ -56,15 +56,9 @@ ONCE = {
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",
-    "training/evaluation/run.py resolved: raw.micro_batch_size",
-    "training/feed.py _parse: sys.argv",
     "training/fine_tuning.py task: datasets_provider.is_distributed",
-    "training/loading.py parse: sys.argv",
     "training/rank_logs.py _Log._lost: _Log.told",
     "training/rank_logs.py report_failures: sys.excepthook",
-    "training/run.py main: sys.argv",
-    "training/token_counts.py _ramped: raw.step_batch_size_schedule",
-    "training/token_counts.py _ramped: raw.global_batch_size",
     "training/torchrun.py Agent._invoke_run: Agent.said",
     "training/torchrun.py main: launcher.LocalElasticAgent",
     "training/torchrun_flags.py parse: parser.error",
@@ -86,6 +80,10 @@ FLAGS_ONCE = {
     *("dry_run", "help_megatron", "help", "train_tokens", "lr_warmup_tokens", "lr_decay_tokens", "lr_wsd_decay_tokens"),
 }
 """Flags of ours that are read before the first step, and make nothing that changes or watches one."""
+
+
+_OF_A_START = ("self", "args", "raw", "start")
+"""Names of objects that are set before the first step: arguments, their plain parse, and what a start makes of them."""
 
 
 def _appended(node: ast.AST, name: str) -> list[ast.expr]:
@@ -119,7 +117,7 @@ def _found(node: ast.AST, observes: bool) -> list[str]:
         found.append("curr_iteration")
     if isinstance(node, ast.Assign):
         others = [one for one in node.targets if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
-        found += [ast.unparse(one) for one in others if one.value.id not in ("self", "args")]
+        found += [ast.unparse(one) for one in others if one.value.id not in _OF_A_START]
     if isinstance(node, ast.FunctionDef) and node.name in TOLD and observes:
         found.append(node.name)
     for name in LISTS:
