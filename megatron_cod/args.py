@@ -228,6 +228,7 @@ class MegatronArgs(Protocol):
     backend: str
     residual_warmup_steps: int | None
     override_scheme_check: bool
+    override_model_check: bool
     keep_last_checkpoints: int | None
     verify_checkpoint: bool
     depth_monitor_interval: int | None
@@ -246,6 +247,7 @@ class MegatronArgs(Protocol):
     hang_timeout: float | None
     time_limit: str
     device_kind: str
+    model_function: dict[str, Any]
     megatron_cod_version: str
 
 

@@ -5,19 +5,25 @@ from typing import Any
 
 from megatron_cod import __version__, cpu
 from megatron_cod.args import MegatronArgs
+from megatron_cod.function_record import record_of
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.schemes.options import read_options
 from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme
 
 
-def record(args: MegatronArgs) -> None:
-    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
+def record(args: MegatronArgs, model_config: Any = None) -> None:
+    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves.
+
+    model_config: the built configuration; None where there is none, as on import.
+    """
     design = design_from_args(args)
     args.init_policy = design.init_policy
     for name, value in design.identity(args).items():
         setattr(args, name, value)
     args.megatron_cod_version = __version__
     args.device_kind = device_kind()
+    if model_config is not None:
+        args.model_function = record_of(model_config)
 
 
 def device_kind() -> str:

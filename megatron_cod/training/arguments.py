@@ -114,6 +114,11 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         help="load a checkpoint although it was trained under another norm scheme",
     )
     group.add_argument(
+        "--override-model-check",
+        action="store_true",
+        help="load a checkpoint although this model computes another function of its weights (another --rotary-base, say)",
+    )
+    group.add_argument(
         "--keep-last-checkpoints",
         type=at_least_one,
         metavar="K",

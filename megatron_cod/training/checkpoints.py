@@ -24,6 +24,7 @@ from megatron_cod.checkpoint_files import (
     same_directory,
 )
 from megatron_cod.errors import UserError
+from megatron_cod.function_record import check_function
 from megatron_cod.identity import recorded_identity
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.failures import this_rank
@@ -103,8 +104,9 @@ def ignored(args: MegatronArgs, checkpoint: Path | None) -> list[str]:
 def check_load(args: MegatronArgs, override_scheme: bool) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
-    Raises UserError when it is damaged, of another shape, of another norm scheme or exponent (whose tensors have the
-    same names and shapes, so that nothing else would notice), or holds an optimizer state that does not fit the layout.
+    Raises UserError when it is damaged, of another shape, of another function (``function_record``) or norm scheme (whose
+    tensors may have the same names and shapes, so that nothing else would notice), or holds an optimizer state that does
+    not fit the layout.
     Returns lines for the log.
     """
     checkpoint = checkpoint_to_load(args)
@@ -124,10 +126,12 @@ def check_load(args: MegatronArgs, override_scheme: bool) -> list[str]:
         if theirs is not None and ours is not None and theirs != ours:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
+    changed = check_function(checkpoint, saved, args, args.override_model_check)
     if checkpoint.name != RELEASE:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
-    return [*lines, *check_scheme(checkpoint, saved, args, override_scheme), *differences(checkpoint, saved, args)]
+    scheme = check_scheme(checkpoint, saved, args, override_scheme)
+    return [*lines, *scheme, *changed, *differences(checkpoint, saved, args)]
 
 
 def _check_format(checkpoint: Path, args: MegatronArgs) -> None:

@@ -13,7 +13,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.data_section import KEY, data_flags
 
-_ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "rewind_to", "rewind_skip")
+_ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_check", "rewind_to", "rewind_skip")
 """Arguments of one start, which a recipe that reproduces the run does not have."""
 
 

@@ -76,7 +76,15 @@ FLAGS_ONCE = {
         "lns_exponent",
         "mix_ln_post_layers",
     ),
-    *("layerscale_init", "gamma_init", "backend", "override_scheme_check", "verify_checkpoint", "rank_log_dir"),
+    *(
+        "layerscale_init",
+        "gamma_init",
+        "backend",
+        "override_scheme_check",
+        "override_model_check",
+        "verify_checkpoint",
+        "rank_log_dir",
+    ),
     *("dry_run", "help_megatron", "help", "train_tokens", "lr_warmup_tokens", "lr_decay_tokens", "lr_wsd_decay_tokens"),
 }
 """Flags of ours that are read before the first step, and make nothing that changes or watches one."""

@@ -121,7 +121,7 @@ def prepare(
         for text in (line, log_line(config.transformer)):
             if text:
                 say(text)
-        identity.record(args)
+        identity.record(args, config)
         run_checks(start, Phase.VALIDATED)
     return Start(args, settings_of(args), config, resolved, tuple(start.notes))
 

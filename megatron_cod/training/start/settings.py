@@ -18,6 +18,7 @@ class Settings:
     backend: str
     """``auto``, or a name of ``backends.choice.BACKENDS``."""
     override_scheme_check: bool
+    override_model_check: bool
     keep_last_checkpoints: int | None
     verify_checkpoint: bool
     depth_monitor_interval: int | None

@@ -1,0 +1,150 @@
+"""The record of what a model computes: every field of Megatron's configuration is classified, every difference is found."""
+
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from megatron_cod import function_record
+from megatron_cod.errors import UserError
+from megatron_cod.function_fields import FUNCTION, MAY_DIFFER, TENSORS, WITHOUT_FLAG
+from megatron_cod.function_record import RECORD, check_function, differences, record_of
+from megatron_cod.model import SchemeModelConfig
+from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.pretraining import TASK
+from megatron_cod.training.start.prepare import prepare
+from tests.rehearsal.jobs import SMALL
+
+# isort: split
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+FREE = [name for names in MAY_DIFFER.values() for name in names.split()]
+
+
+def test_every_field_of_megatrons_configuration_is_classified():
+    """A new one fails here, and is compared until it is classified."""
+    known = {one.name for kind in (TransformerConfig, MLATransformerConfig, SchemeModelConfig) for one in fields(kind)}
+    classified = [*TENSORS, *FUNCTION, *FREE]
+    assert len(classified) == len(set(classified)), "in two classes"
+    assert known - set(classified) == set()
+    assert set(classified) - known == set(), "fields that Megatron no longer has"
+
+
+CHANGES = {
+    "layernorm_epsilon": ["--norm-epsilon", "1e-2"],
+    "layernorm_zero_centered_gamma": ["--apply-layernorm-1p"],
+    "rotary_base": ["--rotary-base", "500000"],
+    "rotary_percent": ["--rotary-percent", "0.5"],
+    "rotary_interleaved": ["--rotary-interleaved"],
+    "seq_len_interpolation_factor": ["--rotary-seq-len-interpolation-factor", "2"],
+    "rope_scaling": ["--use-rope-scaling"],
+    "rope_scaling_factor": ["--use-rope-scaling", "--rope-scaling-factor", "4"],
+    "no_rope_freq": ["--no-rope-freq", "2"],
+    "qk_l2_norm": ["--qk-l2-norm"],
+    "mup_output_mult": ["--use-mup", "--mup-base-hidden-size", "16"],
+    "softmax_scale": ["--use-mup", "--mup-base-hidden-size", "16"],
+    "glu_linear_offset": ["--glu-linear-offset", "1.0"],
+    "activation_func_clamp_value": ["--activation-func-clamp-value", "7"],
+}
+"""A field -> flags after SMALL that change it, and no tensor."""
+RESHAPED = {
+    "share_embeddings_and_output_weights": ["--unset", "untie-embeddings-and-output-weights"],
+    "num_query_groups": ["--group-query-attention", "--num-query-groups", "2"],
+    "qk_layernorm": ["--qk-layernorm"],
+    "add_qkv_bias": ["--add-qkv-bias"],
+    "kv_channels": ["--kv-channels", "16"],
+    "normalization": ["--normalization", "LayerNorm"],
+    "num_moe_experts": ["--num-experts", "4"],
+    "position_embedding_type": ["--position-embedding-type", "none"],
+}
+UNCHANGED = {
+    "layout": ["--pipeline-model-parallel-size", "2"],
+    "recomputation": [
+        "--recompute-granularity",
+        "full",
+        "--recompute-method",
+        "uniform",
+        "--recompute-num-layers",
+        "1",
+    ],
+    "dropout": ["--attention-dropout", "0.1"],
+    "precision": ["--bf16"],
+    "initialisation": ["--init-method-std", "0.5"],
+}
+
+
+def arguments(*flags: str) -> Namespace:
+    return prepare([*SMALL, *flags], TASK, 2, frozenset(), set_globals=False, quiet=True).args
+
+
+@pytest.fixture(scope="module")
+def saved() -> Namespace:
+    return arguments()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_function_of_the_same_tensors_is_refused(name, saved):
+    args = arguments(*CHANGES[name])
+    found = {one.field for one in differences(saved, args)}
+    assert name in found and not found & TENSORS
+    with pytest.raises(UserError, match="--override-model-check") as refused:
+        check_function(Path("iter_8"), saved, args, False)
+    assert CHANGES[name][0] in str(refused.value)
+    assert check_function(Path("iter_8"), saved, args, True)[0].startswith("WARNING")
+
+
+@pytest.mark.parametrize("name", RESHAPED)
+def test_tensors_that_do_not_fit_are_refused_whatever_is_overridden(name, saved):
+    args = arguments(*RESHAPED[name])
+    assert name in {one.field for one in differences(saved, args)}
+    for override in (False, True):
+        with pytest.raises(UserError, match="its tensors do not fit") as refused:
+            check_function(Path("iter_8"), saved, args, override)
+        assert function_record.flag_of(name) in str(refused.value) and "corrupt" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(TENSORS | FUNCTION))
+def test_every_recorded_field_is_compared_and_named(name, saved):
+    other = Namespace(**{RECORD: {**getattr(saved, RECORD), name: "another"}})
+    asked = Namespace(**{RECORD: {name: None, **getattr(saved, RECORD)}})
+    found = differences(other, asked)
+    assert [one.field for one in found] == [name]
+    flags = {flag for action in build_parser()._actions for flag in action.option_strings}
+    assert found[0].flag in flags or name in WITHOUT_FLAG
+
+
+@pytest.mark.parametrize("name", UNCHANGED)
+def test_what_may_differ_is_not_named(name, saved):
+    assert differences(saved, arguments(*UNCHANGED[name])) == []
+
+
+def _without_record(args: Namespace) -> Namespace:
+    found = Namespace(**vars(args))
+    delattr(found, RECORD)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in (*CHANGES, *RESHAPED) if name != "softmax_scale"])
+def test_a_checkpoint_without_a_record_is_compared_by_its_arguments(name, saved):
+    args = arguments(*(CHANGES | RESHAPED)[name])
+    assert differences(_without_record(saved), args)
+    assert not differences(_without_record(args), args)
+
+
+def test_a_field_that_is_not_classified_is_compared(saved, monkeypatch):
+    monkeypatch.setattr(function_record, "FUNCTION", FUNCTION - {"rotary_base"})
+    assert [one.field for one in differences(saved, arguments("--rotary-base", "7"))] == ["rotary_base"]
+
+
+def test_the_record_needs_nothing_of_megatron_to_be_read(saved):
+    def plain(value) -> bool:
+        return (
+            value is None or type(value) in (bool, int, float, str) or (type(value) is list and all(map(plain, value)))
+        )
+
+    record = getattr(saved, RECORD)
+    assert len(record) > 60 and all(plain(value) for value in record.values())
+    assert record["activation_func"] == "silu"
+    assert callable(record_of)
