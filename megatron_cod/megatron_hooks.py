@@ -133,6 +133,46 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`save_retain_interval`, `no_load_rng`, `ffn_hidden_size` of the arguments",
+        "changed after Megatron validated them; the last one until the model is built",
+        "our retention deletes alone; random states of another kind of device do not fit; Megatron's warm-up of SwiGLU "
+        "fails where the width is odd",
+        (
+            "training/retention.py Retention.__init__: args.save_retain_interval",
+            "training/random_states.py skip_foreign: args.no_load_rng",
+            "training/warm_up.py widen_warm_up*: args.ffn_hidden_size",
+        ),
+    ),
+    Hooked(
+        "`MAKEFLAGS` and `PATH` in the environment",
+        "set while Megatron starts",
+        "it calls `make` for a helper that the wheel has compiled already, and has no makefile for",
+        ("training/environment.py *: os.environ[*",),
+    ),
+    Hooked(
+        "`CUDA_DEVICE_MAX_CONNECTIONS`, and `TORCHDYNAMO_DISABLE` without a GPU or a compiler",
+        "set in the environment, where the user has not",
+        "Megatron asks for the first on GPUs before generation 10; its fused functions are compiled otherwise",
+        (
+            "training/devices.py set_connections: os.environ.setdefault",
+            "cpu.py prepare_environment: os.environ.setdefault",
+        ),
+    ),
+    Hooked(
+        "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
+        "set in the environment, as a launcher does",
+        "tools start Megatron in one process",
+        ("training/launch.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
+        "tools",
+    ),
+    Hooked(
+        "`PET_SIGNALS_TO_HANDLE` of torchrun",
+        "set in the environment, where the user has not",
+        "SIGUSR1 is for the ranks too",
+        ("training/torchrun_flags.py parse: os.environ.setdefault",),
+        "megatron_cod.training.torchrun",
+    ),
+    Hooked(
         "`error`, `print_help` of Megatron's and torchrun's argument parsers",
         "set on these objects",
         "errors of one line, help that can be read",

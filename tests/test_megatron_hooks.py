@@ -22,7 +22,9 @@ OURS = {
     "schemes/imports.py _Import.__call__: setattr namespace": "a plain parse",
     "training/start/*: start.*": "our own start",
     "* *: ctx.*": "what a function of ours saves for its backward",
-    "* *: os.environ": "the environment",
+    "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
+    "data/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
+    "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",
     "training/rank_logs.py *": "this process's output",
     "training/run.py train: run.observers": "our own run",
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm": "our own run",
@@ -63,9 +65,9 @@ def _of_itself(target: ast.Attribute) -> bool:
 
 
 def _is_namespace(target: ast.Subscript) -> bool:
-    """``vars(x)[...]``, ``x.__dict__[...]``, ``sys.modules[...]``."""
+    """``vars(x)[...]``, ``x.__dict__[...]``, ``sys.modules[...]``, and the environment."""
     held = ast.unparse(target.value)
-    return held.startswith(("vars(", "globals(")) or held.endswith((".__dict__", "sys.modules"))
+    return held.startswith(("vars(", "globals(")) or held.endswith((".__dict__", "sys.modules", "os.environ"))
 
 
 def _set_by(node: ast.AST) -> list[str]:
@@ -84,7 +86,7 @@ def _called(node: ast.AST) -> list[str]:
     name = function.rpartition(".")[2]
     if function in SETTERS:
         return [f"{function} {ast.unparse(node.args[0])}"]
-    if function.startswith("vars(") or ".__dict__." in function:
+    if function.startswith(("vars(", "os.environ.")) or ".__dict__." in function:
         return [function] if name in ("update", "setdefault", "pop") else []
     is_hook = "." in function and (name.startswith("register_") or name in HOOKS or name == "setLevel")
     return [function] if is_hook else []
@@ -148,6 +150,8 @@ PLANTED = {
     "vars, updated": ("def f(model):\n    vars(model).update(x=1)", "vars(model).update"),
     "a module's dictionary": ("import torch\ntorch.cuda.__dict__['x'] = 1", "torch.cuda.__dict__['x']"),
     "a module as a whole": ("import sys\nsys.modules['apex'] = None", "sys.modules['apex']"),
+    "a variable that Megatron reads": ("import os\nos.environ['MAKEFLAGS'] = 'x'", "os.environ['MAKEFLAGS']"),
+    "the same, by default": ("import os\nos.environ.setdefault('NCCL_DEBUG', 'x')", "os.environ.setdefault"),
     "deletion": ("import torch\ndel torch.cuda.synchronize", "torch.cuda.synchronize"),
     "a hook": ("def f(model):\n    model.register_full_backward_hook(print)", "model.register_full_backward_hook"),
     "a patch of unittest's": ("from unittest import mock\nmock.patch('torch.zeros')", "mock.patch"),

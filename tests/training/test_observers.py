@@ -185,3 +185,20 @@ def test_a_new_fault_handler_is_one_class_and_one_row(tiny, tmp_path):
     assert [one["error"] for one in events if one["event"] == "failed"] == [
         "UserError: stopped by the new handler before step 3"
     ]
+
+
+def test_the_summary_counts_what_retention_leaves(tiny, tmp_path):
+    """The order of the rows: retention is over when the report ends."""
+    flags = [
+        *tiny,
+        *FLAGS[:-2],
+        "--save",
+        str(tmp_path / "run"),
+        "--save-interval",
+        "1",
+        "--keep-last-checkpoints",
+        "1",
+    ]
+    (ended,) = run_training_ranks(1, flags)
+    assert ended.code == 0, ended.output[-3000:]
+    assert "checkpoints    1 in" in ended.output
