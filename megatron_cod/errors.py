@@ -10,7 +10,8 @@ import dis
 import errno
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
@@ -20,8 +21,7 @@ USER_ERROR = 2
 MAY_PASS = 1
 """Exit code of a run that may go well when it is started again: another rank was lost, say. Also that of a fault."""
 INTERRUPTED = 130
-REPORT_TO = "the maintainers of megatron_cod"
-"""Who wants to know of a fault; an address once the project has one."""
+REPORT = "please report it, with the traceback (CONTRIBUTING.md says how)"
 
 
 class UserError(ValueError):
@@ -62,6 +62,17 @@ class Ending:
     """Whether the traceback goes to the rank's log, where there is one."""
     is_fault: bool = False
     """Whether it is a fault of ours, or of what we build on: its traceback is always kept."""
+
+
+@contextmanager
+def bad_input(what: object) -> Iterator[None]:
+    """Around what reads a file of the user's: what is wrong with its content becomes a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{what} cannot be read: {type(error).__name__}: {one_line(error)[:200]}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -123,15 +134,24 @@ def refused_by_megatron(error: BaseException, phase: Phase) -> bool:
     return package == "megatron" and (not isinstance(error, RuntimeError) or instruction == "RAISE_VARARGS")
 
 
-def refusal(error: BaseException, phase: Phase) -> BaseException:
-    """For ``raise refusal(error, ...) from None``: a UserError for what Megatron refuses, else the error itself."""
-    return UserError(one_line(error)) if refused_by_megatron(error, phase) else error
+@contextmanager
+def megatron_refusals(phase: Phase) -> Iterator[None]:
+    """Around Megatron's own reading of the arguments, or its set-up: what it refuses becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if not refused_by_megatron(error, phase):
+            raise
+        raise UserError(one_line(error)) from error
+
+
+_OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EPIPE)
+"""What reading and writing an open file may end with; the error then names no file."""
 
 
 def of_files(error: BaseException) -> bool:
-    """Whether the operating system refuses a file that it names, or has no room: for the user to mend."""
-    no_room = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    return isinstance(error, OSError) and (error.filename is not None or error.errno in no_room)
+    """Whether the operating system refuses a file, which is for the user to mend."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_FILES)
 
 
 def _text_of_files(error: OSError) -> str:
@@ -141,8 +161,8 @@ def _text_of_files(error: OSError) -> str:
 def _as_fault(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300] or _failed_condition(error)
     return (
-        f"{type(error).__name__}: {text}; this is a fault of megatron_cod or of what it builds on: "
-        f"please report it to {REPORT_TO}, with the traceback"
+        f"{type(error).__name__}: {text}; this is a fault of megatron_cod, or of what it is built on, and not of the "
+        f"command: {REPORT}"
     )
 
 

@@ -61,7 +61,7 @@ def read_metrics(path: str | Path) -> Metrics:
     A torn last line (the run was killed while writing) is left out. Raises UserError for a file that is not metrics.
     """
     found: dict[str, dict[int, float]] = {}
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)

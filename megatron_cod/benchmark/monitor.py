@@ -12,6 +12,7 @@ from megatron_cod.benchmark.timing import CLOCKS, Lap, interleave
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.nonfinite import StepGuard
+from megatron_cod.training.steps import hook_gradients
 
 INTERVAL = 100
 AIM = 0.01
@@ -33,11 +34,13 @@ def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, thr
     args.curr_iteration = 0
     engines = {name: Engine(args, "lns") for name in ("without", "guard", "between", "measuring")}
     guard = StepGuard("stop", 0, args, Events(None, 0), print)
-    guard.attach(engines["guard"].model)
-    engines["guard"].forward_step = guard.watch(engines["guard"].forward_step)
+    guard.model_built(engines["guard"].model)
+    hook_gradients(engines["guard"].model, [guard])
+    engines["guard"].forward_step = guard.wrap_forward(engines["guard"].forward_step)
     for name, interval in (("between", 10**9), ("measuring", 1)):
         monitor = DepthMonitor(interval, args, lambda *_: None, lambda _: None)
-        monitor.attach(engines[name].model)
+        monitor.model_built(engines[name].model)
+        hook_gradients(engines[name].model, [monitor])
         engines[name].forward_step = _at_each_call(engines[name].forward_step, monitor.step_begins)
     batches = random_batches(args, 4)
 

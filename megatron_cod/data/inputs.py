@@ -14,7 +14,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, bad_input
 
 Format = Literal["jsonl", "text", "parquet", "arrow"]
 
@@ -110,7 +110,8 @@ def _saved_dataset(folder: Path) -> list[Path]:
     """The Arrow files of a folder that `datasets` wrote with save_to_disk, in order."""
     parts = folder / "dataset_dict.json"
     if parts.is_file():
-        splits = json.loads(parts.read_text(encoding="utf-8")).get("splits", [])
+        with bad_input(parts):
+            splits = json.loads(parts.read_text(encoding="utf-8"))["splits"]
         names = " or ".join(str(folder / name) for name in splits)
         raise UserError(f"input {folder} is a saved dataset of several splits; name one: {names}")
     state = folder / "state.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.job import what_differs
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, bad_input
 
 _JOB, _PUBLISH, _LOCK = "job.json", "publish.json", "lock"
 _SECONDS_TO_WAIT = 10.0
@@ -74,7 +74,8 @@ class WorkFolder:
         """
         path = self.path / _JOB
         asked = json.loads(json.dumps(job))
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        with bad_input(path):
+            found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         if found != asked:
             if found is not None and self.has_parts() and not overwrite:
                 raise UserError(

@@ -13,7 +13,7 @@ import torch
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, bad_input
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export import DTYPES
@@ -96,13 +96,15 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
     from transformers import AutoModelForCausalLM
 
     config = read_json(folder / "config.json")
-    found = _tokenizer([folder], int(config.get("vocab_size") or 0), tokenizer)
+    with bad_input(folder / "config.json"):
+        vocab = int(config.get("vocab_size") or 0)
+    found = _tokenizer([folder], vocab, tokenizer)
     said = config.get(companions.KEY)
     if isinstance(said, dict) and not said.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
-    except OSError as error:
+    except Exception as error:  # as for tokenizers
         raise UserError(f"{folder} cannot be loaded: {error}") from None
     return model.eval(), found
 

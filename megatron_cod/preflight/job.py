@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
 
@@ -70,7 +71,7 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
     try:
         launch = read_launch(flags, world, note_files)
         plan = make_plan(launch)
-    except ValueError as error:
+    except UserError as error:
         return found | {"error": " ".join(str(error).split())}
     args = launch.args
     sizes = ", ".join(f"{name} {size}" for name, size in plan.sizes.items())

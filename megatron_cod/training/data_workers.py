@@ -5,7 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+from megatron_cod.training.observers import Observer
+
+
+class DataWorkers(Observer):
+    """Ends them with the run."""
+
+    def around_training(self) -> AbstractContextManager[None]:
+        return ended()
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import input_gammas
+from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.reporting import write_scalar
 
 COLUMNS = (
     *("variance before", "variance after", "branch over stream", "angular distance", "squared gradient"),
@@ -33,7 +35,7 @@ def depth_tag(name: str, layer_number: int) -> str:
     return f"depth/{name}/layer {layer_number:03d}"
 
 
-class DepthMonitor:
+class DepthMonitor(Observer):
     """Watches the decoder layers of this rank; every ``interval``-th step it measures, on the others it looks away."""
 
     def __init__(
@@ -49,13 +51,19 @@ class DepthMonitor:
         self._layers: dict[int, torch.nn.Module] = {}
         self._config: Any = None
 
+    @classmethod
+    def of(cls, run: Run) -> DepthMonitor | None:
+        """Where ``--depth-monitor-interval`` asks for it."""
+        interval = run.args.depth_monitor_interval
+        return cls(interval, run.args, write_scalar, run.lines.tell) if interval else None
+
     def step_begins(self) -> None:
-        """A training step begins: is it a monitored one?"""
+        """Is this step a monitored one?"""
         self._step = int(self._args.curr_iteration) + 1
         self._active = self._step % self._interval == 0
 
-    def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook: watch the layers, and the end of each step's gradients."""
+    def model_built(self, model: list[torch.nn.Module]) -> None:
+        """Watch the layers."""
         depth = 0
         for chunk in model:
             for module in chunk.modules():
@@ -66,18 +74,11 @@ class DepthMonitor:
         device = next(model[0].parameters()).device
         self._table = torch.zeros(depth, len(COLUMNS) + _COUNTS, dtype=torch.float64, device=device)
         self._config = get_model_config(model[0])
-        last: Any = model[-1]
-        finish = last.finish_grad_sync
 
-        def finished(*rest: Any, **kwargs: Any) -> Any:
-            result = finish(*rest, **kwargs)
-            if self._active:
-                self._report()
-            return result
-
-        # An attribute of this one object: Megatron calls it once a step, after the last backward.
-        last.finish_grad_sync = finished
-        return model
+    def gradients_ready(self) -> None:
+        """The last backward of the step is done: gather and write its sums."""
+        if self._active:
+            self._report()
 
     def _hook(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # With recompute a layer runs twice, first without gradients: that run does not count.

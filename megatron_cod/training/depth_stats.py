@@ -8,9 +8,10 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod.analysis.metrics import variance_tag
 from megatron_cod.training.layer_hooks import hook_layers
+from megatron_cod.training.observers import Observer
 
 
-class StreamVariance:
+class StreamVariance(Observer):
     """Variance of each block's output over channels, mean over tokens (the paper's "output variance").
 
     Forward hooks add up during evaluation only, so a training step pays one attribute look-up a layer. They add on the
@@ -22,8 +23,8 @@ class StreamVariance:
     def __init__(self) -> None:
         self._table = torch.zeros(0)  # [2, L]: sums, and over how many tokens
 
-    def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook: watch every decoder layer of this rank's chunks."""
+    def model_built(self, model: list[torch.nn.Module]) -> None:
+        """Watch every decoder layer of this rank's chunks."""
         depth = 0
         for chunk in model:
             hooks: dict[torch.nn.Module, Any] = {}
@@ -35,7 +36,6 @@ class StreamVariance:
                         validate_without_graph(module)
             hook_layers(chunk, hooks)
         self._table = torch.zeros(2, depth, dtype=torch.float64, device=torch.cuda.current_device())
-        return model
 
     def _hook(self, layer: Any, _: Any, output: Any) -> None:
         if layer.training:

@@ -18,7 +18,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import is_dcp
-from megatron_cod.errors import Phase, UserError, refusal
+from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import (
@@ -95,7 +95,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
 
 def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
-    with redirect_stdout(io.StringIO()):
+    with redirect_stdout(io.StringIO()), megatron_refusals(Phase.SET_UP):
         try:
             environment.satisfy_make()
             loop.initialize_megatron()
@@ -106,8 +106,6 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
                     cfg_container=pretrain_cfg_container_from_args(args, config),
                     pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
                 )
-        except Exception as error:
-            raise refusal(error, Phase.SET_UP) from None
         finally:
             environment.forget_make()
     set_training_step(model, args.iteration)  # how far a residual warm-up was

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,12 +31,12 @@ class MetricsWriter:
         job: Job,
         log_interval: int,
         emit: Callable[[str], None],
-        see_loss: Callable[[int, float], str | None] = lambda step, loss: None,
+        see_loss: Callable[[int, float], Iterable[str]] = lambda step, loss: (),
         also: Callable[[dict[str, float], int], None] = lambda values, step: None,
     ) -> None:
         """inner: a SummaryWriter or None. path: the JSON lines, or None. train_iters, train_samples: the whole run's.
         batch_size: samples of a step, until Megatron tells another. consumed: samples trained on so far, by earlier starts
-        as well. emit: prints one line. see_loss: takes each step's training loss, and answers with a line where there is
+        as well. emit: prints one line. see_loss: takes each step's training loss, and answers with lines where there is
         something to say. also: takes what is written here and Megatron does not know, for W&B."""
         self._inner = inner
         self._file = _open_lines(path) if path else None
@@ -78,7 +78,7 @@ class MetricsWriter:
             self._batch_size = int(number)
         elif name == TRAIN_LOSS:
             self._progress(int(step), number)
-            if line := self._see_loss(int(step), number):
+            for line in self._see_loss(int(step), number):
                 self._emit(line)
         elif name == VALID_LOSS:
             self._clean = False

@@ -35,14 +35,13 @@ class Lines:
         self._thread: threading.Thread | None = None
         self._give_up_at = float("inf")
 
-    def attach(self, model: list[Any]) -> list[Any]:
-        """Megatron post-wrap hook, when the process group is there: connect the two ranks. Collective over all."""
+    def attach(self) -> None:
+        """When the process group is there: connect the two ranks. Collective over all."""
         world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         if world > 1:
             connect = store_connection(_STORE_SECONDS)
             if rank in (0, world - 1):
                 self.connect(connect(), reads=rank == 0)
-        return model
 
     def connect(self, store: Any, reads: bool) -> None:
         """reads: this is the rank that prints."""

@@ -9,6 +9,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint_files import RELEASE
 from megatron_cod.identity import device_kind, recorded_device_kind
 from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
+from megatron_cod.training.observers import Observer, Run
 
 _NAMES = {"cpu": "CPU processes", "cuda": "GPUs"}
 
@@ -28,8 +29,18 @@ def _foreign(args: MegatronArgs) -> str:
     )
 
 
-def skip_foreign(args: MegatronArgs, say: Callable[[str], None], model: list[Any]) -> list[Any]:
-    """A post-wrap hook, before the checkpoint is loaded: sets ``--no-load-rng`` where its states do not fit. Collective.
+class ForeignRandomStates(Observer):
+    """Has them skipped, before the checkpoint is loaded."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def model_built(self, model: list[Any]) -> None:
+        skip_foreign(self._run.args, self._run.say)
+
+
+def skip_foreign(args: MegatronArgs, say: Callable[[str], None]) -> None:
+    """Sets ``--no-load-rng`` where the states of the checkpoint do not fit. Collective.
 
     Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.
     """
@@ -39,4 +50,3 @@ def skip_foreign(args: MegatronArgs, say: Callable[[str], None], model: list[Any
         if line[0]:
             args.no_load_rng = True
             say(line[0])
-    return model

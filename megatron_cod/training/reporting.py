@@ -3,8 +3,8 @@ rank, whose lines rank 0 prints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
+from megatron_cod.training.observers import Observer, Run
 from megatron_cod.training.parameters import count_parameters
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.throughput import Job, peak_tflops
@@ -54,7 +55,7 @@ def job_of(args: Any, share_of_tokens: float) -> Job:
 
 
 def _metrics_writer(
-    args: Any, job: Job, tell: Callable[[str], None], see_loss: Callable[[int, float], str | None], inner: Any
+    args: Any, job: Job, tell: Callable[[str], None], see_loss: Callable[[int, float], Iterable[str]], inner: Any
 ) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
@@ -89,17 +90,31 @@ def write_scalar(name: str, value: float, step: int) -> None:
     _to_wandb({name: value}, step)
 
 
-def report_parameters(model: list[Any]) -> list[Any]:
-    """Megatron post-wrap hook: say and record how many parameters the model has."""
+class Report(Observer):
+    """Metrics, TensorBoard, W&B, progress line and summary of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def around_training(self) -> AbstractContextManager[None]:
+        run = self._run
+        return reported(run.args, run.task.share_of_tokens(), run.losses, run.lines)
+
+    def model_built(self, model: list[Any]) -> None:
+        self._run.lines.attach()
+        report_parameters(model)
+
+
+def report_parameters(model: list[Any]) -> None:
+    """Say and record how many parameters the model has. Collective."""
     total = count_parameters(model)
     say(f"parameters: {total:,}")
     write_scalar(PARAMETERS, total, 0)
-    return model
 
 
 @contextmanager
 def reported(
-    args: Any, share_of_tokens: float, see_loss: Callable[[int, float], str | None], lines: Lines
+    args: Any, share_of_tokens: float, see_loss: Callable[[int, float], Iterable[str]], lines: Lines
 ) -> Iterator[None]:
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
     last = args.world_size - 1 == this_rank()

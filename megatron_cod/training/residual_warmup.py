@@ -3,14 +3,17 @@
 Without graphs the forward step sets them (batches.py).
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 
 from megatron_cod.schemes.residual import GraphWeights, warming_up
+from megatron_cod.training.observers import Observer, Run
 
 
-class GraphWarmup:
+class GraphWarmup(Observer):
     """Tells the joins of this rank which training step is at hand."""
 
     def __init__(self, args: Any) -> None:
@@ -18,12 +21,21 @@ class GraphWarmup:
         self._args = args
         self._weights: GraphWeights | None = None
 
-    def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook: the layers read their weights from the device, before any of them is captured."""
+    @classmethod
+    def of(cls, run: Run) -> GraphWarmup | None:
+        """Where there is a warm-up, under graphs."""
+        graphed = run.args.residual_warmup_steps and run.args.cuda_graph_impl != "none"
+        return cls(run.args) if graphed else None
+
+    def model_built(self, model: list[torch.nn.Module]) -> None:
+        """The layers read their weights from the device, before any of them is captured."""
         self._weights = GraphWeights(warming_up(model), next(model[0].parameters()).device)
-        return model
+
+    def training_begins(self) -> None:
+        """Also of a run that only validates."""
+        self.step_begins()
 
     def step_begins(self) -> None:
-        """A training step begins, or the validation of a run that does not train."""
+        """Fill the weights."""
         assert self._weights is not None
         self._weights.set_training_step(getattr(self._args, "curr_iteration", self._args.iteration))

@@ -4,6 +4,8 @@ Two rules hold at any moment, also when the process is killed: the checkpoint th
 and nothing is taken apart under a name that a loader takes.
 """
 
+from __future__ import annotations
+
 import os
 import shutil
 import threading
@@ -21,6 +23,7 @@ from megatron_cod.checkpoint_files import (
     read_tracker,
     write_tracker,
 )
+from megatron_cod.training.observers import Observer, Run
 
 DELETING = ".deleting-"
 DAMAGED = "damaged-"
@@ -131,7 +134,7 @@ def surplus(directory: str | Path, keep: int, every: int | None = None) -> list[
     ]
 
 
-class Retention:
+class Retention(Observer):
     """Keeps the newest K checkpoints of a run (``--keep-last-checkpoints``). Lives on rank 0.
 
     Megatron has no hook after a save, and on a GPU it is not patched. So rank 0 looks, where its own code runs anyway:
@@ -150,8 +153,18 @@ class Retention:
         self._seen: Any = None
         self._threads: list[threading.Thread] = []
 
+    @classmethod
+    def of(cls, run: Run) -> Retention | None:
+        """On rank 0, where ``--keep-last-checkpoints`` asks for it."""
+        asked = run.args.save and run.args.keep_last_checkpoints and run.args.rank == 0
+        return cls(run.args, run.say) if asked else None
+
+    def step_begins(self) -> None:
+        """Look whether the step before saved."""
+        self.look()
+
     def look(self) -> None:
-        """To be called when a training step begins: delete the surplus when the tracker has changed.
+        """Delete the surplus when the tracker has changed.
 
         What cannot be deleted is said, and ends no training.
         """
@@ -181,8 +194,8 @@ class Retention:
                 self._say(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
 
     @contextmanager
-    def until_the_end(self) -> Iterator[None]:
-        """Around training: the last save comes after the last forward step. Megatron also ends with SystemExit."""
+    def around_training(self) -> Iterator[None]:
+        """The last save comes after the last forward step. Megatron also ends with SystemExit."""
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,20 +13,28 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.errors import Phase
+from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, data_workers, random_states, rank_logs, retention
+from megatron_cod.training import agreement, checkpoints, rank_logs
+from megatron_cod.training.data_workers import DataWorkers
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.failures import one_line_endings, this_rank
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.faults.events import Events
-from megatron_cod.training.faults.handling import FaultHandling, put_in_order
+from megatron_cod.training.faults.handling import Hangs, put_in_order
+from megatron_cod.training.faults.nonfinite import StepGuard
 from megatron_cod.training.faults.saving import failed_saves
-from megatron_cod.training.faults.signals import UntilTraining
+from megatron_cod.training.faults.signals import Signals, UntilTraining
+from megatron_cod.training.faults.spikes import SpikeWarnings
+from megatron_cod.training.faults.time_limit import TimeLimit
+from megatron_cod.training.observers import Row, Run, around, observers_of
 from megatron_cod.training.out_of_memory import in_step, told_in_one_line
 from megatron_cod.training.progress import Lines
-from megatron_cod.training.reporting import report_parameters, reported, say, write_scalar
+from megatron_cod.training.random_states import ForeignRandomStates
+from megatron_cod.training.reporting import Report, say
 from megatron_cod.training.residual_warmup import GraphWarmup
+from megatron_cod.training.retention import Retention
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
 from megatron_cod.training.steps import Steps
@@ -65,49 +72,49 @@ def main(task: Task) -> None:
             put_in_order(args, say, events)
             checkpoints.write_resolved(args.save, start.resolved)
 
-    (until_training,) = signals
-    faults = FaultHandling(args, events, say)
-    variance = StreamVariance()
-    lines = Lines()
-    steps = Steps(args)
-    steps.first.append(until_training.over)
-    steps.each_step.append(faults.step_begins)
-    steps.each_forward.append(faults.forward_begins)
-    model_config.post_wrap_hooks += [steps.attach, lines.attach, report_parameters, variance.attach, faults.attach]
-    if args.residual_warmup_steps and args.cuda_graph_impl != "none":
-        warmup = GraphWarmup(args)
-        model_config.post_wrap_hooks.append(warmup.attach)
-        steps.first.append(warmup.step_begins)
-        steps.each_step.append(warmup.step_begins)
-    model_config.post_wrap_hooks.append(partial(random_states.skip_foreign, args, say))
-    if args.depth_monitor_interval:
-        monitor = DepthMonitor(args.depth_monitor_interval, args, write_scalar, lines.tell)
-        model_config.post_wrap_hooks.append(monitor.attach)
-        steps.each_step.append(monitor.step_begins)
-    environment.satisfy_make()
-    model_config.pre_wrap_hooks.append(_forget_make)
-    with (
-        one_line_endings(lambda: Phase.SET_UP if steps.not_begun() else Phase.TRAINING),
-        faults.around_training(),
-        checkpoints.readable(args.load),
-        failed_saves(args),
-        reported(args, task.share_of_tokens(), faults.see_loss, lines),
-        ExitStack() as at_exit,
-        data_workers.ended(),
-        told_in_one_line(args, when=lambda: in_step(args, not steps.not_begun())),
-    ):
-        if args.save and args.keep_last_checkpoints and this_rank() == 0:
-            keeper = retention.Retention(args, say)
-            steps.each_step.append(keeper.look)
-            at_exit.enter_context(keeper.until_the_end())
-        cfg = pretrain_cfg_container_from_args(args, model_config)
-        widen_warm_up(args, model_config)
-        pretrain(
-            cfg,
-            rewind.passing_over(task.datasets_provider, args.save),
-            ModelType.encoder_or_decoder,
-            faults.watch(steps.watch(task.forward_step)),
-            non_loss_data_func=variance.collect,
-            process_non_loss_data_func=variance.report,
-            get_embedding_ranks=partial(embedding_ranks, args),
-        )
+    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance()), model_config)
+
+
+OBSERVERS: tuple[Row, ...] = (
+    lambda run: run.until_training,
+    Hangs.of,
+    Signals,
+    Report,
+    lambda run: run.variance,
+    TimeLimit.of,
+    GraphWarmup.of,
+    ForeignRandomStates,
+    DepthMonitor.of,
+    StepGuard.of,  # after the monitor, which is to have written what it measured when the guard stops the run
+    SpikeWarnings.of,
+    Retention.of,  # within the report, whose summary counts the checkpoints that are left
+    lambda _: DataWorkers(),
+)
+"""What watches a run, in the order in which it is told (``observers.py``)."""
+
+
+def train(run: Run, model_config: SchemeModelConfig) -> None:
+    """Train as the arguments say, under the eyes of ``OBSERVERS``."""
+    args, steps = run.args, Steps(run)
+    with one_line_endings(lambda: steps.phase):
+        run.observers = observers_of(run, OBSERVERS)
+        model_config.post_wrap_hooks.append(steps.attach)
+        environment.satisfy_make()
+        model_config.pre_wrap_hooks.append(_forget_make)
+        with (
+            around(run.observers),
+            checkpoints.readable(args.load),
+            failed_saves(args),
+            told_in_one_line(args, when=lambda: in_step(args, steps.phase is Phase.TRAINING)),
+        ):
+            cfg = pretrain_cfg_container_from_args(args, model_config)
+            widen_warm_up(args, model_config)
+            pretrain(
+                cfg,
+                rewind.passing_over(run.task.datasets_provider, args.save),
+                ModelType.encoder_or_decoder,
+                steps.watch(run.task.forward_step),
+                non_loss_data_func=run.variance.collect,
+                process_non_loss_data_func=run.variance.report,
+                get_embedding_ranks=partial(embedding_ranks, args),
+            )

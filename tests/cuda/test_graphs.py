@@ -145,6 +145,7 @@ class BrokenWeight:
     step: int
 
     def __call__(self) -> None:
+        from megatron_cod.training.observers import Observer
         from megatron_cod.training.steps import Steps
 
         attach = Steps.attach
@@ -163,7 +164,9 @@ class BrokenWeight:
                 elif current_step() == self.step + 1:
                     weight.detach()[0].copy_(sound)
 
-            steps.each_step.append(spoil)
+            spoiler = Observer()
+            spoiler.step_begins = spoil
+            steps._run.observers = (*steps._run.observers, spoiler)
             return attach(steps, model)
 
         Steps.attach = attached

@@ -19,7 +19,7 @@ from megatron_cod.data.check import check_prefix
 from megatron_cod.data.progress import Progress
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers import TOKENIZER_TYPES
-from megatron_cod.errors import run_tool
+from megatron_cod.errors import UserError, run_tool
 
 ROOT = Path(__file__).parents[2]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -140,7 +140,7 @@ def test_the_sample_tool_makes_lines_and_refuses_damage(tool: Tool, tmp_path: Pa
     ("error", "code", "line"),
     [
         (None, 0, ""),
-        (ValueError("two\n  lines"), 2, "error: two lines\n"),
+        (UserError("two\n  lines"), 2, "error: two lines\n"),
         (
             FileNotFoundError(2, "No such file or directory", "x.txt"),
             2,
@@ -160,12 +160,17 @@ def test_how_a_tool_ends(capsys: pytest.CaptureFixture[str], error: BaseExceptio
     assert capsys.readouterr().err == line
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [KeyError("x"), ValueError("not enough values to unpack")], ids=repr)
+def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     def main() -> None:
-        raise KeyError("x")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as caught:
         run_tool(main)
+    said = capsys.readouterr().err
+    assert caught.value.code == 1
+    assert said.startswith("Traceback (most recent call last)") and f"\n{type(error).__name__}: {error}\n" in said
+    assert said.splitlines()[-1].startswith(f"fault: {type(error).__name__}: {error}; this is a fault of megatron_cod")
 
 
 def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

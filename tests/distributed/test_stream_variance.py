@@ -23,7 +23,7 @@ def measure(_rank: int, layout: Layout) -> dict:
     engine = Engine(args, layout, SHAPE, "lns")
     engine.load(init_weights(vectors))
     variance = StreamVariance()
-    variance.attach(engine.model)
+    variance.model_built(engine.model)
     engine.forward_backward(vectors["tokens"][0], vectors["labels"][0])  # training: must not count
     for chunk in engine.model:
         chunk.eval()

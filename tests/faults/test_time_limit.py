@@ -41,7 +41,7 @@ def stops_at(end: float, steps: list[float], save: str | None = None) -> float |
     before = signal.signal(signal.SIGTERM, lambda *_: raised.append(clock[0]))
     try:
         for seconds in steps:
-            limit.look()
+            limit.step_begins()
             clock[0] += seconds
     finally:
         signal.signal(signal.SIGTERM, before)

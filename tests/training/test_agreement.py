@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from megatron_cod.errors import UserError
 from megatron_cod.training import agreement
 from megatron_cod.training.agreement import judge
 from tests.distributed.launch import run_training_ranks
@@ -129,7 +130,7 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
     try:
         with agreement.among_ranks() as agree:
             if rank == fails:
-                raise ValueError("no such file")
+                raise UserError("no such file")
             agree(SimpleNamespace(save=None, distributed_timeout_minutes=0.5))
         if rank == 0:
             # The process group's store shares the port with the one that is still open.

@@ -11,6 +11,7 @@ import megatron_cod
 from megatron_cod.training import cuda_graphs
 from megatron_cod.training.arguments import add_arguments
 from megatron_cod.training.cuda_graphs import FULL, KINDS, LOCAL, TABLE, TE, check_graphs
+from megatron_cod.training.observers import EVENTS
 
 PACKAGE = Path(megatron_cod.__file__).parent
 NOT_IN_TRAINING = ("analysis", "benchmark", "comparison", "data", "huggingface", "preflight", "rehearsal")
@@ -20,7 +21,9 @@ HOOKS = {
     *("register_forward_hook", "register_forward_pre_hook", "register_hook", "register_full_backward_hook"),
     *("register_full_backward_pre_hook", "register_post_accumulate_grad_hook", "saved_tensors_hooks"),
 }
-LISTS = {"post_wrap_hooks", "pre_wrap_hooks", "first", "each_step", "each_forward"}
+LISTS = {"post_wrap_hooks", "pre_wrap_hooks"}
+TOLD = set(EVENTS) - {"around_training"}
+"""Events of an observer that belong to the training step, or prepare it."""
 
 ONCE = {
     # Set when a model is built, or before.
@@ -37,11 +40,12 @@ ONCE = {
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual",
     "schemes/residual.py _Weighed.forward: ctx.weight",
     "schemes/residual.py start_warmup: join.warmup_steps",
-    "training/run.py main: post_wrap_hooks report_parameters",
-    "training/run.py main: pre_wrap_hooks _forget_make",
-    "training/run.py main: pretrain partial(embedding_ranks, args)",
-    "training/run.py main: pretrain cfg",
-    "training/run.py main: post_wrap_hooks partial(random_states.skip_foreign, args, say)",
+    "training/run.py train: pre_wrap_hooks _forget_make",
+    "training/run.py train: pretrain partial(embedding_ranks, args)",
+    "training/run.py train: pretrain cfg",
+    "training/run.py train: run.observers",
+    "training/faults/time_limit.py TimeLimit.of.note: run.sigterm",
+    "training/random_states.py ForeignRandomStates: model_built",
     "training/warm_up.py widen_warm_up: pre_wrap_hooks restore",
     "model.py model_config_from_args: pre_wrap_hooks _to_device",
     # Shapes, which a captured graph has in common with its replays.
@@ -52,15 +56,9 @@ ONCE = {
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",
-    "training/evaluation/run.py resolved: raw.micro_batch_size",
-    "training/feed.py _parse: sys.argv",
     "training/fine_tuning.py task: datasets_provider.is_distributed",
-    "training/loading.py parse: sys.argv",
     "training/rank_logs.py _Log._lost: _Log.told",
-    "training/rank_logs.py redirect: sys.excepthook",
-    "training/run.py main: sys.argv",
-    "training/token_counts.py _ramped: raw.step_batch_size_schedule",
-    "training/token_counts.py _ramped: raw.global_batch_size",
+    "training/rank_logs.py report_failures: sys.excepthook",
     "training/torchrun.py Agent._invoke_run: Agent.said",
     "training/torchrun.py main: launcher.LocalElasticAgent",
     "training/torchrun_flags.py parse: parser.error",
@@ -92,6 +90,10 @@ FLAGS_ONCE = {
 """Flags of ours that are read before the first step, and make nothing that changes or watches one."""
 
 
+_OF_A_START = ("self", "args", "raw", "start")
+"""Names of objects that are set before the first step: arguments, their plain parse, and what a start makes of them."""
+
+
 def _appended(node: ast.AST, name: str) -> list[ast.expr]:
     """What is put into the list ``name`` of another object by a statement."""
     if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Attribute) and node.target.attr == name:
@@ -109,7 +111,11 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
-def _found(node: ast.AST) -> list[str]:
+def _observes(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and "Observer" in map(ast.unparse, node.bases)
+
+
+def _found(node: ast.AST, observes: bool) -> list[str]:
     """What one node hooks in, sets in another object, or reads of the step."""
     found = []
     if isinstance(node, ast.Attribute):
@@ -119,7 +125,9 @@ def _found(node: ast.AST) -> list[str]:
         found.append("curr_iteration")
     if isinstance(node, ast.Assign):
         others = [one for one in node.targets if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
-        found += [ast.unparse(one) for one in others if one.value.id not in ("self", "args", "raw", "start")]
+        found += [ast.unparse(one) for one in others if one.value.id not in _OF_A_START]
+    if isinstance(node, ast.FunctionDef) and node.name in TOLD and observes:
+        found.append(node.name)
     for name in LISTS:
         found += [f"{name} {ast.unparse(one)}" for one in _appended(node, name)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "pretrain":
@@ -131,11 +139,11 @@ def _found(node: ast.AST) -> list[str]:
 def sites_in(text: str, file: str) -> set[str]:
     """``file function: what`` for all that a source does to the training step."""
 
-    def walk(node: ast.AST, path: tuple[str, ...]) -> set[str]:
-        sites = {f"{file} {'.'.join(path)}: {what}" for what in _found(node)}
+    def walk(node: ast.AST, path: tuple[str, ...], observes: bool = False) -> set[str]:
+        sites = {f"{file} {'.'.join(path)}: {what}" for what in _found(node, observes)}
         named = isinstance(node, ast.FunctionDef | ast.ClassDef)
         for child in ast.iter_child_nodes(node):
-            sites |= walk(child, (*path, node.name) if named else path)
+            sites |= walk(child, (*path, node.name) if named else path, _observes(node))
         return sites
 
     return walk(ast.parse(text), ())
@@ -163,7 +171,7 @@ def test_every_hook_and_value_of_the_step_is_in_the_table():
         ("layer.register_forward_hook(note)", "f: register_forward_hook"),
         ("step = args.curr_iteration + 1", "f: curr_iteration"),
         ("layer.scale = 0.5", "f: layer.scale"),
-        ("steps.each_step.append(new.look)", "f: each_step new.look"),
+        ("class New(Observer):\n        def step_begins(self): ...", "f.New: step_begins"),
         ("config.post_wrap_hooks += [a.attach, b]", "f: post_wrap_hooks b"),
     ],
 )

@@ -32,6 +32,12 @@ SHORT = [
 ]
 
 
+FAULT = (
+    "this is a fault of megatron_cod, or of what it is built on, and not of the command: "
+    "please report it, with the traceback (CONTRIBUTING.md says how)"
+)
+
+
 def test_rank_0_has_the_console_and_each_rank_a_file(tiny, tmp_path):
     """One line a step on it, whichever rank has the losses; in the files is all that Megatron prints."""
     save = tmp_path / "run"
@@ -109,7 +115,7 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_run(tmp_path):
     log = tmp_path / "rank_00000.log"
     assert done.stderr.splitlines() == [
         f"WARNING: {log} cannot be written (No space left on device); lines of it are lost",
-        f"rank 0 failed: KeyError: 'x' (its log: {log})",
+        f"rank 0 failed: KeyError: 'x'; {FAULT} (its log: {log})",
     ]
 
 
@@ -118,7 +124,7 @@ def test_a_rank_with_a_file_still_says_on_the_console_that_it_fails(tiny, tmp_pa
     ended = run_training_ranks(4, [*tiny, *SHORT, "--save", str(tmp_path)], before=FailsAt(rank=2, step=3))
     said = [line for line in ended[2].output.splitlines() if line.startswith("rank 2 failed: ")]
     log = tmp_path / "logs" / "rank_00002.log"
-    assert said == [f"rank 2 failed: ZeroDivisionError: in step 3 (its log: {log})"]
+    assert said == [f"rank 2 failed: ZeroDivisionError: in step 3; {FAULT} (its log: {log})"]
     assert said[0] in log.read_text()
     failed = [one for one in read_events(tmp_path) if one["event"] == "failed"]
     assert [(one["rank"], one["error"]) for one in failed] == [(2, "ZeroDivisionError: in step 3")]

@@ -42,7 +42,7 @@ def keeper(root: Path, keep: int, every: int | None = None) -> Retention:
 
 
 def run_out(kept: Retention) -> None:
-    with kept.until_the_end():
+    with kept.around_training():
         pass
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, read_samples
 from megatron_cod.data.inputs import find_inputs
+from megatron_cod.errors import bad_input
 
 _VERSION = 2
 _ARRAYS = ("ids", "trained", "starts")
@@ -42,8 +43,9 @@ def cached_samples(
     place = Path(folder) / f"conversations_{cache_key(files, chat, reading)}"
     if place.is_dir():
         say(f"{' '.join(files)}: tokenized before, taken from {place}")
-        arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
-        return Samples(*arrays), Counts(**json.loads((place / "counts.json").read_text()))
+        with bad_input(place):
+            arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+            return Samples(*arrays), Counts(**json.loads((place / "counts.json").read_text()))
     samples, counts = read_samples(files, chat, reading, say)
     part = place.with_name(f".{place.name}.{os.getpid()}")
     part.mkdir(parents=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_cod.data.corpus.fetch import NotToBeHad, fetch
 from megatron_cod.data.corpus.sources import SOURCES, Source
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, bad_input
 
 SUMMARY = "SOURCES.json"
 _MEGABYTE = 10**6
@@ -46,8 +46,9 @@ def make_corpus(folder: Path, sources: Iterable[Source], say: Callable[[str], No
     """
     folder.mkdir(parents=True, exist_ok=True)
     path_of_summary = folder / SUMMARY
-    known = json.loads(path_of_summary.read_text(encoding="utf-8")) if path_of_summary.exists() else []
-    summary = {entry["name"]: entry for entry in known}
+    with bad_input(path_of_summary):
+        known = json.loads(path_of_summary.read_text(encoding="utf-8")) if path_of_summary.exists() else []
+        summary = {entry["name"]: entry for entry in known}
     made = []
     for source in sources:
         start = time.monotonic()

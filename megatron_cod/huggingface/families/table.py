@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, bad_input
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.families import deepseek, dense, mixtral, parts
 from megatron_cod.huggingface.families.fields import Config, only, read_common, write_rope
@@ -150,7 +150,8 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     Raises UserError for an unknown architecture, or a value that Megatron's model does not compute.
     """
     family = get_family(str(config.get("model_type") or "(none)"))
-    arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
+    with bad_input("config.json"):
+        arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
     if arch.rope.kind == "yarn" and arch.latent is None:
         raise UserError("yarn RoPE scaling is only known with DeepSeek's attention")
     if arch.rope.kind in ("linear", "llama3") and arch.latent is not None:

@@ -1,8 +1,7 @@
-"""What a run has on board against faults, from its arguments; ``run.py`` hangs it into Megatron's loop."""
+"""What a run does against faults before it begins, and the watch for hangs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +9,14 @@ from typing import Any
 
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.training import checkpoints, retention
-from megatron_cod.training.failures import this_rank
 from megatron_cod.training.faults import hangs, rewind
 from megatron_cod.training.faults.events import Events
-from megatron_cod.training.faults.nonfinite import StepGuard
-from megatron_cod.training.faults.signals import watched
-from megatron_cod.training.faults.spikes import LossSpikes
-from megatron_cod.training.faults.time_limit import TimeLimit, deadline
+from megatron_cod.training.faults.time_limit import deadline
 from megatron_cod.training.faults.verdicts import Limits
 from megatron_cod.training.launch_store import store_connection
+from megatron_cod.training.observers import Observer, Run
 
 Say = Callable[[str], None]
 
@@ -54,75 +51,46 @@ def put_in_order(args: Any, say: Say, events: Events) -> None:
     retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 
-class FaultHandling:
-    """One object a rank: hooks for the model, a wrapper for the forward step, a context around the training."""
+class Hangs(Observer):
+    """The watch for hangs, from when the model is built to the end of the training."""
 
-    def __init__(self, args: Any, events: Events, say: Say) -> None:
-        """args: Megatron's, after validation. say: prints a line on rank 0."""
-        self._args, self._events, self._say = args, events, say
-        policy = "ignore" if args.fp16 else args.on_nonfinite  # fp16's loss scaler has them by design, and skips
-        self._guard = StepGuard(policy, args.most_skipped_steps, args, events, say) if policy != "ignore" else None
-        end = deadline(args.time_limit, time.time()) if this_rank() == 0 else None
-        self._limit = TimeLimit(end, args.save) if end is not None else None
-        self._spikes = LossSpikes(args.loss_spike_factor) if args.loss_spike_factor else None
-        self._hangs: hangs.HangWatch | None = None
-        self._limits = hang_limits(args)
+    def __init__(self, args: MegatronArgs, events: Events, limits: Limits) -> None:
+        self._args, self._events, self._limits = args, events, limits
+        self._watch: hangs.HangWatch | None = None
+        self._replayed = args.cuda_graph_impl == "full_iteration"
 
-    def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook, when the process group is there and the model is built."""
-        if self._guard:
-            self._guard.attach(model)
-        if self._limits.timeout and torch.distributed.get_world_size() > 1:
-            self._hangs = hangs.HangWatch(
-                self._limits,
-                torch.distributed.get_rank(),
-                torch.distributed.get_world_size(),
-                store_connection(self._limits.timeout),
-                self._events,
-                replayed=self._args.cuda_graph_impl == "full_iteration",
-            )
-            self._hangs.start()
-        return model
-
-    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The same forward step, kept an eye on."""
-        return self._guard.watch(step) if self._guard else step
-
-    def step_begins(self) -> None:
-        """A training step begins on this rank."""
-        if self._limit:
-            self._limit.look()
-        if self._guard:
-            self._guard.step_begins()
-        if self._hangs and self._args.cuda_graph_impl == "full_iteration":
-            self._hangs.beat()  # no forward step is told where the graph is replayed
-
-    def forward_begins(self) -> None:
-        """A forward step begins: of training or validation."""
-        if self._hangs:
-            self._hangs.beat()
-
-    def see_loss(self, step: int, loss: float) -> str | None:
-        """Take a step's training loss, on the rank that has it; a line when it is a spike."""
-        spike = self._spikes.see(loss) if self._spikes else None
-        if spike is None:
-            return None
-        usual, threshold = spike
-        self._events.add_here("loss spike", step=step, loss=loss, usual=usual, threshold=threshold)
-        return (
-            f"WARNING: loss spike at step {step}: {loss:.4f}, where {usual:.4f} is usual; should it stay, "
-            f"--rewind-to an earlier checkpoint with --rewind-skip passes over this data"
-        )
-
-    def _why_stopped(self) -> str:
-        return "time limit" if self._limit and self._limit.reached else "SIGTERM"
+    @classmethod
+    def of(cls, run: Run) -> Hangs | None:
+        """Where there are other ranks to wait for, and ``--hang-timeout`` is not 0."""
+        limits = hang_limits(run.args)
+        return cls(run.args, run.events, limits) if limits.timeout and run.args.world_size > 1 else None
 
     @contextmanager
     def around_training(self) -> Iterator[None]:
-        """Signals and events; the watch for hangs ends with it."""
         try:
-            with watched(self._args, self._events, self._why_stopped):
-                yield
+            yield
         finally:
-            if self._hangs:
-                self._hangs.stop()
+            if self._watch:
+                self._watch.stop()
+
+    def model_built(self, model: list[torch.nn.Module]) -> None:
+        """The process group is there: begin."""
+        self._watch = hangs.HangWatch(
+            self._limits,
+            torch.distributed.get_rank(),
+            torch.distributed.get_world_size(),
+            store_connection(self._limits.timeout),
+            self._events,
+            replayed=self._replayed,
+        )
+        self._watch.start()
+
+    def step_begins(self) -> None:
+        """A sign of life where no forward step is told, since the graph is replayed."""
+        if self._replayed:
+            self.forward_begins()
+
+    def forward_begins(self) -> None:
+        """A sign of life."""
+        if self._watch:
+            self._watch.beat()

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from megatron.core.distributed import finalize_model_grads
 from megatron.core.utils import get_model_config
 
 from megatron_cod.errors import UserError
@@ -25,6 +24,7 @@ from megatron_cod.training.faults.nonfinite_search import (
     whole_gradients,
     zero_if_finite,
 )
+from megatron_cod.training.observers import Observer, Run
 
 
 class NonFiniteError(UserError):
@@ -70,7 +70,7 @@ def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
     return f"the gradient of {broken[0].parameters[0]}" if broken else "a gradient", broken
 
 
-class StepGuard:
+class StepGuard(Observer):
     """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
 
     def __init__(self, policy: str, most: int, args: Any, events: Events, say: Callable[[str], None]) -> None:
@@ -82,28 +82,28 @@ class StepGuard:
         self._seen = StepRecord()
         self._skipped = 0
 
-    def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook: be called at the end of each step's gradients."""
-        config = get_model_config(model[0])
+    @classmethod
+    def of(cls, run: Run) -> StepGuard | None:
+        """Not with fp16, whose loss scaler has such steps by design, and skips them."""
+        args = run.args
+        policy = "ignore" if args.fp16 else args.on_nonfinite
+        return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.say)
+
+    def model_built(self, model: list[torch.nn.Module]) -> None:
+        """Whose gradients to look at."""
         self._model = model
-        if config.cuda_graph_impl == "full_iteration":
-            return model  # ``step_begins`` has it checked: gradients are finished within the graph, which cannot wait
-        finalize = config.finalize_model_grads_func or finalize_model_grads  # Megatron's default, set later
 
-        def finalized(*rest: Any, **kwargs: Any) -> None:
-            finalize(*rest, **kwargs)
-            if self._check():
-                leave_out(config.grad_scale_func.__self__)
+    def gradients_ready(self) -> None:
+        """Check them, and have the optimizer leave the step out."""
+        if self._check():
+            leave_out(get_model_config(self._model[0]).grad_scale_func.__self__)
 
-        config.finalize_model_grads_func = finalized
-        return model
-
-    def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_forward(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The same forward step; its micro-batches are kept until the step is known to be sound, and its losses."""
         return self._seen.watch(step)
 
     def step_begins(self) -> None:
-        """A training step begins. Where a graph holds forward and backward: check before the optimizer's step instead."""
+        """Where a graph holds forward and backward: check before the optimizer's step instead."""
         config = get_model_config(self._model[0])
         if config.cuda_graph_impl == "full_iteration":
             before_step(config.grad_scale_func.__self__, self._check)

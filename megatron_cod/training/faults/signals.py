@@ -10,17 +10,18 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.faults.events import Events, restarts
+from megatron_cod.training.observers import Observer, Run
 
 STOPPED = 85
 """Exit code of a run that a signal stopped after it saved: to be started again. Slurm's ``RequeueExit`` may name it."""
 
 
-class UntilTraining:
+class UntilTraining(Observer):
     """Before the first step a SIGTERM ends the process as it does by default; from then on Megatron's handler has it.
 
     Megatron installs its handler when it parses the arguments. A rank that waits for others while the run is set up
@@ -30,9 +31,19 @@ class UntilTraining:
     def __init__(self) -> None:
         self._training = signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def over(self) -> None:
+    def training_begins(self) -> None:
         """The first step begins: the handler that was there is back."""
         signal.signal(signal.SIGTERM, self._training)
+
+
+class Signals(Observer):
+    """The events of a run's start and end, SIGUSR1 as SIGTERM, and exit code 85 after either."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def around_training(self) -> AbstractContextManager[None]:
+        return watched(self._run.args, self._run.events, lambda: self._run.sigterm)
 
 
 @contextmanager

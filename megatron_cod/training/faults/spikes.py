@@ -7,6 +7,9 @@ import statistics
 from collections import deque
 from itertools import pairwise
 
+from megatron_cod.training.faults.events import Events
+from megatron_cod.training.observers import Observer, Run
+
 WINDOW = 128
 """Steps that tell how noisy the loss is."""
 _LEVEL = 8  # the last steps, which tell where it is
@@ -43,3 +46,27 @@ class LossSpikes:
             self._in_spike = above
         self._losses.append(loss)
         return told
+
+
+class SpikeWarnings(Observer):
+    """A line and an event for each spike, on the rank that has the losses."""
+
+    def __init__(self, factor: float, events: Events) -> None:
+        self._spikes, self._events = LossSpikes(factor), events
+
+    @classmethod
+    def of(cls, run: Run) -> SpikeWarnings | None:
+        """Where ``--loss-spike-factor`` is not 0."""
+        factor = run.args.loss_spike_factor
+        return cls(factor, run.events) if factor else None
+
+    def loss(self, step: int, loss: float) -> str | None:
+        spike = self._spikes.see(loss)
+        if spike is None:
+            return None
+        usual, threshold = spike
+        self._events.add_here("loss spike", step=step, loss=loss, usual=usual, threshold=threshold)
+        return (
+            f"WARNING: loss spike at step {step}: {loss:.4f}, where {usual:.4f} is usual; should it stay, "
+            f"--rewind-to an earlier checkpoint with --rewind-skip passes over this data"
+        )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from megatron_cod.checkpoint_files import iterations
 from megatron_cod.errors import UserError
+from megatron_cod.training.observers import Observer, Run
 
 _SPARE_SECONDS = 30.0  # for the launcher, and a file system that is slower this time
 _SAVE_SECONDS = 30.0  # of a save, before any was seen
@@ -45,28 +46,46 @@ def saving_seconds(save: str | None) -> float:
     return max(times) - min(times) if times else 0.0
 
 
-class TimeLimit:
+class TimeLimit(Observer):
     """Raises SIGTERM in this process once, when what is left is no more than a step and a save may need. For rank 0."""
 
-    def __init__(self, end: float, save: str | None, now: Callable[[], float] = time.time) -> None:
-        """end: seconds since the epoch. save: ``--save``, where earlier checkpoints tell how long one takes."""
-        self._end, self._now = end, now
+    def __init__(
+        self,
+        end: float,
+        save: str | None,
+        now: Callable[[], float] = time.time,
+        on_reached: Callable[[], None] = lambda: None,
+    ) -> None:
+        """end: seconds since the epoch. save: ``--save``, where earlier checkpoints tell how long one takes.
+        on_reached: called just before the signal."""
+        self._end, self._now, self._on_reached = end, now, on_reached
         self._save_seconds = max(saving_seconds(save), _SAVE_SECONDS) if save else 0.0
         self._most = (end - now()) / 2  # a job too short for all this still trains half of its time
         self._longest = 0.0  # seconds from one step's begin to the next one's, saves and all
         self._last: float | None = None
         self.reached = False
 
+    @classmethod
+    def of(cls, run: Run) -> TimeLimit | None:
+        """On rank 0, where the end of the job is known."""
+        end = deadline(run.args.time_limit, time.time()) if run.args.rank == 0 else None
+
+        def note() -> None:
+            run.sigterm = "time limit"
+
+        return None if end is None else cls(end, run.args.save, on_reached=note)
+
     def needed(self) -> float:
         """Seconds that the step at hand and a save may take, with as much again for safety."""
         return min(2.0 * (self._longest + self._save_seconds) + _SPARE_SECONDS, self._most)
 
-    def look(self) -> None:
-        """To be called when a training step begins."""
+    def step_begins(self) -> None:
+        """Is there time for this step, and a save?"""
         now = self._now()
         if self._last is not None:
             self._longest = max(self._longest, now - self._last)
         self._last = now
         if not self.reached and self._end - now <= self.needed():
             self.reached = True
+            self._on_reached()
             signal.raise_signal(signal.SIGTERM)

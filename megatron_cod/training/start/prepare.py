@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from megatron.training.global_vars import set_global_variables
 from megatron_cod import errors, identity, torch_adaptations
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
-from megatron_cod.errors import UserError, refusal
+from megatron_cod.errors import UserError, megatron_refusals
 from megatron_cod.function_record import record_of
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
@@ -113,10 +113,10 @@ def prepare(
         torch_adaptations.install()
         start.validated = args = _validated(raw, start.world_size)
         if set_globals:
-            with _refused_by_megatron():
+            with megatron_refusals(errors.Phase.START):
                 set_global_variables(args)
             hooks.globals_set(args)
-        with _refused_by_megatron():
+        with megatron_refusals(errors.Phase.START):
             config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
         start.model_config = config
         for text in (line, log_line(config.transformer)):
@@ -134,19 +134,10 @@ def replica_size(raw: MegatronArgs) -> int:
     return raw.tensor_model_parallel_size * raw.pipeline_model_parallel_size * raw.context_parallel_size
 
 
-@contextlib.contextmanager
-def _refused_by_megatron() -> Iterator[None]:
-    """Around Megatron's own reading of the arguments, which refuses with bare assertions."""
-    try:
-        yield
-    except Exception as error:
-        raise refusal(error, errors.Phase.START) from None
-
-
 def _validated(raw: MegatronArgs, world_size: int) -> Any:
     """Megatron's arguments after its validation, from the plain parse, which stays as it is."""
     args = as_megatron_parses(raw, world_size)
-    with _refused_by_megatron():
+    with megatron_refusals(errors.Phase.START):
         if args.use_checkpoint_args:
             if not (args.load or args.pretrained_checkpoint):
                 raise UserError("--use-checkpoint-args needs --load or --pretrained-checkpoint")

@@ -1,0 +1,280 @@
+"""Every name of Megatron's or torch's that we replace, set or hook: ``docs/megatron_hooks.md`` is printed from here.
+
+Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_adaptations.TORCH_ADAPTED``. ``HOOKED`` has the
+rest: attributes of single objects, settings of Megatron's that are functions, hooks of modules. A test scans the sources
+for both and fails on what stands in no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from megatron_cod import cpu, torch_adaptations
+from megatron_cod.adaptations import Adapted
+
+RUN = "training"
+
+
+@dataclass(frozen=True)
+class Hooked:
+    """One name, on CPU processes and GPUs alike."""
+
+    name: str
+    how: str
+    """What is done with it."""
+    reason: str
+    sites: tuple[str, ...]
+    """Where: "file function: what", as the test's scan finds it; ``*`` stands for anything."""
+    program: str = RUN
+    """Which programs do it."""
+
+
+HOOKED = (
+    Hooked(
+        "`zero_grad_buffer` of the first model chunk",
+        "set on this one object, to call the original",
+        "Megatron has no callbacks: a training step begins here, outside of CUDA graphs",
+        ("training/steps.py Steps._hook_steps: first.zero_grad_buffer",),
+    ),
+    Hooked(
+        "`finalize_model_grads_func` of the model's configuration",
+        "a setting of Megatron's that is a function: ours calls the default",
+        "the gradients of a step are complete here: the check for NaN, the depth monitor",
+        (
+            "training/steps.py hook_gradients: config.finalize_model_grads_func",
+            "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
+        ),
+    ),
+    Hooked(
+        "`timers` of the model's configuration",
+        "taken out while a step that is not finite is run again",
+        "timers of Megatron's refuse to be started twice",
+        ("training/faults/nonfinite_search.py _aside: config.timers",),
+    ),
+    Hooked(
+        "`step` of the optimizer",
+        "set on this one object for one step",
+        "a step that is not finite is left out, as Megatron's loss scaler leaves one out",
+        (
+            "training/faults/nonfinite.py before_step: optimizer.step",
+            "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
+        ),
+    ),
+    Hooked(
+        "`_should_call_local_cudagraph` of a layer",
+        "set on this one object, under `--cuda-graph-impl local`",
+        "Megatron 0.19.2 replays the graph of training in a validation: with dropout, and without hooks",
+        ("training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",),
+    ),
+    Hooked(
+        "forward hooks of the decoder layers",
+        "registered",
+        "variance of the residual stream in validation, the depth monitor, the search for a layer that is not finite",
+        (
+            "training/layer_hooks.py hook_layers*: *.register_forward*",
+            "training/depth_monitor.py DepthMonitor.model_built: module.register_forward_hook",
+            "training/faults/nonfinite_search.py _watched: module.register_forward_hook",
+        ),
+    ),
+    Hooked(
+        "gradient hooks of a layer's output",
+        "registered on the tensor, in a monitored step",
+        "the depth monitor, the search for a layer that is not finite",
+        (
+            "training/depth_monitor.py DepthMonitor._hook: stream.register_hook",
+            "training/faults/nonfinite_search.py _hook.hook: value.register_hook",
+        ),
+    ),
+    Hooked(
+        "`megatron.training.global_vars._GLOBAL_TENSORBOARD_WRITER`",
+        "replaced on the last rank, to pass on to the original",
+        "metrics, progress line and loss spikes: the one place that is given every reduced value. There is no setter",
+        ("training/monitor.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",),
+    ),
+    Hooked(
+        "`transformer_layer_spec`, `rope_scaling_factor`, `output_layer_init_method` of the configuration",
+        "set before the model is built",
+        "fields that Megatron reads: the norm scheme's layers and initialisation, and a flag of Megatron's that it drops",
+        (
+            "model.py attach_design: config.transformer_layer_spec",
+            "model.py model_config_from_args: config.rope_scaling_factor",
+            "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
+        ),
+    ),
+    Hooked(
+        "`sequence_parallel` of a parameter",
+        "set on parameters of ours",
+        "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",
+        (
+            "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
+            "schemes/branch_scale.py LearnedScaleJoin.__init__: self.scale.sequence_parallel",
+        ),
+    ),
+    Hooked(
+        "`is_distributed` of a dataset provider",
+        "set on functions of ours",
+        "Megatron's mark for providers that every rank calls",
+        ("* : *datasets*.is_distributed", "training/fine_tuning.py task: datasets_provider.is_distributed"),
+    ),
+    Hooked(
+        "`qk_layernorm` of the configuration of latent attention",
+        "set on a copy, while one layer is resolved",
+        "Megatron's reading of it without `--q-lora-rank` needs Transformer Engine",
+        ("backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",),
+    ),
+    Hooked(
+        "the norm in a chain of `transformer_engine.pytorch.ops`",
+        "replaced in the chain of one layer, with the same parameters; a backward fusion is registered before the others",
+        "`--use-transformer-engine-op-fuser` with depth-scaled norms: a fused gamma would lose the factor",
+        (
+            "backends/te_norm.py scale_norm_in_chain: *",
+            "backends/te_norm.py : ops.register_backward_fusion",
+        ),
+    ),
+    Hooked(
+        "`save_retain_interval`, `no_load_rng`, `ffn_hidden_size` of the arguments",
+        "changed after Megatron validated them; the last one until the model is built",
+        "our retention deletes alone; random states of another kind of device do not fit; Megatron's warm-up of SwiGLU "
+        "fails where the width is odd",
+        (
+            "training/retention.py Retention.__init__: args.save_retain_interval",
+            "training/random_states.py skip_foreign: args.no_load_rng",
+            "training/warm_up.py widen_warm_up*: args.ffn_hidden_size",
+        ),
+    ),
+    Hooked(
+        "`MAKEFLAGS` and `PATH` in the environment",
+        "set while Megatron starts",
+        "it calls `make` for a helper that the wheel has compiled already, and has no makefile for",
+        ("training/environment.py *: os.environ[*",),
+    ),
+    Hooked(
+        "`CUDA_DEVICE_MAX_CONNECTIONS`, and `TORCHDYNAMO_DISABLE` without a GPU or a compiler",
+        "set in the environment, where the user has not",
+        "Megatron asks for the first on GPUs before generation 10; its fused functions are compiled otherwise",
+        (
+            "training/devices.py set_connections: os.environ.setdefault",
+            "cpu.py prepare_environment: os.environ.setdefault",
+        ),
+    ),
+    Hooked(
+        "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
+        "set in the environment, as a launcher does",
+        "tools start Megatron in one process",
+        ("training/launch.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
+        "tools",
+    ),
+    Hooked(
+        "`PET_SIGNALS_TO_HANDLE` of torchrun",
+        "set in the environment, where the user has not",
+        "SIGUSR1 is for the ranks too",
+        ("training/torchrun_flags.py parse: os.environ.setdefault",),
+        "megatron_cod.training.torchrun",
+    ),
+    Hooked(
+        "`error`, `print_help` of Megatron's and torchrun's argument parsers",
+        "set on these objects",
+        "errors of one line, help that can be read",
+        ("training/arguments.py add_arguments: parser.*", "training/torchrun_flags.py parse: parser.error"),
+    ),
+    Hooked(
+        "`torch.distributed.launcher.api.LocalElasticAgent`",
+        "replaced by a subclass, in the launcher's process alone",
+        "a run that was started wrongly is not started again, and the last line says why it ended",
+        ("training/torchrun.py main: launcher.LocalElasticAgent",),
+        "megatron_cod.training.torchrun",
+    ),
+    Hooked(
+        "warnings and loggers of Megatron and torch",
+        "filtered",
+        "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",
+        (
+            "training/environment.py : warnings.filterwarnings",
+            "cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
+            "data/megatron_api.py : *",
+            "data/tokenizers.py TokenizerChoice.build: *",
+            "analysis/checkpoint_tensors.py Checkpoint.common_state: warnings.filterwarnings",
+            "benchmark/__init__.py : warnings.filterwarnings",
+            "benchmark/engine.py : logging.getLogger('megatron').setLevel",
+            "preflight/job.py main: *",
+        ),
+        "all",
+    ),
+    Hooked(
+        "`P2PCommunicator._communicate_shapes`",
+        "replaced",
+        "one rank of a pipeline is alone: nobody sends it the shapes",
+        ("rehearsal/worker.py _tell_shapes: P2PCommunicator._communicate_shapes",),
+        "rehearsal",
+    ),
+    Hooked(
+        "`torch.distributed.get_rank`",
+        "replaced while datasets are made",
+        "only rank 0 of Megatron's indexes them, and any rank may be the one that is rehearsed",
+        ("rehearsal/worker.py _datasets: mock.patch.object",),
+        "rehearsal",
+    ),
+    Hooked(
+        "`step` of the optimizer, `finalize_model_grads_func`, `grad_scale_func`",
+        "set on these objects",
+        "the time of the optimizer is taken apart; the rest is what Megatron's loop sets before its first step",
+        (
+            "benchmark/engine.py Engine.step: self.optimizer.step",
+            "benchmark/engine.py Engine.__init__: self.config.*",
+        ),
+        "benchmark",
+    ),
+    Hooked(
+        "forward hooks of layers; norms of a layer",
+        "registered; wrapped, in a scheme that only the benchmark has",
+        "NVTX ranges for Nsight Systems; what a factor on activations would cost",
+        (
+            "benchmark/engine.py Engine.mark_layers: module.register_forward*",
+            "benchmark/activation_scaling.py _scale_outputs: setattr layer",
+        ),
+        "benchmark",
+    ),
+    Hooked(
+        "blocks of a transformers model",
+        "forward hooks; `forward` replaced on one block; layers taken out",
+        "the streams of a model are measured, and blocks are bypassed or removed",
+        (
+            "analysis/depth/traced.py TracedModel.trace: block.register_forward_hook",
+            "analysis/depth/traced.py _handing_on: vars(block)['forward']",
+            "analysis/depth/prune.py *",
+        ),
+        "tools/analyze_depth.py, tools/prune_layers.py",
+    ),
+)
+
+
+def _rows(rows: Iterable[Sequence[str]], *titles: str) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _adapted(rows: Iterable[Adapted]) -> list[tuple[str, str]]:
+    by_reason: dict[str, list[str]] = {}
+    for row in rows:
+        by_reason.setdefault(row.reason, []).append(f"`{row.module}.{row.name}`")
+    return [(", ".join(names), reason) for reason, names in by_reason.items()]
+
+
+def tables() -> str:
+    """The tables of the page, as Markdown."""
+    of_runs = [(row.name, row.how, row.reason) for row in HOOKED if row.program == RUN]
+    others = [(row.program, row.name, row.how, row.reason) for row in HOOKED if row.program != RUN]
+    sections = {
+        "In a run, on CPU processes and GPUs": _rows(of_runs, "name", "how", "why"),
+        "In other programs": _rows(others, "program", "name", "how", "why"),
+        "Without Transformer Engine and Apex, on CPU processes and GPUs (`torch_adaptations.py`)": _rows(
+            _adapted(torch_adaptations.TORCH_ADAPTED), "replaced", "why"
+        ),
+        "Without a GPU (`cpu.py`)": _rows(_adapted(cpu.ADAPTED), "replaced", "why"),
+    }
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items())
+
+
+if __name__ == "__main__":
+    print(tables())
