@@ -76,6 +76,7 @@ EXAMPLES = {
 NOT_BY_FLAGS = {
     "devices": "asks the machine: tests/cuda/test_bad_devices.py",
     "the program's flags": "pretraining refuses none; fine-tuning: tests/distributed/test_sft.py",
+    "no other run in --save": "asks the processes: tests/faults/test_save_claim.py",
     "ranks agree": "asks the other ranks: tests/training/test_agreement.py",
 }
 CASES = [(name, case) for name, examples in EXAMPLES.items() for case in examples]

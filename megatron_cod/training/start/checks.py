@@ -25,8 +25,9 @@ from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.packages import check_packages
-from megatron_cod.training.reporting import check_wandb
+from megatron_cod.training.reporting import check_wandb, say
 from megatron_cod.training.save_checks import check_saving
+from megatron_cod.training.save_claim import check_no_other_run
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.task import Program
 
@@ -114,6 +115,11 @@ def _save_directory(start: StartContext) -> None:
     checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
 
 
+def _no_other_run(start: StartContext) -> None:
+    if start.rank == 0:
+        check_no_other_run(start.raw.save, say)
+
+
 def _vocabulary(start: StartContext) -> Iterable[str]:
     """The tokenizer fits the model. A program without Megatron's globals may lack its files, if the size is known."""
     args = start.args
@@ -190,6 +196,13 @@ CHECKS = (
         training=True,
     ),
     Check(name="the directory of --save", phase=Phase.SCHEDULE, run=_save_directory, training=True),
+    Check(
+        name="no other run in --save",
+        phase=Phase.SCHEDULE,
+        run=_no_other_run,
+        needs=frozenset({Need.RANKS}),
+        training=True,
+    ),
     Check(name="the model", phase=Phase.VALIDATED, run=lambda s: check_built(s.args, s.model_config.transformer)),
     Check(name="vocabulary", phase=Phase.VALIDATED, run=_vocabulary, needs=_DATA),
     Check(name="data", phase=Phase.VALIDATED, run=_data, needs=_DATA),
