@@ -1,6 +1,6 @@
 """``--cuda-graph-impl``: which of our hooks and per-step values work in captured graphs, and which are refused.
 
-A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not told.
+A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not called.
 ``local`` captures each layer's forward and backward, forward hooks of the layer among them, at the end of the first step;
 ``transformer_engine`` each layer in training, between two steps, and none that has a hook (layer_hooks.py);
 ``full_iteration`` the forward and backward of all micro-batches, and a validation's. Whatever of ours changes from step to
@@ -203,7 +203,7 @@ TABLE = (
     ),
     Row(
         "experts that take as many tokens as come",
-        "their part of the layer is not captured where --cuda-graph-modules says so",
+        "their part of the layer is not captured if --cuda-graph-modules excludes it",
         refused={
             **dict.fromkeys((LOCAL, TE), f"{_TOKENS}--cuda-graph-modules attn moe_router, or {_PADDED}"),
             FULL: _TOKENS + _PADDED,
