@@ -1,4 +1,4 @@
-"""On an emulated device a run that stops and goes on is the unbroken run, to the bit."""
+"""On an emulated device a run that stops and resumes has the values of the unbroken run, to the bit."""
 
 from pathlib import Path
 

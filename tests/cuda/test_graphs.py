@@ -102,7 +102,7 @@ def test_what_a_graph_freezes_is_seen(eager, kind, mutant, seen, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_a_resumed_warm_up_goes_on(eager, kind, tmp_path):
+def test_a_resumed_warm_up_has_the_eager_runs_figures(eager, kind, tmp_path):
     graphed(kind, 1, tmp_path, *WARM_UP, "--exit-interval", "3", "--save-interval", "3").succeeded()
     graphed(kind, 1, tmp_path, *WARM_UP, "--load", str(tmp_path / "run")).succeeded()
     found = metrics(tmp_path)
@@ -180,7 +180,7 @@ def test_a_nan_stops_a_graphed_run(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_a_graphed_run_leaves_a_step_out(kind, tmp_path):
+def test_a_graphed_run_skips_a_step_that_is_not_finite(kind, tmp_path):
     flags = ["--train-iters", "6", "--on-nonfinite", "skip"]
     graphed("none", 1, tmp_path / "eager", *flags, before=BrokenWeight(4)).succeeded()
     run = graphed(kind, 1, tmp_path / "graph", *flags, before=BrokenWeight(4)).succeeded()
@@ -201,30 +201,30 @@ def test_the_time_limit_ends_a_run_in_a_graph_of_the_iteration(tmp_path):
 
 
 @dataclass(frozen=True)
-class RecordLooks:
-    """Writes down at which steps old checkpoints are looked for."""
+class RecordsRetention:
+    """Writes down the steps at which the retention of checkpoints runs."""
 
     file: Path
 
     def __call__(self) -> None:
         from megatron_cod.training.retention import Retention
 
-        look = Retention.look
+        right = Retention.look
 
         def recorded(keeper: Any) -> None:
             with self.file.open("a") as lines:
                 lines.write(f"{current_step()}\n")
-            look(keeper)
+            right(keeper)
 
         Retention.look = recorded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_old_checkpoints_are_looked_for_in_each_step(kind, tmp_path):
+def test_retention_of_checkpoints_runs_in_each_step(kind, tmp_path):
     flags = ["--train-iters", "7", "--save-interval", "2", "--keep-last-checkpoints", "1"]
-    graphed(kind, 1, tmp_path, *flags, before=RecordLooks(tmp_path / "looks")).succeeded()
-    assert (tmp_path / "looks").read_text().split() == ["1", "2", "3", "4", "5", "6", "7", "7"]
+    graphed(kind, 1, tmp_path, *flags, before=RecordsRetention(tmp_path / "steps")).succeeded()
+    assert (tmp_path / "steps").read_text().split() == ["1", "2", "3", "4", "5", "6", "7", "7"]
     assert list(iterations(str(tmp_path / "run"))) == [7]
 
 

@@ -68,7 +68,7 @@ NO_MODEL = {
     "preprocess_data": "text",
     "benchmark_preprocessing": "text",
     "train_tokenizer": "text",
-    "requeue": "looks at a run's files",
+    "requeue": "reads files",
     "torchrun": "the launcher",
 }
 

@@ -1,6 +1,6 @@
 """The Python half of the emulated CUDA runtime: results by CPU kernels, and a report of what was launched.
 
-The environment variable FAKECUDA says what it does, separated by commas:
+The environment variable FAKECUDA selects what it does, separated by commas:
 
 numerics  after the CUDA front end of each operation (its checks, shapes, memory, a kernel that does nothing) the
           operation's CPU kernel runs on the same memory
