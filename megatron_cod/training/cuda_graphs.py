@@ -179,20 +179,21 @@ TABLE = (
         flags=("--rewind-to", "--rewind-skip"),
         sites=("training/run.py main: pretrain rewind.passing_over(task.datasets_provider, args.save)",),
     ),
-    # What is Megatron's own: it trains other numbers, or dies without a word of the flags.
+    # What is Megatron's own: it trains other numbers, or fails without naming the flags.
+    Row(
+        "pipeline stages",
+        "under full_iteration messages are waited for on the device alone (model.py)",
+        refused={LOCAL: f"Megatron-Core 0.19.2 captures no stage behind the first; give {_FLAG} {TE} or {FULL}"},
+        flags=("--pipeline-model-parallel-size",),
+        asked=lambda args: args.pipeline_model_parallel_size > 1,
+        sites=("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
+    ),
     Row(
         "batch sizes in stages",
         "a layer's graph does not depend on the number of micro-batches, while there is one stage",
         refused={TE: _BATCH, FULL: _BATCH},
         flags=("--step-batch-size-schedule", "--rampup-batch-size"),
         asked=lambda args: not batch_sizes(args).constant,
-    ),
-    Row(
-        "batch sizes in stages, over pipeline stages",
-        "-",
-        refused={LOCAL: "each stage has a graph for every micro-batch of the step that was captured"},
-        flags=("--step-batch-size-schedule",),
-        asked=lambda args: args.pipeline_model_parallel_size > 1 and not batch_sizes(args).constant,
     ),
     Row(
         "loss scale that changes",

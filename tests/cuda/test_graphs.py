@@ -25,7 +25,10 @@ GRAPHS = {
 VALIDATED = ("--eval-interval", "3", "--eval-iters", "2")
 WARM_UP = ("--train-iters", "6", "--bf16", "--residual-warmup-steps", "3", *VALIDATED)
 LONG = ("--train-iters", "2000", "--lr-decay-iters", "2000", "--num-layers", "2")
-SMALL = ("--seq-length", "32", "--max-position-embeddings", "32", "--global-batch-size", "2")
+SMALL = (
+    *("--seq-length", "32", "--max-position-embeddings", "32"),
+    *("--micro-batch-size", "1", "--global-batch-size", "2"),
+)
 
 
 def graphed(kind: str, world: int, folder: Path, *flags: str, before: Callable[[], None] | None = None) -> Run:
@@ -110,21 +113,24 @@ def test_a_resumed_warm_up_has_the_eager_runs_figures(eager, kind, tmp_path):
     assert differences(eager, found) == {}
 
 
+TP2 = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
+PP2 = ("--pipeline-model-parallel-size", "2")
+DP2 = ("--overlap-grad-reduce",)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", GRAPHS)
 @pytest.mark.parametrize(
-    ("world", "layout"),
+    ("kind", "layout"),
     [
-        (2, ("--tensor-model-parallel-size", "2", "--sequence-parallel")),
-        (2, ("--pipeline-model-parallel-size", "2")),
-        (2, ("--overlap-grad-reduce",)),
+        *(("local", TP2), ("local", DP2)),
+        *(("full_iteration", TP2), ("full_iteration", PP2), ("full_iteration", DP2)),
     ],
-    ids=["TP 2", "PP 2", "DP 2"],
+    ids=["local TP 2", "local DP 2", "full_iteration TP 2", "full_iteration PP 2", "full_iteration DP 2"],
 )
-def test_graphs_over_ranks(world, layout, kind, tmp_path):
+def test_graphs_over_ranks(kind, layout, tmp_path):
     flags = [*WARM_UP, *layout]
-    graphed("none", world, tmp_path / "eager", *flags).succeeded()
-    graphed(kind, world, tmp_path / "graph", *flags).succeeded()
+    graphed("none", 2, tmp_path / "eager", *flags).succeeded()
+    graphed(kind, 2, tmp_path / "graph", *flags).succeeded()
     assert differences(metrics(tmp_path / "eager"), metrics(tmp_path / "graph")) == {}
 
 
@@ -264,6 +270,13 @@ def test_a_rank_that_stops_in_a_graphed_run_is_named(kind, tmp_path):
     run = graphed(kind, 2, tmp_path, *LONG, *SMALL, "--hang-timeout", "4", before=Stuck(1, 6, "stopped"))
     assert HUNG in [rank.code for rank in run.ranks]
     assert "no sign of life for" in run.error and "from rank 1 on" in run.error, run.console[-3000:]
+
+
+@pytest.mark.slow
+def test_refuses_pipeline_stages_in_local_graphs(tmp_path):
+    """Megatron-Core 0.19.2 fails in the first capture of every stage but the first, with Transformer Engine too."""
+    run = graphed("local", 2, tmp_path, *PP2)
+    assert run.refused("--pipeline-model-parallel-size", "--cuda-graph-impl local")
 
 
 def test_refuses_the_depth_monitor_in_one_line(tmp_path):

@@ -20,7 +20,10 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
-_SAME_SIZE = ("all_reduce", "allreduce", "reduce", "broadcast", "barrier", "into_tensor", "scatter_tensor", "_base")
+_SAME_SIZE = (
+    *("all_reduce", "allreduce", "reduce", "broadcast", "barrier", "into_tensor", "scatter_tensor"),
+    *("_base", "_coalesced"),
+)
 """Ends of the names of collectives to which all ranks bring tensors of one size and type."""
 
 
