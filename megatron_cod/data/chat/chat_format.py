@@ -53,11 +53,14 @@ class ChatFormat:
 
     def ends(self) -> set[int]:
         """The ids that end an answer: the tokenizer's end of text, and a template's own end of turn."""
-        found = {self.encoder.specials.get(self.encoder.variables.get("eos_token", ""), -1)}
+        names = {self.encoder.variables.get("eos_token"), self.answer_end()}
+        return {self.encoder.specials[name] for name in names if name in self.encoder.specials}
+
+    def answer_end(self) -> str | None:
+        """The special token that the template writes behind an answer, if it does."""
         ids, trained = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        answer = [number for number, mine in zip(ids, trained, strict=True) if mine]
-        found |= set(answer[-1:]) & set(self.encoder.specials.values())
-        return found - {-1}
+        last = [number for number, mine in zip(ids, trained, strict=True) if mine][-1:]
+        return next((name for name, number in self.encoder.specials.items() if [number] == last), None)
 
 
 def _hugging_face(model: str) -> tuple[Encoder, str | None]:

@@ -11,7 +11,7 @@ from megatron_cod.errors import UserError
 Message = dict[str, Any]
 """{"role", "content"}, and what a template may read beside them; ``TRAINED`` where an answer is context only."""
 ROLES = ("system", "user", "assistant", "tool")
-TRAINED = "trained"
+TRAINED = "__trained__"
 _ALIASES = {
     "human": "user",
     "gpt": "assistant",
