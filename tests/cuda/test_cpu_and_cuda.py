@@ -56,7 +56,7 @@ def test_random_states_of_the_other_device_would_be_seen(saved, tmp_path, device
 
 
 def record_no_device() -> None:
-    """As version 0.1 did: checkpoints do not say what they were trained on."""
+    """As version 0.1 did: checkpoints do not record what they were trained on."""
     from megatron_cod import identity
 
     record = identity.record

@@ -211,10 +211,7 @@ def given(kind: str, **values) -> SimpleNamespace:
 REFUSED = {
     "depth monitor": (KINDS, {"depth_monitor_interval": 10}),
     "batch sizes in stages": ((TE, FULL), {"step_batch_size_schedule": "0:4 1K:8"}),
-    "batch sizes in stages, over pipeline stages": (
-        (LOCAL,),
-        {"step_batch_size_schedule": "0:4 1K:8", "pipeline_model_parallel_size": 2},
-    ),
+    "pipeline stages": ((LOCAL,), {"pipeline_model_parallel_size": 2}),
     "loss scale that changes": ((FULL,), {"fp16": True}),
     "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),
