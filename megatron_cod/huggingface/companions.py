@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.folding import fold
-from megatron_cod.huggingface.side_files import GENERATION, forget_ids
+from megatron_cod.huggingface.side_files import GENERATION, name_ids
 
 KEY = "megatron_cod"
 """Our key in ``config.json``; loaders ignore it."""
@@ -44,7 +44,7 @@ def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
 
 def copy_for_export(args: Any, like: Path | None, target: Path, config: dict[str, Any]) -> list[str]:
     """Copy the side files of an export: those of ``like``, but the tokenizer that the checkpoint was trained with, where it
-    is another one. ``config`` loses the ids of a tokenizer that was left out. Returns the names."""
+    is another one. ``config`` then has the ids of that one. Returns the names."""
     copied = copy(like, target, config=False) if like else []
     theirs = set(copied) & set(TOKENIZER_FILES)
     if not theirs or like is None:
@@ -58,7 +58,7 @@ def copy_for_export(args: Any, like: Path | None, target: Path, config: dict[str
             (target / name).unlink()
         for name in mine:
             shutil.copyfile(Path(own) / name, target / name)
-    forget_ids(target, config)
+    name_ids(args, target, config)
     return [*(set(copied) - theirs), *mine]
 
 

@@ -195,6 +195,8 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
         say(f"note: {note}")
+    if like is None:
+        side_files.name_ids(found.args, part.folder, found.config)
     for line in side_files.agree(found.args, part.folder, found.config):
         say(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")

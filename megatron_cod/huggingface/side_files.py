@@ -26,15 +26,10 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def agree(args: Any, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Make the files in ``folder``, and ``config``, say the template that a checkpoint was fine-tuned with and the tokens
-    that end an answer. Without a template the config still gets the ids of the tokenizer, where it has none: a loader
-    would take its architecture's defaults, of another tokenizer.
-
-    Returns lines for the user.
-    """
+    """Make the files in ``folder``, and ``config``, say the template that a checkpoint was fine-tuned with, if it was, and
+    the tokens that end an answer. Returns lines for the user."""
     template = getattr(args, "chat_template", None)
     if not template:
-        _name_ids(args, folder, config)
         return []
     (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
     for name in _OTHER_TEMPLATES:
@@ -52,7 +47,6 @@ def agree(args: Any, folder: Path, config: dict[str, Any]) -> list[str]:
     if last:
         config["eos_token_id"] = last[0]
         _edit(folder / GENERATION, lambda said: said | {"eos_token_id": _once([*last, *_listed(said)])}, create=True)
-    _name_ids(args, folder, config)
     if answer is not None:
         return []
     return [
@@ -82,20 +76,27 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _name_ids(args: Any, folder: Path, config: dict[str, Any]) -> None:
-    """Fill in the ids of special tokens that the config does not tell."""
-    if all(name in config for name in _IDS):
-        return
-    found: dict[str, int | None] = {}
+def name_ids(args: Any, folder: Path, config: dict[str, Any]) -> None:
+    """Put the ids of special tokens that the tokenizer in ``folder`` has into ``config``, and take those of another one out
+    of it and of the generation file. Without any, a loader would take its architecture's defaults, of another tokenizer."""
+    found: dict[str, int | None] = {"eos_token_id": BYTE_VOCABULARY - 1} if _reads_bytes(args) else {}
     if _has_tokenizer(folder):
         try:
             tokenizer = _tokenizer(folder)
         except Exception:  # files that transformers cannot read are copied as they are
             return
         found = {name: getattr(tokenizer, name) for name in _IDS}
-    elif _reads_bytes(args):
-        found = {"eos_token_id": BYTE_VOCABULARY - 1}
-    config |= {name: found.get(name) for name in _IDS if name not in config}
+    for name in [name for name in config if name.endswith("_token_id")]:
+        del config[name]
+    config |= {name: found.get(name) for name in _IDS}
+    _edit(
+        folder / GENERATION,
+        lambda said: {key: said[key] for key in said if not key.endswith("_token_id")} | _given(found),
+    )
+
+
+def _given(found: dict[str, int | None]) -> dict[str, int]:
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], create: bool = False) -> None:
@@ -112,13 +113,6 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], create
 def _renamed(token: Any, text: str) -> Any:
     """A special token as these files write it: its text, or an object that describes it."""
     return {**token, "content": text} if isinstance(token, dict) else text
-
-
-def forget_ids(folder: Path, config: dict[str, Any]) -> None:
-    """Take out the ids of special tokens that ``config`` and the generation file have of another tokenizer."""
-    for name in [name for name in config if name.endswith("_token_id")]:
-        del config[name]
-    _edit(folder / GENERATION, lambda said: {key: said[key] for key in said if not key.endswith("_token_id")})
 
 
 def _listed(said: dict[str, Any]) -> list[int]:

@@ -154,13 +154,13 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     vocabulary: rows of the model's embedding. What the datasets hold is put on ``args``, for the other machines to agree
     with and for checkpoints to tell.
     """
+    args.data_content = {}
     if args.mock_data:
         return
     blends = blends_of(args)
     if not blends:
         raise UserError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
     tokenizer = trained_with(args)
-    args.data_content = {}
     for name, blend in blends.items():
         for prefix in blend.prefixes:
             summary = check_prefix(prefix, vocab_size=vocabulary, trained_with=tokenizer)

@@ -142,24 +142,21 @@ def test_without_its_tokenizer_a_model_is_not_taken_for_bytes(tmp_path):
 
 def test_a_model_of_bytes_ends_at_its_end_of_document(tmp_path):
     config: dict[str, int | None] = {}
-    side_files.agree(args(None, tokenizer_type="NullTokenizer", vocab_size=257), tmp_path, config)
+    side_files.name_ids(args(None, tokenizer_type="NullTokenizer", vocab_size=257), tmp_path, config)
     assert config == {"eos_token_id": 256, "bos_token_id": None, "pad_token_id": None}
 
 
 def test_a_model_from_scratch_has_the_ids_of_its_tokenizer(base):
     """A loader would take those of the Llama that its class is named after."""
     config: dict[str, int | None] = {}
-    side_files.agree(args(None), base, config)
+    side_files.name_ids(args(None), base, config)
     assert config == {"eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None}
-    config = {"eos_token_id": 7}
-    side_files.agree(args(None), base, config)
-    assert config["eos_token_id"] == 7
 
 
 def test_without_a_template_files_stay_as_they_are(base):
     change(base / "generation_config.json", eos_token_id=7)
-    before = {path.name: path.read_bytes() for path in base.iterdir()}
-    side_files.agree(args(None), base, {})
+    before, config = {path.name: path.read_bytes() for path in base.iterdir()}, {"eos_token_id": 7}
+    assert side_files.agree(args(None), base, config) == [] and config == {"eos_token_id": 7}
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
 
 
@@ -173,9 +170,10 @@ def test_the_tokenizer_of_training_replaces_that_of_the_imported_model(base, tmp
         companions.copy_for_export(args(tokenizer_model=str(model)), base, target, config)
         expected = own if replaced else base
         assert (target / "tokenizer.json").read_bytes() == (expected / "tokenizer.json").read_bytes()
-        assert config == ({} if replaced else {"eos_token_id": 9}) | {"hidden_size": 64}
+        ids = {"eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None} if replaced else {"eos_token_id": 9}
+        assert config == ids | {"hidden_size": 64}
         said = json.loads((target / "generation_config.json").read_text())
-        assert said == {"max_new_tokens": 64} | ({} if replaced else {"eos_token_id": [0, 9]})
+        assert said == {"max_new_tokens": 64, "eos_token_id": EOS if replaced else [0, 9]}
 
 
 def test_a_file_that_is_no_json_is_named(base):
