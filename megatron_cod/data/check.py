@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cod.data.index_file import Index, read_index
-from megatron_cod.data.record import DatasetRecord, read_record, record_path
+from megatron_cod.data.record import DatasetRecord, read_record, record_path, stands_for
 from megatron_cod.data.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
@@ -79,6 +79,11 @@ def _compare(
                 f"{record_path(prefix)} does not belong to {prefix}.idx: it says {name} {getattr(record, name)}, the index "
                 f"has {value}; {_REMAKE}"
             )
+    if not stands_for(record, prefix):
+        raise UserError(
+            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
+            f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
+        )
     if vocab_size is not None and record.vocab_size > vocab_size:
         raise UserError(
             f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_cod import __version__
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface import companions
+from megatron_cod.huggingface import companions, side_files
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.families.table import config_of, get_family
@@ -187,14 +187,18 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
         progress.close()
     if found.originals:
         companions.save_originals(part.folder, {name: make() for name, make in found.originals.items()})
-    copied = companions.copy(like, part.folder, config=False) if like else []
+    # A directory that the user names is taken as it is.
+    copied = companions.copy(job.like, part.folder, config=False) if job.like else []
     if not set(copied) & set(companions.TOKENIZER_FILES):
-        copied += companions.copy_tokenizer_of(found.args, part.folder)
+        copied += companions.copy_for_export(found.args, like if not job.like else None, part.folder, found.config)
     if not set(copied) & set(companions.TOKENIZER_FILES):
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
         say(f"note: {note}")
-    companions.write_chat_template(found.args, part.folder)
+    if like is None:
+        side_files.name_ids(found.args, part.folder, found.config)
+    for line in side_files.agree(found.args, part.folder, found.config):
+        say(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
     part.finish()
     return found

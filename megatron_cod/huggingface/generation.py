@@ -19,6 +19,7 @@ from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpo
 from megatron_cod.huggingface.export import DTYPES
 from megatron_cod.huggingface.folding import folding_of_checkpoint
 from megatron_cod.huggingface.memory import load_as_transformers
+from megatron_cod.huggingface.side_files import CHAT_TEMPLATE
 from megatron_cod.huggingface.source import read_json
 
 
@@ -86,7 +87,7 @@ def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -
         if found is not None:
             return found
     if vocab in (256, 257):
-        template = folders[0] / companions.CHAT_TEMPLATE
+        template = folders[0] / CHAT_TEMPLATE
         return ByteTokenizer(template.read_text(encoding="utf-8") if template.is_file() else None)
     raise UserError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
 
