@@ -36,6 +36,10 @@ LAUNCH = frozenset(Need)
 """What a rank of the launch provides to the checks."""
 
 
+_NO_VALIDATION = 1000
+"""Megatron-Core 0.19.2 divides by ``--eval-interval``, whose default became None, under ``--eval-iters 0`` too."""
+
+
 @dataclass(frozen=True)
 class Start:
     """A start that passed all checks which the program could make."""
@@ -137,6 +141,8 @@ def replica_size(raw: MegatronArgs) -> int:
 def _validated(raw: MegatronArgs, world_size: int) -> Any:
     """Megatron's arguments after its validation, from the plain parse, which stays as it is."""
     args = as_megatron_parses(raw, world_size)
+    if args.eval_interval is None:
+        args.eval_interval = _NO_VALIDATION
     with megatron_refusals(errors.Phase.START):
         if args.use_checkpoint_args:
             if not (args.load or args.pretrained_checkpoint):
