@@ -161,7 +161,8 @@ def _data(start: StartContext) -> Iterable[str]:
 
 
 def _checkpoint(start: StartContext) -> Iterable[str]:
-    return checkpoints.check_load(start.args, start.args.override_scheme_check) if start.reads_files else ()
+    args = start.args
+    return checkpoints.check_load(args, args.override_scheme_check, start.program.trains) if start.reads_files else ()
 
 
 _MACHINE = frozenset({Need.MACHINE})
