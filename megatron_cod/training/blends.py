@@ -168,7 +168,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
 
 def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
     """UserError where a validation would find no data: Megatron fails in the first one, after all the steps before it."""
-    if not (args.eval_iters or args.full_validation):
+    if not args.eval_iters:
         return
     if "all" in blends:
         split = args.split or _MEGATRONS_SPLIT

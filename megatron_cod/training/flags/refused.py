@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint_files import TRACKER
 from megatron_cod.errors import UserError
 
 
@@ -25,23 +26,57 @@ class Refused:
     """Only where a program trains."""
 
 
-def _validates(args: Any) -> bool:
-    return bool(args.eval_iters or args.full_validation)
-
-
 def _patterns(args: Any) -> list[list[int]]:
     return [one for one in (args.moe_layer_freq, args.no_rope_freq) if isinstance(one, list)]
 
 
+def _is_nowhere(args: Any) -> bool:
+    """Whether the weights to begin with are not there; they are not asked for where ``--load`` has a checkpoint."""
+    places = [place for place in (args.load, args.pretrained_checkpoint) if place]
+    return bool(args.pretrained_checkpoint) and not any((Path(place) / TRACKER).is_file() for place in places)
+
+
 REFUSED = (
     Refused(
-        lambda a: a.eval_interval is None and _validates(a),
+        lambda a: a.eval_interval is None and a.eval_iters,
         "--eval-interval is missing: how many steps from one validation to the next; or give --eval-iters 0, to train without",
         training=True,
     ),
     Refused(
-        lambda a: a.multiple_validation_sets and not a.full_validation,
-        "--multiple-validation-sets needs --full-validation in Megatron-Core 0.19.2",
+        lambda a: a.full_validation or a.multiple_validation_sets,
+        "--full-validation and --multiple-validation-sets are not supported: Megatron-Core 0.19.2 fails in the first "
+        "validation; give --eval-iters, as many as cover the data, and evaluate sets apart with megatron_cod.training.evaluate",
+        training=True,
+    ),
+    Refused(
+        lambda a: a.lazy_mpu_init,
+        "--lazy-mpu-init is not supported: Megatron-Core 0.19.2 then asks for process groups that nobody makes",
+    ),
+    Refused(
+        lambda a: a.fake_process_group,
+        "--fake-process-group is not supported: no rank would hear of another; tools/rehearse.py builds one rank alone",
+    ),
+    Refused(
+        lambda a: a.seq_length == 1,
+        "--seq-length 1 is not supported: Megatron-Core 0.19.2 cuts samples of one token for ever",
+    ),
+    Refused(
+        lambda a: (a.save_params_interval or a.save_wgrads_interval or a.save_tokens_per_expert_interval) and not a.save,
+        "--save-params-interval, --save-wgrads-interval and --save-tokens-per-expert-interval need --save, where to",
+        training=True,
+    ),
+    Refused(
+        lambda a: a.save and a.save_interval is None,
+        "--save needs --save-interval: how many steps from one checkpoint to the next",
+        training=True,
+    ),
+    Refused(
+        lambda a: _is_nowhere(a),
+        "--pretrained-checkpoint {pretrained_checkpoint} holds no finished checkpoint",
+    ),
+    Refused(
+        lambda a: a.result_rejected_tracker_filename and Path(a.result_rejected_tracker_filename).is_dir(),
+        "--result-rejected-tracker-filename {result_rejected_tracker_filename} is a directory",
     ),
     Refused(
         lambda a: a.init_method_xavier_uniform,
