@@ -109,6 +109,15 @@ HOOKED = (
         ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
     ),
     Hooked(
+        "`load_state_dict` of the optimizer",
+        "set on this one object, or a hook of torch's registered",
+        "Megatron finds the groups of its optimizer by their rates: saved rates and this run's are made equal first",
+        (
+            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
+            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
+        ),
+    ),
+    Hooked(
         "`sequence_parallel` of a parameter",
         "set on parameters of ours",
         "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",
@@ -182,7 +191,11 @@ HOOKED = (
         "`error`, `print_help` of Megatron's and torchrun's argument parsers",
         "set on these objects",
         "errors of one line, help that can be read",
-        ("training/arguments.py add_arguments: parser.*", "training/torchrun_flags.py parse: parser.error"),
+        (
+            "training/arguments.py add_arguments: parser.*",
+            "training/arguments.py _built_parser: action.type",
+            "training/torchrun_flags.py parse: parser.error",
+        ),
     ),
     Hooked(
         "`torch.distributed.launcher.api.LocalElasticAgent`",
