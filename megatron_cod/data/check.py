@@ -63,9 +63,19 @@ def check_prefix(
     if record is not None:
         _compare(prefix, record, index, vocab_size, trained_with)
     max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
+    if record is not None:
+        _refuse_other_content(prefix, record)
     return DatasetSummary(
         prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
     )
+
+
+def _refuse_other_content(prefix: str, record: DatasetRecord) -> None:
+    if not stands_for(record, prefix):
+        raise UserError(
+            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
+            f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
+        )
 
 
 def _compare(
@@ -79,11 +89,6 @@ def _compare(
                 f"{record_path(prefix)} does not belong to {prefix}.idx: it says {name} {getattr(record, name)}, the index "
                 f"has {value}; {_REMAKE}"
             )
-    if not stands_for(record, prefix):
-        raise UserError(
-            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
-            f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
-        )
     if vocab_size is not None and record.vocab_size > vocab_size:
         raise UserError(
             f"dataset {prefix} was made with a vocabulary of {record.vocab_size} ids, but the model has "

@@ -38,7 +38,9 @@ def make(folder: Path, texts: list[str], name: str = "d") -> str:
     source = folder / f"{name}.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     preprocess(
-        PreprocessJob((str(source),), str(folder / name), TokenizerChoice("ByteLevelTokenizer"), True, overwrite=True)
+        PreprocessJob(
+            (str(source),), str(folder / name), TokenizerChoice("ByteLevelTokenizer"), append_eod=True, overwrite=True
+        )
     )
     return str(folder / f"{name}_text_document")
 
@@ -190,7 +192,9 @@ def test_a_manifest_of_another_dataset_is_told(tmp_path):
     remade(prefix, _other_words)
     with pytest.raises(UserError, match=r"d_text_document\.json tells of another dataset than"):
         check_prefix(prefix)
-    job = PreprocessJob((str(tmp_path / "d.jsonl"),), str(tmp_path / "d"), TokenizerChoice("ByteLevelTokenizer"), True)
+    job = PreprocessJob(
+        (str(tmp_path / "d.jsonl"),), str(tmp_path / "d"), TokenizerChoice("ByteLevelTokenizer"), append_eod=True
+    )
     with pytest.raises(UserError, match="other contents than its manifest tells of"):
         preprocess(job)
 

@@ -55,8 +55,8 @@ def test_a_mask_shifted_by_one_is_not_it(tokenizer, monkeypatch):
     """The comparison above can fail."""
     right = ChatTemplate.with_answers
 
-    def shifted(self, messages):
-        text, spans = right(self, messages)
+    def shifted(self, messages, tools=()):
+        text, spans = right(self, messages, tools)
         return text, [(start + 1, end + 1) for start, end in spans]
 
     monkeypatch.setattr(ChatTemplate, "with_answers", shifted)
