@@ -178,7 +178,9 @@ def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
         missing = "valid" not in blends
         what, way_out = "no --valid-data-path is given", "give it"
     if missing:
-        raise UserError(f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {way_out}, or --eval-iters 0")
+        raise UserError(
+            f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {way_out}, or --eval-iters 0"
+        )
 
 
 def _bounds(split: str) -> list[tuple[float, float] | None]:

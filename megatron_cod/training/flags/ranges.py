@@ -7,7 +7,6 @@ general rule until it has a row here.
 from __future__ import annotations
 
 import math
-
 from argparse import Action
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
