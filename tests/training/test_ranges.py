@@ -1,4 +1,4 @@
-"""Numbers out of range: one line that names the flag, from recipes and command lines alike; nothing senseless is accepted."""
+"""Numbers out of range: one line that names the flag, from recipes and command lines; nothing senseless is accepted."""
 
 import math
 import random
