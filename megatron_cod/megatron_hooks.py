@@ -62,6 +62,15 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`load_state_dict` of the optimizer",
+        "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
+        "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
+        (
+            "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
+            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
+        ),
+    ),
+    Hooked(
         "`_should_call_local_cudagraph` of a layer",
         "set on this one object, under `--cuda-graph-impl local`",
         "Megatron 0.19.2 replays the graph of training in a validation: with dropout, and without hooks",

@@ -20,7 +20,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.observers import Observer, Run
 
-_WAYS_OUT = "give --override-opt_param-scheduler for this run's schedule, --use-checkpoint-opt_param-scheduler for the saved one"
+_WAYS_OUT = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
 _RATES = ("max_lr", "min_lr")
 
 
@@ -127,7 +127,7 @@ class ResumedRates(Observer):
 
 
 def _optimizers() -> Iterator[Any]:
-    """Megatron's optimizers of this rank: nothing that we are given leads to them before a step, so all objects are asked."""
+    """Megatron's optimizers of this rank: nothing that we are given leads to them yet, so all objects are asked."""
     for one in gc.get_objects():
         if isinstance(one, OptimizerParamScheduler) and one.optimizer is not None:
             yield from _parts(one.optimizer)

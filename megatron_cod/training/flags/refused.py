@@ -1,7 +1,7 @@
 """Flags that Megatron-Core 0.19.2's parser takes and its code breaks on, later or in the run alone: one line each instead.
 
-Each row was tried; ``tests/training/test_refused_flags.py`` has an example of each, and ``tests/distributed/test_flag_sweep.py``
-runs every flag.
+``tests/training/test_refused_flags.py`` has an example of each row, and ``tests/distributed/test_flag_sweep.py`` runs every
+flag of Megatron's.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def _is_nowhere(args: Any) -> bool:
 REFUSED = (
     Refused(
         lambda a: a.eval_interval is None and a.eval_iters,
-        "--eval-interval is missing: how many steps from one validation to the next; or give --eval-iters 0, to train without",
+        "--eval-interval is missing: how many steps from one validation to the next; or give --eval-iters 0",
         training=True,
     ),
     Refused(
         lambda a: a.full_validation or a.multiple_validation_sets,
         "--full-validation and --multiple-validation-sets are not supported: Megatron-Core 0.19.2 fails in the first "
-        "validation; give --eval-iters, as many as cover the data, and evaluate sets apart with megatron_cod.training.evaluate",
+        "validation; give --eval-iters, as many as cover the data; megatron_cod.training.evaluate takes several sets",
         training=True,
     ),
     Refused(
@@ -109,8 +109,8 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.num_layers and any(len(one) != a.num_layers for one in _patterns(a)),
-        "--moe-layer-freq and --no-rope-freq, where they are lists, must have one number for each of the {num_layers} layers "
-        "of --num-layers",
+        "--moe-layer-freq and --no-rope-freq, where they are lists, must have one number for each of the --num-layers "
+        "{num_layers}",
     ),
     Refused(
         lambda a: a.config_logger_dir,
@@ -119,7 +119,7 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.position_embedding_type == "rope" and a.kv_channels and int(a.kv_channels * a.rotary_percent) % 2,
-        "--kv-channels {kv_channels} x --rotary-percent {rotary_percent} is odd: --position-embedding-type rope turns pairs",
+        "--kv-channels {kv_channels} x --rotary-percent {rotary_percent} is odd: rope turns pairs of channels",
     ),
     Refused(
         lambda a: a.te_precision_config_file and not Path(a.te_precision_config_file).is_file(),

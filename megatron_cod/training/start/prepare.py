@@ -72,7 +72,8 @@ def bad_tokenizer(args: MegatronArgs) -> Iterator[None]:
             raise
         given = f" with --tokenizer-model {args.tokenizer_model}" if args.tokenizer_model else ""
         raise UserError(
-            f"--tokenizer-type {args.tokenizer_type}{given} cannot be built: {type(error).__name__}: {one_line(error)[:300]}"
+            f"--tokenizer-type {args.tokenizer_type}{given} cannot be built: {type(error).__name__}: "
+            f"{one_line(error)[:300]}"
         ) from error
 
 
