@@ -68,7 +68,7 @@ def samples(cache: Path | None, kind: type[GPTDataset] = ContentDataset, part: i
         **named,
     )
     built = BlendedMegatronDatasetBuilder(kind, [COUNT] * 3, lambda: True, config).build()[part]
-    return [built[number]["tokens"].tolist() for number in range(COUNT)]
+    return [built[number]["tokens"].tolist() for number in range(min(COUNT, len(built)))]
 
 
 def one(prefix: str) -> dict:
