@@ -62,6 +62,15 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`load_state_dict` of the optimizer",
+        "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
+        "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
+        (
+            "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
+            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
+        ),
+    ),
+    Hooked(
         "`_should_call_local_cudagraph` of a layer",
         "set on this one object, under `--cuda-graph-impl local`",
         "Megatron 0.19.2 replays the graph of training in a validation: with dropout, and without hooks",
@@ -100,6 +109,21 @@ HOOKED = (
             "model.py attach_design: config.transformer_layer_spec",
             "model.py model_config_from_args: config.rope_scaling_factor",
             "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
+        ),
+    ),
+    Hooked(
+        "`batch_p2p_sync` of the configuration",
+        "set under `--cuda-graph-impl full_iteration`",
+        "Megatron 0.19.2 keeps the value of eager runs, which waits for the device after each message",
+        ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
+    ),
+    Hooked(
+        "`load_state_dict` of the optimizer",
+        "set on this one object, or a hook of torch's registered",
+        "Megatron finds the groups of its optimizer by their rates: saved rates and this run's are made equal first",
+        (
+            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
+            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
         ),
     ),
     Hooked(
@@ -176,7 +200,11 @@ HOOKED = (
         "`error`, `print_help` of Megatron's and torchrun's argument parsers",
         "set on these objects",
         "errors of one line, help that can be read",
-        ("training/arguments.py add_arguments: parser.*", "training/torchrun_flags.py parse: parser.error"),
+        (
+            "training/arguments.py add_arguments: parser.*",
+            "training/arguments.py _built_parser: action.type",
+            "training/torchrun_flags.py parse: parser.error",
+        ),
     ),
     Hooked(
         "`torch.distributed.launcher.api.LocalElasticAgent`",

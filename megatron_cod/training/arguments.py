@@ -1,7 +1,8 @@
 """Our own flags beside Megatron's, and help that can be read."""
 
 import argparse
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any, NoReturn
 
 from megatron_cod.errors import UserError
@@ -186,4 +187,26 @@ def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
 def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments
 
-    return add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)
+    parser = add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)
+    for action in parser._actions:
+        if action.type is not None:
+            action.type = _refusing(action)
+    return parser
+
+
+def _refusing(action: argparse.Action) -> Callable[[str], Any]:
+    """The action's type, with one line for whatever it raises: argparse knows TypeError and ValueError alone."""
+    kind: Callable[[str], Any] = action.type  # type: ignore[assignment]
+
+    @wraps(kind)
+    def converted(text: str) -> Any:
+        try:
+            return kind(text)
+        except (TypeError, ValueError, argparse.ArgumentTypeError):
+            raise
+        except Exception:
+            names = [str(getattr(one, "name", one)) for one in action.choices or ()]
+            known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
+            raise argparse.ArgumentTypeError(f"invalid value: {text!r}{known}") from None
+
+    return converted

@@ -160,6 +160,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     blends = blends_of(args)
     if not blends:
         raise UserError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+    _check_validation(args, blends)
     tokenizer = trained_with(args)
     for name, blend in blends.items():
         for prefix in blend.prefixes:
@@ -169,11 +170,31 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
                 _refuse_empty_splits(args, summary)
 
 
+def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
+    """UserError where a validation would find no data: Megatron fails in the first one, after all the steps before it."""
+    if not args.eval_iters:
+        return
+    if "all" in blends:
+        split = args.split or _MEGATRONS_SPLIT
+        missing = _bounds(split)[SPLITS.index("valid")] is None
+        what, way_out = f"--split {split} leaves none", "give another --split"
+    else:
+        missing = "valid" not in blends
+        what, way_out = "no --valid-data-path is given", "give it"
+    if missing:
+        raise UserError(
+            f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {way_out}, or --eval-iters 0"
+        )
+
+
+def _bounds(split: str) -> list[tuple[float, float] | None]:
+    return convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+
+
 def _refuse_empty_splits(args: MegatronArgs, summary: DatasetSummary) -> None:
     """Megatron would never end building a split without documents."""
     split = args.split or _MEGATRONS_SPLIT
-    bounds = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
-    for name, bound in zip(SPLITS, bounds, strict=True):
+    for name, bound in zip(SPLITS, _bounds(split), strict=True):
         needed = name == "train" or args.eval_iters
         if bound is None or not needed:
             continue

@@ -30,6 +30,7 @@ from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.optimizer_layout import check_optimizer_layout
+from megatron_cod.training.resumed_schedule import check_resumed_schedule
 
 RESOLVED = "resolved_args.yaml"
 
@@ -101,9 +102,10 @@ def ignored(args: MegatronArgs, checkpoint: Path | None) -> list[str]:
     return [f"{path} is ignored: {TRACKER} does not name it, nor one after it" for path in newer]
 
 
-def check_load(args: MegatronArgs, override_scheme: bool) -> list[str]:
+def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
+    trains: whether the schedule of the learning rate goes on.
     Raises UserError when it is damaged, of another shape, of another function (``function_record``) or norm scheme (whose
     tensors may have the same names and shapes, so that nothing else would notice), or holds an optimizer state that does
     not fit the layout.
@@ -130,6 +132,8 @@ def check_load(args: MegatronArgs, override_scheme: bool) -> list[str]:
     if checkpoint.name != RELEASE:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
+        if trains:
+            check_resumed_schedule(checkpoint, saved, state, args)
     scheme = check_scheme(checkpoint, saved, args, override_scheme)
     return [*lines, *scheme, *changed, *differences(checkpoint, saved, args), *other_data(checkpoint, saved, args)]
 

@@ -137,6 +137,10 @@ _NEED_GPU = (
     _NeedsGPU("use_megatron_fsdp", "--use-megatron-fsdp", instead="--use-torch-fsdp2 runs without"),
     _NeedsGPU("log_device_memory_used", "--log-device-memory-used"),
     _NeedsGPU("record_memory_history", "--record-memory-history"),
+    _NeedsGPU("gpu_sniff_test_interval", "--gpu-sniff-test-interval", None),
+    _NeedsGPU("pipeline_model_parallel_comm_backend", "--pipeline-model-parallel-comm-backend", None),
+    _NeedsGPU("nccl_ub", "--use-nccl-ub"),
+    _NeedsGPU("use_sharp", "--use-sharp"),
 )
 
 

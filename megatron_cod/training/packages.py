@@ -106,6 +106,8 @@ class OnRequest:
 
 
 ON_REQUEST = (
+    OnRequest("fault_injector_ranks", _RESILIENCY),
+    OnRequest("fault_injector_num_ranks", _RESILIENCY),
     OnRequest("transformer_impl", TRANSFORMER_ENGINE, ("transformer_engine", "inference_optimized")),
     OnRequest("fp8", TRANSFORMER_ENGINE, flag="--fp8-format"),
     OnRequest("fp4", TRANSFORMER_ENGINE, flag="--fp4-format"),

@@ -34,6 +34,7 @@ from megatron_cod.training.progress import Lines
 from megatron_cod.training.random_states import ForeignRandomStates
 from megatron_cod.training.reporting import Report, say
 from megatron_cod.training.residual_warmup import GraphWarmup
+from megatron_cod.training.resumed_schedule import ResumedRates
 from megatron_cod.training.retention import Retention
 from megatron_cod.training.save_claim import SaveClaim
 from megatron_cod.training.start.prepare import StartHooks, prepare
@@ -87,6 +88,7 @@ OBSERVERS: tuple[Row, ...] = (
     TimeLimit.of,
     GraphWarmup.of,
     ForeignRandomStates,
+    ResumedRates.of,
     DepthMonitor.of,
     StepGuard.of,  # after the monitor, which is to have written what it measured when the guard stops the run
     SpikeWarnings.of,

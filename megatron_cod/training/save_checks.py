@@ -16,9 +16,9 @@ def check_saving(args: MegatronArgs) -> None:
     args: the plain parse of the command line: Megatron's validation turns some of these off with nothing but a warning.
     """
     _check_strictness(args)
+    _check_tensors(args)
     if not args.save:
         return
-    _check_tensors(args)
     _check_optimizer(args)
     _check_format(args)
     _check_asynchronous(args)

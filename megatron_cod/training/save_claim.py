@@ -20,6 +20,7 @@ from typing import Any
 from megatron_cod.errors import UserError
 from megatron_cod.training.failures import fail
 from megatron_cod.training.observers import Observer
+from megatron_cod.training.requeue import slurm_job
 
 FILE = "running.json"
 BEAT_SECONDS = 5.0
@@ -55,7 +56,7 @@ def _started(pid: int) -> str | None:
 
 
 def _job() -> str | None:
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    return slurm_job() or os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def _is_live(save: str, found: dict[str, Any], log: Callable[[str], None]) -> bool:

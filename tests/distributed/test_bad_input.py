@@ -98,7 +98,7 @@ WRONG_FLAGS = {
     "warm-up": (["--unset", "lr-warmup-fraction", "--lr-warmup-iters", "99"], r"--lr-warmup-iters 99 must be less"),
     "tokenizer": (["--padded-vocab-size", "200"], r"the tokenizer has 257 tokens, the model's vocabulary only 200"),
     "missing data": (["--train-data-path", "nowhere/some_text"], r"nowhere/some_text"),
-    "no save interval": (["--save", "SAVE"], r"save_interval is not None"),
+    "no save interval": (["--save", "SAVE"], r"--save needs --save-interval"),
 }
 
 

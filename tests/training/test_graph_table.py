@@ -53,6 +53,9 @@ ONCE = {
     # Read when a run has failed.
     "training/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
+    "training/arguments.py _built_parser: action.type",
+    "training/resumed_schedule.py ResumedRates: model_built",
+    "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",

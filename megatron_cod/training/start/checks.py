@@ -20,9 +20,13 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training import checkpoints, hub_tokenizer
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
+from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.blends import blends_of
 from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.faults.handling import check_flags
+from megatron_cod.training.flags.ranges import check_ranges
+from megatron_cod.training.flags.refused import check_refused
+from megatron_cod.training.flags.void import check_void
 from megatron_cod.training.hub_tokenizer import check_hub_tokenizer
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.packages import check_packages
@@ -106,6 +110,14 @@ def _program_flags(start: StartContext) -> None:
     start.program.check_flags(start.raw)
 
 
+def _ranges(start: StartContext) -> None:
+    check_ranges(start.raw, build_parser(start.program)._actions)
+
+
+def _void(start: StartContext) -> Iterable[str]:
+    return check_void(start.raw, build_parser(start.program)._actions, start.program.trains)
+
+
 def _schedule(start: StartContext) -> None:
     # A rehearsal plans a model whose length of training is not decided yet; the launch itself needs it.
     check_schedule(start.raw, complete=Need.RANKS in start.provided)
@@ -164,7 +176,8 @@ def _data(start: StartContext) -> Iterable[str]:
 
 
 def _checkpoint(start: StartContext) -> Iterable[str]:
-    return checkpoints.check_load(start.args, start.args.override_scheme_check) if start.reads_files else ()
+    args = start.args
+    return checkpoints.check_load(args, args.override_scheme_check, start.program.trains) if start.reads_files else ()
 
 
 _MACHINE = frozenset({Need.MACHINE})
@@ -177,11 +190,14 @@ CHECKS = (
         run=lambda _: check_devices(),
         needs=frozenset({Need.MACHINE, Need.PROCESSES}),
     ),
+    Check(name="ranges of numbers", phase=Phase.LAYOUT, run=_ranges),
     Check(name="options that need a GPU", phase=Phase.LAYOUT, run=lambda s: check_needs_gpu(s.raw), needs=_MACHINE),
     Check(name="packages", phase=Phase.LAYOUT, run=lambda s: check_packages(s.raw), needs=_MACHINE),
     Check(name="hub tokenizer", phase=Phase.LAYOUT, run=lambda s: check_hub_tokenizer(s.raw), needs=_MACHINE),
     Check(name="the program's flags", phase=Phase.LAYOUT, run=_program_flags),
     Check(name="layout", phase=Phase.LAYOUT, run=lambda s: check_layout(s.raw, s.world_size)),
+    Check(name="flags that break", phase=Phase.SCHEDULE, run=lambda s: check_refused(s.raw, s.program.trains)),
+    Check(name="flags that do nothing", phase=Phase.SCHEDULE, run=_void),
     Check(name="schedule", phase=Phase.SCHEDULE, run=_schedule, training=True),
     Check(name="optimizer", phase=Phase.SCHEDULE, run=lambda s: check_optimizer(s.raw), training=True),
     Check(

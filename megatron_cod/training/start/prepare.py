@@ -6,7 +6,8 @@ import contextlib
 import copy
 import io
 import os
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from megatron.training.global_vars import set_global_variables
 from megatron_cod import errors, identity, torch_adaptations
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
-from megatron_cod.errors import UserError, megatron_refusals
+from megatron_cod.errors import UserError, megatron_refusals, one_line
 from megatron_cod.function_record import record_of
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
@@ -34,6 +35,10 @@ from megatron_cod.training.task import Program
 
 LAUNCH = frozenset(Need)
 """What a rank of the launch provides to the checks."""
+
+
+_NO_VALIDATION = 1000
+"""Megatron-Core 0.19.2 divides by ``--eval-interval``, whose default became None, under ``--eval-iters 0`` too."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,23 @@ class Start:
     def design(self) -> BlockDesign:
         """The norm scheme of the model's blocks, with its options and initialisation."""
         return self.model_config.design
+
+
+@contextlib.contextmanager
+def bad_tokenizer(args: MegatronArgs) -> Iterator[None]:
+    """Around Megatron's globals: libraries of tokenizers raise what they like where one cannot be built."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not any("tokenizers" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        given = f" with --tokenizer-model {args.tokenizer_model}" if args.tokenizer_model else ""
+        raise UserError(
+            f"--tokenizer-type {args.tokenizer_type}{given} cannot be built: {type(error).__name__}: "
+            f"{one_line(error)[:300]}"
+        ) from error
 
 
 def _nothing(_: Any) -> None: ...
@@ -113,7 +135,7 @@ def prepare(
         torch_adaptations.install()
         start.validated = args = _validated(raw, start.world_size)
         if set_globals:
-            with megatron_refusals(errors.Phase.START):
+            with megatron_refusals(errors.Phase.START), bad_tokenizer(args):
                 set_global_variables(args)
             hooks.globals_set(args)
         with megatron_refusals(errors.Phase.START):
@@ -137,6 +159,8 @@ def replica_size(raw: MegatronArgs) -> int:
 def _validated(raw: MegatronArgs, world_size: int) -> Any:
     """Megatron's arguments after its validation, from the plain parse, which stays as it is."""
     args = as_megatron_parses(raw, world_size)
+    if args.eval_interval is None:
+        args.eval_interval = _NO_VALIDATION
     with megatron_refusals(errors.Phase.START):
         if args.use_checkpoint_args:
             if not (args.load or args.pretrained_checkpoint):

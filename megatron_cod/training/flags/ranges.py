@@ -1,0 +1,148 @@
+"""Values that a flag may have. Every number must be finite and not negative; this table says where more, or less, is asked.
+
+It holds for Megatron's flags and ours, in recipes and on command lines: a flag that a later Megatron adds is under the
+general rule until it has a row here.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Action
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers, which must be finite in any case."""
+
+    low: float = 0.0
+    high: float = math.inf
+    without_low: bool = False
+    without_high: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Whether a value lies within."""
+        above = value > self.low if self.without_low else value >= self.low
+        below = value < self.high if self.without_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        bounds = []
+        if self.low != -math.inf:
+            bounds.append(f"{'above' if self.without_low else 'at least'} {self.low:g}")
+        if self.high != math.inf:
+            bounds.append(f"{'below' if self.without_high else 'at most'} {self.high:g}")
+        return f"must be {' and '.join(bounds) or 'a finite number'}"
+
+
+NOT_NEGATIVE = Range()
+COUNT = Range(1)
+POSITIVE = Range(0, without_low=True)
+ANY = Range(-math.inf)
+FROM_MINUS_ONE = Range(-1)
+SHARE = Range(0, 1)
+PART = Range(0, 1, without_low=True)
+BELOW_ONE = Range(0, 1, without_high=True)
+"""Probabilities of dropping, and decay rates of running means."""
+
+_ROWS: Mapping[Range, str] = {
+    COUNT: """
+        num_layers encoder_num_layers decoder_num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups
+        kv_channels seq_length max_position_embeddings make_vocab_size_divisible_by vocab_size padded_vocab_size
+        num_experts moe_ffn_hidden_size moe_router_topk moe_router_num_groups moe_router_group_topk moe_latent_size
+        moe_shared_expert_intermediate_size mtp_num_layers q_lora_rank kv_lora_rank qk_head_dim v_head_dim rotary_base
+        rotary_seq_len_interpolation_factor tensor_model_parallel_size pipeline_model_parallel_size
+        context_parallel_size expert_model_parallel_size expert_tensor_parallel_size
+        num_virtual_stages_per_pipeline_rank num_layers_per_virtual_pipeline_stage microbatch_group_size_per_vp_stage
+        micro_batch_size global_batch_size eval_micro_batch_size eval_global_batch_size eval_interval seed log_interval
+        tensorboard_log_interval tensorboard_queue_size save_interval save_retain_interval exit_interval
+        recompute_num_layers num_dataset_builder_threads distributed_timeout_minutes
+        distributed_timeout_seconds_after_init ddp_num_buckets ddp_bucket_size num_distributed_optimizer_instances
+        dist_ckpt_workers yarn_original_max_position_embeddings mup_base_hidden_size muon_num_ns_steps hysteresis
+        mamba_num_groups mamba_state_dim mamba_head_dim mamba_num_heads linear_conv_kernel_dim linear_key_head_dim
+        linear_value_head_dim linear_num_key_heads linear_num_value_heads dsa_indexer_n_heads dsa_indexer_head_dim
+        dsa_indexer_topk dsa_indexer_topk_freq train_sync_interval
+        check_weight_hash_across_dp_replicas_interval save_params_interval save_wgrads_interval save_dgrads_interval
+        save_activations_interval save_tokens_per_expert_interval non_persistent_save_interval
+        relative_attention_num_buckets relative_attention_max_distance moe_layer_freq no_rope_freq window_attn_skip_freq
+        linear_attention_freq
+        """,
+    POSITIVE: """
+        layernorm_epsilon adam_eps rope_scaling_factor rotary_scaling_factor moe_router_topk_scaling_factor
+        moe_expert_capacity_factor mup_width_mult mup_base_head_dim mup_embedding_mult mup_output_mult
+        loss_scale initial_loss_scale min_loss_scale loss_scale_window qk_clip_alpha qk_clip_threshold
+        dsa_indexer_k_norm_epsilon muon_extra_scale_factor activation_func_clamp_value peak_tflops layerscale_init
+        """,
+    BELOW_ONE: """
+        attention_dropout hidden_dropout adam_beta1 adam_beta2 sgd_momentum muon_momentum lion_beta1 lion_beta2
+        moe_router_quantile_balancing_ema
+        """,
+    PART: "rotary_percent",
+    SHARE: "lr_warmup_fraction sample_rate optimizer_offload_fraction activation_offload_fraction",
+    ANY: "glu_linear_offset mup_attn_scale_power moe_router_force_biased",
+    FROM_MINUS_ONE: """
+        rl_default_top_k inference_batch_times_seqlen_threshold null_tokenizer_eod_id null_tokenizer_pad_id
+        window_size
+        """,
+}
+RANGES: Mapping[str, Range] = {name: one for one, names in _ROWS.items() for name in names.split()}
+"""Argument -> its range, where it is not ``NOT_NEGATIVE``."""
+
+PATTERNS = frozenset(("moe_layer_freq", "no_rope_freq", "window_attn_skip_freq", "linear_attention_freq"))
+"""Arguments that are a frequency, or a list of 0 and 1 for the layers."""
+
+
+def flag_of(action: Action) -> str:
+    """The flag of a parser's action, as it is mostly written: the first of its names that says the same thing."""
+    plain = "--" + action.dest.replace("_", "-")
+    return plain if plain in action.option_strings else action.option_strings[0]
+
+
+def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
+    """UserError, naming the flag, for a number outside of its range. args: the plain parse. actions: of its parser."""
+    for action in actions:
+        value = getattr(args, action.dest, None)
+        if not action.option_strings or (value == action.default and action.dest not in RANGES):
+            continue
+        is_list = isinstance(value, list | tuple)
+        asked = SHARE if is_list and action.dest in PATTERNS else RANGES.get(action.dest, NOT_NEGATIVE)
+        values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]
+        for one in values:
+            _check_number(flag_of(action), one, asked)
+    _check_split(args.split)
+    _check_heads(args)
+
+
+def _check_number(flag: str, value: Any, asked: Range) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or asked.holds(value):
+        return
+    raise UserError(f"{flag} {value} {asked if math.isfinite(value) else 'must be a finite number'}")
+
+
+def _check_split(split: str | None) -> None:
+    """UserError for shares of training, validation and test that are none."""
+    if split is None:
+        return
+    parts = split.replace("/", ",").split(",")
+    try:
+        shares = [float(part) for part in parts]
+    except ValueError:
+        shares = []
+    if not 1 <= len(shares) <= 3 or not all(NOT_NEGATIVE.holds(one) for one in shares) or not sum(shares):
+        raise UserError(
+            f"--split {split} must be up to three shares, of training, validation and test, such as 969,30,1"
+        )
+
+
+def _check_heads(args: MegatronArgs) -> None:
+    heads, groups = args.num_attention_heads, args.num_query_groups
+    if args.group_query_attention and heads and heads % groups:
+        raise UserError(
+            f"--num-query-groups {groups} does not divide --num-attention-heads {heads}: "
+            "as many heads must share each key and value"
+        )

@@ -1,0 +1,367 @@
+"""Flags that do nothing without another flag, or under it: refused where the run would silently be another, else told.
+
+A flag counts as given where its value differs from the parser's default. ``tests/training/test_void_flags.py`` tries every
+row, and holds every flag of Megatron's to a row here or to a list of those that act by themselves.
+"""
+
+from __future__ import annotations
+
+from argparse import Action
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import UserError
+from megatron_cod.training.flags.ranges import flag_of
+
+
+@dataclass(frozen=True)
+class Void:
+    """A row: flags that act only where ``acts`` says so."""
+
+    names: str
+    """Arguments, with a space between; a star stands for any end."""
+    acts: Callable[[Any], object]
+    why: str
+    """Follows "FLAG does nothing"."""
+    refused: bool = False
+    training: bool = False
+    """Only where a program trains."""
+    but: str = ""
+    """Arguments that a star takes in and that do not belong to the row."""
+
+    def has(self, name: str) -> bool:
+        """Whether an argument belongs to the row."""
+        return _matches(name, self.names) and not _matches(name, self.but)
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(name == one or (one.endswith("*") and name.startswith(one[:-1])) for one in patterns.split())
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+def _rotates(args: Any) -> bool:
+    return args.multi_latent_attention or args.position_embedding_type in ("rope", "yarn", "mrope")
+
+
+def _decays(args: Any) -> bool:
+    return args.lr_decay_style != "constant"
+
+
+_NO_MASK = (
+    "under --no-create-attention-mask-in-dataloader: documents would attend to each other; where a recipe says so, "
+    "give --unset no-create-attention-mask-in-dataloader"
+)
+_OTHER_PROGRAM = "here: it is of another program of Megatron's"
+
+VOID = (
+    # Masks, packing and data
+    Void("reset_attention_mask", lambda a: a.create_attention_mask_in_dataloader, _NO_MASK, True, True),
+    Void(
+        "reset_attention_mask",
+        lambda a: a.transformer_impl == "local",
+        "over Transformer Engine, whose causal attention reads no mask: documents would attend to each other; give "
+        "--backend torch",
+        True,
+        True,
+    ),
+    Void(
+        "dataloader_inter_document_masking",
+        _never,
+        "here: documents would attend to each other; give --reset-attention-mask, with a mask made by the loader",
+        True,
+        True,
+    ),
+    Void(
+        "reset_position_ids",
+        lambda a: a.position_embedding_type == "learned_absolute",
+        "without --position-embedding-type learned_absolute: rotations know distances alone",
+        training=True,
+    ),
+    Void("fim_*", _never, "here: samples are cut as they stand, without filling in the middle", True),
+    Void("sft", _never, "here: megatron_cod.training.sft fine-tunes", True, True),
+    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template says the format"),
+    Void(
+        "dataloader_fast_cache_load dataloader_defer_npy_index_mmap per_dataset_sequences_path object_storage_cache_path "
+        "mid_level_dataset_surplus allow_ambiguous_pad_tokens",
+        _never,
+        "here: the datasets of this package are built without it",
+    ),
+    Void("split", lambda a: a.data_path or a.data_args_path or a.mock_data, "without --data-path or --data-args-path"),
+    Void("sample_rate mask_prob short_seq_prob bert_* encoder_seq_length decoder_seq_length", _never, _OTHER_PROGRAM),
+    # Precision
+    Void(
+        "fp8_* keep_fp8_transpose_cache",
+        lambda a: a.fp8,
+        "without --fp8-format",
+    ),
+    Void("fp4_*", lambda a: a.fp4, "without --fp4-format"),
+    Void("first_last_layers_bf16", lambda a: a.fp8 or a.fp4, "without --fp8-format or --fp4-format"),
+    Void("num_layers_at_*", lambda a: a.first_last_layers_bf16, "without --first-last-layers-bf16"),
+    Void(
+        "loss_scale initial_loss_scale min_loss_scale loss_scale_window hysteresis", lambda a: a.fp16, "without --fp16"
+    ),
+    Void("grad_reduce_in_bf16", lambda a: a.bf16, "without --bf16"),
+    # The model
+    Void(
+        "moe_*",
+        lambda a: a.num_experts,
+        "without --num-experts",
+        # Chosen by the backend, or of inference.
+        but="moe_pad_experts_for_cuda_graph_inference moe_use_upcycling",
+    ),
+    Void("expert_model_parallel_size expert_tensor_parallel_size", lambda a: a.num_experts, "without --num-experts"),
+    Void(
+        "moe_router_num_groups moe_router_group_topk",
+        lambda a: a.moe_router_num_groups and a.moe_router_group_topk,
+        "without the other of --moe-router-num-groups and --moe-router-group-topk",
+    ),
+    Void(
+        "moe_aux_loss_coeff",
+        lambda a: a.moe_router_load_balancing_type not in (["none"], "none"),
+        "under --moe-router-load-balancing-type none",
+    ),
+    Void(
+        "moe_router_bias_update_rate",
+        lambda a: a.moe_router_enable_expert_bias,
+        "without --moe-router-enable-expert-bias",
+    ),
+    Void(
+        "moe_pad_expert_input_to_capacity moe_token_drop_policy",
+        lambda a: a.moe_expert_capacity_factor is not None,
+        "without --moe-expert-capacity-factor",
+    ),
+    Void(
+        "moe_flex_* moe_deepep_* moe_hybridep_* moe_ncclep_*",
+        lambda a: a.moe_token_dispatcher_type == "flex",
+        "without --moe-token-dispatcher-type flex",
+    ),
+    Void("moe_upcycling_granularity", lambda a: a.moe_use_upcycling, "without --moe-use-upcycling"),
+    Void(
+        "q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim rotary_scaling_factor mscale mscale_all_dim "
+        "cache_mla_latents mla_down_proj_fusion",
+        lambda a: a.multi_latent_attention,
+        "without --multi-latent-attention",
+    ),
+    Void(
+        "mtp_*",
+        lambda a: a.mtp_num_layers,
+        "without --mtp-num-layers",
+    ),
+    Void("mup_*", lambda a: a.use_mup, "without --use-mup"),
+    Void(
+        "rotary_base rotary_percent rotary_interleaved rotary_seq_len_interpolation_factor use_rope_scaling no_rope_freq",
+        _rotates,
+        "without --position-embedding-type rope",
+    ),
+    Void("rope_scaling_factor", lambda a: a.use_rope_scaling, "without --use-rope-scaling"),
+    Void("rope_type", lambda a: a.multi_latent_attention, "without --multi-latent-attention"),
+    Void(
+        "yarn_*", lambda a: "yarn" in (a.position_embedding_type, a.rope_type), "without --position-embedding-type yarn"
+    ),
+    Void("mrope_section", lambda a: a.position_embedding_type == "mrope", "without --position-embedding-type mrope"),
+    Void(
+        "relative_attention_*",
+        lambda a: a.position_embedding_type == "relative",
+        "without --position-embedding-type relative",
+    ),
+    Void("num_query_groups", lambda a: a.group_query_attention, "without --group-query-attention", True),
+    Void("window_attn_skip_freq", lambda a: a.window_size, "without --window-size"),
+    Void("qk_clip_*", lambda a: a.qk_clip, "without --qk-clip"),
+    Void(
+        "glu_linear_offset activation_func_clamp_value",
+        lambda a: a.swiglu or a.quick_geglu,
+        "without --swiglu or --quick-geglu",
+    ),
+    Void("dsa_*", lambda a: a.experimental_attention_variant == "dsa", "without --experimental-attention-variant dsa"),
+    Void(
+        "linear_*",
+        lambda a: a.experimental_attention_variant == "gated_delta_net",
+        "without --experimental-attention-variant gated_delta_net",
+    ),
+    Void(
+        "mamba_* disable_mamba_mem_eff_path use_mamba_mem_eff_path",
+        lambda a: a.hybrid_layer_pattern,
+        "without --hybrid-layer-pattern",
+    ),
+    Void("kitchen_attention_backend", lambda a: a.use_kitchen_attention, "without --use-kitchen-attention"),
+    Void("flash_attention_version", lambda a: a.transformer_impl != "local", "over the torch backend's attention"),
+    # Optimizer and schedule
+    Void("adam_*", lambda a: a.optimizer not in ("sgd", "lion"), "under --optimizer sgd or lion", training=True),
+    Void("sgd_momentum", lambda a: a.optimizer == "sgd", "without --optimizer sgd", training=True),
+    Void("muon_*", lambda a: "muon" in a.optimizer, "without --optimizer muon", training=True),
+    Void(
+        "lion_*",
+        lambda a: a.optimizer == "lion" or a.muon_scalar_optimizer == "lion",
+        "without --optimizer lion",
+        training=True,
+    ),
+    Void(
+        "optimizer_offload_fraction use_torch_optimizer_for_cpu_offload overlap_cpu_optimizer_d2h_h2d pin_cpu_*",
+        lambda a: a.optimizer_cpu_offload,
+        "without --optimizer-cpu-offload",
+        training=True,
+    ),
+    Void("lr_wsd_decay_style", lambda a: a.lr_decay_style == "WSD", "without --lr-decay-style WSD", training=True),
+    Void("min_lr lr_decay_*", _decays, "under --lr-decay-style constant", training=True, but="lr_decay_style"),
+    Void(
+        "lr_warmup_init",
+        lambda a: a.lr_warmup_fraction or a.lr_warmup_iters or a.lr_warmup_samples,
+        "without a warm-up, such as --lr-warmup-iters",
+        training=True,
+    ),
+    Void("decoupled_min_lr", lambda a: a.decoupled_lr is not None, "without --decoupled-lr", training=True),
+    # Validation
+    Void(
+        "eval_global_batch_size eval_micro_batch_size start_eval_at_iter validation_set_names",
+        lambda a: a.eval_iters,
+        "under --eval-iters 0",
+        training=True,
+    ),
+    # Checkpoints
+    Void(
+        "save_interval save_retain_interval keep_last_checkpoints no_save_optim no_save_rng dist_ckpt_workers",
+        lambda a: a.save,
+        "without --save: nothing is kept",
+        training=True,
+    ),
+    Void(
+        "no_load_optim no_load_rng finetune ckpt_step exit_on_missing_checkpoint override_opt_param_scheduler "
+        "use_checkpoint_opt_param_scheduler override_scheme_check override_model_check verify_checkpoint "
+        "ckpt_fully_parallel_load load_main_params_from_ckpt rewind_skip",
+        lambda a: a.load or a.pretrained_checkpoint,
+        "without --load",
+        training=True,
+    ),
+    # Logs
+    Void("wandb_*", lambda a: a.wandb_project, "without --wandb-project", training=True),
+    Void(
+        "tensorboard_log_interval tensorboard_queue_size log_timers_to_tensorboard log_validation_ppl_to_tensorboard "
+        "log_memory_to_tensorboard log_world_size_to_tensorboard",
+        lambda a: a.tensorboard_dir,
+        "without --tensorboard-dir, or --save",
+        training=True,
+    ),
+    Void(
+        "profile_* use_pytorch_profiler record_shapes",
+        lambda a: a.profile,
+        "without --profile",
+        training=True,
+    ),
+    Void("pytorch_profiler_*", lambda a: a.use_pytorch_profiler, "without --use-pytorch-profiler", training=True),
+    Void("memory_snapshot_path", lambda a: a.record_memory_history, "without --record-memory-history", training=True),
+    Void("adlr_autoresume_interval", lambda a: a.adlr_autoresume, "without --adlr-autoresume", training=True),
+    Void("logits_load_*", lambda a: a.logits_load_dir, "without --logits-load-dir", training=True),
+    Void("logits_save_*", lambda a: a.logits_save_dir, "without --logits-save-dir", training=True),
+    Void(
+        "straggler_* disable_straggler_on_startup", lambda a: a.log_straggler, "without --log-straggler", training=True
+    ),
+    Void(
+        "ft_num_warmup_iters calc_ft_timeouts",
+        lambda a: a.enable_ft_package,
+        "without --enable-ft-package",
+        training=True,
+    ),
+    Void("inprocess_*", lambda a: a.inprocess_restart, "without --inprocess-restart", training=True),
+    Void("error_injection_type", lambda a: a.error_injection_rate, "without --error-injection-rate", training=True),
+    Void(
+        "fault_injector_*",
+        lambda a: a.fault_injector_ranks or a.fault_injector_num_ranks,
+        "without --fault-injector-ranks or --fault-injector-num-ranks",
+        training=True,
+    ),
+    Void("async_*", lambda a: a.async_save, "without --async-save", training=True),
+    Void("replication_*", lambda a: a.replication, "without --replication", training=True),
+    Void(
+        "flight_recorder_*", lambda a: a.flight_recorder_dump_path, "without --flight-recorder-dump-path", training=True
+    ),
+    Void("data_sharding", lambda a: a.dataloader_type == "cyclic", "without --dataloader-type cyclic", training=True),
+    # The layout
+    Void("sequence_parallel", lambda a: a.tensor_model_parallel_size > 1, "at --tensor-model-parallel-size 1"),
+    Void("cp_comm_type", lambda a: a.context_parallel_size > 1, "at --context-parallel-size 1"),
+    Void(
+        "tp_comm_bulk_* tp_comm_overlap_* tp_comm_split_*",
+        lambda a: a.tp_comm_overlap,
+        "without --tp-comm-overlap",
+    ),
+    Void(
+        "account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split",
+        lambda a: a.pipeline_model_parallel_size > 1,
+        "at --pipeline-model-parallel-size 1",
+    ),
+    Void("wgrad_deferral_limit", lambda a: a.defer_embedding_wgrad_compute, "without --defer-embedding-wgrad-compute"),
+    Void(
+        "torch_fsdp2_reshard_after_forward",
+        lambda a: a.use_torch_fsdp2,
+        "without --use-torch-fsdp2",
+    ),
+    Void(
+        "megatron_fsdp_* fsdp_double_buffer outer_dp_sharding_strategy data_parallel_sharding_strategy "
+        "suggested_communication_unit_size enable_full_sharding_in_hsdp fsdp_db_use_persist_buf_on_alloc_fail",
+        lambda a: a.use_megatron_fsdp,
+        "without --use-megatron-fsdp",
+    ),
+    # Graphs and memory
+    Void(
+        "cuda_graph_modules cuda_graph_warmup_steps", lambda a: a.cuda_graph_impl != "none", "without --cuda-graph-impl"
+    ),
+    Void(
+        "recompute_modules",
+        lambda a: a.recompute_granularity == "selective",
+        "without --recompute-granularity selective",
+    ),
+    Void(
+        "offload_modules min_offloaded_tensor_size delay_offload_until_cuda_graph delta_offload_bytes_across_pp_ranks "
+        "activation_offload_fraction fine_grained_offloading_max_inflight_offloads",
+        lambda a: a.fine_grained_activation_offloading,
+        "without --fine-grained-activation-offloading",
+    ),
+    # Megatron's other programs
+    Void("rl_* grpo_* langrl_env_config refit_method", lambda a: a.perform_rl_step, _OTHER_PROGRAM),
+    Void(
+        "inference_* max_tokens_to_oom num_speculative_tokens enable_chunked_prefill decode_only_cuda_graphs "
+        "use_legacy_static_engine flash_decode nccl_all_reduce_for_prefill mlp_chunks_for_prefill output_bert_embeddings "
+        "offset_sampling_seed_by_dp_rank moe_pad_experts_for_cuda_graph_inference",
+        _never,
+        _OTHER_PROGRAM,
+    ),
+    Void(
+        "vision_* dino_* img_* num_channels num_classes patch_dim classes_fraction data_per_class_fraction iter_per_epoch "
+        "ict_* biencoder_* query_* retriever_* evidence_* indexer_* block_data_path embedding_path titles_data_path "
+        "use_one_sent_docs head_lr_mult mask_factor mask_type swin_backbone_type",
+        _never,
+        _OTHER_PROGRAM,
+    ),
+)
+
+
+def _given(args: MegatronArgs, actions: Iterable[Action]) -> dict[str, str]:
+    """Argument -> flag, of those that are not at their defaults."""
+    found: dict[str, str] = {}
+    for action in actions:
+        value = getattr(args, action.dest, action.default)
+        if action.option_strings and value != action.default and (action.nargs != 0 or action.const == value):
+            found.setdefault(action.dest, flag_of(action))
+    return found
+
+
+def check_void(args: MegatronArgs, actions: Iterable[Action], trains: bool) -> list[str]:
+    """A line for the log for each flag that does nothing; UserError where the run would be another than asked for.
+
+    args: the plain parse. actions: of its parser.
+    """
+    lines, given = [], _given(args, actions)
+    for row in VOID:
+        if (row.training and not trains) or row.acts(args):
+            continue
+        flags = [flag for name, flag in given.items() if row.has(name)]
+        if flags:
+            line = f"{', '.join(flags)} {'does' if len(flags) == 1 else 'do'} nothing {row.why}"
+            if row.refused:
+                raise UserError(line)
+            lines.append(f"WARNING: {line}")
+    return lines
