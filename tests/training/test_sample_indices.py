@@ -54,7 +54,7 @@ def replaced(prefix: str, texts: list[str]) -> None:
         shutil.copyfile(f"{made}.{ending}", f"{prefix}.{ending}")
 
 
-def samples(cache: Path | None, kind: type[GPTDataset] = ContentDataset, split: int = 0, **named) -> list[list[int]]:
+def samples(cache: Path | None, kind: type[GPTDataset] = ContentDataset, part: int = 0, **named) -> list[list[int]]:
     """The tokens of the samples that a run would read. named: the datasets, as Megatron's configuration takes them."""
     config = GPTDatasetConfig(
         random_seed=1,
@@ -67,8 +67,8 @@ def samples(cache: Path | None, kind: type[GPTDataset] = ContentDataset, split: 
         create_attention_mask=False,
         **named,
     )
-    built = BlendedMegatronDatasetBuilder(kind, [COUNT] * 3, lambda: True, config).build()[split]
-    return [built[number]["tokens"].tolist() for number in range(COUNT)]
+    built = BlendedMegatronDatasetBuilder(kind, [COUNT] * 3, lambda: True, config).build()[part]
+    return [built[number]["tokens"].tolist() for number in range(min(COUNT, len(built)))]
 
 
 def one(prefix: str) -> dict:
@@ -117,10 +117,10 @@ def test_a_blend_is_read_anew_when_one_of_it_is_replaced(tmp_path, changed, weig
 def test_each_split_has_its_own_content(tmp_path, split):
     prefixes = [make(tmp_path, OLD, name) for name in ("one", "two", "three")]
     apart = {"blend_per_split": [([prefix], None) for prefix in prefixes]}
-    before = samples(tmp_path / "cache", split=split, **apart)
+    before = samples(tmp_path / "cache", part=split, **apart)
     replaced(prefixes[split], NEW["longer"])
     assert (
-        samples(tmp_path / "cache", split=split, **apart) == samples(tmp_path / "fresh", split=split, **apart) != before
+        samples(tmp_path / "cache", part=split, **apart) == samples(tmp_path / "fresh", part=split, **apart) != before
     )
 
 
