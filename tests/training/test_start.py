@@ -54,7 +54,7 @@ class Refused:
 
 
 PADDED = ["--padded-vocab-size", "512"]
-SAVE = ["--save", "SAVE"]
+SAVE = ["--save", "SAVE", "--save-interval", "2"]
 OFFLOAD = ["--optimizer-cpu-offload", "--bf16", "--use-precision-aware-optimizer", "--use-distributed-optimizer"]
 EXAMPLES = {
     "options that need a GPU": [Refused(["--log-device-memory-used"], "--log-device-memory-used needs a GPU", True)],
@@ -82,11 +82,11 @@ EXAMPLES = {
         Refused(["--rewind-skip", "5"], "--rewind-skip"),
         Refused(["--time-limit", "soon"], "--time-limit soon"),
     ],
-    "W&B": [Refused(["--wandb-project", "x"], "--wandb-project needs the package", True, before=_without_wandb)],
-    "the directory of --save": [Refused(["--save", "/dev/null/x"], "--save /dev/null/x cannot be written")],
+    "W&B": [Refused(["--wandb-project", "x", "--wandb-exp-name", "y"], "--wandb-project needs the package", True, before=_without_wandb)],
+    "the directory of --save": [Refused(["--save", "/dev/null/x", "--save-interval", "2"], "--save /dev/null/x cannot be written")],
     "the model": [Refused(["--init-model-with-meta-device"], "leaves the weights without values")],
     "vocabulary": [Refused(["--padded-vocab-size", "8"], "the model's vocabulary only 8")],
-    "data": [Refused(["--train-data-path", "nowhere"], "nowhere", dropped=("--mock-data",))],
+    "data": [Refused(["--train-data-path", "nowhere", "--eval-iters", "0"], "nowhere", dropped=("--mock-data",))],
     "the checkpoint of --load": [Refused(["--load", "recipes", "--ckpt-step", "3"], "recipes")],
 }
 NOT_BY_FLAGS = {
