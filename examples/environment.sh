@@ -42,9 +42,19 @@ slurm_rendezvous() {
     export MASTER_ADDR MASTER_PORT
 }
 
+# The name by which Slurm knows this job alone: one task of an array has the array's number, which names all of them.
+slurm_job() {
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
+}
+
 # The end of a Slurm job in seconds since 1970, for --time-limit auto: not every Slurm tells it.
 slurm_end() {
-    end=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e) || end=
+    # Of several lines the first end: of a job in parts, say.
+    end=$(squeue --noheader --jobs="$(slurm_job)" --format=%e | sort | head -n 1) || end=
     if [ -z "${SLURM_JOB_END_TIME:-}" ] && [[ $end == ????-??-??T* ]]; then
         SLURM_JOB_END_TIME=$(date -d "$end" +%s)
         export SLURM_JOB_END_TIME
