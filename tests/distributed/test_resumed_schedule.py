@@ -59,11 +59,25 @@ def test_the_saved_rate_is_kept_where_that_is_asked(tiny, tmp_path):
 
 def _arguments(**changed):
     asked = {
-        **{"train_iters": 8, "train_samples": None, "global_batch_size": 4, "lr": 1e-3, "min_lr": 1e-4},
-        **{"lr_decay_style": "cosine", "lr_decay_iters": None, "lr_decay_samples": None, "lr_warmup_fraction": None},
-        **{"lr_warmup_iters": 2, "lr_warmup_samples": 0, "start_weight_decay": 0.1, "end_weight_decay": 0.1},
-        **{"weight_decay": 0.1, "weight_decay_incr_style": "constant", "no_load_optim": False, "finetune": False},
-        **{"override_opt_param_scheduler": False, "use_checkpoint_opt_param_scheduler": False},
+        "train_iters": 8,
+        "train_samples": None,
+        "global_batch_size": 4,
+        "lr": 1e-3,
+        "min_lr": 1e-4,
+        "lr_decay_style": "cosine",
+        "lr_decay_iters": None,
+        "lr_decay_samples": None,
+        "lr_warmup_fraction": None,
+        "lr_warmup_iters": 2,
+        "lr_warmup_samples": 0,
+        "start_weight_decay": 0.1,
+        "end_weight_decay": 0.1,
+        "weight_decay": 0.1,
+        "weight_decay_incr_style": "constant",
+        "no_load_optim": False,
+        "finetune": False,
+        "override_opt_param_scheduler": False,
+        "use_checkpoint_opt_param_scheduler": False,
     }
     return argparse.Namespace(**asked | changed)
 
