@@ -53,14 +53,19 @@ slurm_rendezvous() {
     export MASTER_ADDR MASTER_PORT
 }
 
-# The name of this job to Slurm. A task of an array has one of its own: the number alone may name all its tasks.
+# The name by which Slurm knows this job alone: one task of an array has the array's number, which names all of them.
 slurm_job() {
-    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" || echo "$SLURM_JOB_ID"
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+        echo "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    else
+        echo "$SLURM_JOB_ID"
+    fi
 }
 
 # The end of a Slurm job in seconds since 1970, for --time-limit auto: not every Slurm tells it.
 slurm_end() {
-    end=$(squeue --noheader --jobs="$(slurm_job)" --format=%e | head -n 1) || end=
+    # Of several lines the first end counts.
+    end=$(squeue --noheader --jobs="$(slurm_job)" --format=%e | sort | head -n 1) || end=
     if [ -z "${SLURM_JOB_END_TIME:-}" ] && [[ $end == ????-??-??T* ]]; then
         SLURM_JOB_END_TIME=$(date -d "$end" +%s)
         export SLURM_JOB_END_TIME

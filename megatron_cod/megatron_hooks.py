@@ -66,7 +66,7 @@ HOOKED = (
         "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
         "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
         (
-            "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
+            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
             "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
         ),
     ),
@@ -116,15 +116,6 @@ HOOKED = (
         "set under `--cuda-graph-impl full_iteration`",
         "Megatron 0.19.2 keeps the value of eager runs, which waits for the device after each message",
         ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
-    ),
-    Hooked(
-        "`load_state_dict` of the optimizer",
-        "set on this one object, or a hook of torch's registered",
-        "Megatron finds the groups of its optimizer by their rates: saved rates and this run's are made equal first",
-        (
-            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
-            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
-        ),
     ),
     Hooked(
         "`sequence_parallel` of a parameter",

@@ -153,6 +153,26 @@ def test_a_task_beyond_the_whole_and_a_pattern_of_no_file_are_refused(array):
 
 
 @pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"SLURM_JOB_ID": "36"}, "36"),
+        ({"SLURM_JOB_ID": "36", "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "3"}, "36_3"),
+        ({"SLURM_JOB_ID": "37", "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "0"}, "36_0"),
+        ({"SLURM_JOB_ID": "36", "SLURM_ARRAY_JOB_ID": ""}, "36"),
+    ],
+)
+def test_a_job_is_asked_for_by_its_own_name(tmp_path, variables, name):
+    """And of several lines of squeue the first end counts; those without one do not."""
+    squeue = 'case "$*" in *--jobs=NAME\\ *) printf "N/A\\n2031-01-01T10:00:00\\n2031-01-01T09:00:00\\n";; esac'
+    program(tmp_path / "squeue", f"#!/usr/bin/env bash\n{squeue.replace('NAME', name)}\n")
+    script = program(
+        tmp_path / "job", "#!/usr/bin/env bash\n. examples/environment.sh; slurm_end; echo $SLURM_JOB_END_TIME\n"
+    )
+    done = bash(str(script), **variables, PATH=f"{tmp_path}:/usr/bin:/bin", TZ="UTC")
+    assert done.stdout.strip().endswith("1925024400"), done.stderr
+
+
+@pytest.mark.parametrize(
     ("ranks", "answer", "code", "queued"),
     [(1, 0, 1, True), (0, 0, 0, True), (0, 1, 0, False), (0, 2, 2, False), (9, 2, 9, False)],
     ids=["again", "again after a lost node", "done", "given up after a lost node", "given up"],

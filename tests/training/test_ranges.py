@@ -16,7 +16,7 @@ from tests.rehearsal.jobs import SMALL
 
 OUT_OF_RANGE = {
     "--norm-epsilon nan": "--norm-epsilon nan must be a finite number",
-    "--norm-epsilon -1e-5": "--norm-epsilon -1e-05 must be above 0",
+    "--norm-epsilon=-1e-5": "--norm-epsilon -1e-05 must be above 0",
     "--attention-dropout -1": "--attention-dropout -1.0 must be at least 0 and below 1",
     "--hidden-dropout 1": "--hidden-dropout 1.0 must be at least 0 and below 1",
     "--init-method-std -1": "--init-method-std -1.0 must be at least 0",
@@ -115,7 +115,7 @@ def test_a_negative_count_is_a_row_of_its_own(parser):
 
 
 SENSELESS = ("nan", "inf", "-inf", "-7", "-0.5")
-WORDS = ("", "abc", "[1]*", "1,2", "1e400", "0x10", "--", "None", "true", "٣")
+WORDS = ("", "abc", "[1]*", "1,2", "1e400", "0x10", "--", "None", "true", "\u0663")
 
 
 def _fuzzed(parser, draw: random.Random) -> tuple[list[str], bool]:

@@ -82,8 +82,17 @@ EXAMPLES = {
         Refused(["--rewind-skip", "5"], "--rewind-skip"),
         Refused(["--time-limit", "soon"], "--time-limit soon"),
     ],
-    "W&B": [Refused(["--wandb-project", "x", "--wandb-exp-name", "y"], "--wandb-project needs the package", True, before=_without_wandb)],
-    "the directory of --save": [Refused(["--save", "/dev/null/x", "--save-interval", "2"], "--save /dev/null/x cannot be written")],
+    "W&B": [
+        Refused(
+            ["--wandb-project", "x", "--wandb-exp-name", "y"],
+            "--wandb-project needs the package",
+            True,
+            before=_without_wandb,
+        )
+    ],
+    "the directory of --save": [
+        Refused(["--save", "/dev/null/x", "--save-interval", "2"], "--save /dev/null/x cannot be written")
+    ],
     "the model": [Refused(["--init-model-with-meta-device"], "leaves the weights without values")],
     "vocabulary": [Refused(["--padded-vocab-size", "8"], "the model's vocabulary only 8")],
     "data": [Refused(["--train-data-path", "nowhere", "--eval-iters", "0"], "nowhere", dropped=("--mock-data",))],
