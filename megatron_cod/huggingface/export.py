@@ -268,12 +268,13 @@ def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: Megatro
         return f"not verified: {reason}"
     tokens = probe_tokens(found.arch.vocab, found.arch.positions)
     stored = logits_of(loaded_whole(folder), tokens)
+    loads = "verified: it loads whole in transformers; not compared with Megatron's model"
     if megatron is None or not folded:
-        return "verified: it loads whole in transformers; not compared with Megatron's model"
+        return loads
     try:
         expected = megatron(checkpoint, tokens)
     except UserError as error:
-        return f"verified: it loads whole in transformers; not compared with Megatron's model, which is not built here: {error}"
+        return f"{loads}, which is not built here: {error}"
     exact = all(dtype == torch.float32 for parcel in found.parcels for dtype in parcel.dtypes)
     if exact:
         return "verified: " + compare(expected, stored, "Megatron and transformers")

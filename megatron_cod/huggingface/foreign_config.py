@@ -8,7 +8,7 @@ from typing import Any
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.families.fields import FREE, READ, need
-from megatron_cod.huggingface.families.table import get_family
+from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.source import read_json
 from megatron_cod.huggingface.verification import named, quiet
 
@@ -44,5 +44,6 @@ def _as_transformers_reads(raw: dict[str, Any], family: str) -> tuple[dict[str, 
         try:
             return kind().to_dict(), kind.from_dict(raw).to_dict()
         except Exception as error:  # it has its own errors for each kind of nonsense
+            architecture_of(raw)  # whose line says more, where it refuses the config as well
             text = " ".join(str(error).split())[:200]
             raise UserError(f"config.json is refused by transformers' {kind.__name__}: {text}") from error

@@ -14,8 +14,8 @@ from torch import Tensor
 from megatron_cod.errors import UserError
 
 MegatronLogits = Callable[[Path, Tensor], Tensor]
-"""(checkpoint, tokens [b, s]) -> logits [b, s, v] of Megatron's own model, in fp32 on the CPU; UserError where it is not built
-here (another machine's flags, no recipe beside the checkpoint)."""
+"""(checkpoint, tokens [b, s]) -> logits [b, s, v] of Megatron's own model, in fp32 on the CPU. UserError where it is not
+built here: another machine's flags, no recipe beside the checkpoint."""
 
 TOLERANCE = 1e-4
 """Largest difference of the logits, as a share of the largest logit."""
@@ -136,5 +136,5 @@ def compare(expected: Tensor, found: Tensor, what: str) -> str:
     share = apart / largest if largest else apart
     line = f"{what}: the logits of {expected.shape[1]} random tokens differ by {share:.1e} of the largest"
     if not share <= TOLERANCE:
-        raise NotTheSame(f"{line}, more than {TOLERANCE:g}: another function, so that it is not kept (--no-verify)")
+        raise NotTheSame(f"{line}, more than {TOLERANCE:g}: another function, so that it is not kept")
     return line

@@ -117,7 +117,8 @@ def _check_divisions(args: MegatronArgs) -> None:
         raise UserError(f"--num-query-groups {groups} and {flag} {tp}: neither divides the other")
     for name, size, divisor, what in sizes:
         if size is not None and size % divisor:
-            raise UserError(f"{name} {size} does not divide over {what} {divisor}")
+            more = _rows_for(args, -(-size // divisor) * divisor) if size is args.padded_vocab_size else ""
+            raise UserError(f"{name} {size} does not divide over {what} {divisor}{more}")
 
 
 def _check_interleaving(args: MegatronArgs) -> None:
@@ -142,11 +143,20 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
-            f"raise --vocab-size or leave it to the tokenizer"
-        )
+        loaded = checkpoint_to_load(args) is not None
+        way_out = _rows_for(args, tokenizer_size) if loaded else ": raise --vocab-size or leave it to the tokenizer"
+        raise UserError(f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}{way_out}")
     return model_size
+
+
+def _rows_for(args: MegatronArgs, rows: int) -> str:
+    """How to get so many rows: those of a checkpoint are as many as it has, but for an import, which can be made anew."""
+    if checkpoint_to_load(args) is None:
+        return f": give --padded-vocab-size {rows}"
+    return (
+        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or train it with a tokenizer "
+        + ("and a layout that its rows fit")
+    )
 
 
 def _check_meta_device(args: MegatronArgs) -> None:
