@@ -151,7 +151,9 @@ def exported(
     scheme = folding_of_checkpoint(checkpoint.args, checkpoint.iteration)
     like = like or {}
     if vocab is None and like.get("vocab_size"):
-        vocab = int(like["vocab_size"])
+        # Of an import with more rows, for tokens that the model did not have, those are trained rows too.
+        known = getattr(checkpoint.args, "vocab_size", None) or 0
+        vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
     arch, multipliers = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +147,8 @@ def import_model(
     config, unread = read_config(job.model)
     arch, notes = architecture_of(config)
     notes += unread
-    if job.padded_vocab is not None:
-        if job.padded_vocab < arch.vocab:
-            raise UserError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
-        arch = Architecture(**{**vars(arch), "padded_vocab": job.padded_vocab})
-        if job.padded_vocab > arch.vocab:
-            notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
+    arch, rows = _with_rows(job, arch)
+    notes += rows
     held, scheme = _schemes(job, config, arch.layers)
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
     if trained != scheme.scheme and trained in unfoldable_schemes():
@@ -173,6 +169,7 @@ def import_model(
     asked = {"job": [str(value) for value in vars(job).values()], "files": list(source.fingerprint()), "config": config}
     part = PartialDirectory(job.output, asked)
     recipe = recipe_of(arch)
+    recipe["vocab-size"] = min(max(arch.vocab, companions.tokens_in(job.model)), arch.padded_vocab)
     _write_checkpoint(part, pieces, _arguments(arch, scheme, recipe), job.file_bytes, lost)
     copied = companions.copy(job.model, part.folder / companions.FOLDER)
     _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
@@ -192,6 +189,24 @@ def import_model(
         )
         say(f"note: {notes[-1]}")
     return outcome
+
+
+def _with_rows(job: ImportJob, arch: Architecture) -> tuple[Architecture, list[str]]:
+    """The architecture with as many rows as asked for, and notes. UserError for fewer than the model has."""
+    notes = []
+    if job.padded_vocab is not None:
+        if job.padded_vocab < arch.vocab:
+            raise UserError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
+        arch = replace(arch, padded_vocab=job.padded_vocab)
+        if job.padded_vocab > arch.vocab:
+            notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
+    tokens = companions.tokens_in(job.model)
+    if tokens > arch.padded_vocab:
+        notes.append(
+            f"the tokenizer has {tokens} tokens, the model {arch.padded_vocab} rows: training with it takes an import with "
+            f"--padded-vocab-size {tokens} or more"
+        )
+    return arch, notes
 
 
 def _verified(

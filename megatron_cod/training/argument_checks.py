@@ -90,13 +90,16 @@ def _check_flash_attention() -> None:
         )
 
 
+_ROWS = "the padded vocabulary"
+
+
 def _check_divisions(args: MegatronArgs) -> None:
     """UserError for sizes that Megatron would only refuse once it builds the model or starts the schedule."""
     tp, flag = args.tensor_model_parallel_size, "--tensor-model-parallel-size"
     etp = args.expert_tensor_parallel_size or tp
     rows = (args.num_attention_heads + 2 * query_groups(args)) * head_dim(args)
     sizes = [
-        ("the padded vocabulary", args.padded_vocab_size, tp, flag),
+        (_ROWS, args.padded_vocab_size, tp, flag),
         ("--ffn-hidden-size", args.ffn_hidden_size, tp, flag),
         ("--num-query-groups times --kv-channels, with the queries:", rows, tp, flag),
     ]
@@ -117,7 +120,7 @@ def _check_divisions(args: MegatronArgs) -> None:
         raise UserError(f"--num-query-groups {groups} and {flag} {tp}: neither divides the other")
     for name, size, divisor, what in sizes:
         if size is not None and size % divisor:
-            more = _rows_for(args, -(-size // divisor) * divisor) if size is args.padded_vocab_size else ""
+            more = _rows_for(args, -(-size // divisor) * divisor) if name == _ROWS else ""
             raise UserError(f"{name} {size} does not divide over {what} {divisor}{more}")
 
 
@@ -154,8 +157,7 @@ def _rows_for(args: MegatronArgs, rows: int) -> str:
     if checkpoint_to_load(args) is None:
         return f": give --padded-vocab-size {rows}"
     return (
-        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or train it with a tokenizer "
-        + ("and a layout that its rows fit")
+        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or choose what its rows fit"
     )
 
 
