@@ -224,7 +224,7 @@ def _verified(
         return f"not verified: {reason}"
     tokens = probe_tokens(arch.vocab, arch.positions)
     if change.held.is_stock:
-        model = loaded_whole(job.model)
+        model = loaded_whole(job.model, left_over=False)
     else:  # the stored numbers lack factors, which a stock loader does not know of
         config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
         model = model_of(config, _with_factors(source, wanted, change), job.model.name)

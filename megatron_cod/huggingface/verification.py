@@ -60,30 +60,32 @@ def named(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_whole(report: Mapping[str, Any], what: object) -> None:
-    faults = {kind: report.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+def check_whole(report: Mapping[str, Any], what: object, left_over: bool = True) -> None:
+    """UserError for transformers' report of tensors that are missing, misshapen or, with ``left_over``, not used."""
+    kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if left_over else []))
+    faults = {kind: report.get(kind) for kind in kinds}
     said = [f"{kind.split('_')[0]}: {named(map(_name, found))}" for kind, found in faults.items() if found]
     said += [str(one) for one in report.get("error_msgs") or ()]
     if said:
-        raise NotTheSame(f"{what} does not load whole in transformers ({'; '.join(said)}), so that it is not kept")
+        raise NotTheSame(f"{what} does not load whole in transformers ({'; '.join(said)})")
 
 
 def _name(found: Any) -> str:
     return found[0] if isinstance(found, tuple) else str(found)
 
 
-def loaded_whole(folder: Path, dtype: torch.dtype | None = torch.float32) -> Any:
-    """The model in a Hugging Face directory, in eval mode; UserError where a tensor is missing, left over or misshapen."""
+def loaded_whole(folder: Path, dtype: torch.dtype = torch.float32, left_over: bool = True) -> Any:
+    """The model in a Hugging Face directory, in eval mode; UserError for what ``check_whole`` finds."""
     from transformers import AutoModelForCausalLM
 
     with quiet():
         try:
             model, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", output_loading_info=True, local_files_only=True
+                folder, dtype=dtype, output_loading_info=True, local_files_only=True
             )
         except Exception as error:  # whatever transformers raises, the directory does not load
             raise NotTheSame(f"{folder.name} does not load in transformers: {str(error)[:300]}") from error
-    _check_whole(report, folder.name)
+    check_whole(report, folder.name, left_over)
     return model.eval()
 
 
@@ -97,7 +99,7 @@ def model_of(config: Mapping[str, Any], state: dict[str, Tensor], what: object) 
         model, report = model_class.from_pretrained(
             None, config=made, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
-    _check_whole(report, what)
+    check_whole(report, what)
     return model.eval()
 
 
