@@ -40,7 +40,8 @@ def _verified(folder: Path, model: Any, dtype: str) -> str:
     from megatron_cod.huggingface.export import DTYPES
     from megatron_cod.huggingface.verification import compare, loaded_whole, logits_of, probe_tokens
 
-    tokens = probe_tokens(model.config.vocab_size, model.config.max_position_embeddings)
+    sizes = model.config.get_text_config()
+    tokens = probe_tokens(sizes.vocab_size, getattr(sizes, "max_position_embeddings", 64))
     expected = logits_of(model.eval(), tokens)
     return "verified: " + compare(expected, logits_of(loaded_whole(folder, DTYPES[dtype]), tokens), "read back")
 

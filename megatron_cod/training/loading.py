@@ -17,7 +17,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint_files import is_dcp
+from megatron_cod.checkpoint_files import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
@@ -162,6 +162,8 @@ def megatron_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
     Once a process, as Megatron keeps its state globally. UserError where its model is not built here.
     """
+    if folder.name == RELEASE and read_tracker(folder.parent) == RELEASE:
+        folder = folder.parent  # as an import wrote it
     model, _ = load_megatron(folder, None, tokens.shape[1], in_fp32=True)
     device = next(model.parameters()).device
     positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
