@@ -238,7 +238,7 @@ def _verified(
 
 
 def _with_factors(source: Source, wanted: list[Unit], change: Change) -> dict[str, torch.Tensor]:
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for unit in wanted:
         lacking, _ = change.factors(unit)
         state |= {name: fold(source.read(name), lacking, torch.float32) for name in unit.names}
