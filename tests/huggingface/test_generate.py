@@ -119,7 +119,5 @@ def test_a_directory_that_lacks_a_tensor_is_not_generated_from(tmp_path):
     open_directory(tmp_path / "hf")
     del held["model.layers.2.mlp.up_proj.weight"]
     save_file(held, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"does not load whole .*missing: model.layers.2.mlp.up_proj.weight"
-    ):
+    with pytest.raises(ValueError, match=r"does not load whole .*missing: model.layers.2.mlp.up_proj.weight"):
         open_directory(tmp_path / "hf")
