@@ -247,7 +247,7 @@ def export_model(
         _check_files(part.folder, found.parcels)
         if job.verify:
             say(_verified(part.folder, found, path, megatron, job.fold))
-    except NotTheSame:
+    except UserError:
         part.discard()
         raise
     part.finish()

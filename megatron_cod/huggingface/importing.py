@@ -28,7 +28,6 @@ from megatron_cod.huggingface.rows import Unit, units
 from megatron_cod.huggingface.source import Source, read_json
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
-    NotTheSame,
     compare,
     loaded_whole,
     logits_of,
@@ -178,7 +177,7 @@ def import_model(
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:
             say(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
-    except NotTheSame:
+    except UserError:
         part.discard()
         raise
     part.finish()
