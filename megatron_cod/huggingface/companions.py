@@ -72,6 +72,18 @@ def tokenizer_recipe(copied: list[str], output: Path) -> dict[str, Any]:
     return {"tokenizer-type": "NullTokenizer"}
 
 
+def tokens_in(folder: Path) -> int:
+    """Tokens of the tokenizer in a directory; 0 where there is none that transformers reads."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return 0
+    from transformers import AutoTokenizer
+
+    try:
+        return len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except Exception:  # it is copied all the same, and training says what is wrong with it
+        return 0
+
+
 def save_originals(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Keep the weights as they were before folding: dividing by a factor again does not bring back every bit.
 

@@ -21,6 +21,7 @@ from megatron_cod.huggingface.folding import folding_of_checkpoint
 from megatron_cod.huggingface.memory import load_as_transformers
 from megatron_cod.huggingface.side_files import CHAT_TEMPLATE
 from megatron_cod.huggingface.source import read_json
+from megatron_cod.huggingface.verification import check_whole
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,10 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
     if isinstance(said, dict) and not said.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
     except Exception as error:  # as for tokenizers
         raise UserError(f"{folder} cannot be loaded: {error}") from None
+    check_whole(report, folder, left_over=False)
     return model.eval(), found
 
 
