@@ -80,7 +80,7 @@ def test_calls_of_tools_are_read(tmp_path, calls):
     [call] = found.messages[1]["tool_calls"]
     assert call["function"] == CALL and found.messages[1]["content"] == ""
     text, spans = BYTES.answers(found.messages)
-    assert [text[slice(*span)] for span in spans] == ['{"name": "f", "arguments": {"x": 1}}<eod>', "hello<eod>"]
+    assert [text[slice(*span)] for span in spans] == ['f({"x": 1})<eod>', "hello<eod>"]
 
 
 def test_calls_as_sharegpt_has_them(tmp_path):
