@@ -66,7 +66,7 @@ HOOKED = (
         "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
         "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
         (
-            "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
+            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
             "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
         ),
     ),
@@ -182,10 +182,14 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
-        "`error`, `print_help` of Megatron's and torchrun's argument parsers",
+        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type` of Megatron's flags",
         "set on these objects",
         "errors of one line, help that can be read",
-        ("training/arguments.py add_arguments: parser.*", "training/torchrun_flags.py parse: parser.error"),
+        (
+            "training/arguments.py add_arguments: parser.*",
+            "training/arguments.py _built_parser: action.type",
+            "training/torchrun_flags.py parse: parser.error",
+        ),
     ),
     Hooked(
         "`torch.distributed.launcher.api.LocalElasticAgent`",
