@@ -21,13 +21,24 @@ fi
 # A dead peer ends the job with a message instead of hanging it.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"
 
-# GPUs that processes here see; 2 CPU processes where there is none.
+# GPUs that processes here see; 2 CPU processes where there is none. What nvidia-smi says when it fails is no GPU, and of a
+# GPU in MIG instances a process sees one.
 processes_here() {
-    local gpus
-    gpus=$(nvidia-smi -L 2>/dev/null | grep -c .) || gpus=0
-    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # a list, of which CUDA leaves out -1 and all after it
-        gpus=$(tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^-1$/,$d' | grep -c .) || gpus=0
+    local listed gpus visible=0 one
+    listed=$(nvidia-smi -L 2>/dev/null) || listed=
+    gpus=$(grep -c '^GPU [0-9]' <<<"$listed") || gpus=0
+    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+        for one in ${CUDA_VISIBLE_DEVICES//,/ }; do # numbers or UUIDs, which may be cut; CUDA stops at the first that is none
+            case $one in
+            GPU-* | MIG-*) grep -qF "UUID: $one" <<<"$listed" || break ;;
+            *[!0-9]*) break ;;
+            *) [ "$one" -lt "$gpus" ] || break ;;
+            esac
+            visible=$((visible + 1))
+        done
+        gpus=$visible
     fi
+    ! grep -q '^ *MIG ' <<<"$listed" || gpus=$((gpus > 1 ? 1 : gpus))
     [ "$gpus" -gt 0 ] && echo "$gpus" || echo 2
 }
 
@@ -53,7 +64,7 @@ slurm_job() {
 
 # The end of a Slurm job in seconds since 1970, for --time-limit auto: not every Slurm tells it.
 slurm_end() {
-    # Of several lines the first end: of a job in parts, say.
+    # Of several lines the first end counts.
     end=$(squeue --noheader --jobs="$(slurm_job)" --format=%e | sort | head -n 1) || end=
     if [ -z "${SLURM_JOB_END_TIME:-}" ] && [[ $end == ????-??-??T* ]]; then
         SLURM_JOB_END_TIME=$(date -d "$end" +%s)

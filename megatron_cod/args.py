@@ -175,6 +175,8 @@ class MegatronArgs(Protocol):
     data_args_path: str | None
     per_split_data_args_path: str | None
     data_cache_path: str | None
+    data_content: dict[str, str]
+    """Prefix -> digest of what the dataset holds, on one rank a machine; only pretraining has it."""
     data_sharding: bool
     split: str | None
     dataloader_type: str | None

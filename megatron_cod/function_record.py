@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
-def _routing(value: Any) -> Any:
+def routing(value: Any) -> Any:
     """Of the ways to balance experts only Sinkhorn's changes who is chosen."""
     kinds = value if isinstance(value, list | tuple) else [value]
     return "sinkhorn" if "sinkhorn" in kinds else "top-k"
@@ -52,7 +52,7 @@ def record_of(model_config: Any) -> dict[str, Any]:
         for one in fields(config):
             if one.name not in FREE:
                 found[one.name] = _plain(getattr(config, one.name))
-    found["moe_router_load_balancing_type"] = _routing(found.get("moe_router_load_balancing_type"))
+    found["moe_router_load_balancing_type"] = routing(found.get("moe_router_load_balancing_type"))
     return found
 
 
@@ -107,7 +107,7 @@ def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, A
         if argument in DERIVED and before is None:
             continue
         if argument == "moe_router_load_balancing_type":
-            before, now = _routing(before), _routing(now)
+            before, now = routing(before), routing(now)
         yield name, before, now
 
 

@@ -112,6 +112,12 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`batch_p2p_sync` of the configuration",
+        "set under `--cuda-graph-impl full_iteration`",
+        "Megatron 0.19.2 keeps the value of eager runs, which waits for the device after each message",
+        ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
+    ),
+    Hooked(
         "`sequence_parallel` of a parameter",
         "set on parameters of ours",
         "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",

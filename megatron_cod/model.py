@@ -14,6 +14,7 @@ from megatron.core.pipeline_parallel.utils import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models import GPTModelConfig
 from megatron.training.models.gpt import GPTModelBuilder
@@ -126,6 +127,12 @@ def _to_device(model: list[Any]) -> list[Any]:
     return [chunk.cuda(torch.cuda.current_device()) for chunk in model]
 
 
+def _fit_pipelines_to_graphs(transformer: TransformerConfig) -> None:
+    """Set what captured pipeline stages need: Megatron-Core 0.19.2 keeps the settings of eager runs."""
+    if transformer.cuda_graph_impl == "full_iteration":
+        transformer.batch_p2p_sync = False  # waits for the device after each message, which a capture cannot
+
+
 def model_config_from_args(args: MegatronArgs, own_layers: bool = False) -> tuple[SchemeModelConfig, str]:
     """Megatron's model configuration with our design on it, and the log line about initialisation.
 
@@ -138,6 +145,7 @@ def model_config_from_args(args: MegatronArgs, own_layers: bool = False) -> tupl
     config = SchemeModelConfig(**held, design=design, backend=backend)
     if args.use_rope_scaling:  # Megatron 0.19.2 reads this flag and forgets it: every model was scaled by 8
         config.rope_scaling_factor = args.rope_scaling_factor
+    _fit_pipelines_to_graphs(config.transformer)
     attach_design(config, design, backend, own_layers)
     if args.use_cpu_initialization and cpu.has_cuda() and not args.use_torch_fsdp2:
         config.pre_wrap_hooks.append(_to_device)

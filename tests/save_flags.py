@@ -19,7 +19,7 @@ class Case:
     resumed: tuple[str, ...] = ()
     world: int = 1
     refused: tuple[str, ...] = ()
-    """What the one line says where the run is refused before anything starts; empty: it resumes to the bit."""
+    """Words of the error where the run is refused before anything starts; empty: it resumes to the bit."""
 
 
 def _distributed(*flags: str) -> Case:

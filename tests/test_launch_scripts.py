@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.training.requeue import slurm_job
 from tests.conftest import ROOT
 
 ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
@@ -38,15 +39,54 @@ def test_the_python_of_make_is_found_in_a_fresh_shell(tmp_path):
     assert environment("echo $PYTHON", tmp_path, PYTHON="python3") == "python3"
 
 
-@pytest.mark.parametrize(
-    ("visible", "count"), [(None, 8), ("0,3", 2), ("5", 1), ("0,1,-1,2", 2), ("-1", 2), ("", 2), ("GPU-1a,GPU-1b", 2)]
+EIGHT = "".join(f"GPU {number}: NVIDIA H100 (UUID: GPU-{number}a-1)\n" for number in range(8))
+INSTANCES = "GPU 0: NVIDIA A100 (UUID: GPU-0a)\n" + "".join(
+    f"  MIG 1g.5gb Device {number}: (UUID: MIG-{number}b)\n" for number in range(7)
 )
-def test_processes_are_counted_by_the_gpus_that_are_to_be_seen(tmp_path, visible, count):
-    """None of eight: two CPU processes."""
-    program(tmp_path / "nvidia-smi", '#!/bin/sh\nfor i in 0 1 2 3 4 5 6 7; do echo "GPU $i: H"; done\n')
+NO_DRIVER = "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.\n"
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "count"),
+    [
+        *((EIGHT, visible, count) for visible, count in ((None, 8), ("0,3", 2), ("5", 1), ("0,1,-1,2", 2), ("-1", 2))),
+        *((EIGHT, visible, 2) for visible in ("", "none", "NoDevFiles", "9", "GPU-1a-1,GPU-2a", "0,1,9,2", "0,1,x,3")),
+        (EIGHT, "GPU-7a-1", 1),
+        (EIGHT, "GPU-1a-1,GPU-9", 1),
+        (INSTANCES, None, 1),
+        (INSTANCES, "MIG-3b", 1),
+        (INSTANCES, "MIG-3b,MIG-4b", 1),
+        (INSTANCES, "MIG-9", 2),
+        (NO_DRIVER, None, 2),
+        (NO_DRIVER, "0,1,2", 2),
+        ("No devices were found\n", None, 2),
+        ("", None, 2),
+    ],
+)
+def test_processes_are_counted_by_the_gpus_that_are_visible(tmp_path, listed, visible, count):
+    """None: two CPU processes."""
+    (tmp_path / "listed").write_text(listed)
+    program(tmp_path / "nvidia-smi", f"#!/bin/sh\ncat {tmp_path}/listed\n")
     told = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     assert environment("processes_here", PATH=f"{tmp_path}:/usr/bin:/bin", **told) == str(count)
     assert environment("processes_here", **told) == "2"  # no GPUs, whatever is left in the environment
+
+
+def test_a_task_of_an_array_is_named_as_one():
+    alone = {"SLURM_JOB_ID": "36"}
+    task = {**alone, "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "3"}
+    assert environment("slurm_job", **alone) == slurm_job(alone) == "36"
+    assert environment("slurm_job", **task) == slurm_job(task) == "36_3"
+    assert slurm_job({}) is None
+
+
+@pytest.mark.parametrize("lines", ["2031-01-01T10:00:00", "2031-01-01T10:00:00\\n2031-01-01T11:00:00", "Unknown", ""])
+def test_the_end_of_a_job_is_one_line_of_squeue_or_none(tmp_path, lines):
+    program(tmp_path / "squeue", f"#!/bin/sh\nprintf '{lines}\\n'\n")
+    found = environment(
+        "slurm_end; echo ${SLURM_JOB_END_TIME:-}", PATH=f"{tmp_path}:/usr/bin:/bin", SLURM_JOB_ID="7", TZ="UTC"
+    )
+    assert found == ("1925028000" if lines.startswith("2031") else "")
 
 
 def test_docker_is_given_a_directory_and_no_name(tmp_path):

@@ -37,6 +37,7 @@ OURS = {
     "preflight/table.py run_checks: here.shared": "our own object",
     "analysis/compare.py _recorded: result.*": "our own result",
     "huggingface/generation.py checkpoint_tokenizer: found.chat_template": "a tokenizer of transformers'",
+    "data/chat/layouts.py *: chat.*": "our own chat",
     "data/chat/samples.py *: counts.*": "our own counts",
     "data/encode.py _encode_batch: writer.empty": "our own writer",
     "data/evaluation/texts.py read_texts: held.text_bytes": "our own set",

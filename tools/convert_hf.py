@@ -1,4 +1,4 @@
-"""Megatron checkpoints to Hugging Face directories, and back. No GPU is needed, and no model is built.
+"""Megatron checkpoints to Hugging Face directories, and back. No GPU is needed or used.
 
     python tools/convert_hf.py export --checkpoint runs/first --output hf/first
     python tools/convert_hf.py import --model hf/SmolLM2-135M --output runs/smollm2
@@ -8,17 +8,25 @@
 An LNS model is exported as a stock Llama (Mistral, Qwen2, Qwen3, Mixtral, DeepSeek): 1/sqrt(l) is multiplied into the
 norms' gammas. docs/huggingface.md has the families, what is exact, and how to go on training.
 
+What was written is loaded again and compared with what it was made from, on a few random tokens, before it gets its name:
+--no-verify leaves that out, and so does too little memory (8 bytes a parameter, and 1 GB).
+
 An interrupted conversion is taken up where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
+
+if TYPE_CHECKING:
+    from megatron_cod.huggingface.verification import MegatronLogits
 
 
 def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
@@ -75,12 +83,21 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_add_export, _add_import):
         command = add(commands)
         command.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+        command.add_argument(
+            "--no-verify", action="store_true", help="do not load the result and compare it with what it was made from"
+        )
         add_import_flag(command)
     return parser
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _megatron() -> MegatronLogits:
+    from megatron_cod.training.loading import megatron_logits
+
+    return megatron_logits
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -100,8 +117,10 @@ def _export(args: argparse.Namespace) -> None:
             like=args.like,
             shard_bytes=int(args.max_shard_gb * 1e9),
             dry_run=args.dry_run,
+            verify=not args.no_verify,
         ),
         _say,
+        _megatron(),
     )
     folded = ", factors folded into the weights" if found.folded and not found.scheme.is_stock else ""
     size = sum(parcel.bytes for parcel in found.parcels)
@@ -119,8 +138,9 @@ def _import(args: argparse.Namespace) -> None:
         args.unfolded_lns,
         args.padded_vocab_size,
         dry_run=args.dry_run,
+        verify=not args.no_verify,
     )
-    found = import_model(job, _say)
+    found = import_model(job, _say, _megatron())
     would = "would be " if args.dry_run else ""
     print(f"{args.output}: {would}{found.arch.family} as {found.scheme.scheme}, {found.bytes / 1e9:.3f} GB")
     if args.dry_run:
@@ -130,6 +150,8 @@ def _import(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = _parser().parse_args()
+    # Both models are computed on the CPU, in fp32: a GPU's own precision of products would tell them apart.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from megatron_cod.errors import run_tool
 from megatron_cod.schemes.imports import add_import_flag
@@ -34,6 +35,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _verified(folder: Path, model: Any, dtype: str) -> str:
+    """Load what was written, whole, and compare it with the model in memory; the line that says so."""
+    from megatron_cod.huggingface.export import DTYPES
+    from megatron_cod.huggingface.verification import compare, loaded_whole, logits_of, probe_tokens
+
+    sizes = model.config.get_text_config()
+    tokens = probe_tokens(sizes.vocab_size, getattr(sizes, "max_position_embeddings", 64))
+    expected = logits_of(model.eval(), tokens)
+    return "verified: " + compare(expected, logits_of(loaded_whole(folder, DTYPES[dtype]), tokens), "read back")
+
+
 def main() -> None:
     args = _parser().parse_args()
     # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
@@ -42,6 +54,7 @@ def main() -> None:
     from megatron_cod.analysis.depth.prune import Plan, prune
     from megatron_cod.huggingface.generation import open_model
     from megatron_cod.huggingface.partial import PartialDirectory
+    from megatron_cod.huggingface.verification import NotTheSame
 
     model, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)
     depth = len(find_blocks(model, args.blocks))
@@ -59,8 +72,13 @@ def main() -> None:
     model.save_pretrained(part.folder)
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(part.folder)
+    try:
+        said = _verified(part.folder, model, args.dtype)
+    except NotTheSame:
+        part.discard()
+        raise
     part.finish()
-    print(f"{line}\nwrote {args.output}")
+    print(f"{line}\n{said}\nwrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def unsupported(config: TransformerConfig) -> dict[str, bool]:
 
 
 def log_line(config: TransformerConfig) -> str | None:
-    """What the log says of how keys and values travel; None without context parallelism."""
+    """The log line about how keys and values are exchanged; None without context parallelism."""
     if config.context_parallel_size == 1 or config.transformer_impl != "local":
         return None
     default = " (--cp-comm-type p2p is Transformer Engine's)" if "p2p" in comm_types(config) else ""

@@ -79,13 +79,26 @@ def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) 
         raise UserError(_damaged(source.path, error)) from None
 
 
+def read_objects(source: InputFile) -> Iterator[dict[str, Any]]:
+    """All rows with all their columns, as JSON would hold them. Raises UserError for a damaged file."""
+    pyarrow = _import_pyarrow(source.path)
+    try:
+        read = _parquet_batches if source.format == "parquet" else _arrow_batches
+        for _, batch in read(pyarrow, source.path, None, 0):
+            for start in range(0, batch.num_rows, _rows_at_once(batch)):
+                yield from batch.slice(start, _rows_at_once(batch)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(_damaged(source.path, error)) from None
+
+
 def _rows_at_once(batch: Any) -> int:
     return max(1, min(_MOST_ROWS, _GROUP_BYTES * batch.num_rows // max(batch.nbytes, 1)))
 
 
-def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, rows) from the row group on that holds row `first`."""
+def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str] | None, first: int) -> Iterator[tuple[int, Any]]:
+    """(number of the first row, rows) from the row group on that holds row `first`; all columns where none are named."""
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_GROUP_BYTES) as file:
+        names = None if columns is None else list(columns)
         _check_columns(path, file.schema_arrow, columns)
         place, metadata = 0, file.metadata
         for number in range(metadata.num_row_groups):
@@ -93,13 +106,13 @@ def _parquet_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: in
             if place + group.num_rows > first:
                 each = max(1, min(_MOST_ROWS, _GROUP_BYTES * group.num_rows // max(group.total_byte_size, 1)))
                 within = place
-                for batch in file.iter_batches(each, row_groups=[number], columns=list(columns), use_threads=False):
+                for batch in file.iter_batches(each, row_groups=[number], columns=names, use_threads=False):
                     yield within, batch
                     within += batch.num_rows
             place += group.num_rows
 
 
-def _arrow_batches(pyarrow: Any, path: Path, columns: Sequence[str], first: int) -> Iterator[tuple[int, Any]]:
+def _arrow_batches(pyarrow: Any, path: Path, columns: Sequence[str] | None, first: int) -> Iterator[tuple[int, Any]]:
     place = 0
     for batch in _record_batches(pyarrow, path):
         _check_columns(path, batch.schema, columns)
@@ -131,8 +144,8 @@ def _record_batches(pyarrow: Any, path: Path) -> Iterator[Any]:
             raise UserError(f"{path}: cut Arrow stream (no end mark behind its {rows} rows)")
 
 
-def _check_columns(path: Path, schema: Any, columns: Sequence[str]) -> None:
-    for name in columns:
+def _check_columns(path: Path, schema: Any, columns: Sequence[str] | None) -> None:
+    for name in columns or ():
         if name not in schema.names:
             found = ", ".join(schema.names[:8]) or "none"
             raise UserError(f"{path}: no column {name!r} (columns here: {found}); choose with --json-keys")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cod.data.index_file import Index, read_index
-from megatron_cod.data.record import DatasetRecord, read_record, record_path
+from megatron_cod.data.record import DatasetRecord, read_record, record_path, stands_for
 from megatron_cod.data.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
@@ -63,9 +63,19 @@ def check_prefix(
     if record is not None:
         _compare(prefix, record, index, vocab_size, trained_with)
     max_token, scanned = _scan(prefix, np.memmap(data_path, dtype=dtype, mode="r"), vocab_size)
+    if record is not None:
+        _refuse_other_content(prefix, record)
     return DatasetSummary(
         prefix, index.documents, index.sequences, tokens, np.dtype(dtype).name, max_token, scanned, record
     )
+
+
+def _refuse_other_content(prefix: str, record: DatasetRecord) -> None:
+    if not stands_for(record, prefix):
+        raise UserError(
+            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
+            f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
+        )
 
 
 def _compare(

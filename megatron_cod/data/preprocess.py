@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_cod.data.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
+from megatron_cod.data.content import index_digest, tokens_digest
 from megatron_cod.data.encode import Encoding, encode_part
 from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.index_file import write_index
@@ -24,7 +25,7 @@ from megatron_cod.data.plan import Plan, make_plan
 from megatron_cod.data.pool import run_tasks
 from megatron_cod.data.progress import Progress
 from megatron_cod.data.reading import divide, part_bytes, where
-from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, write_record
+from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, stands_for, write_record
 from megatron_cod.data.runs import Run, all_runs
 from megatron_cod.data.splits import DocumentSplitter
 from megatron_cod.data.tokenizer_files import main_file
@@ -96,6 +97,7 @@ def _made_already(
     whole = len(existing) == 3 * len(prefixes)
     records = {prefix: record for prefix in prefixes if whole and (record := read_record(prefix)) is not None}
     others = [difference for record in records.values() if (difference := what_differs(identity, vars(record)))]
+    others += ["contents than its manifest tells of" for prefix, one in records.items() if not stands_for(one, prefix)]
     if len(records) == len(prefixes) and not others:
         first = records[prefixes[0]]
         return PreprocessResult(records, [], first.bad, first.duplicates, 0.0)
@@ -231,10 +233,13 @@ class _Run:
             for key, prefix in enumerate(row):
                 sums = (plan.documents, plan.tokens, plan.text_bytes)
                 documents, tokens, text_bytes = (int(kind[:, split, key].sum()) for kind in sums)
-                record = records[prefix] = self._record(plan, split, key, documents, tokens, text_bytes)
+                record = self._record(plan, split, key, documents, tokens, text_bytes)
                 data, index = self._out(prefix, "bin"), self._out(prefix, "idx")
                 assert data.stat().st_size == tokens * self._item
                 write_index(index, self._encoder.dtype, self._out(prefix, "lengths"), documents)
+                record = records[prefix] = replace(
+                    record, index_digest=index_digest(data.with_suffix("")), tokens_digest=tokens_digest(data)
+                )
                 write_record(self._out(prefix, "json"), record)
                 for path in (data, index, self._out(prefix, "json")):
                     flush_to_disk(path)

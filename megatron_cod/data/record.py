@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.data.content import index_digest, tokens_digest
 from megatron_cod.errors import UserError
 
 FORMAT = 2
@@ -19,7 +20,8 @@ class DatasetRecord:
     `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
     in the whole run, `empty` those without text under `json_key`; `tokenizer_files` has the SHA-256 of each file of
     the tokenizer, and `model_sha256` that of the model alone; `inputs` have "path", "size", "mtime_ns" and "format";
-    `options` are those of the tool that the result depends on. Records of earlier versions lack what has a default
+    `options` are those of the tool that the result depends on; `index_digest` and `tokens_digest` are of `.idx` and
+    `.bin` (`content.py`). Records of earlier versions lack what has a default
     here, and the inputs' format.
     """
 
@@ -43,6 +45,8 @@ class DatasetRecord:
     options: dict[str, Any] = field(default_factory=dict)
     tokenizer_files: dict[str, str] = field(default_factory=dict)
     hf_special_tokens: bool = True
+    index_digest: str | None = None
+    tokens_digest: str | None = None
     format: int = FORMAT
 
 
@@ -73,3 +77,9 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
         return DatasetRecord(**values)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error
+
+
+def stands_for(record: DatasetRecord, prefix: str | Path) -> bool:
+    """Whether the dataset beside a record is the one that it tells of; a record of an earlier version does not say."""
+    said = record.index_digest, record.tokens_digest
+    return None in said or said == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))

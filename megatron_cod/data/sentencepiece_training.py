@@ -116,12 +116,28 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     for path, content in ((vocab_path, "".join(rows).encode("utf-8")), (model_path, buffer.getvalue())):
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(content)
+        if path is model_path:
+            _check_written(partial, processor, sample[:20])
         partial.replace(path)
     held_bytes = sum(len(text.encode("utf-8")) for text in holdout)
     held_tokens = sum(len(processor.encode(text)) for text in holdout)
     ratio = held_bytes / held_tokens if held_tokens else None
     seconds = time.monotonic() - start
     return TrainedTokenizer(model_path, vocab_path, size, ratio, held_bytes, seconds, bad.examples, bad.count)
+
+
+def _check_written(path: Path, trained: Any, texts: Sequence[str]) -> None:
+    """UserError unless the file gives the pieces of the trained model."""
+    try:
+        same = sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(list(texts)) == trained.encode(
+            list(texts)
+        )
+    except (RuntimeError, OSError) as error:
+        path.unlink()
+        raise UserError(f"{path} cannot be read again: {_reason(error)}") from error
+    if not same:
+        path.unlink()
+        raise UserError(f"{path} read again gives other pieces than the trained model")
 
 
 def _trainer_options(job: TokenizerTraining) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.data.content import remove_indices
 from megatron_cod.data.job import what_differs
 from megatron_cod.errors import UserError, bad_input
 
@@ -100,7 +101,8 @@ class WorkFolder:
         """Move the files of all datasets from `out` to where they belong, and remove the folder.
 
         datasets: the files of each, the index last. What is to be done is written down before, so that it can be
-        finished after a kill; a reader never sees an index beside another run's data.
+        finished after a kill; a reader never sees an index beside another run's data. What Megatron keeps of a
+        dataset that is replaced goes with it.
         """
         write_whole(self.path / _PUBLISH, json.dumps([[str(path) for path in files] for files in datasets]))
         self.finish_publishing()
@@ -114,6 +116,7 @@ class WorkFolder:
         for *_, index in datasets:
             if (self.out / index.name).exists():
                 index.unlink(missing_ok=True)
+                remove_indices(index.with_suffix(""))
         for stage in zip(*datasets, strict=True):
             for target in stage:
                 source = self.out / target.name

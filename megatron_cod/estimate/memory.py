@@ -113,13 +113,15 @@ def step_bytes(args: MegatronArgs, dense: int, experts: int) -> float:
     """What an optimizer step makes for as long as it lasts, in fp32, of the rank's shard.
 
     torch's AdamW, the Adam where neither Apex nor Transformer Engine is: the roots of the second moments of all parameters
-    at once (``_multi_tensor_adam``); torch's SGD: the gradients with the weight decay. Experts have an optimizer of their
-    own, which steps after the other. Gradients in less than fp32 have their copies in fp32, all of them.
+    at once (``_multi_tensor_adam``); torch's SGD: the gradients with the weight decay. Over several expert ranks
+    experts have an optimizer of their own, which steps after the other. Gradients in less than fp32 have their copies in
+    fp32, all of them.
     """
     part = shards(args, dense, experts)
     roots = args.optimizer != "sgd" or args.weight_decay > 0
     torch_has_it = megatron_optimizer.USING_PYTORCH_OPTIMIZER and roots
-    once = 4 * max(part.dense_states, part.expert_states) if torch_has_it else 0.0
+    together = sum if args.expert_model_parallel_size == 1 else max
+    once = 4 * together((part.dense_states, part.expert_states)) if torch_has_it else 0.0
     copied = gradient_bytes(args) < 4 and not args.use_precision_aware_optimizer
     return once + (4 * (part.dense_states + part.expert_states) if copied else 0.0)
 

@@ -77,7 +77,7 @@ class MegatronCheckpoint:
         unknown = [name for name in extra if name not in prediction and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
-            raise UserError(f"checkpoint {self.path}: {'; '.join(dict.fromkeys(faults))}")
+            raise UserError(f"checkpoint {self.path}: {_short(list(dict.fromkeys(faults)))}")
         return notes
 
     def read(self, unit: Unit) -> Tensor:
@@ -93,6 +93,11 @@ class MegatronCheckpoint:
         if part is None:
             raise UserError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
         return self._opened.read(part, 0, part.shape[0])
+
+
+def _short(faults: list[str], most: int = 4) -> str:
+    more = len(faults) - most
+    return "; ".join(faults[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _derived(key: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,10 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_cod.data.chat.chat_format import ChatFormat
-from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.folding import fold
+from megatron_cod.huggingface.side_files import GENERATION, name_ids
 
 KEY = "megatron_cod"
 """Our key in ``config.json``; loaders ignore it."""
@@ -27,8 +27,8 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
-_OTHERS = ("generation_config.json",)
-CHAT_TEMPLATE = "chat_template.jinja"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_OTHERS = (GENERATION,)
 
 
 def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
@@ -42,6 +42,26 @@ def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
     return found
 
 
+def copy_for_export(args: Any, like: Path | None, target: Path, config: dict[str, Any]) -> list[str]:
+    """Copy the side files of an export: those of ``like``, but the tokenizer that the checkpoint was trained with, where it
+    is another one. ``config`` then has the ids of that one. Returns the names."""
+    copied = copy(like, target, config=False) if like else []
+    theirs = set(copied) & set(TOKENIZER_FILES)
+    if not theirs or like is None:
+        return copied + copy_tokenizer_of(args, target)
+    with TemporaryDirectory() as own:
+        mine = [name for name in copy_tokenizer_of(args, Path(own)) if name in TOKENIZER_FILES]
+        content = [(Path(own) / name, like / name) for name in _VOCABULARIES if name in mine]
+        if not any(not other.is_file() or one.read_bytes() != other.read_bytes() for one, other in content):
+            return copied
+        for name in theirs:
+            (target / name).unlink()
+        for name in mine:
+            shutil.copyfile(Path(own) / name, target / name)
+    name_ids(args, target, config)
+    return [*(set(copied) - theirs), *mine]
+
+
 def tokenizer_recipe(copied: list[str], output: Path) -> dict[str, Any]:
     """The recipe keys with which training reads text as the model does; without tokenizer files, ids only."""
     folder = output.resolve() / FOLDER
@@ -50,6 +70,18 @@ def tokenizer_recipe(copied: list[str], output: Path) -> dict[str, Any]:
     if "tokenizer.model" in copied:
         return {"tokenizer-type": "SentencePieceTokenizer", "tokenizer-model": str(folder / "tokenizer.model")}
     return {"tokenizer-type": "NullTokenizer"}
+
+
+def tokens_in(folder: Path) -> int:
+    """Tokens of the tokenizer in a directory; 0 where there is none that transformers reads."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return 0
+    from transformers import AutoTokenizer
+
+    try:
+        return len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except Exception:  # it is copied all the same, and training says what is wrong with it
+        return 0
 
 
 def save_originals(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -113,30 +145,6 @@ def copy_tokenizer_of(args: Any, target: Path) -> list[str]:
     for name in ("tokenizer.model", "tokenizer_config.json"):
         (target / name).unlink()
     return []
-
-
-def write_chat_template(args: Any, target: Path) -> list[str]:
-    """Write the chat template that a checkpoint was fine-tuned with, and where there is no generation config yet, one that
-    ends an answer as that template does. Returns the names."""
-    template = getattr(args, "chat_template", None)
-    if not template:
-        return []
-    (target / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
-    config = target / "generation_config.json"
-    if config.is_file():
-        return [CHAT_TEMPLATE]
-    config.write_text(json.dumps({"eos_token_id": sorted(chat_format_in(target).ends())}, indent=2) + "\n")
-    return [CHAT_TEMPLATE, config.name]
-
-
-def chat_format_in(folder: Path) -> ChatFormat:
-    """The chat format of a directory with a template; one without tokenizer files is bytes."""
-    from transformers import AutoTokenizer
-
-    template = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    bytes_alone = not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    encoder = ByteEncoder() if bytes_alone else HuggingFaceEncoder(AutoTokenizer.from_pretrained(folder))
-    return ChatFormat(encoder, template)
 
 
 _PROBE = "The state of our Union is strong: 3 of 4 agree, (really) they do."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from megatron_cod import __version__
-from megatron_cod.errors import UserError
-from megatron_cod.huggingface import companions
+from megatron_cod.errors import UserError, one_line
+from megatron_cod.huggingface import companions, side_files
 from megatron_cod.huggingface.architecture import Architecture
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.families.table import config_of, get_family
@@ -23,11 +24,24 @@ from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
 from megatron_cod.huggingface.rows import NORMS, Unit, units
-from megatron_cod.huggingface.source import read_json
+from megatron_cod.huggingface.source import Source, read_json
+from megatron_cod.huggingface.stock import Multipliers, fields_of
 from megatron_cod.huggingface.target import Parcel, missing_bytes, shards, write_shards
+from megatron_cod.huggingface.verification import (
+    MegatronLogits,
+    NotTheSame,
+    compare,
+    loaded_whole,
+    logits_of,
+    model_of,
+    named,
+    probe_tokens,
+    too_little_memory,
+)
 from megatron_cod.schemes.table import PRE_LN
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
 # What a config of another model would say of RoPE and precision, and must not once ours has said it.
 _OVERRIDDEN = (
     *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
@@ -52,6 +66,8 @@ class ExportJob:
     shard_bytes: int = 5_000_000_000
     dry_run: bool = False
     """Check everything, write nothing."""
+    verify: bool = True
+    """Load what was written, and compare it with Megatron's own model where ``export_model`` is given that."""
 
 
 @dataclass
@@ -77,7 +93,7 @@ class Exported:
 def _plain_norm(checkpoint: MegatronCheckpoint, unit: Unit) -> Tensor:
     """gamma itself, [hidden]; Megatron's zero-centred ones are stored less 1."""
     weight = checkpoint.read(unit)
-    if getattr(checkpoint.args, "layernorm_zero_centered_gamma", False) and weight.dim() == 1:
+    if fields_of(checkpoint.args).layernorm_zero_centered_gamma and weight.dim() == 1:
         weight = 1.0 + weight.float()
     return weight
 
@@ -86,15 +102,35 @@ def _is_norm(unit: Unit) -> bool:
     return unit.row.megatron[0].endswith(("layernorm.weight", "layer_norm_weight"))
 
 
-def _make(
-    checkpoint: MegatronCheckpoint, unit: Unit, arch: Architecture, scheme: Folding, dtype: torch.dtype
-) -> list[Tensor]:
-    weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
-    factor: float | Tensor = scheme.factor(unit.row.part, unit.layer)
-    learned = scheme.learned(unit.row.part)
-    if learned is not None:
-        factor = factor * checkpoint.learned_scale(learned, unit)
-    return unit.row.join.to_hf(fold(weight, factor, dtype), arch)
+@dataclass(frozen=True)
+class _Making:
+    """How the units of one checkpoint become stock tensors."""
+
+    checkpoint: MegatronCheckpoint
+    arch: Architecture
+    scheme: Folding
+    multipliers: Multipliers
+
+    def make(self, unit: Unit, dtype: torch.dtype) -> list[Tensor]:
+        """The unit's tensors, rounded once to ``dtype``."""
+        checkpoint, key = self.checkpoint, unit.row.megatron[0]
+        weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
+        factor: float | Tensor = self.scheme.factor(unit.row.part, unit.layer) * self._beside(key)
+        learned = self.scheme.learned(unit.row.part)
+        if learned is not None:
+            factor = factor * checkpoint.learned_scale(learned, unit)
+        if _QUERIES.fullmatch(key) and self.multipliers.queries != 1.0 and not self.arch.qk_norm:
+            queries, *others = unit.row.join.to_hf(weight, self.arch)
+            return [fold(queries, self.multipliers.queries, dtype), *(one.to(dtype) for one in others)]
+        return unit.row.join.to_hf(fold(weight, factor, dtype), self.arch)
+
+    def _beside(self, key: str) -> float:
+        """muP's factor on a whole tensor."""
+        if key == "embedding.word_embeddings.weight":
+            return self.multipliers.embedding
+        if key == "decoder.final_layernorm.weight":
+            return self.multipliers.final_norm
+        return self.multipliers.queries if key.endswith(".q_layernorm.weight") and self.arch.qk_norm else 1.0
 
 
 def exported(
@@ -115,23 +151,28 @@ def exported(
     scheme = folding_of_checkpoint(checkpoint.args, checkpoint.iteration)
     like = like or {}
     if vocab is None and like.get("vocab_size"):
-        vocab = int(like["vocab_size"])
-    arch = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
+        # Of an import with more rows, for tokens that the model did not have, those are trained rows too.
+        known = getattr(checkpoint.args, "vocab_size", None) or 0
+        vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
+    arch, multipliers = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch)
     if scheme.has_learned and not fold_factors:
         raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
+    if not multipliers.is_stock:
+        notes.append(f"muP's multipliers are in the weights, which are those of a plain model: {multipliers}")
     applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
+    making = _Making(checkpoint, arch, applied, multipliers)
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}
     for unit in wanted:
         kept = dtype or checkpoint.dtype(unit)
-        make = partial(_make, checkpoint, unit, arch, applied, kept)
         # The choice of experts hangs on this bias: transformers holds it in fp32 too.
         if unit.row.megatron[0].endswith("expert_bias"):
             kept = torch.float32
-            make = partial(_make, checkpoint, unit, arch, applied, kept)
-        parcels.append(Parcel(unit.names, unit.shapes, (kept,) * len(unit.names), make))
+        make = partial(making.make, unit, kept)
+        exact = partial(making.make, unit, torch.float32)
+        parcels.append(Parcel(unit.names, unit.shapes, (kept,) * len(unit.names), make, exact))
         if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0:
             originals[unit.names[0]] = partial(_plain_norm, checkpoint, unit)
     widest = dtype or max((parcel.dtypes[0] for parcel in parcels), key=lambda found: found.itemsize)
@@ -157,8 +198,14 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) -> Exported:
-    """Write ``job.output``. Raises UserError, and leaves nothing under that name, for what cannot be converted."""
+def export_model(
+    job: ExportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+) -> Exported:
+    """Write ``job.output``, and read it again before it gets that name.
+
+    megatron: what computes the checkpoint's own logits, to compare with. Raises UserError, and leaves nothing under that
+    name, for what cannot be converted, and for a result that does not load whole or computes something else.
+    """
     path = find_checkpoint(job.checkpoint, job.step)
     like = job.like or _came_with(path)
     found = exported(
@@ -187,17 +234,70 @@ def export_model(job: ExportJob, say: Callable[[str], None] = lambda _: None) ->
         progress.close()
     if found.originals:
         companions.save_originals(part.folder, {name: make() for name, make in found.originals.items()})
-    copied = companions.copy(like, part.folder, config=False) if like else []
+    # A directory that the user names is taken as it is.
+    copied = companions.copy(job.like, part.folder, config=False) if job.like else []
     if not set(copied) & set(companions.TOKENIZER_FILES):
-        copied += companions.copy_tokenizer_of(found.args, part.folder)
+        copied += companions.copy_for_export(found.args, like if not job.like else None, part.folder, found.config)
     if not set(copied) & set(companions.TOKENIZER_FILES):
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
         say(f"note: {note}")
-    companions.write_chat_template(found.args, part.folder)
+    if like is None:
+        side_files.name_ids(found.args, part.folder, found.config)
+    for line in side_files.agree(found.args, part.folder, found.config):
+        say(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
+    try:
+        _check_files(part.folder, found.parcels)
+        if job.verify:
+            say(_verified(part.folder, found, path, megatron, job.fold))
+    except UserError:
+        part.discard()
+        raise
     part.finish()
     return found
+
+
+def _check_files(folder: Path, parcels: Sequence[Parcel]) -> None:
+    """UserError unless the files hold these tensors and no others."""
+    held = Source(folder).shapes
+    wanted = {name: shape for parcel in parcels for name, shape in zip(parcel.names, parcel.shapes, strict=True)}
+    wrong = [name for name in {*held, *wanted} if held.get(name) != wanted.get(name)]
+    if wrong:
+        raise NotTheSame(f"{folder.name} does not hold what was written: {named(wrong)}")
+
+
+def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: MegatronLogits | None, folded: bool) -> str:
+    """Load the directory and compare it; the line that says what was compared."""
+    reason = too_little_memory(sum(torch.Size(shape).numel() for parcel in found.parcels for shape in parcel.shapes))
+    if reason is not None:
+        return f"not verified: {reason}"
+    tokens = probe_tokens(found.arch.vocab, found.arch.positions)
+    stored = logits_of(loaded_whole(folder), tokens)
+    loads = "verified: it loads whole in transformers; not compared with Megatron's model"
+    if megatron is None or not folded:
+        return loads
+    try:
+        expected = megatron(checkpoint, tokens)
+    except Exception as error:  # this machine may lack what the run had; the result may be right all the same
+        return f"{loads}, which is not built here: {one_line(error)[:200]}"
+    exact = all(dtype == torch.float32 for parcel in found.parcels for dtype in parcel.dtypes)
+    if exact:
+        return "verified: " + compare(expected, stored, "Megatron and transformers")
+    # Rounding is no other function: what is compared are the weights before it, of which the files must be the rounded.
+    whole = logits_of(model_of(found.config, _unrounded(found, Source(folder)), folder.name), tokens)
+    return "verified: " + compare(expected, whole, "Megatron and transformers, before rounding")
+
+
+def _unrounded(found: Exported, written: Source) -> dict[str, Tensor]:
+    """All tensors in fp32; UserError where a file holds something else than their rounded values."""
+    state: dict[str, Tensor] = {}
+    for parcel in found.parcels:
+        for name, dtype, tensor in zip(parcel.names, parcel.dtypes, parcel.exact(), strict=True):
+            if not torch.equal(tensor.to(dtype), written.read(name)):
+                raise NotTheSame(f"{written.folder.name}: {name} is not what was made of the checkpoint")
+            state[name] = tensor
+    return state
 
 
 def _came_with(checkpoint: Path) -> Path | None:

@@ -19,7 +19,9 @@ from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpo
 from megatron_cod.huggingface.export import DTYPES
 from megatron_cod.huggingface.folding import folding_of_checkpoint
 from megatron_cod.huggingface.memory import load_as_transformers
+from megatron_cod.huggingface.side_files import CHAT_TEMPLATE
 from megatron_cod.huggingface.source import read_json
+from megatron_cod.huggingface.verification import check_whole
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -
         if found is not None:
             return found
     if vocab in (256, 257):
-        template = folders[0] / companions.CHAT_TEMPLATE
+        template = folders[0] / CHAT_TEMPLATE
         return ByteTokenizer(template.read_text(encoding="utf-8") if template.is_file() else None)
     raise UserError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
 
@@ -103,9 +105,10 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
     if isinstance(said, dict) and not said.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
     except Exception as error:  # as for tokenizers
         raise UserError(f"{folder} cannot be loaded: {error}") from None
+    check_whole(report, folder, left_over=False)
     return model.eval(), found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,35 @@ import torch
 import yaml
 
 from megatron_cod.checkpoint_files import RELEASE, TRACKER
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import Folding, folding, folding_of, unfoldable_schemes
+from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
+from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
 from megatron_cod.huggingface.rows import Unit, units
 from megatron_cod.huggingface.source import Source, read_json
+from megatron_cod.huggingface.verification import (
+    MegatronLogits,
+    compare,
+    loaded_whole,
+    logits_of,
+    model_of,
+    named,
+    probe_tokens,
+    too_little_memory,
+)
 from megatron_cod.identity import record
 from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
 
 RECIPE = "recipe.yaml"
+_MOST_SHAPES = 3
 _FILE_BYTES = 512 << 20
 
 
@@ -45,6 +58,8 @@ class ImportJob:
     file_bytes: int = _FILE_BYTES
     dry_run: bool = False
     """Check everything, write nothing."""
+    verify: bool = True
+    """Compare the checkpoint with transformers' model, where ``import_model`` is given Megatron's."""
 
 
 @dataclass
@@ -94,12 +109,14 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
     extra = [name for name in extra if name not in prediction]
     missing = sorted(expected.keys() - source.shapes.keys())
     if missing:
-        faults.append(f"missing: {', '.join(missing)}")
+        faults.append(f"missing: {named(missing)}")
     if extra:
-        faults.append(f"not known in {arch.family}: {', '.join(extra)}")
-    for name in expected.keys() & source.shapes.keys():
-        if expected[name] != source.shapes[name]:
-            faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
+        faults.append(f"not known in {arch.family}: {named(extra)}")
+    wrong = [name for name in expected if source.shapes.get(name, expected[name]) != expected[name]]
+    for name in wrong[:_MOST_SHAPES]:
+        faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
+    if len(wrong) > _MOST_SHAPES:
+        faults.append(f"and {len(wrong) - _MOST_SHAPES} more of other shapes")
     if faults:
         raise UserError(f"{source.folder}: {'; '.join(faults)}")
     return notes
@@ -116,21 +133,21 @@ def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> a
     return args
 
 
-def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) -> Outcome:
+def import_model(
+    job: ImportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+) -> Outcome:
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
-    Raises UserError, and leaves nothing under the output's name, for what cannot be converted.
+    megatron: what computes the written checkpoint's logits, to compare with transformers'. Raises UserError, and leaves
+    nothing under the output's name, for what cannot be converted, and for a result that computes something else.
     """
     if not job.model.is_dir():
         raise UserError(f"{job.model} is no directory")
-    config = read_json(job.model / "config.json")
+    config, unread = read_config(job.model)
     arch, notes = architecture_of(config)
-    if job.padded_vocab is not None:
-        if job.padded_vocab < arch.vocab:
-            raise UserError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
-        arch = Architecture(**{**vars(arch), "padded_vocab": job.padded_vocab})
-        if job.padded_vocab > arch.vocab:
-            notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
+    notes += unread
+    arch, rows = _with_rows(job, arch)
+    notes += rows
     held, scheme = _schemes(job, config, arch.layers)
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
     if trained != scheme.scheme and trained in unfoldable_schemes():
@@ -151,10 +168,18 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
     asked = {"job": [str(value) for value in vars(job).values()], "files": list(source.fingerprint()), "config": config}
     part = PartialDirectory(job.output, asked)
     recipe = recipe_of(arch)
+    recipe["vocab-size"] = min(max(arch.vocab, companions.tokens_in(job.model)), arch.padded_vocab)
     _write_checkpoint(part, pieces, _arguments(arch, scheme, recipe), job.file_bytes, lost)
     copied = companions.copy(job.model, part.folder / companions.FOLDER)
     _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
     (part.folder / TRACKER).write_text(RELEASE)
+    try:
+        MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
+        if job.verify and megatron is not None:
+            say(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
+    except UserError:
+        part.discard()
+        raise
     part.finish()
     if sum(lost):
         notes.append(
@@ -163,6 +188,60 @@ def import_model(job: ImportJob, say: Callable[[str], None] = lambda _: None) ->
         )
         say(f"note: {notes[-1]}")
     return outcome
+
+
+def _with_rows(job: ImportJob, arch: Architecture) -> tuple[Architecture, list[str]]:
+    """The architecture with as many rows as asked for, and notes. UserError for fewer than the model has."""
+    notes = []
+    if job.padded_vocab is not None:
+        if job.padded_vocab < arch.vocab:
+            raise UserError(f"--padded-vocab-size {job.padded_vocab} is less than the model's {arch.vocab} tokens")
+        arch = replace(arch, padded_vocab=job.padded_vocab)
+        if job.padded_vocab > arch.vocab:
+            notes.append("the padding rows of the head are zeros, and take part in Megatron's softmax")
+    tokens = companions.tokens_in(job.model)
+    if tokens > arch.padded_vocab:
+        notes.append(
+            f"the tokenizer has {tokens} tokens, the model {arch.padded_vocab} rows: training with it takes an import with "
+            f"--padded-vocab-size {tokens} or more"
+        )
+    return arch, notes
+
+
+def _verified(
+    job: ImportJob,
+    folder: Path,
+    change: Change,
+    source: Source,
+    wanted: list[Unit],
+    arch: Architecture,
+    megatron: MegatronLogits,
+) -> str:
+    """Compare transformers' model with the checkpoint in ``folder``; the line that says what was compared."""
+    reason = too_little_memory(sum(torch.Size(shape).numel() for unit in wanted for shape in unit.shapes))
+    if reason is not None:
+        return f"not verified: {reason}"
+    tokens = probe_tokens(arch.vocab, arch.positions)
+    if change.held.is_stock:
+        model = loaded_whole(job.model, left_over=False)
+    else:  # the stored numbers lack factors, which a stock loader does not know of
+        config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
+        model = model_of(config, _with_factors(source, wanted, change), job.model.name)
+    expected = logits_of(model, tokens)
+    del model
+    try:
+        found = megatron(folder, tokens)
+    except Exception as error:  # this machine may lack what a run needs; the result may be right all the same
+        return f"not verified: Megatron's model is not built here: {one_line(error)[:200]}"
+    return "verified: " + compare(expected, found, "transformers and Megatron")
+
+
+def _with_factors(source: Source, wanted: list[Unit], change: Change) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for unit in wanted:
+        lacking, _ = change.factors(unit)
+        state |= {name: fold(source.read(name), lacking, torch.float32) for name in unit.names}
+    return state
 
 
 def _write_checkpoint(

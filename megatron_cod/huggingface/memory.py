@@ -9,6 +9,7 @@ import torch
 
 from megatron_cod.huggingface.checkpoint import find_checkpoint
 from megatron_cod.huggingface.export import exported
+from megatron_cod.huggingface.verification import check_whole
 
 
 def load_as_transformers(
@@ -24,5 +25,9 @@ def load_as_transformers(
     found = exported(find_checkpoint(checkpoint, step), dtype=dtype, family=family)
     config = transformers.AutoConfig.for_model(**found.config)
     model_class = getattr(transformers, found.config["architectures"][0])
-    model = model_class.from_pretrained(None, config=config, state_dict=dict(found.tensors()), dtype=dtype)
+    state = dict(found.tensors())
+    model, report = model_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    check_whole(report, checkpoint)
     return model.eval()

@@ -59,6 +59,10 @@ class PartialDirectory:
                 shutil.rmtree(self.folder)
             raise UserError(f"{self.output} takes {needed / 1e9:.2f} GB more, the disk has {free / 1e9:.2f} GB free")
 
+    def discard(self) -> None:
+        """Remove what was written, so that nothing is taken up again."""
+        shutil.rmtree(self.folder)
+
     def finish(self) -> None:
         """Give it its name: from now on it is complete."""
         (self.folder / _RECORD).unlink(missing_ok=True)

@@ -29,6 +29,8 @@ class Parcel:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     make: Callable[[], list[Tensor]]
+    exact: Callable[[], list[Tensor]]
+    """The same in fp32, before they are rounded."""
 
     @property
     def bytes(self) -> int:

@@ -28,10 +28,10 @@ Factor = Callable[[int, Any, Any], float | None]
 
 @dataclass(frozen=True)
 class Foldable:
-    """The scheme computes what a stock Pre-LN model computes with other weights; this says with which.
+    """The scheme computes what a stock Pre-LN model computes with other weights: these.
 
     A block's factor folds into the gammas of its norms (s * N(x) is a norm with gamma' = s * gamma) or into the rows of
-    its output projections, as ``sites`` says.
+    its output projections, as given by ``sites``.
     """
 
     sites: Callable[[Any], tuple[Site, ...]] = lambda _options: ()

@@ -118,7 +118,7 @@ class _Meeting:
 def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seconds: float) -> str:
     """The verdict on all votes: ``agreed``, or the line to end with.
 
-    votes: {"rank", "host", "versions", "mark"}; the last two are None but for one rank a machine.
+    votes: {"rank", "host", "versions", "mark", "data"}; the last three are None but for one rank a machine.
     """
     if absent:
         listed = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
@@ -128,6 +128,9 @@ def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seco
     unequal = [line for name, (line, _) in differences(versions).items() if name in MUST_AGREE]
     if unequal:
         return f"the machines run different versions: {', and '.join(unequal)}; install the same on all"
+    other_data = _other_data(votes)
+    if other_data:
+        return other_data
     writers = {vote["mark"]: vote["host"] for vote in votes if vote["mark"]}
     lost = not_seen(save, list(writers), SEEN_WITHIN_SECONDS) if save else []
     if lost:
@@ -139,12 +142,27 @@ def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seco
     return _AGREED
 
 
+def _other_data(votes: list[dict[str, Any]]) -> str | None:
+    """A line when a dataset holds something else on one machine than on another."""
+    first: dict[str, tuple[str, str]] = {}
+    for vote in votes:
+        for prefix, digest in (vote.get("data") or {}).items():
+            host, known = first.setdefault(prefix, (vote["host"], digest))
+            if digest != known:
+                return (
+                    f"dataset {prefix} is not the same on {host} and on {vote['host']} (rank {vote['rank']}): copy it "
+                    "anew, or name one on a file system that they share"
+                )
+    return None
+
+
 def _agree(meeting: _Meeting, args: MegatronArgs) -> None:
     seconds = 60.0 * args.distributed_timeout_minutes
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # for its machine
     mark = leave_mark(args.save) if args.save and speaks else None
     try:
         facts = {"rank": meeting.rank, "host": socket.gethostname(), "versions": versions_here() if speaks else None}
+        facts["data"] = getattr(args, "data_content", None)
         meeting.vote(facts | {"mark": mark.name if mark else None}, seconds)
         if meeting.rank == 0:
             votes, absent = meeting.votes(seconds)

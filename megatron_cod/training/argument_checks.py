@@ -90,13 +90,16 @@ def _check_flash_attention() -> None:
         )
 
 
+_ROWS = "the padded vocabulary"
+
+
 def _check_divisions(args: MegatronArgs) -> None:
     """UserError for sizes that Megatron would only refuse once it builds the model or starts the schedule."""
     tp, flag = args.tensor_model_parallel_size, "--tensor-model-parallel-size"
     etp = args.expert_tensor_parallel_size or tp
     rows = (args.num_attention_heads + 2 * query_groups(args)) * head_dim(args)
     sizes = [
-        ("the padded vocabulary", args.padded_vocab_size, tp, flag),
+        (_ROWS, args.padded_vocab_size, tp, flag),
         ("--ffn-hidden-size", args.ffn_hidden_size, tp, flag),
         ("--num-query-groups times --kv-channels, with the queries:", rows, tp, flag),
     ]
@@ -117,7 +120,8 @@ def _check_divisions(args: MegatronArgs) -> None:
         raise UserError(f"--num-query-groups {groups} and {flag} {tp}: neither divides the other")
     for name, size, divisor, what in sizes:
         if size is not None and size % divisor:
-            raise UserError(f"{name} {size} does not divide over {what} {divisor}")
+            more = _rows_for(args, -(-size // divisor) * divisor) if name == _ROWS else ""
+            raise UserError(f"{name} {size} does not divide over {what} {divisor}{more}")
 
 
 def _check_interleaving(args: MegatronArgs) -> None:
@@ -142,11 +146,19 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}: "
-            f"raise --vocab-size or leave it to the tokenizer"
-        )
+        loaded = checkpoint_to_load(args) is not None
+        way_out = _rows_for(args, tokenizer_size) if loaded else ": raise --vocab-size or leave it to the tokenizer"
+        raise UserError(f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}{way_out}")
     return model_size
+
+
+def _rows_for(args: MegatronArgs, rows: int) -> str:
+    """How to get so many rows: those of a checkpoint are as many as it has, but for an import, which can be made anew."""
+    if checkpoint_to_load(args) is None:
+        return f": give --padded-vocab-size {rows}"
+    return (
+        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or choose what its rows fit"
+    )
 
 
 def _check_meta_device(args: MegatronArgs) -> None:

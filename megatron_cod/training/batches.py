@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig, MockGPTDataset
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.training import get_args, get_timers, get_tokenizer, print_rank_0
@@ -18,6 +18,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.training.context_parallel import balanced, cut_to_rank
+from megatron_cod.training.sample_indices import ContentDataset
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -59,7 +60,7 @@ def _reads_data(args: MegatronArgs, vp_stage: int | None) -> bool:
 def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> Any:
     """Train, validation and test datasets for the numbers of samples Megatron asks for."""
     args = get_args()
-    kind = MockGPTDataset if args.mock_data else GPTDataset
+    kind = MockGPTDataset if args.mock_data else ContentDataset
 
     def is_built_here() -> bool:
         return _reads_data(args, vp_stage) and mpu.get_tensor_model_parallel_rank() == 0

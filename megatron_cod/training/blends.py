@@ -16,6 +16,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.data.check import DatasetSummary, check_prefix
+from megatron_cod.data.content import content_digest
 from megatron_cod.errors import UserError
 from megatron_cod.training.trained_with import trained_with
 
@@ -150,8 +151,10 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     """UserError, one clear line, for datasets that are missing, damaged, empty where they are needed, of a larger
     vocabulary or another tokenizer.
 
-    vocabulary: rows of the model's embedding.
+    vocabulary: rows of the model's embedding. What the datasets hold is put on ``args``, for the other machines to agree
+    with and for checkpoints to tell.
     """
+    args.data_content = {}
     if args.mock_data:
         return
     blends = blends_of(args)
@@ -162,6 +165,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     for name, blend in blends.items():
         for prefix in blend.prefixes:
             summary = check_prefix(prefix, vocab_size=vocabulary, trained_with=tokenizer)
+            args.data_content[prefix] = content_digest(prefix)
             if name == "all":
                 _refuse_empty_splits(args, summary)
 

@@ -135,7 +135,7 @@ def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) 
         if trains:
             check_resumed_schedule(checkpoint, saved, state, args)
     scheme = check_scheme(checkpoint, saved, args, override_scheme)
-    return [*lines, *scheme, *changed, *differences(checkpoint, saved, args)]
+    return [*lines, *scheme, *changed, *differences(checkpoint, saved, args), *other_data(checkpoint, saved, args)]
 
 
 def _check_format(checkpoint: Path, args: MegatronArgs) -> None:
@@ -193,6 +193,22 @@ def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Megat
             f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
             f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
         )
+
+
+def other_data(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> list[str]:
+    """A line where a run goes on, at its place in the data, with datasets that hold something else than before."""
+    theirs, consumed = getattr(saved, "data_content", None), getattr(saved, "consumed_train_samples", 0)
+    ours = getattr(args, "data_content", None)
+    if args.no_load_optim or args.finetune or not consumed or theirs is None or ours is None:
+        return []
+    new = [prefix for prefix, digest in ours.items() if digest not in theirs.values()]
+    if not new:
+        return []
+    shown = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
+    return [
+        f"WARNING: {checkpoint} was not trained on what is now in {shown}: the run goes on at sample {consumed:,} of the "
+        "new order, so that documents may be read again or never"
+    ]
 
 
 def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:

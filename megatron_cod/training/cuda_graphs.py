@@ -1,6 +1,6 @@
 """``--cuda-graph-impl``: which of our hooks and per-step values work in captured graphs, and which are refused.
 
-A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not told.
+A replay of a graph runs no Python: a number read while it was captured stays, and a hook that was captured is not called.
 ``local`` captures each layer's forward and backward, forward hooks of the layer among them, at the end of the first step;
 ``transformer_engine`` each layer in training, between two steps, and none that has a hook (layer_hooks.py);
 ``full_iteration`` the forward and backward of all micro-batches, and a validation's. Whatever of ours changes from step to
@@ -187,20 +187,21 @@ TABLE = (
         flags=("--rewind-to", "--rewind-skip"),
         sites=("training/run.py train: pretrain rewind.passing_over(run.task.datasets_provider, args.save)",),
     ),
-    # What is Megatron's own: it trains other numbers, or dies without a word of the flags.
+    # What is Megatron's own: it trains other numbers, or fails without naming the flags.
+    Row(
+        "pipeline stages",
+        "under full_iteration messages are waited for on the device alone (model.py)",
+        refused={LOCAL: f"Megatron-Core 0.19.2 captures no stage behind the first; give {_FLAG} {TE} or {FULL}"},
+        flags=("--pipeline-model-parallel-size",),
+        asked=lambda args: args.pipeline_model_parallel_size > 1,
+        sites=("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
+    ),
     Row(
         "batch sizes in stages",
         "a layer's graph does not depend on the number of micro-batches, while there is one stage",
         refused={TE: _BATCH, FULL: _BATCH},
         flags=("--step-batch-size-schedule", "--rampup-batch-size"),
         asked=lambda args: not batch_sizes(args).constant,
-    ),
-    Row(
-        "batch sizes in stages, over pipeline stages",
-        "-",
-        refused={LOCAL: "each stage has a graph for every micro-batch of the step that was captured"},
-        flags=("--step-batch-size-schedule",),
-        asked=lambda args: args.pipeline_model_parallel_size > 1 and not batch_sizes(args).constant,
     ),
     Row(
         "loss scale that changes",
@@ -211,7 +212,7 @@ TABLE = (
     ),
     Row(
         "experts that take as many tokens as come",
-        "their part of the layer is not captured where --cuda-graph-modules says so",
+        "their part of the layer is not captured if --cuda-graph-modules excludes it",
         refused={
             **dict.fromkeys((LOCAL, TE), f"{_TOKENS}--cuda-graph-modules attn moe_router, or {_PADDED}"),
             FULL: _TOKENS + _PADDED,

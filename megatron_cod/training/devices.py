@@ -19,13 +19,13 @@ _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 _ON_CPUS = f"{_HIDDEN}= (empty) trains on CPU processes"
 _NO_DEVICE = ("Found no NVIDIA driver", "No CUDA GPUs are available", "no CUDA-capable device")
 _FORKED = "in forked subprocess"
-"""A process that was forked after its parent asked for devices cannot tell."""
+"""In a process that was forked after its parent started CUDA, the number of devices is unknown."""
 _BLACKWELL = 10
 """The first generation whose order of launches does not depend on the number of connections."""
 
 
 def no_gpu() -> str:
-    """Why there is none, for the line that says which backend is used; see ``check_driver`` for a GPU that fails."""
+    """Why there is none, for the log line that names the backend; see ``check_driver`` for a GPU that fails."""
     if os.environ.get(_HIDDEN) is not None:
         return f"no GPU found, with {_HIDDEN}={os.environ[_HIDDEN]}"
     return "no GPU found" if torch.version.cuda else f"no GPU found: torch {torch.__version__} is built without CUDA"

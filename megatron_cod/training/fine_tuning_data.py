@@ -11,6 +11,7 @@ from megatron_cod.data.chat.packing import Epochs
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out
 from megatron_cod.errors import UserError
 
+_MOST_KEYS = 8
 _SHOWN = 400
 """Characters of the first conversation that the log shows."""
 
@@ -70,4 +71,13 @@ def _told(what: str, samples: Samples, counts: Counts) -> str:
         "bad lines left out": counts.bad,
     }
     line = "; ".join([line, *(f"{number:,} {name}" for name, number in left_out.items() if number)])
-    return "\n".join([line, *(f"  left out: {error}" for error in counts.shown)])
+    return "\n".join([line, *_unread(counts), *(f"  left out: {error}" for error in counts.shown)])
+
+
+def _unread(counts: Counts) -> list[str]:
+    if not counts.unread:
+        return []
+    named = sorted(counts.unread.items(), key=lambda one: (-one[1], one[0]))
+    shown = ", ".join(f"{key} in {number:,}" for key, number in named[:_MOST_KEYS])
+    more = f" and {len(named) - _MOST_KEYS} more" if len(named) > _MOST_KEYS else ""
+    return [f"  WARNING: keys that are not read, in {counts.kept:,} conversations: {shown}{more}"]

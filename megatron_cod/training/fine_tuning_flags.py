@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from megatron_cod.args import FineTuningArgs
-from megatron_cod.data.chat.conversations import LAYOUTS
+from megatron_cod.data.chat.layouts import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
 from megatron_cod.errors import UserError
@@ -44,7 +44,7 @@ def add_arguments(group: Any) -> None:
         "--sft-data-path",
         nargs="+",
         metavar="FILE",
-        help="conversations as JSON lines or one JSON list; files and globs",
+        help="conversations as JSON lines, one JSON list, Parquet or Arrow; files and globs",
     )
     group.add_argument("--sft-valid-data-path", nargs="+", metavar="FILE", help="the same, to validate on")
     group.add_argument(
@@ -54,8 +54,8 @@ def add_arguments(group: Any) -> None:
         "--sft-layout",
         choices=("auto", *LAYOUTS),
         default="auto",
-        help="messages: {role, content}; prompt: prompt and completion; instruction: instruction, input and output "
-        "(default: by each line's keys)",
+        help="messages: {role, content}; prompt: prompt and completion; instruction: instruction, input and output; "
+        "conversations: {from, value} (default: by each line's keys)",
     )
     group.add_argument(
         "--sft-too-long",

@@ -17,7 +17,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint_files import is_dcp
+from megatron_cod.checkpoint_files import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
@@ -28,7 +28,7 @@ from megatron_cod.training import (
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model
+from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model, matches
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import prepare
@@ -114,13 +114,26 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     return model
 
 
-def load_megatron(folder: Path, step: int | None, length: int) -> tuple[Any, Any]:
+_IN_FP32 = ("bf16", "fp16", "fp8*", "fp4*", "first_last_layers_bf16", "num_layers_at_*", "te_precision_config_file")
+"""Options that a model leaves out to be computed in fp32; its weights are those of the checkpoint all the same."""
+
+
+def _reduced(folder: Path) -> list[str]:
+    """The keys of a run's recipe that ask for less than fp32."""
+    known = [folder / name for name in _RECIPES if (folder / name).is_file()]
+    recipe = load_recipe(known[0]) if known else {}
+    return [key for key in recipe if matches(key.replace("-", "_"), _IN_FP32)]
+
+
+def load_megatron(folder: Path, step: int | None, length: int, in_fp32: bool = False) -> tuple[Any, Any]:
     """(GPTModel in eval mode, arguments) of a run's directory in this one process, for up to ``length`` tokens.
 
+    in_fp32: whatever precision the run had.
     Raises UserError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
     """
+    run, checkpoint = locate(folder, step)
     flags = [
-        *model_flags(*locate(folder, step)),
+        *model_flags(run, checkpoint, unset=_reduced(run) if in_fp32 else ()),
         *("--tokenizer-type", "NullTokenizer", "--micro-batch-size", "1", "--global-batch-size", "1"),
         *("--seq-length", str(length), "--logging-level", "40"),
     ]
@@ -141,3 +154,17 @@ def trace_megatron(folder: Path, step: int | None, length: int) -> TracedModel:
         return model(tokens, positions, None)[..., : args.vocab_size]
 
     return TracedModel(run, model.decoder.layers, batch_first=False, vocab_size=args.vocab_size, module=model)
+
+
+@torch.no_grad()
+def megatron_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits [b, s, v] in fp32 of the checkpoint in ``folder`` (a run's directory or an ``iter_N``), in this process.
+
+    Once a process, as Megatron keeps its state globally. UserError where its model is not built here.
+    """
+    if folder.name == RELEASE and read_tracker(folder.parent) == RELEASE:
+        folder = folder.parent  # as an import wrote it
+    model, _ = load_megatron(folder, None, tokens.shape[1], in_fp32=True)
+    device = next(model.parameters()).device
+    positions = torch.arange(tokens.shape[1], device=device).expand(tokens.shape)
+    return model(tokens.to(device), positions, None).float().cpu()

@@ -1,4 +1,4 @@
-"""FP8 and FP4: what the GPU at hand has, which Transformer Engine would only say in the first forward."""
+"""FP8 and FP4: what the GPU at hand has, which Transformer Engine checks only in the first forward."""
 
 import os
 
@@ -7,7 +7,7 @@ from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
 
 UNPICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
-"""Without it Transformer Engine 2.20 saves the state of delayed scaling, and ends the run that goes on from there."""
+"""Without it Transformer Engine 2.20 saves the state of delayed scaling, and ends the run that resumes from it."""
 
 MULTIPLE = 16
 """Of what Transformer Engine's products take as widths."""
@@ -19,7 +19,7 @@ SUPPORT = {
     "mxfp8": "is_mxfp8_available",
     "nvfp4": "is_nvfp4_available",
 }
-"""Megatron's recipe -> Transformer Engine's function that says whether the device has it; ``custom`` is the user's own."""
+"""Megatron's recipe -> Transformer Engine's function that checks the device for it; ``custom`` is the user's own."""
 
 
 def check_low_precision(args: MegatronArgs) -> None:

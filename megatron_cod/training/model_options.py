@@ -1,4 +1,4 @@
-"""Which of Megatron's options, and of ours, say what function a model computes: all that evaluation keeps of a run's."""
+"""The options, Megatron's and ours, that define the function of a model: all that evaluation keeps of a run's."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def matches(option: str, patterns: Iterable[str]) -> bool:
 def keys_beside_the_model(
     recipe: Iterable[str], parser: argparse.ArgumentParser, kept: Sequence[str] = ()
 ) -> list[str]:
-    """Keys of a run's recipe that say how it was trained, and on what machine, and not what its model computes.
+    """Keys of a run's recipe about how and on what machine it was trained, not about what its model computes.
 
     kept: options to keep besides, as ``MODEL`` has them. A key that the parser does not know is left to it to refuse.
     """

@@ -80,6 +80,8 @@ class Run:
     lines: Lines
     until_training: UntilTraining
     variance: StreamVariance
+    claim: Observer | None = None
+    """Of ``--save``, on rank 0 (``save_claim.py``)."""
     sigterm: str = "SIGTERM"
     """What a SIGTERM means on this rank, where the run may have sent it to itself."""
     observers: Sequence[Observer] = field(default=())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_cod.checkpoint_files import newest_whole
@@ -59,12 +60,18 @@ def _decide(save: Path, retries: int, job: str | None) -> tuple[int, str]:
     return AGAIN, f"queued again at step {step}" + (f", try {tried + 1} of {retries} there" if tried else "")
 
 
+def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The job's name to Slurm: of a task of an array ARRAY_TASK, since one task has the array's own number."""
+    task = environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{task}" if task else environment.get("SLURM_JOB_ID")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("save", type=Path, metavar="SAVE", help="the run's --save")
     parser.add_argument("--retries", type=int, default=3, metavar="N", help="at one and the same step (default 3)")
     args = parser.parse_args()
-    code, line = decide(args.save, args.retries, os.environ.get("SLURM_JOB_ID"))
+    code, line = decide(args.save, args.retries, slurm_job())
     print(line, flush=True)
     sys.exit(code)
 

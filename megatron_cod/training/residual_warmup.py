@@ -14,10 +14,10 @@ from megatron_cod.training.observers import Observer, Run
 
 
 class GraphWarmup(Observer):
-    """Tells the joins of this rank which training step is at hand."""
+    """Sets the weights of this rank's residual joins to those of the current training step."""
 
     def __init__(self, args: Any) -> None:
-        """args: Megatron's, which say what training step is at hand."""
+        """args: Megatron's, whose ``curr_iteration`` is the current training step."""
         self._args = args
         self._weights: GraphWeights | None = None
 

@@ -36,6 +36,7 @@ from megatron_cod.training.reporting import Report, say
 from megatron_cod.training.residual_warmup import GraphWarmup
 from megatron_cod.training.resumed_schedule import ResumedRates
 from megatron_cod.training.retention import Retention
+from megatron_cod.training.save_claim import SaveClaim
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
 from megatron_cod.training.steps import Steps
@@ -68,15 +69,17 @@ def main(task: Task) -> None:
         if settings.dry_run:
             say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{start.resolved}")
             return
+        claim = SaveClaim(args.save) if args.save and this_rank() == 0 else None
         events = Events(args.save, this_rank())
         if args.save and this_rank() == 0:
             put_in_order(args, say, events)
             checkpoints.write_resolved(args.save, start.resolved)
 
-    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance()), model_config)
+    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim), model_config)
 
 
 OBSERVERS: tuple[Row, ...] = (
+    lambda run: run.claim,  # all that is written into --save comes before its end
     lambda run: run.until_training,
     Hangs.of,
     Signals,

@@ -1,4 +1,4 @@
-"""Ways to save that would fail at the first save, or only when the run is resumed; told before anything is built."""
+"""Ways to save that would fail at the first save, or only when the run is resumed; refused before anything is built."""
 
 from __future__ import annotations
 

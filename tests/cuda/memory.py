@@ -90,8 +90,6 @@ SHAPES = {
 """Widths and vocabularies are those of the recipes, and depths but for 350M (8 layers; 4 with experts); few micro-batches
 a step, as many as can be in flight. On the CPU's side an operation takes the same time whatever its size."""
 
-FAST = ("60M",)
-
 
 def none(*_: Any) -> float:
     return 0.0

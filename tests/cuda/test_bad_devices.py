@@ -1,4 +1,4 @@
-"""Devices that do not fit a launch are told in one line, before any rank waits for another."""
+"""Devices that do not fit a launch are refused in one line, before any rank waits for another."""
 
 import os
 import subprocess

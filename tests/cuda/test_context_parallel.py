@@ -94,7 +94,7 @@ def saved(folder: Path, *flags: str) -> Run:
     [(8, (*CP2, *TP2, *PP2)), (4, ("--context-parallel-size", "4")), (4, (*CP2, "--use-distributed-optimizer"))],
     ids=["tp2 cp2 pp2", "cp4", "cp2 dp2"],
 )
-def test_layouts_go_on_from_one_device(tmp_path, world, layout):
+def test_layouts_resume_from_one_device(tmp_path, world, layout):
     flags = [*SHORT, "--micro-batch-size", "1", *(f for f in layout if f == "--use-distributed-optimizer")]
     one = saved(tmp_path, *flags)
     on = [*flags, *layout, "--load", str(tmp_path / "run"), "--ckpt-step", "2"]

@@ -56,7 +56,7 @@ def test_random_states_of_the_other_device_would_be_seen(saved, tmp_path, device
 
 
 def record_no_device() -> None:
-    """As version 0.1 did: checkpoints do not say what they were trained on."""
+    """As version 0.1 did: checkpoints do not record what they were trained on."""
     from megatron_cod import identity
 
     record = identity.record
@@ -142,11 +142,11 @@ def test_a_cpu_tensor_given_to_a_kernel_would_be_seen(tmp_path):
 
 
 def norm_weights_on_the_host() -> None:
-    """A mutant: each norm reads its weight from the host."""
-    from megatron_cod.backends.torch_norm import TorchRMSNorm
+    """A mutant: each norm of a layer reads its weight from the host."""
+    from megatron_cod.backends.torch_norm import DepthScaledTorchRMSNorm
 
-    forward = TorchRMSNorm.forward
-    TorchRMSNorm.forward = lambda self, x: forward(self, x) * self.weight.detach().cpu()
+    forward = DepthScaledTorchRMSNorm.forward
+    DepthScaledTorchRMSNorm.forward = lambda self, x: forward(self, x) * self.weight.detach().cpu()
 
 
 @pytest.mark.slow

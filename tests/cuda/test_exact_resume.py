@@ -1,4 +1,4 @@
-"""On an emulated device a run that stops and goes on is the unbroken run, to the bit."""
+"""On an emulated device a run that stops and resumes has the values of the unbroken run, to the bit."""
 
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from tests.cuda.runs import DEBUG, train
 SIX = (*DEBUG, "--train-iters", "6", "--lr-decay-iters", "6", "--save-interval", "3")
 PP2 = ("--pipeline-model-parallel-size", "2")
 LAYOUTS = {"one": (1, ()), "pp2": (2, PP2)}
-MEASURED = ("speed", "time", "memory", "seconds", "tokens/s", "tflops", "mfu")
+MEASURED = ("speed", "time", "memory", "per second", "tflops", "mfu", "tokens seen")
+"""The first step of a process has no speed, and with it no count of tokens."""
 
 
 def values(folder: Path) -> dict:

@@ -25,7 +25,10 @@ GRAPHS = {
 VALIDATED = ("--eval-interval", "3", "--eval-iters", "2")
 WARM_UP = ("--train-iters", "6", "--bf16", "--residual-warmup-steps", "3", *VALIDATED)
 LONG = ("--train-iters", "2000", "--lr-decay-iters", "2000", "--num-layers", "2")
-SMALL = ("--seq-length", "32", "--max-position-embeddings", "32", "--global-batch-size", "2")
+SMALL = (
+    *("--seq-length", "32", "--max-position-embeddings", "32"),
+    *("--micro-batch-size", "1", "--global-batch-size", "2"),
+)
 
 
 def graphed(kind: str, world: int, folder: Path, *flags: str, before: Callable[[], None] | None = None) -> Run:
@@ -102,7 +105,7 @@ def test_what_a_graph_freezes_is_seen(eager, kind, mutant, seen, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_a_resumed_warm_up_goes_on(eager, kind, tmp_path):
+def test_a_resumed_warm_up_has_the_eager_runs_figures(eager, kind, tmp_path):
     graphed(kind, 1, tmp_path, *WARM_UP, "--exit-interval", "3", "--save-interval", "3").succeeded()
     graphed(kind, 1, tmp_path, *WARM_UP, "--load", str(tmp_path / "run")).succeeded()
     found = metrics(tmp_path)
@@ -110,21 +113,24 @@ def test_a_resumed_warm_up_goes_on(eager, kind, tmp_path):
     assert differences(eager, found) == {}
 
 
+TP2 = ("--tensor-model-parallel-size", "2", "--sequence-parallel")
+PP2 = ("--pipeline-model-parallel-size", "2")
+DP2 = ("--overlap-grad-reduce",)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", GRAPHS)
 @pytest.mark.parametrize(
-    ("world", "layout"),
+    ("kind", "layout"),
     [
-        (2, ("--tensor-model-parallel-size", "2", "--sequence-parallel")),
-        (2, ("--pipeline-model-parallel-size", "2")),
-        (2, ("--overlap-grad-reduce",)),
+        *(("local", TP2), ("local", DP2)),
+        *(("full_iteration", TP2), ("full_iteration", PP2), ("full_iteration", DP2)),
     ],
-    ids=["TP 2", "PP 2", "DP 2"],
+    ids=["local TP 2", "local DP 2", "full_iteration TP 2", "full_iteration PP 2", "full_iteration DP 2"],
 )
-def test_graphs_over_ranks(world, layout, kind, tmp_path):
+def test_graphs_over_ranks(kind, layout, tmp_path):
     flags = [*WARM_UP, *layout]
-    graphed("none", world, tmp_path / "eager", *flags).succeeded()
-    graphed(kind, world, tmp_path / "graph", *flags).succeeded()
+    graphed("none", 2, tmp_path / "eager", *flags).succeeded()
+    graphed(kind, 2, tmp_path / "graph", *flags).succeeded()
     assert differences(metrics(tmp_path / "eager"), metrics(tmp_path / "graph")) == {}
 
 
@@ -183,7 +189,7 @@ def test_a_nan_stops_a_graphed_run(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_a_graphed_run_leaves_a_step_out(kind, tmp_path):
+def test_a_graphed_run_skips_a_step_that_is_not_finite(kind, tmp_path):
     flags = ["--train-iters", "6", "--on-nonfinite", "skip"]
     graphed("none", 1, tmp_path / "eager", *flags, before=BrokenWeight(4)).succeeded()
     run = graphed(kind, 1, tmp_path / "graph", *flags, before=BrokenWeight(4)).succeeded()
@@ -204,30 +210,30 @@ def test_the_time_limit_ends_a_run_in_a_graph_of_the_iteration(tmp_path):
 
 
 @dataclass(frozen=True)
-class RecordLooks:
-    """Writes down at which steps old checkpoints are looked for."""
+class RecordsRetention:
+    """Writes down the steps at which the retention of checkpoints runs."""
 
     file: Path
 
     def __call__(self) -> None:
         from megatron_cod.training.retention import Retention
 
-        look = Retention.look
+        right = Retention.look
 
         def recorded(keeper: Any) -> None:
             with self.file.open("a") as lines:
                 lines.write(f"{current_step()}\n")
-            look(keeper)
+            right(keeper)
 
         Retention.look = recorded
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_old_checkpoints_are_looked_for_in_each_step(kind, tmp_path):
+def test_retention_of_checkpoints_runs_in_each_step(kind, tmp_path):
     flags = ["--train-iters", "7", "--save-interval", "2", "--keep-last-checkpoints", "1"]
-    graphed(kind, 1, tmp_path, *flags, before=RecordLooks(tmp_path / "looks")).succeeded()
-    assert (tmp_path / "looks").read_text().split() == ["1", "2", "3", "4", "5", "6", "7", "7"]
+    graphed(kind, 1, tmp_path, *flags, before=RecordsRetention(tmp_path / "steps")).succeeded()
+    assert (tmp_path / "steps").read_text().split() == ["1", "2", "3", "4", "5", "6", "7", "7"]
     assert list(iterations(str(tmp_path / "run"))) == [7]
 
 
@@ -267,6 +273,13 @@ def test_a_rank_that_stops_in_a_graphed_run_is_named(kind, tmp_path):
     run = graphed(kind, 2, tmp_path, *LONG, *SMALL, "--hang-timeout", "4", before=Stuck(1, 6, "stopped"))
     assert HUNG in [rank.code for rank in run.ranks]
     assert "no sign of life for" in run.error and "from rank 1 on" in run.error, run.console[-3000:]
+
+
+@pytest.mark.slow
+def test_refuses_pipeline_stages_in_local_graphs(tmp_path):
+    """Megatron-Core 0.19.2 fails in the first capture of every stage but the first, with Transformer Engine too."""
+    run = graphed("local", 2, tmp_path, *PP2)
+    assert run.refused("--pipeline-model-parallel-size", "--cuda-graph-impl local")
 
 
 def test_refuses_the_depth_monitor_in_one_line(tmp_path):

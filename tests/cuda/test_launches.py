@@ -1,4 +1,4 @@
-"""Launches of a layer on the torch backend, held to a number: a change that adds one has to say so here.
+"""Launches of a layer on the torch backend, bounded by constants: a change that adds a launch fails here.
 
 60M Llama blocks, bf16, one micro-batch. A launch is a kernel, a product of matrices or a memset.
 """
@@ -14,7 +14,7 @@ from tests.cuda.counted import BACKWARD, FORWARD, LLAMA_60M, OPTIMIZER, Counts, 
 
 FORWARD_AT_MOST, BACKWARD_AT_MOST = 13, 28
 OPTIMIZER_AT_MOST = 22
-"""Of a step of four layers: no part of it goes by parameter."""
+"""Of a step of four layers: nothing in it is launched once a parameter."""
 
 
 @cache
@@ -34,7 +34,7 @@ def test_a_layer_of_lns_launches_no_more_than_this():
     assert counts.whole.launches[OPTIMIZER].total() <= OPTIMIZER_AT_MOST, counts.whole.launches[OPTIMIZER]
 
 
-def test_queries_and_keys_are_turned_by_one_kernel_each_way():
+def test_one_kernel_each_way_rotates_queries_and_keys():
     """Compiled; cos and sin are tables, which no layer computes."""
     for phase in (FORWARD, BACKWARD):
         assert named(counted(), phase, "flip") == 1
@@ -74,7 +74,7 @@ MUTANTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_mutant_is_caught(mutant):
-    """``scales_activations`` launches as often as s times gamma: it is the size that tells."""
+    """``scales_activations`` launches as often as s times gamma; only the size differs."""
     counts = counted(mutant=mutant)
     if mutant == "scales_activations":
         assert "1" not in products(counts, FORWARD) and len(products(counts, FORWARD)) == 2

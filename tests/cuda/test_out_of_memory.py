@@ -64,8 +64,8 @@ def one_line(run: Run) -> str:
     """The error, which is the only one and has no traceback; every rank ended."""
     lines = [line for line in run.console.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in run.console, run.console[-4000:]
-    spoke = [rank.code for rank in run.ranks if "error: " in rank.output]
-    assert spoke == [2] and all(rank.code for rank in run.ranks)  # the others are ended
+    reported = [rank.code for rank in run.ranks if "error: " in rank.output]
+    assert reported == [2] and all(rank.code for rank in run.ranks)  # the others are ended
     return lines[0]
 
 

@@ -17,7 +17,9 @@ PYTHON = sys.executable
 TORCHRUN = f"{PYTHON} -m torch.distributed.run --standalone"
 DEBUG = "recipes/debug.yaml"
 TOYS = shlex.join(TOY)
-DEPTH = f"--data {sample_corpus_path()} --tokens 64 --fit-tokens 64 --seq-length 32 --batch 1"
+THIN = TOYS.replace("--seq-length 32 ", "")
+"""For fine-tuning: no conversation fits into a row of 32 tokens."""
+DEPTH = f"--data {sample_corpus_path()} --tokens 64 --fit-tokens 96 --seq-length 32 --batch 1"
 BENCHMARK = "tools/benchmark.py {} --rounds 1 --warmup 0"
 
 PROGRAMS = {
@@ -25,7 +27,7 @@ PROGRAMS = {
     "sft": (
         f"{TORCHRUN} --nproc-per-node 2 -m megatron_cod.training.sft --recipe recipes/sft_debug.yaml --load runs/first "
         f"--sft-data-path chats/sotu_train.jsonl --sft-too-long truncate --unset train-epochs --train-iters 2 "
-        f"--log-interval 1 {TOYS}",
+        f"--log-interval 1 {THIN}",
         "step 2/2 | loss",
     ),
     "convert_hf export": ("tools/convert_hf.py export --checkpoint runs/first --output hf/again", ""),
@@ -68,7 +70,7 @@ NO_MODEL = {
     "preprocess_data": "text",
     "benchmark_preprocessing": "text",
     "train_tokenizer": "text",
-    "requeue": "looks at a run's files",
+    "requeue": "reads files",
     "torchrun": "the launcher",
 }
 
@@ -145,7 +147,7 @@ def test_quick_start_finishes_with_any_number_of_gpus(gpus, tmp_path):
 @pytest.mark.slow
 def test_fine_tuning_example_with_one_gpu(home):
     command = (
-        f"examples/fine_tuning.py --base runs/first --epochs 1 -- {TOYS} --sft-too-long truncate --global-batch-size 64"
+        f"examples/fine_tuning.py --base runs/first --epochs 1 -- {THIN} --sft-too-long truncate --global-batch-size 64"
     )
     output = execute(shlex.split(command), home, CUDA_VISIBLE_DEVICES="0")
     assert "2 processes and 1 GPU" in output and "loss per token of the 40 answers" in output

@@ -34,7 +34,7 @@ def flags_of(name: str, folder) -> list[str]:
     flags += ["--log-interval", "1", "--exit-interval", "2"]
     if name not in SFT:
         flags += ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary - 1)]
-        return [*flags, "--eval-iters", "0", *(["--train-iters", "2"] if recipe.get("train-iters") else [])]
+        return [*flags, "--eval-iters", "0"]
     chats = folder / "chats.jsonl"
     chats.write_text("\n".join(yaml.safe_dump(one, default_flow_style=True, width=9999).strip() for one in CHATS))
     return [*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--sft-data-path", str(chats)]

@@ -1,4 +1,4 @@
-"""Training runs on the real Transformer Engine's layers, whose kernels compute nothing: losses are not looked at."""
+"""Training runs on the real Transformer Engine's layers, whose kernels compute nothing: losses are not checked."""
 
 from collections.abc import Callable
 from pathlib import Path

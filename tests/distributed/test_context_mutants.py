@@ -66,7 +66,7 @@ def test_it_is_seen(mutate):
     found = compare([result["lns"] for result in results], layout, load_file(VECTORS), "lns")
     print(mutate.__name__, found)
     assert not within_tolerance(found)
-    # Of a wrong gradient the first losses tell nothing: the forward is right.
+    # A wrong gradient does not change the first losses: the forward is right.
     assert (found["logits"] > 1e-5) == (mutate in (chunks_in_a_row, keys_out_of_order))
 
 

@@ -155,7 +155,7 @@ def saved(request, tmp_path_factory, tiny):
 
 
 def gone_on(saved, folder: Path, world: int, layout: list[str]):
-    """Losses of steps 5 to 8, going on from step 4, and those of the whole run."""
+    """Losses of steps 5 to 8, resumed from step 4, and those of the whole run."""
     flags, whole, stopped = saved
     shutil.copytree(stopped, folder, dirs_exist_ok=True)
     succeed(world, [*flags, *layout, "--load", str(folder), "--save", str(folder), "--save-interval", "4"])

@@ -1,7 +1,7 @@
 """Every flag of Megatron's, alone, for two steps at toy size: works, or one line at the start with exit code 2.
 
-A traceback, a hang or an abort before the first step is a failure. The value is what the flag's type and choices give; where
-Megatron's examples for GPT, Llama, Mixtral and DeepSeek give one, it is that.
+A traceback, a hang or an abort before the first step is a failure. The value is what the flag's type and choices give;
+where Megatron's examples for GPT, Llama, Mixtral and DeepSeek give one, it is that.
 """
 
 import pytest

@@ -157,6 +157,11 @@ RECORDED = {
         [0, 1],
         "rank 0 all_reduce of float [8]; rank 1 all_reduce of float [4]",
     ),
+    "another size of gradients": (
+        [[entry(10, "allreduce_coalesced")], [entry(10, "allreduce_coalesced", elements=4)]],
+        [0, 1],
+        "rank 0 allreduce_coalesced of float [8]; rank 1 allreduce_coalesced of float [4]",
+    ),
     "sizes that may differ": ([[entry(10, "all_to_all")], [entry(10, "all_to_all", elements=4)]], [0, 1], ""),
     "left out": (
         [[entry(2), entry(4, group="1", finished=True)], [entry(1, finished=True), entry(5, group="1")]],

@@ -24,11 +24,11 @@ typedef std::lock_guard<std::recursive_mutex> Lock;
 // Globals are reached through functions and never destroyed: libraries use them before main and after exit.
 static std::recursive_mutex& mutex() { static auto* one = new std::recursive_mutex; return *one; }
 
-// ---- counters, and the hook that tells Python where the host waited
+// ---- counters, and the hook that records in Python where the host waited
 static std::map<std::string, long>& counts() { static auto* all = new std::map<std::string, long>; return *all; }
 static void (*hook)(const char* kind, const char* what) = nullptr;
 void count(const std::string& what) { Lock lock(mutex()); counts()[what]++; }
-static void tell(const char* kind, const char* what) {
+static void record(const char* kind, const char* what) {
   count(std::string(kind) + ":" + what);
   if (hook) hook(kind, what);
 }
@@ -236,7 +236,7 @@ static Event* of(cudaEvent_t e) { return (Event*)e; }
 static std::set<Stream*>& streams_in_use() { static auto* all = new std::set<Stream*>; return *all; }
 static std::set<Capture*>& captures() { static auto* all = new std::set<Capture*>; return *all; }
 static Operations& pending(cudaStream_t s) { streams_in_use().insert(of(s)); return of(s)->pending; }
-static Operations copied(const Operations& some) { Lock lock(mutex()); return some; }  // torch's watchdog looks on too
+static Operations copied(const Operations& some) { Lock lock(mutex()); return some; }  // torch's watchdog reads it too
 Operations all_pending() {
   Lock lock(mutex());
   Operations all;
@@ -258,7 +258,7 @@ static void settle_stream(cudaStream_t s) {  // what was begun on a stream comes
 static cudaError_t unless_captured(Capture* capture, const char* what) {  // waiting is illegal while a graph is captured
   if (!capture) return cudaSuccess;
   capture->broken = true;
-  tell("illegal in capture", what);
+  record("illegal in capture", what);
   return error(cudaErrorStreamCaptureUnsupported);
 }
 static Capture* any_capture() { Lock lock(mutex()); return captures().empty() ? nullptr : *captures().begin(); }
@@ -275,11 +275,11 @@ API cudaError_t cudaStreamQuery(cudaStream_t s) {
   return unless_captured(of(s)->capture, "cudaStreamQuery");
 }
 API cudaError_t cudaStreamSynchronize(cudaStream_t s) {
-  settle_stream(s); tell("sync", "cudaStreamSynchronize");
+  settle_stream(s); record("sync", "cudaStreamSynchronize");
   return unless_captured(of(s)->capture, "cudaStreamSynchronize");
 }
 API cudaError_t cudaDeviceSynchronize() {
-  settle(all_pending()); tell("sync", "cudaDeviceSynchronize");
+  settle(all_pending()); record("sync", "cudaDeviceSynchronize");
   return unless_captured(any_capture(), "cudaDeviceSynchronize");
 }
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) { *e = (cudaEvent_t) new Event; return cudaSuccess; }
@@ -297,7 +297,7 @@ API cudaError_t cudaEventQuery(cudaEvent_t e) {
   return unless_captured(of(e)->capture, "cudaEventQuery");
 }
 API cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-  settle(copied(of(e)->pending)); tell("sync", "cudaEventSynchronize");
+  settle(copied(of(e)->pending)); record("sync", "cudaEventSynchronize");
   return unless_captured(of(e)->capture, "cudaEventSynchronize");
 }
 API cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
@@ -381,7 +381,7 @@ API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMe
   return cudaSuccess;
 }
 API cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  settle(all_pending()); tell("sync", "cudaMemcpy"); move(to, from, bytes);
+  settle(all_pending()); record("sync", "cudaMemcpy"); move(to, from, bytes);
   return unless_captured(any_capture(), "cudaMemcpy");
 }
 API cudaError_t cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t bytes, cudaStream_t s) {

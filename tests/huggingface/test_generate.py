@@ -104,3 +104,20 @@ def test_a_prompt_that_is_too_long(run):
     model, _ = open_checkpoint(run / "run")
     with pytest.raises(ValueError, match="the prompt is 64 tokens; it must be from 1 to 63"):
         generate(model, ByteTokenizer(), "x" * 64, 5)
+
+
+def test_a_directory_that_lacks_a_tensor_is_not_generated_from(tmp_path):
+    """transformers would initialise it anew, with a warning."""
+    from safetensors.torch import save_file
+
+    from megatron_cod.huggingface.generation import open_directory
+    from tests.analysis.depth.test_tool import save_tokenizer
+    from tests.huggingface.models import make_model, tensors
+
+    held = tensors(make_model("llama", tmp_path / "hf"))
+    save_tokenizer(tmp_path / "hf")
+    open_directory(tmp_path / "hf")
+    del held["model.layers.2.mlp.up_proj.weight"]
+    save_file(held, tmp_path / "hf" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"does not load whole .*missing: model.layers.2.mlp.up_proj.weight"):
+        open_directory(tmp_path / "hf")

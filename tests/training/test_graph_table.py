@@ -53,6 +53,9 @@ ONCE = {
     # Read when a run has failed.
     "training/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
+    "training/arguments.py _built_parser: action.type",
+    "training/resumed_schedule.py ResumedRates: model_built",
+    "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
     "training/arguments.py add_arguments: parser.error",
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",
@@ -211,10 +214,7 @@ def given(kind: str, **values) -> SimpleNamespace:
 REFUSED = {
     "depth monitor": (KINDS, {"depth_monitor_interval": 10}),
     "batch sizes in stages": ((TE, FULL), {"step_batch_size_schedule": "0:4 1K:8"}),
-    "batch sizes in stages, over pipeline stages": (
-        (LOCAL,),
-        {"step_batch_size_schedule": "0:4 1K:8", "pipeline_model_parallel_size": 2},
-    ),
+    "pipeline stages": ((LOCAL,), {"pipeline_model_parallel_size": 2}),
     "loss scale that changes": ((FULL,), {"fp16": True}),
     "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),

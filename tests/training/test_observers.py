@@ -166,6 +166,7 @@ def test_each_event_comes_in_order_and_on_its_ranks(tiny, tmp_path):
             ["training_begins", True],
             ["step_begins", True, 1],
         ]
+        assert [line[0] for line in first].count("training_begins") == 1
         within = {step: [line[0] for line in first[4:] if line[2:] == [step]] for step in range(1, STEPS + 1)}
         losses = ["loss"] if rank == 1 else []
         for step, events in within.items():

@@ -12,7 +12,7 @@ import pytest
 from megatron_cod.args import EvaluationArgs, FineTuningArgs, MegatronArgs
 from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
-from megatron_cod.training import arguments, recipes
+from megatron_cod.training import arguments, hub_tokenizer, recipes
 from megatron_cod.training.arguments import add_arguments, build_parser
 from megatron_cod.training.backend_flags import default_flags
 from megatron_cod.training.evaluation.flags import PROGRAM
@@ -32,6 +32,10 @@ def _without_wandb() -> None:
     sys.modules["wandb"] = None  # type: ignore[assignment]
 
 
+def _without_hub() -> None:
+    hub_tokenizer._unreachable = lambda _: "Network is unreachable"
+
+
 def _nothing() -> None: ...
 
 
@@ -49,11 +53,20 @@ class Refused:
     """Called in the launch first."""
 
 
-SAVE = ["--save", "SAVE"]
+PADDED = ["--padded-vocab-size", "512"]
+SAVE = ["--save", "SAVE", "--save-interval", "2"]
 OFFLOAD = ["--optimizer-cpu-offload", "--bf16", "--use-precision-aware-optimizer", "--use-distributed-optimizer"]
 EXAMPLES = {
     "options that need a GPU": [Refused(["--log-device-memory-used"], "--log-device-memory-used needs a GPU", True)],
     "packages": [Refused(["--adlr-autoresume"], "--adlr-autoresume: NVIDIA's userlib is not installed", True)],
+    "hub tokenizer": [
+        Refused(
+            ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", "some/tokenizer", *PADDED],
+            "--tokenizer-model some/tokenizer is no folder here",
+            True,
+            before=_without_hub,
+        )
+    ],
     "layout": [
         Refused(["--tensor-model-parallel-size", "2"], "the layout takes a multiple of 2"),
         Refused(["--global-batch-size", "3"], "--global-batch-size 3 is not a multiple of"),
@@ -69,16 +82,26 @@ EXAMPLES = {
         Refused(["--rewind-skip", "5"], "--rewind-skip"),
         Refused(["--time-limit", "soon"], "--time-limit soon"),
     ],
-    "W&B": [Refused(["--wandb-project", "x"], "--wandb-project needs the package", True, before=_without_wandb)],
-    "the directory of --save": [Refused(["--save", "/dev/null/x"], "--save /dev/null/x cannot be written")],
+    "W&B": [
+        Refused(
+            ["--wandb-project", "x", "--wandb-exp-name", "y"],
+            "--wandb-project needs the package",
+            True,
+            before=_without_wandb,
+        )
+    ],
+    "the directory of --save": [
+        Refused(["--save", "/dev/null/x", "--save-interval", "2"], "--save /dev/null/x cannot be written")
+    ],
     "the model": [Refused(["--init-model-with-meta-device"], "leaves the weights without values")],
     "vocabulary": [Refused(["--padded-vocab-size", "8"], "the model's vocabulary only 8")],
-    "data": [Refused(["--train-data-path", "nowhere"], "nowhere", dropped=("--mock-data",))],
+    "data": [Refused(["--train-data-path", "nowhere", "--eval-iters", "0"], "nowhere", dropped=("--mock-data",))],
     "the checkpoint of --load": [Refused(["--load", "recipes", "--ckpt-step", "3"], "recipes")],
 }
 NOT_BY_FLAGS = {
     "devices": "asks the machine: tests/cuda/test_bad_devices.py",
     "the program's flags": "pretraining refuses none; fine-tuning: tests/distributed/test_sft.py",
+    "no other run in --save": "asks the processes: tests/faults/test_save_claim.py",
     "ranks agree": "asks the other ranks: tests/training/test_agreement.py",
 }
 CASES = [(name, case) for name, examples in EXAMPLES.items() for case in examples]
@@ -106,6 +129,7 @@ def test_launch_dry_run_rehearsal_and_preflight_agree(name, case, tmp_path, monk
     assert case.text in line and f"error: {line}" in dry.output
     if case.before is _without_wandb:
         monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(hub_tokenizer, "_unreachable", lambda _: "Network is unreachable")
     if case.noted:
         assert f"{line}; not checked" in read_launch(flags, 1).notes
         assert f"{line}; not checked" in describe(1, flags)["notes"]

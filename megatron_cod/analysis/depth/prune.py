@@ -6,6 +6,7 @@ block's own, and stay with it wherever it ends up.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,6 @@ import torch
 
 from megatron_cod.analysis.depth.models import COUNTS, find_blocks
 from megatron_cod.errors import UserError
-
-_PER_LAYER = ("layer_types", "mlp_layer_types", "block_types")
-"""Lists of a configuration with an entry a block."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ def _check(depth: int, numbers: set[int]) -> None:
 def prune(model: Any, plan: Plan, blocks: str | None = None) -> None:
     """Change a transformers model, its configuration too, in place. UserError for blocks that cannot be averaged."""
     old: Any = find_blocks(model, blocks)
+    depth = len(old)
     made = [_merged([old[number - 1] for number in group], group) for group in plan.groups]
     for place, block in enumerate(made):
         for module in block.modules():
@@ -61,7 +60,7 @@ def prune(model: Any, plan: Plan, blocks: str | None = None) -> None:
     while len(old):
         del old[-1]
     old.extend(made)
-    _shorten(model.config, plan)
+    _shorten(model.config, plan, depth)
 
 
 def _merged(members: list[torch.nn.Module], group: tuple[int, ...]) -> torch.nn.Module:
@@ -75,16 +74,57 @@ def _merged(members: list[torch.nn.Module], group: tuple[int, ...]) -> torch.nn.
     return first
 
 
-def _shorten(config: Any, plan: Plan) -> None:
+def _shorten(config: Any, plan: Plan, depth: int) -> None:
+    """Make a configuration say of the new blocks what it said of the old ones."""
+    for one in _configs(config):
+        counts = [name for name in COUNTS if getattr(one, name, None) == depth]
+        if not counts:
+            continue
+        _shorten_lists(one, plan, depth)
+        for name in counts:
+            setattr(one, name, len(plan.groups))
+
+
+def _configs(config: Any) -> list[Any]:
+    """A configuration and those within it, of a model of several."""
+    inner = [value for value in vars(config).values() if hasattr(value, "to_dict") and value is not config]
+    return [config, *inner]
+
+
+def _shorten_lists(config: Any, plan: Plan, depth: int) -> None:
     firsts = [group[0] - 1 for group in plan.groups]
-    for name in _PER_LAYER:
-        held = getattr(config, name, None)
-        if isinstance(held, list):
-            setattr(config, name, [held[place] for place in firsts])
+    _list_dense_layers(config, depth)
+    for name, value in list(vars(config).items()):
+        if not isinstance(value, list | tuple) or _of_tokens(name):
+            continue
+        if is_list_of_layers(value, depth):
+            made = [place for place, old in enumerate(firsts) if old in value]
+        elif len(value) == depth:
+            made = [value[old] for old in firsts]
+        else:
+            continue
+        # Each class has its checks of the list against the count, which is another one until both are set.
+        vars(config)[name] = type(value)(made)
     dense = getattr(config, "first_k_dense_replace", None)
     if dense is not None:
         config.first_k_dense_replace = sum(place < dense for place in firsts)
-    for name in COUNTS:
-        if hasattr(config, name):
-            setattr(config, name, len(firsts))
-            return
+
+
+def _list_dense_layers(config: Any, depth: int) -> None:
+    """Name the dense layers one by one where every n-th has experts: among the layers that stay they are others."""
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    if step > 1:
+        dense = {place for place in range(depth) if (place + 1) % step} | set(config.mlp_only_layers or ())
+        config.decoder_sparse_step, config.mlp_only_layers = 1, sorted(dense)
+
+
+def _of_tokens(name: str) -> bool:
+    """Lists that a vocabulary or a file names, and no layer."""
+    return name.endswith(("token_id", "token_ids", "architectures")) or name.startswith("_")
+
+
+def is_list_of_layers(value: Any, depth: int) -> bool:
+    """Whether a list has the numbers of some layers (from 0), and not an entry a layer."""
+    numbers = [one for one in value if type(one) is int]
+    ascending = len(numbers) == len(value) > 0 and all(a < b for a, b in itertools.pairwise(numbers))
+    return ascending and numbers[0] >= 0 and numbers[-1] < depth

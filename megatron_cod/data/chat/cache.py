@@ -17,7 +17,7 @@ from megatron_cod.data.chat.samples import Counts, Reading, Samples, read_sample
 from megatron_cod.data.inputs import find_inputs
 from megatron_cod.errors import bad_input
 
-_VERSION = 2
+_VERSION = 3
 _ARRAYS = ("ids", "trained", "starts")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from megatron_cod.data.chat.conversations import Message
 from megatron_cod.data.chat.encoders import ByteEncoder, Encoder, HuggingFaceEncoder, SentencePieceEncoder
+from megatron_cod.data.chat.messages import Message
 from megatron_cod.data.chat.templates import ChatTemplate, Span, read_template
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
 from megatron_cod.errors import UserError
@@ -28,16 +29,16 @@ class ChatFormat:
                 "tokenizer_config.json"
             )
 
-    def answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def answers(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
         """A whole conversation as text, and the [start, end) that are trained. UserError when the template raises."""
-        text, spans = self.template.with_answers(messages)
+        text, spans = self.template.with_answers(messages, tools)
         if self.template.marked:
             return text, spans
         return text, [self._without_space_behind(text, span) for span in spans]
 
-    def encode(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def encode(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and for each whether it is of an answer. UserError when the template raises."""
-        return self.encoder.encode(*self.answers(messages))
+        return self.encoder.encode(*self.answers(messages, tools))
 
     def _without_space_behind(self, text: str, span: Span) -> Span:
         """White space behind an end-of-turn token is the template's way to go on, not a part of the answer."""
@@ -52,11 +53,14 @@ class ChatFormat:
 
     def ends(self) -> set[int]:
         """The ids that end an answer: the tokenizer's end of text, and a template's own end of turn."""
-        found = {self.encoder.specials.get(self.encoder.variables.get("eos_token", ""), -1)}
+        names = {self.encoder.variables.get("eos_token"), self.answer_end()}
+        return {self.encoder.specials[name] for name in names if name in self.encoder.specials}
+
+    def answer_end(self) -> str | None:
+        """The special token that the template writes behind an answer, if it does."""
         ids, trained = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        answer = [number for number, mine in zip(ids, trained, strict=True) if mine]
-        found |= set(answer[-1:]) & set(self.encoder.specials.values())
-        return found - {-1}
+        last = [number for number, mine in zip(ids, trained, strict=True) if mine][-1:]
+        return next((name for name, number in self.encoder.specials.items() if [number] == last), None)
 
 
 def _hugging_face(model: str) -> tuple[Encoder, str | None]:

@@ -1,19 +1,19 @@
-"""Read conversations from JSON lines, whatever their layout, each with the place it came from."""
+"""Read conversations from JSON lines and tables, whatever their layout, each with the place it came from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.documents import cut_documents, json_value, utf8
-from megatron_cod.data.inputs import find_inputs, open_input
+from megatron_cod.data.arrow import read_objects
+from megatron_cod.data.chat.layouts import Chat, read_chat
+from megatron_cod.data.chat.messages import Message
+from megatron_cod.data.documents import cut_documents, json_value
+from megatron_cod.data.inputs import Format, InputFile, find_inputs, open_input
 from megatron_cod.errors import UserError
-
-Message = dict[str, Any]
-ROLES = ("system", "user", "assistant")
 
 
 class BadLine(UserError):
@@ -22,89 +22,29 @@ class BadLine(UserError):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages {"role", "content"}, of which the last is the assistant's."""
+    """A chat, and where it was found."""
 
-    messages: list[Message]
+    chat: Chat
     place: str
-    """FILE:LINE, or FILE, item N."""
+    """FILE:LINE, FILE, item N, or FILE, row N."""
+
+    @property
+    def messages(self) -> list[Message]:
+        """Its messages {"role", "content"}, of which the last is the assistant's."""
+        return self.chat.messages
 
 
-def _text(record: Mapping[str, Any], key: str) -> str:
-    if key not in record:
-        raise UserError(f"no key {key!r} (keys here: {', '.join(list(record)[:8]) or 'none'})")
-    if not isinstance(record[key], str):
-        raise UserError(f"key {key!r} holds a {type(record[key]).__name__}, not a string")
-    return str(record[key])
+def _records(source: InputFile) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(place, how to parse what is there)."""
+    if source.has_rows:
+        for number, row in enumerate(read_objects(source), 1):
+            yield f"{source.path}, row {number}", lambda row=row: row  # type: ignore[misc]
+        return
+    yield from _json_records(source.path)
 
 
-def _of_messages(record: Mapping[str, Any]) -> list[Message]:
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise UserError("key 'messages' must hold a list of {role, content}, and at least one")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, dict):
-            raise UserError(f"message {number} is a {type(message).__name__}, not an object")
-        role = message.get("role")
-        if role not in ROLES:
-            raise UserError(f"message {number} has the role {role!r}; there are {', '.join(ROLES)}")
-        if not isinstance(message.get("content"), str):
-            raise UserError(f"message {number} ({role}) has no text in 'content'")
-    return messages
-
-
-def _of_prompt(record: Mapping[str, Any]) -> list[Message]:
-    return _turn(_text(record, "prompt"), _text(record, "completion"))
-
-
-def _of_instruction(record: Mapping[str, Any]) -> list[Message]:
-    """Alpaca's and Commonsense170K's: an input, where there is one, follows the instruction; other keys are not read."""
-    given = "" if record.get("input") is None else record["input"]
-    if not isinstance(given, str):
-        raise UserError(f"key 'input' holds a {type(given).__name__}, not a string")
-    return _turn("\n\n".join(part for part in (_text(record, "instruction"), given) if part), _text(record, "output"))
-
-
-def _turn(question: str, answer: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    keys: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[Message]]
-
-
-LAYOUTS: dict[str, _Layout] = {
-    "messages": _Layout(("messages",), _of_messages),
-    "prompt": _Layout(("prompt", "completion"), _of_prompt),
-    "instruction": _Layout(("instruction", "output"), _of_instruction),
-}
-"""Name -> the keys it is recognised by, and how it is read. Order decides where several fit."""
-
-
-def messages_of(record: Any, layout: str = "auto") -> list[Message]:
-    """The messages of one record. UserError, without a place, for what is no conversation that can be trained on."""
-    if not isinstance(record, dict):
-        raise UserError(f"needs a JSON object, found a {type(record).__name__}")
-    chosen = LAYOUTS.get(layout) or next((one for one in LAYOUTS.values() if all(k in record for k in one.keys)), None)
-    if chosen is None:
-        wanted = ", or ".join(" and ".join(one.keys) for one in LAYOUTS.values())
-        raise UserError(f"none of the known layouts (keys here: {', '.join(list(record)[:8]) or 'none'}): {wanted}")
-    messages = chosen.read(record)
-    if messages[-1]["role"] != "assistant":
-        raise UserError(f"the last message is the {messages[-1]['role']}'s: there is no answer to train on")
-    if any(m["role"] == "assistant" and not m["content"].strip() for m in messages):
-        raise UserError("an answer is empty: there is no token to train on")
-    for number, message in enumerate(messages, 1):
-        try:
-            utf8(message["content"])
-        except ValueError as error:
-            raise UserError(f"message {number} ({message['role']}) {error}") from None
-    return messages
-
-
-def _records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(place, how to parse what is there); a file that begins with ``[`` is one JSON list, as Commonsense170K is."""
+def _json_records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A file that begins with ``[`` is one JSON list, as Commonsense170K is."""
     with open_input(path) as stream:
         lines = cut_documents(stream.content, "line")
         for number, line in lines:
@@ -120,6 +60,14 @@ def _records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
                 yield f"{path}:{number}", lambda line=line: json_value(line)  # type: ignore[misc]
 
 
+def _as_it_begins(source: InputFile) -> InputFile:
+    """A table is known by its first bytes, whatever its name."""
+    with source.path.open("rb") as file:
+        magic = file.read(6)
+    found: Format | None = "parquet" if magic[:4] == b"PAR1" else "arrow" if magic == b"ARROW1" else None
+    return replace(source, format=found) if found else source
+
+
 def read_conversations(
     patterns: Sequence[str],
     layout: str = "auto",
@@ -133,9 +81,9 @@ def read_conversations(
     ``find_inputs``. UserError for files that are missing or damaged.
     """
     for source in find_inputs(patterns, "jsonl", say):
-        for place, parse in _records(source.path):
+        for place, parse in _records(_as_it_begins(source)):
             try:
-                yield Conversation(messages_of(parse(), layout), place)
+                yield Conversation(read_chat(parse(), layout), place)
             except ValueError as error:
                 found = BadLine(f"{place}: {error}")
                 if bad is None:

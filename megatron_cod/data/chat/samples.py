@@ -44,6 +44,8 @@ class Counts:
     longest_at: str = ""
     first: str = ""
     """The first conversation as the model sees it, answers between [[ and ]]: a look at the template."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Keys that nothing reads and that may say how a conversation is to be trained, and in how many each stands."""
     shown: list[str] = field(default_factory=list)
     """The first bad lines, and what is wrong with them."""
 
@@ -135,6 +137,7 @@ def read_samples(
                 continue
             sample = _counted(ids, trained, conversation.place, reading, counts)
             if sample is not None:
+                _note_unread(conversation, chat, counts)
                 yield sample
 
     found = _gathered(samples())
@@ -152,7 +155,7 @@ def read_samples(
 
 def _encoded(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], list[bool]]:
     try:
-        ids, trained = chat.encode(conversation.messages)
+        ids, trained = chat.encode(conversation.messages, conversation.chat.tools)
         if not any(trained[1:]):
             raise UserError("the chat template leaves no token of an answer to train on")
     except ValueError as error:
@@ -160,8 +163,17 @@ def _encoded(conversation: Conversation, chat: ChatFormat) -> tuple[list[int], l
     return ids, trained
 
 
+def _note_unread(conversation: Conversation, chat: ChatFormat, counts: Counts) -> None:
+    read = chat.template.reads
+    found = [f"'{key}'" for key in conversation.chat.unread]
+    found += [f"'{key}' of a message" for key in conversation.chat.for_templates if not read(key)]
+    found += ["'tools'"] if conversation.chat.tools and not read("tools") else []
+    for key in found:
+        counts.unread[key] = counts.unread.get(key, 0) + 1
+
+
 def _marked(chat: ChatFormat, conversation: Conversation) -> str:
-    text, spans = chat.answers(conversation.messages)
+    text, spans = chat.answers(conversation.messages, conversation.chat.tools)
     for start, end in reversed(spans):
         text = f"{text[:start]}[[{text[start:end]}]]{text[end:]}"
     return text

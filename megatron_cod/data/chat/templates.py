@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.chat.conversations import Message
+from megatron_cod.data.chat.messages import TRAINED, Message
 from megatron_cod.data.documents import utf8
 from megatron_cod.errors import UserError
 
 _FOLDER = Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
+_REWRITES = (
+    "the chat template changes earlier text when message {} is added, so that its answers cannot be told; mark them in the "
+    "template with {{% generation %}} and {{% endgeneration %}}"
+)
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Span = tuple[int, int]
@@ -43,39 +47,64 @@ class ChatTemplate:
         """Whether the template itself says what is generated: ``{% generation %}`` ... ``{% endgeneration %}``."""
         return bool(_MARKED.search(self.text))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as text. UserError when the template raises."""
-        return self._render(messages, add_generation_prompt, mark=False)[0]
+    def reads(self, key: str) -> bool:
+        """Whether the template names that key of a message, or that variable."""
+        return bool(re.search(rf"\b{re.escape(key)}\b", self.text))
 
-    def with_answers(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The text, and the [start, end) of every answer in it, end-of-turn token included.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] = ()
+    ) -> str:
+        """The conversation as text. UserError when the template raises."""
+        return self._render(messages, add_generation_prompt, tools, mark=False)[0]
+
+    def with_answers(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> tuple[str, list[Span]]:
+        """The text, and the [start, end) of every answer in it that is trained, end-of-turn token included.
 
         A template without marks is rendered turn by turn: an answer is what its message adds behind the generation prompt.
         UserError for a template where that is not so, as one that rewrites earlier turns.
         """
-        if self.marked:
-            text, spans = self._render(messages, False, mark=True)
-            return text, [(int(start), int(end)) for start, end in spans]
-        text, spans = self.render(messages), []
+        if any("tool_calls" in message for message in messages) and not self.reads("tool_calls"):
+            raise UserError("an answer calls a tool, and the chat template writes no 'tool_calls'")
+        return self._marked(messages, tools) if self.marked else self._by_turns(messages, tools)
+
+    def _marked(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[str, list[Span]]:
+        text, spans = self._spans(messages, tools)
+        kept: list[Span] = []
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message.get(TRAINED, True):
                 continue
-            before = self.render(messages[:number], add_generation_prompt=True)
-            after = self.render(messages[: number + 1])
+            # How many parts stand before this answer, and with it: a template may write none for it, or several.
+            first, last = (len(self._spans(messages[:end], tools)[1]) if end else 0 for end in (number, number + 1))
+            if self._spans(messages[: number + 1], tools)[1] != spans[:last]:
+                raise UserError(_REWRITES.format(number + 1))
+            kept += spans[first:last]
+        return text, [span for span in spans if span not in kept]
+
+    def _spans(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[str, list[Span]]:
+        text, spans = self._render(messages, False, tools, mark=True)
+        return text, [(int(start), int(end)) for start, end in spans]
+
+    def _by_turns(self, messages: Sequence[Message], tools: Sequence[Any]) -> tuple[str, list[Span]]:
+        text, spans = self.render(messages, tools=tools), []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant" or not message.get(TRAINED, True):
+                continue
+            before = self.render(messages[:number], add_generation_prompt=True, tools=tools)
+            after = self.render(messages[: number + 1], tools=tools)
             if not (text.startswith(after) and after.startswith(before)):
-                raise UserError(
-                    f"the chat template changes earlier text when message {number + 1} is added, so that its answers "
-                    "cannot be told; mark them in the template with {% generation %} and {% endgeneration %}"
-                )
+                raise UserError(_REWRITES.format(number + 1))
             spans.append((len(before), len(after)))
         return text, spans
 
-    def _render(self, messages: Sequence[Message], prompt: bool, mark: bool) -> tuple[str, list[Any]]:
+    def _render(
+        self, messages: Sequence[Message], prompt: bool, tools: Sequence[Any], mark: bool
+    ) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             texts, spans = render_jinja_template(
-                conversations=[list(messages)],
+                conversations=[[{key: one[key] for key in one if key != TRAINED} for one in messages]],
+                tools=list(tools) or None,
                 chat_template=self.text,
                 return_assistant_tokens_mask=mark,
                 add_generation_prompt=prompt,

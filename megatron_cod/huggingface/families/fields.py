@@ -10,10 +10,35 @@ from megatron_cod.huggingface.architecture import Rope
 
 Config = Mapping[str, Any]
 
+_READ = """
+model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings rope_parameters rope_theta rope_scaling
+partial_rotary_factor quantization_config attention_bias mlp_bias sliding_window use_sliding_window layer_types
+num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
+routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
+kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
+"""
+READ = frozenset(_READ.split())
+"""Keys of a config that a family reads, or refuses but for one value."""
+
+_FREE = """
+transformers_version architectures output_hidden_states return_dict dtype torch_dtype chunk_size_feed_forward
+is_encoder_decoder id2label label2id problem_type initializer_range use_cache pad_token_id bos_token_id eos_token_id
+sep_token_id decoder_start_token_id pretraining_tp attention_dropout _name_or_path output_attentions max_window_layers
+output_router_logits router_aux_loss_coef router_jitter_noise num_nextn_predict_layers qk_head_dim auto_map
+_attn_implementation attn_implementation ep_size seq_aux aux_loss_alpha experts_implementation
+_experts_implementation
+"""
+FREE = frozenset(_FREE.split())
+"""Keys on which the function of a trained model does not hang, or that follow from those in ``READ``."""
+
 # llama3's scaling has these as constants in Megatron (RotaryEmbedding._apply_scaling).
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # And yarn these (MLATransformerConfig); there are no flags for them.
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096}
+
+_ROPE_KEYS = {*LLAMA3, *YARN, "rope_type", "type", "rope_theta", "factor", "mscale", "mscale_all_dim"}
+_ROPE_KEYS |= {"partial_rotary_factor", "attention_factor", "truncate", "short_factor", "long_factor"}
 
 
 def need(config: Config, name: str) -> Any:
@@ -44,6 +69,10 @@ def read_rope(config: Config) -> Rope:
     given = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
     if any(isinstance(value, Mapping) for value in given.values()):
         raise UserError("config.json gives RoPE layer by layer, which cannot be carried over")
+    strangers = sorted(given.keys() - _ROPE_KEYS)
+    if strangers:
+        raise UserError(f"config.json has RoPE with {', '.join(strangers)}, which is not known to be carried over")
+    only({**config, **given}, partial_rotary_factor=1.0)
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if theta != int(theta):
         raise UserError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")

@@ -157,7 +157,7 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     if arch.rope.kind in ("linear", "llama3") and arch.latent is not None:
         raise UserError(f"{arch.rope.kind} RoPE scaling is not known with DeepSeek's attention")
     notes = []
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    window = _window(config)
     if window and int(window) < arch.positions:
         notes.append(
             f"the attention window of {window} tokens is not carried over: the function is the same up to that length, "
@@ -165,6 +165,17 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
         )
         arch = replace(arch, positions=int(window))
     return arch, notes
+
+
+def _window(config: Config) -> int | None:
+    """Tokens that some layer looks back at most; None without a limit."""
+    types = config.get("layer_types")
+    unknown = sorted(set(types or ()) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise UserError(f"config.json has layer_types of {', '.join(unknown)}, which Megatron's model does not compute")
+    if not config.get("use_sliding_window", True) or (types is not None and "sliding_attention" not in types):
+        return None
+    return config.get("sliding_window")
 
 
 def config_of(arch: Architecture) -> dict[str, Any]:

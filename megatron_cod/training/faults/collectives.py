@@ -1,9 +1,9 @@
-"""What a rank's collectives are at, by torch's flight recorder; and from those of all ranks, who waits for whom.
+"""The state of a rank's collectives, from torch's flight recorder; and from those of all ranks, who waits for whom.
 
 Over NCCL no line of Python waits for other ranks: the host runs ahead, and its main thread stops wherever it next needs a
 value from the device. The recorder (on by default, the last 2000 entries) knows what was begun and is not finished, over
 gloo as over NCCL. Of messages between two ranks it knows less (none over gloo, none in batches, which pipelines send, in
-new versions of torch): there the line that waits tells. What a CUDA graph replays it does not see.
+new versions of torch): there the line of Python that waits decides. What a CUDA graph replays it does not record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import torch
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import distributed_c10d
 
-_SAME_SIZE = ("all_reduce", "allreduce", "reduce", "broadcast", "barrier", "into_tensor", "scatter_tensor", "_base")
+_SAME_SIZE = (
+    *("all_reduce", "allreduce", "reduce", "broadcast", "barrier", "into_tensor", "scatter_tensor"),
+    *("_base", "_coalesced"),
+)
 """Ends of the names of collectives to which all ranks bring tensors of one size and type."""
 
 
@@ -50,9 +53,9 @@ class Collectives:
     """Seconds since the oldest unfinished one began."""
 
     @classmethod
-    def read(cls, told: dict[str, Any]) -> Collectives:
+    def read(cls, fields: dict[str, Any]) -> Collectives:
         """The inverse of ``dataclasses.asdict``."""
-        return cls(**told | {"groups": {name: Begun(**one) for name, one in told["groups"].items()}})
+        return cls(**fields | {"groups": {name: Begun(**one) for name, one in fields["groups"].items()}})
 
     def unfinished(self) -> Iterator[tuple[str, Begun]]:
         """(group, collective) for each group that has one."""

@@ -32,7 +32,7 @@ class Sign:
     host: str
     pid: int
     at: Collectives = field(default_factory=Collectives)
-    """Its collectives; none of a rank that goes on."""
+    """Its collectives; empty while the rank makes progress."""
 
     def waits(self) -> bool:
         """Whether its main thread may be held up by other ranks."""
@@ -61,8 +61,8 @@ class Limits:
         """How long a rank may wait in one collective: what waits longer is about to fail without naming anybody.
         begun: whether any rank has begun a forward step.
 
-        A sign is up to an interval old when it is read, was made up to an interval after the wait began, and is looked at
-        once an interval.
+        A sign is up to an interval old when it is read, was made up to an interval after the wait began, and is read once
+        an interval.
         """
         return (self.training if begun else self.set_up) - 4 * self.interval
 
@@ -75,7 +75,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The ranks that the others wait for, and the end of the line that says so."""
+    """The ranks that the others wait for, and the end of the error line."""
 
     ranks: list[int]
     why: str = ""
@@ -84,7 +84,7 @@ class Verdict:
 def verdict(signs: dict[int, Sign], limits: Limits) -> Verdict | None:
     """Of ranks that are all alive, those that the others wait for.
 
-    Who has not begun a collective that others are in, and waits in none itself. Where the recorder does not tell: who is
+    Who has not begun a collective that others are in, and waits in none itself. Where the recorder has no entry: who is
     not waiting, else who has begun the fewest forward steps. None while there is time: where one of them may be still
     for longer, and none has waited for so long that its collective is about to fail.
     """

@@ -113,7 +113,8 @@ def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
             raise UserError(f"{flag_of(action)} takes a value, not '--'")
         is_list = isinstance(value, list | tuple)
         asked = SHARE if is_list and action.dest in PATTERNS else RANGES.get(action.dest, NOT_NEGATIVE)
-        for one in value if is_list else (value,):
+        values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]
+        for one in values:
             _check_number(flag_of(action), one, asked)
     _check_split(args.split)
     _check_heads(args)

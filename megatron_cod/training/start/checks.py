@@ -18,7 +18,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.training import checkpoints
+from megatron_cod.training import checkpoints, hub_tokenizer
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.blends import blends_of
@@ -27,10 +27,12 @@ from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.flags.ranges import check_ranges
 from megatron_cod.training.flags.refused import check_refused
 from megatron_cod.training.flags.void import check_void
+from megatron_cod.training.hub_tokenizer import check_hub_tokenizer
 from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.packages import check_packages
-from megatron_cod.training.reporting import check_wandb
+from megatron_cod.training.reporting import check_wandb, say
 from megatron_cod.training.save_checks import check_saving
+from megatron_cod.training.save_claim import check_no_other_run
 from megatron_cod.training.schedule_checks import check_schedule
 from megatron_cod.training.task import Program
 
@@ -126,6 +128,11 @@ def _save_directory(start: StartContext) -> None:
     checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
 
 
+def _no_other_run(start: StartContext) -> None:
+    if start.rank == 0:
+        check_no_other_run(start.raw.save, say)
+
+
 def _vocabulary(start: StartContext) -> Iterable[str]:
     """The tokenizer fits the model. A program without Megatron's globals may lack its files, if the size is known."""
     args = start.args
@@ -135,6 +142,8 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
         raise UserError(f"--tokenizer-model {model} does not exist")
+    if hub_tokenizer.problem(args) and args.padded_vocab_size is not None:
+        return ()  # noted by the check of its own
     named = model or args.tokenizer_type in ("NullTokenizer", "ByteLevelTokenizer")
     if named or args.padded_vocab_size is None:
         check_vocabulary(args, _tokenizer(args))
@@ -145,6 +154,7 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
 
 def _tokenizer(args: MegatronArgs) -> Any:
     """The tokenizer, without Megatron's globals; fills in the padded vocabulary. UserError where it cannot be built."""
+    check_hub_tokenizer(args)
     try:
         tokenizer = build_tokenizer(args)
     except Exception as error:
@@ -183,6 +193,7 @@ CHECKS = (
     Check(name="ranges of numbers", phase=Phase.LAYOUT, run=_ranges),
     Check(name="options that need a GPU", phase=Phase.LAYOUT, run=lambda s: check_needs_gpu(s.raw), needs=_MACHINE),
     Check(name="packages", phase=Phase.LAYOUT, run=lambda s: check_packages(s.raw), needs=_MACHINE),
+    Check(name="hub tokenizer", phase=Phase.LAYOUT, run=lambda s: check_hub_tokenizer(s.raw), needs=_MACHINE),
     Check(name="the program's flags", phase=Phase.LAYOUT, run=_program_flags),
     Check(name="layout", phase=Phase.LAYOUT, run=lambda s: check_layout(s.raw, s.world_size)),
     Check(name="flags that break", phase=Phase.SCHEDULE, run=lambda s: check_refused(s.raw, s.program.trains)),
@@ -206,6 +217,13 @@ CHECKS = (
         training=True,
     ),
     Check(name="the directory of --save", phase=Phase.SCHEDULE, run=_save_directory, training=True),
+    Check(
+        name="no other run in --save",
+        phase=Phase.SCHEDULE,
+        run=_no_other_run,
+        needs=frozenset({Need.RANKS}),
+        training=True,
+    ),
     Check(name="the model", phase=Phase.VALIDATED, run=lambda s: check_built(s.args, s.model_config.transformer)),
     Check(name="vocabulary", phase=Phase.VALIDATED, run=_vocabulary, needs=_DATA),
     Check(name="data", phase=Phase.VALIDATED, run=_data, needs=_DATA),

@@ -55,8 +55,8 @@ def test_a_mask_shifted_by_one_is_not_it(tokenizer, monkeypatch):
     """The comparison above can fail."""
     right = ChatTemplate.with_answers
 
-    def shifted(self, messages):
-        text, spans = right(self, messages)
+    def shifted(self, messages, tools=()):
+        text, spans = right(self, messages, tools)
         return text, [(start + 1, end + 1) for start, end in spans]
 
     monkeypatch.setattr(ChatTemplate, "with_answers", shifted)
@@ -147,7 +147,7 @@ def test_sentencepiece(tmp_path, kind):
 
 def test_transformers_reads_the_same_after_an_export(tmp_path):
     """What training saw is what a served model gets from its own apply_chat_template."""
-    from megatron_cod.huggingface import companions
+    from megatron_cod.huggingface import companions, side_files
 
     path = sentencepiece_model(tmp_path)
     chat = chat_format_of("SentencePieceTokenizer", str(path), None, None)
@@ -158,7 +158,7 @@ def test_transformers_reads_the_same_after_an_export(tmp_path):
 
     (tmp_path / "hf").mkdir()
     companions.copy_tokenizer_of(Arguments, tmp_path / "hf")
-    companions.write_chat_template(Arguments, tmp_path / "hf")
+    side_files.agree(Arguments, tmp_path / "hf", {})
     served = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert served.apply_chat_template(CHAT)["input_ids"] == chat.encode(CHAT)[0]
     prompt = served.apply_chat_template(CHAT[:4], add_generation_prompt=True)["input_ids"]

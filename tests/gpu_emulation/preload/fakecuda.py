@@ -1,6 +1,6 @@
 """The Python half of the emulated CUDA runtime: results by CPU kernels, and a report of what was launched.
 
-The environment variable FAKECUDA says what it does, separated by commas:
+The environment variable FAKECUDA selects what it does, separated by commas:
 
 numerics  after the CUDA front end of each operation (its checks, shapes, memory, a kernel that does nothing) the
           operation's CPU kernel runs on the same memory
@@ -279,9 +279,10 @@ def seed_of(flat) -> int:
 
 
 class Again:
-    """A collective of a captured graph: a replay begins it anew."""
+    """A collective of a captured graph: a replay begins it anew, on the memory that its tensors had then."""
 
     def __init__(self, func, args, kwargs) -> None:
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs))
         self.begin = lambda: func(*args, **kwargs)
 
 
@@ -311,6 +312,8 @@ def make_graphs_replayable() -> None:
                 torch.cuda.synchronize()
                 begun.clear()
             operation()
+        if begun:  # the stream's wait for the last of them was captured, and is not made again
+            torch.cuda.synchronize()
 
     graph.capture_begin, graph.capture_end, graph.replay = capture_begin, capture_end, replayed
 

@@ -1,0 +1,167 @@
+"""Which fields of Megatron's configuration a stock model has, and how: a table that holds every field of the record.
+
+``tests/huggingface/test_stock.py`` fails for a field of ``function_fields`` that has no place here; until it has one, an
+export refuses a checkpoint that records it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from megatron_cod.errors import UserError
+from megatron_cod.function_fields import ARGUMENTS, FUNCTION, TENSORS
+from megatron_cod.function_record import RECORD, flag_of, routing
+
+_CARRIED = """
+num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_channels add_bias_linear add_qkv_bias
+qk_layernorm multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim num_moe_experts
+moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expert_intermediate_size
+share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
+rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim moe_router_topk
+moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
+moe_router_score_function
+"""
+CARRIED = frozenset(_CARRIED.split())
+"""Read into ``Architecture``, or into how tensors are written."""
+
+FOLDED = frozenset(("use_mup", "softmax_scale", "mup_embedding_mult", "mup_output_mult"))
+"""Multiplied into weights (``Multipliers``)."""
+
+STOCK: Mapping[str, tuple[Any, ...]] = {
+    "normalization": ("RMSNorm",),
+    "gated_linear_unit": (True,),
+    "activation_func": ("silu",),
+    "position_embedding_type": ("rope",),
+    "apply_residual_connection_post_layernorm": (False,),
+    "rotary_percent": (1.0,),
+    "rotary_interleaved": (False,),
+    "mrope_section": (None,),
+    "window_size": (None,),
+    "qk_l2_norm": (False,),
+    "attention_output_gate": (False,),
+    "glu_linear_offset": (0.0,),
+    "activation_func_clamp_value": (None,),
+    "no_rope_freq": (None,),
+    "softmax_type": ("vanilla",),
+    "original_max_position_embeddings": (4096,),
+    "beta_fast": (32,),
+    "beta_slow": (1,),
+    "experimental_attention_variant": (None,),
+    "heterogeneous_block_specs": (False, None),
+    "is_hybrid_model": (False,),
+    "use_arbitrary_attention_mask": (None, False),
+    "moe_latent_size": (None,),
+    "moe_shared_expert_gate": (False,),
+    "moe_router_topk_limited_devices": (None,),
+    "moe_router_load_balancing_type": ("top-k",),
+    "moe_router_force_load_balancing": (False,),
+    "moe_router_force_biased": (None,),
+    "moe_apply_probs_on_input": (False,),
+    "moe_expert_capacity_factor": (None,),
+    "moe_token_dropping": (False,),
+    "moe_mlp_glu_interleave_size": (None,),
+    "moe_shared_expert_glu_interleave_size": (None,),
+}
+"""A field -> the values with which a stock model computes the same; any other is refused by name."""
+
+WITHOUT_EFFECT: Mapping[str, str] = {
+    "acts only with a field that is refused": """
+        window_attn_skip_freq linear_attention_freq linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim
+        linear_num_key_heads linear_num_value_heads mamba_state_dim mamba_head_dim mamba_num_groups mamba_num_heads
+        dsa_indexer_n_heads dsa_indexer_head_dim dsa_indexer_topk dsa_indexer_topk_freq dsa_indexer_skip_topk_offset
+        dsa_indexer_rope_interleaved dsa_indexer_rotate_activation dsa_indexer_scoring_relu dsa_indexer_k_norm_epsilon
+        moe_pad_expert_input_to_capacity moe_token_drop_policy
+        """,
+    "what a folded field was derived from": "mup_width_mult mup_base_hidden_size mup_base_head_dim mup_attn_scale_power",
+    "of prediction layers, which are left out": "mtp_num_layers mtp_use_repeated_layer mtp_hybrid_override_pattern",
+    "in which precision products were": "quant_recipe",
+}
+"""Why these may have any value -> the fields."""
+_FREE = frozenset(" ".join(WITHOUT_EFFECT.values()).split())
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """muP's factors, as a stock model has them in its weights."""
+
+    queries: float = 1.0
+    embedding: float = 1.0
+    final_norm: float = 1.0
+
+    @property
+    def is_stock(self) -> bool:
+        return self == Multipliers()
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} x {value:g}" for name, value in vars(self).items() if value != 1.0)
+
+
+def fields_of(args: Any) -> SimpleNamespace:
+    """The model's configuration as a checkpoint's arguments tell it: as it was built, where they record that.
+
+    UserError, by name, for what no stock model has.
+    """
+    record = getattr(args, RECORD, None)
+    found = dict(record) if record is not None else _from_arguments(args)
+    for name, value in sorted(found.items()):
+        _check(name, value)
+    if getattr(args, "hybrid_layer_pattern", None) is not None:
+        raise UserError(f"--hybrid-layer-pattern {args.hybrid_layer_pattern} is in no stock model")
+    return SimpleNamespace(**{name: found.get(name) for name in sorted(CARRIED | FOLDED)})
+
+
+def _check(name: str, value: Any) -> None:
+    if name in STOCK:
+        if value not in STOCK[name]:
+            raise UserError(f"the checkpoint was trained with {_named(name)} {value}, which no stock model computes")
+    elif name not in CARRIED | FOLDED | _FREE:
+        raise UserError(f"the checkpoint records {name} {value}, of which the export does not know what it computes")
+
+
+def _named(name: str) -> str:
+    flag = flag_of(name)
+    return flag if flag == "--" + name.replace("_", "-") else f"{flag} ({name})"
+
+
+def _from_arguments(args: Any) -> dict[str, Any]:
+    """The same of a checkpoint without a record: an import, or one of an earlier version."""
+    if getattr(args, "use_mup", False):
+        raise UserError(
+            "the checkpoint was trained with --use-mup by a version that did not record the built model: its multipliers "
+            "are unknown; train it on for a step to have them recorded"
+        )
+    found = {}
+    for name in TENSORS | FUNCTION:
+        argument = ARGUMENTS.get(name, name)
+        if name == argument and hasattr(args, name):
+            found[name] = getattr(args, name)
+    heads, swiglu, quick = args.num_attention_heads, bool(args.swiglu), bool(getattr(args, "quick_geglu", False))
+    found |= {
+        "num_moe_experts": args.num_experts,
+        "share_embeddings_and_output_weights": not args.untie_embeddings_and_output_weights,
+        "gated_linear_unit": swiglu or quick,
+        "activation_func": "silu" if swiglu else "quick_gelu" if quick else "gelu",
+        "num_query_groups": args.num_query_groups if args.group_query_attention else heads,
+        "kv_channels": args.kv_channels or args.hidden_size // heads,
+        "rope_scaling": getattr(args, "use_rope_scaling", False),
+        "seq_len_interpolation_factor": getattr(args, "rotary_seq_len_interpolation_factor", None),
+        "heterogeneous_block_specs": getattr(args, "heterogeneous_layers_config_path", None) is not None,
+        "moe_router_load_balancing_type": routing(getattr(args, "moe_router_load_balancing_type", None)),
+        "rope_type": getattr(args, "rope_type", None) or "yarn",
+    }
+    return found
+
+
+def multipliers_of(fields: SimpleNamespace, head_dim: int, tied: bool, latent: bool) -> Multipliers:
+    """What the model multiplies beside its weights. Latent attention has a scale of its own."""
+    embedding, logits = (fields.mup_embedding_mult, fields.mup_output_mult) if fields.use_mup else (1.0, 1.0)
+    queries = 1.0
+    if fields.softmax_scale is not None and not latent:
+        queries = float(fields.softmax_scale) * head_dim**0.5
+    if not (embedding and logits and queries):
+        raise UserError("a multiplier of 0 (--mup-embedding-mult, --mup-output-mult) is in no stock model")
+    # The head's rows are the embedding's where they are tied: what they carry too much, the norm before them takes off.
+    return Multipliers(queries, float(embedding), float(logits) / (float(embedding) if tied else 1.0))
