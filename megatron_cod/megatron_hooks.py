@@ -188,7 +188,7 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
-        "`error`, `print_help` of Megatron's and torchrun's argument parsers",
+        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type` of Megatron's flags",
         "set on these objects",
         "errors of one line, help that can be read",
         (

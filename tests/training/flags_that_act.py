@@ -17,8 +17,8 @@ _BY_GROUP = {
         hidden_dropout hidden_size hierarchical_context_parallel_sizes high_priority_a2a_comm_stream
         hybrid_context_parallel init_method_std init_model_with_meta_device is_hybrid_model kv_channels
         layernorm_epsilon layernorm_zero_centered_gamma max_seqlen_per_dp_cp_rank
-        microbatch_group_size_per_vp_stage mlp_chunks_for_training multi_latent_attention normalization
-        num_attention_heads num_layers overlap_dispatch_backward_with_experts_wgrad
+        microbatch_group_size_per_vp_stage mlp_chunks_for_training mtp_num_layers multi_latent_attention
+        normalization num_attention_heads num_layers overlap_dispatch_backward_with_experts_wgrad
         overlap_moe_expert_parallel_comm overlap_p2p_comm_warmup_flush perform_initialization
         pipeline_model_parallel_comm_backend pipeline_model_parallel_size qk_clip qk_l2_norm qk_layernorm
         recompute_granularity recompute_method recompute_num_layers softmax_type symmetric_ar_type
@@ -62,7 +62,7 @@ _BY_GROUP = {
         lr_warmup_samples lr_wsd_decay_iters lr_wsd_decay_samples start_weight_decay warmup weight_decay_incr_style
         """,
     "checkpointing": """
-        auto_detect_ckpt_format ckpt_assume_constant_structure ckpt_convert_format ckpt_convert_save
+        async_save auto_detect_ckpt_format ckpt_assume_constant_structure ckpt_convert_format ckpt_convert_save
         ckpt_convert_update_legacy_dist_opt_format ckpt_format ckpt_fully_parallel_load_exchange_algo
         ckpt_fully_parallel_load_process_group ckpt_fully_parallel_save ckpt_fully_parallel_save_deprecated
         ckpt_fully_parallel_save_process_group ckpt_load_validate_sharding_integrity dist_ckpt_format_deprecated
@@ -85,12 +85,13 @@ _BY_GROUP = {
         ddp_reduce_scatter_with_fp32_accumulation decoder_first_pipeline_num_layers
         decoder_last_pipeline_num_layers disable_jit_fuser disable_symmetric_registration distributed_backend
         distributed_timeout_minutes distributed_timeout_seconds_after_init fake_process_group
-        fsdp_manual_registration gradient_reduce_div_fusion high_priority_stream_groups lazy_mpu_init local_rank
-        model_parallel_size nccl_communicator_config_path nccl_ub num_distributed_optimizer_instances
-        num_layers_per_virtual_pipeline_stage num_virtual_stages_per_pipeline_rank overlap_grad_reduce
-        overlap_p2p_comm overlap_param_gather overlap_param_gather_with_optimizer_step
-        pipeline_model_parallel_layout sharp_enabled_group use_distributed_optimizer use_gloo_process_groups
-        use_layer_wise_param_layout use_megatron_fsdp use_sharp use_torch_fsdp2 use_tp_pp_dp_mapping
+        flight_recorder_dump_path fsdp_manual_registration gradient_reduce_div_fusion high_priority_stream_groups
+        lazy_mpu_init local_rank model_parallel_size nccl_communicator_config_path nccl_ub
+        num_distributed_optimizer_instances num_layers_per_virtual_pipeline_stage
+        num_virtual_stages_per_pipeline_rank overlap_grad_reduce overlap_p2p_comm overlap_param_gather
+        overlap_param_gather_with_optimizer_step pipeline_model_parallel_layout sharp_enabled_group
+        use_distributed_optimizer use_gloo_process_groups use_layer_wise_param_layout use_megatron_fsdp use_sharp
+        use_torch_fsdp2 use_tp_pp_dp_mapping
         """,
     "validation": """
         eval_interval eval_iters full_validation multiple_validation_sets skip_train test_mode
@@ -119,7 +120,10 @@ _BY_GROUP = {
     "logging": """
         barrier_with_L1_time log_device_memory_used log_energy log_interval log_loss_scale_to_tensorboard
         log_max_attention_logit log_memory_interval log_num_zeros_in_grad log_params_norm log_progress
-        log_throughput logging_level tensorboard_dir timing_log_level timing_log_option
+        log_throughput logging_level tensorboard_dir timing_log_level timing_log_option wandb_project
+        """,
+    "Logits Distillation": """
+        logits_load_dir logits_save_dir
         """,
     "straggler": """
         log_straggler
@@ -141,6 +145,9 @@ _BY_GROUP = {
         app_tag_run_name app_tag_run_version enable_one_logger one_logger_async one_logger_project
         one_logger_run_name
         """,
+    "In-process restart": """
+        inprocess_restart
+        """,
     "ft_package": """
         enable_ft_package
         """,
@@ -149,6 +156,9 @@ _BY_GROUP = {
         """,
     "msc": """
         disable_msc_deprecated enable_msc
+        """,
+    "fault injector": """
+        fault_injector_num_ranks fault_injector_ranks
         """,
 }
 ACT = frozenset(" ".join(_BY_GROUP.values()).split())

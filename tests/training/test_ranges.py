@@ -35,6 +35,7 @@ OUT_OF_RANGE = {
     "--rotary-percent 0": "--rotary-percent 0.0 must be above 0 and at most 1",
     "--weight-decay inf": "--weight-decay inf must be a finite number",
     "--lr nan": "--lr nan must be a finite number",
+    "--lr=--": "--lr takes a value, not '--'",
     "--seed 0": "--seed 0 must be at least 1",
     "--moe-layer-freq 0": "--moe-layer-freq 0 must be at least 1",
     "--num-experts 2 --moe-layer-freq [0,7]": "--moe-layer-freq 7 must be at least 0 and at most 1",

@@ -109,6 +109,8 @@ def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
         value = getattr(args, action.dest, None)
         if not action.option_strings or (value == action.default and action.dest not in RANGES):
             continue
+        if action.nargs is None and value == []:  # what argparse makes of --lr=--
+            raise UserError(f"{flag_of(action)} takes a value, not '--'")
         is_list = isinstance(value, list | tuple)
         asked = SHARE if is_list and action.dest in PATTERNS else RANGES.get(action.dest, NOT_NEGATIVE)
         values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]

@@ -147,11 +147,7 @@ VOID = (
         lambda a: a.multi_latent_attention,
         "without --multi-latent-attention",
     ),
-    Void(
-        "mtp_*",
-        lambda a: a.mtp_num_layers,
-        "without --mtp-num-layers",
-    ),
+    Void("mtp_*", lambda a: a.mtp_num_layers, "without --mtp-num-layers", but="mtp_num_layers"),
     Void("mup_*", lambda a: a.use_mup, "without --use-mup"),
     Void(
         "rotary_base rotary_percent rotary_interleaved rotary_seq_len_interpolation_factor use_rope_scaling no_rope_freq",
@@ -238,7 +234,7 @@ VOID = (
         training=True,
     ),
     # Logs
-    Void("wandb_*", lambda a: a.wandb_project, "without --wandb-project", training=True),
+    Void("wandb_*", lambda a: a.wandb_project, "without --wandb-project", training=True, but="wandb_project"),
     Void(
         "tensorboard_log_interval tensorboard_queue_size log_timers_to_tensorboard log_validation_ppl_to_tensorboard "
         "log_memory_to_tensorboard log_world_size_to_tensorboard",
@@ -255,8 +251,12 @@ VOID = (
     Void("pytorch_profiler_*", lambda a: a.use_pytorch_profiler, "without --use-pytorch-profiler", training=True),
     Void("memory_snapshot_path", lambda a: a.record_memory_history, "without --record-memory-history", training=True),
     Void("adlr_autoresume_interval", lambda a: a.adlr_autoresume, "without --adlr-autoresume", training=True),
-    Void("logits_load_*", lambda a: a.logits_load_dir, "without --logits-load-dir", training=True),
-    Void("logits_save_*", lambda a: a.logits_save_dir, "without --logits-save-dir", training=True),
+    Void(
+        "logits_load_*", lambda a: a.logits_load_dir, "without --logits-load-dir", training=True, but="logits_load_dir"
+    ),
+    Void(
+        "logits_save_*", lambda a: a.logits_save_dir, "without --logits-save-dir", training=True, but="logits_save_dir"
+    ),
     Void(
         "straggler_* disable_straggler_on_startup", lambda a: a.log_straggler, "without --log-straggler", training=True
     ),
@@ -266,18 +266,29 @@ VOID = (
         "without --enable-ft-package",
         training=True,
     ),
-    Void("inprocess_*", lambda a: a.inprocess_restart, "without --inprocess-restart", training=True),
+    Void(
+        "inprocess_*",
+        lambda a: a.inprocess_restart,
+        "without --inprocess-restart",
+        training=True,
+        but="inprocess_restart",
+    ),
     Void("error_injection_type", lambda a: a.error_injection_rate, "without --error-injection-rate", training=True),
     Void(
         "fault_injector_*",
         lambda a: a.fault_injector_ranks or a.fault_injector_num_ranks,
         "without --fault-injector-ranks or --fault-injector-num-ranks",
         training=True,
+        but="fault_injector_ranks fault_injector_num_ranks",
     ),
-    Void("async_*", lambda a: a.async_save, "without --async-save", training=True),
+    Void("async_*", lambda a: a.async_save, "without --async-save", training=True, but="async_save"),
     Void("replication_*", lambda a: a.replication, "without --replication", training=True),
     Void(
-        "flight_recorder_*", lambda a: a.flight_recorder_dump_path, "without --flight-recorder-dump-path", training=True
+        "flight_recorder_*",
+        lambda a: a.flight_recorder_dump_path,
+        "without --flight-recorder-dump-path",
+        training=True,
+        but="flight_recorder_dump_path",
     ),
     Void("data_sharding", lambda a: a.dataloader_type == "cyclic", "without --dataloader-type cyclic", training=True),
     # The layout
