@@ -104,6 +104,8 @@ def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, A
             continue
         seen.add(argument)
         before, now = (_plain(getattr(one, argument)) for one in (saved, args))
+        if argument == "add_qkv_bias":
+            before = before or bool(getattr(saved, "add_bias_linear", False))  # as Megatron's validation has it
         if argument in DERIVED and before is None:
             continue
         if argument == "moe_router_load_balancing_type":

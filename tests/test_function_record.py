@@ -133,6 +133,15 @@ def test_a_checkpoint_without_a_record_is_compared_by_its_arguments(name, saved)
     assert not differences(_without_record(args), args)
 
 
+def test_an_import_with_all_biases_is_one_with_biases_of_queries(saved):
+    """Megatron's validation says so, which an imported checkpoint's arguments did not pass."""
+    biased = _without_record(arguments("--unset", "disable-bias-linear"))
+    assert biased.add_bias_linear and biased.add_qkv_bias
+    biased.add_qkv_bias = False
+    assert differences(biased, arguments("--unset", "disable-bias-linear")) == []
+    assert {one.field for one in differences(biased, saved)} == {"add_bias_linear", "add_qkv_bias"}
+
+
 def test_a_field_that_is_not_classified_is_compared(saved, monkeypatch):
     monkeypatch.setattr(function_record, "FUNCTION", FUNCTION - {"rotary_base"})
     assert [one.field for one in differences(saved, arguments("--rotary-base", "7"))] == ["rotary_base"]

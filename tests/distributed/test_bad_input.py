@@ -183,7 +183,8 @@ DAMAGES = {
 
 @pytest.mark.parametrize(("damage", "pattern"), DAMAGES.values(), ids=DAMAGES)
 def test_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
-    refuse(1, [*tiny, *damaged(checkpoint, tmp_path, damage)], pattern)
+    flags = [*tiny, "--override-opt_param-scheduler"]
+    refuse(1, [*flags, *damaged(checkpoint, tmp_path, damage)], pattern)
 
 
 def test_checkpoint_of_another_shape(checkpoint, tiny):

@@ -18,6 +18,9 @@ from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import PP2, losses, succeed
 
 
+OVERRIDE = "--override-opt_param-scheduler"
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -40,7 +43,7 @@ def another_exponent() -> None:
 
 
 def test_another_exponent_is_refused_unless_asked_for(checkpoint, tiny):
-    flags = [*tiny, "--load", str(checkpoint), "--dry-run"]
+    flags = [*tiny, "--load", str(checkpoint), "--dry-run", "--override-opt_param-scheduler"]
     said = r"was trained with lns of scheme_exponent -0.5 \(this run: -1.0\); give the same, or --override-scheme-check"
     refuse(1, flags, said, before=another_exponent)
     ended = run_training_ranks(1, [*flags, "--override-scheme-check"], before=another_exponent)[0]
@@ -49,7 +52,7 @@ def test_another_exponent_is_refused_unless_asked_for(checkpoint, tiny):
 
 
 def test_another_init_policy_is_only_said(checkpoint, tiny):
-    ended = succeed(1, [*tiny, "--load", str(checkpoint), "--dry-run", "--init-policy", "scaled"])[0]
+    ended = succeed(1, [*tiny, "--load", str(checkpoint), "--dry-run", "--init-policy", "scaled", OVERRIDE])[0]
     assert "was initialised with --init-policy normal; scaled has no effect here" in ended.output
 
 

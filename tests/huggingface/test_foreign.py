@@ -40,6 +40,7 @@ def test_a_checkpoint_as_lns_is_refused_as_pre_ln(tmp_path, tiny):
     import_model(ImportJob(tmp_path / "hf", tmp_path / "lns", as_scheme="lns"))
     recipe = ["--recipe", str(tmp_path / "lns" / "recipe.yaml"), "--load", str(tmp_path / "lns"), "--mock-data"]
     run = ["--train-iters", "1", "--micro-batch-size", "1", "--global-batch-size", "1", "--lr", "1e-4", "--dry-run"]
+    run += ["--eval-iters", "0"]
     ended = run_training_ranks(
         1, [*recipe, *run, "--norm-scheme", "pre_ln", "--unset", "lns-placement", "lns-exponent"]
     )

@@ -33,7 +33,7 @@ def arguments(parser):
     """Arguments as a run parses them, with the bare minimum beside those given."""
 
     def parse(*flags: str) -> Namespace:
-        return parser.parse_args([*flags, "--eval-iters", "2"])
+        return parser.parse_args([*flags, "--eval-iters", "0"])
 
     return parse
 
