@@ -17,7 +17,6 @@ from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import PP2, losses, succeed
 
-
 OVERRIDE = "--override-opt_param-scheduler"
 
 
