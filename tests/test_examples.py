@@ -60,7 +60,7 @@ def code_of(script: str) -> list[str]:
 def test_templates_are_short_and_say_what_to_change(script):
     text = script.read_text()
     assert len(text.splitlines()) < 60
-    if script.name != "environment.sh":
+    if script.name not in ("environment.sh", "functions.sh"):
         assert "the five things to change" in text
         marked = text.split("the five things to change")[1].split("# -----")[0]
         assert len(re.findall(r"^[A-Z_]+=", marked, re.M)) == 5

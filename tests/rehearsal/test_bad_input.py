@@ -72,7 +72,11 @@ REFUSED = {
         [*SMALL, "--context-parallel-size", "2", "--seq-length", "30"],
         "--seq-length 30 must be a multiple of 4",
     ),
-    "data": (1, [flag for flag in SMALL if flag != "--mock-data"] + ["--train-data-path", "nowhere"], "nowhere"),
+    "data": (
+        1,
+        [flag for flag in SMALL if flag != "--mock-data"] + ["--train-data-path", "nowhere", "--eval-iters", "0"],
+        "nowhere",
+    ),
     "uncounted": (1, [*SMALL, "--num-experts", "2", "--moe-latent-size", "8"], "the rehearsal cannot count"),
 }
 
