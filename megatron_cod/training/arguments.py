@@ -189,7 +189,7 @@ def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> a
 
     parser = add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)
     for action in parser._actions:
-        if action.type is not None:
+        if action.type not in (None, int, float, str, bool):  # these raise ValueError alone
             action.type = _refusing(action)
     return parser
 

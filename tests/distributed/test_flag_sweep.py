@@ -43,7 +43,7 @@ FEW = (
 def _words(action) -> list[str]:
     if action.nargs == 0:
         return []
-    number = {int: "2", float: "0.5"}.get(getattr(action.type, "__wrapped__", None), "x")
+    number = {int: "2", float: "0.5"}.get(action.type, "x")
     choice = next((one for one in action.choices or () if one != action.default), number)
     value = VALUES.get(action.dest, str(getattr(choice, "name", choice)))
     return [value] * (action.nargs if isinstance(action.nargs, int) else 1)

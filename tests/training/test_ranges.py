@@ -84,7 +84,7 @@ def test_every_default_is_within_its_range(parser):
 
 
 def _numbers(parser, kind):
-    return [one for one in parser._actions if getattr(one.type, "__wrapped__", None) is kind and not one.choices]
+    return [one for one in parser._actions if one.type is kind and not one.choices]
 
 
 def test_no_flag_takes_nan_or_infinity(parser):

@@ -63,4 +63,4 @@ def test_rejects_fsdp2_where_its_checkpoints_cannot_be_loaded(monkeypatch):
 
 def test_the_rehearsal_refuses_it_too(tiny, tmp_path):
     with pytest.raises(ValueError, match="--use-torch-fsdp2 cannot save its optimizer"):
-        read_launch([*tiny, *FSDP2, "--save", str(tmp_path)], 2)
+        read_launch([*tiny, *FSDP2, "--save", str(tmp_path), "--save-interval", "2"], 2)

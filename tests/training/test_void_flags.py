@@ -22,7 +22,7 @@ def _value(action):
     """Another value than the default."""
     if action.choices:
         return next(one for one in action.choices if one != action.default)
-    kind = getattr(action.type, "__wrapped__", None)
+    kind = action.type
     number = (action.default or 0) + 3 if isinstance(action.default, int | float | None) else 3
     return {int: int(number), float: float(number)}.get(kind, "x")
 
