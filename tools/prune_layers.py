@@ -69,7 +69,11 @@ def main() -> None:
     # What the weights were trained as holds for the old places only.
     if hasattr(model.config, "megatron_cod"):
         del model.config.megatron_cod
-    model.save_pretrained(part.folder)
+    try:
+        model.save_pretrained(part.folder)
+    except Exception as error:  # whatever transformers raises: it checks the configuration first
+        part.discard()
+        raise NotTheSame(f"the shorter model does not load in transformers: {str(error)[:300]}") from error
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(part.folder)
     try:
