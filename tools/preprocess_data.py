@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="files, globs, or folders written by save_to_disk of Hugging Face datasets, in this order; .gz and .zst too",
+        help="files, globs, or folders written by save_to_disk of Hugging Face datasets, in this order; compressed or not",
     )
     data.add_argument(
         "--input-format",

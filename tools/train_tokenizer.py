@@ -1,4 +1,4 @@
-"""Train a SentencePiece tokenizer on JSON lines or plain text, plain or .gz/.zst.
+"""Train a SentencePiece tokenizer on JSON lines or plain text, plain or compressed (gzip, zstd, xz, bzip2).
 
     python tools/train_tokenizer.py --input 'corpus/*.jsonl.zst' --output-prefix tokenizer --vocab-size 32000
 

@@ -93,6 +93,15 @@ def test_a_dry_run_knows_how_much_of_a_table_it_read(
     assert (whole.documents, whole.share, whole.total_tokens) == (4000, 1.0, 16_000)
 
 
+@pytest.mark.parametrize("make", [parquet, arrow_file])
+@pytest.mark.parametrize("name", ["rows.data", "rows.jsonl"])
+def test_a_table_is_known_by_its_content_whatever_its_name(tmp_path: Path, make: Any, name: str) -> None:
+    table = make(tmp_path / "table", ["word"] * 4)
+    path = table.rename(tmp_path / name)
+    for input_format in ("auto", "text"):
+        assert find_inputs([str(path)], input_format)[0].has_rows
+
+
 def test_the_share_of_a_table_that_was_read_counts_from_where_its_part_begins(tmp_path: Path) -> None:
     """Also where a reading goes on in the middle, as after a kill."""
     [source] = find_inputs([str(parquet(tmp_path / "d.parquet", ["word"] * 4000))])

@@ -84,7 +84,7 @@ def test_dry_run_writes_nothing(
     ("arguments", "says"),
     [
         (["--input", "none.jsonl", "--tokenizer-type", "ByteLevelTokenizer"], "none.jsonl does not exist"),
-        (["--input", __file__, "--tokenizer-type", "ByteLevelTokenizer"], "does not tell the format"),
+        (["--input", __file__, "--tokenizer-type", "ByteLevelTokenizer"], "the format is not known from the name"),
         (
             ["--input", __file__, "--input-format", "jsonl", "--tokenizer-type", "ByteLevelTokenizer"],
             "test_data_tools.py, line 1: not JSON",

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.arrow import read_objects
 from megatron_cod.data.chat.layouts import Chat, read_chat
 from megatron_cod.data.chat.messages import Message
+from megatron_cod.data.compression import open_input
 from megatron_cod.data.documents import cut_documents, json_value
-from megatron_cod.data.inputs import Format, InputFile, find_inputs, open_input
+from megatron_cod.data.inputs import InputFile, find_inputs
 from megatron_cod.errors import UserError
 
 
@@ -60,14 +61,6 @@ def _json_records(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
                 yield f"{path}:{number}", lambda line=line: json_value(line)  # type: ignore[misc]
 
 
-def _as_it_begins(source: InputFile) -> InputFile:
-    """A table is known by its first bytes, whatever its name."""
-    with source.path.open("rb") as file:
-        magic = file.read(6)
-    found: Format | None = "parquet" if magic[:4] == b"PAR1" else "arrow" if magic == b"ARROW1" else None
-    return replace(source, format=found) if found else source
-
-
 def read_conversations(
     patterns: Sequence[str],
     layout: str = "auto",
@@ -81,7 +74,7 @@ def read_conversations(
     ``find_inputs``. UserError for files that are missing or damaged.
     """
     for source in find_inputs(patterns, "jsonl", say):
-        for place, parse in _records(_as_it_begins(source)):
+        for place, parse in _records(source):
             try:
                 yield Conversation(read_chat(parse(), layout), place)
             except ValueError as error:

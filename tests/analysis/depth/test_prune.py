@@ -81,7 +81,16 @@ LISTS = {
     ),
     "mlp_only_layers": ("Qwen3MoeForCausalLM", {"mlp_only_layers": [1, 3], "decoder_sparse_step": 1}),
     "decoder_sparse_step": ("Qwen3MoeForCausalLM", {"mlp_only_layers": [3], "decoder_sparse_step": 2}),
-    "layer_types": ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+    "layer_types": (
+        "Qwen3ForCausalLM",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 4,
+            "max_window_layers": 3,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+        },
+    ),
     "layer_types, every second": (
         "Gemma2ForCausalLM",
         {"sliding_window": 4, "head_dim": 8, "query_pre_attn_scalar": 8},
@@ -106,10 +115,7 @@ def with_lists(name):
     return model_class(model_class.config_class(**sizes)).eval()
 
 
-_WINDOWS = pytest.mark.xfail(strict=True, reason="not mended: the model with a sliding window fails in attention here")
-
-
-@pytest.mark.parametrize("name", [pytest.param(one, marks=_WINDOWS if one == "layer_types" else ()) for one in LISTS])
+@pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("removed", [{2, 5}, {6}])
 def test_what_a_config_says_layer_by_layer_goes_with_its_layers(name, removed, tmp_path):
     """The directory loads whole, and computes what the whole model does with these blocks left out where they stand."""
