@@ -30,6 +30,7 @@ from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.failures import this_rank
 from megatron_cod.training.faults import rewind
 from megatron_cod.training.optimizer_layout import check_optimizer_layout
+from megatron_cod.training.resumed_data import check_place_in_data, data_warnings
 from megatron_cod.training.resumed_schedule import check_resumed_schedule
 
 RESOLVED = "resolved_args.yaml"
@@ -137,7 +138,7 @@ def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) 
     scheme = check_scheme(checkpoint, saved, args, override_scheme)
     if trains and is_resumed:
         check_resumed_schedule(checkpoint, saved, state, args)
-    return [*lines, *scheme, *changed, *differences(checkpoint, saved, args), *other_data(checkpoint, saved, args)]
+    return [*lines, *scheme, *changed, *differences(checkpoint, saved, args), *data_warnings(checkpoint, saved, args)]
 
 
 def _check_format(checkpoint: Path, args: MegatronArgs) -> None:
@@ -182,35 +183,6 @@ def differences(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs)
     if version is not None and version != __version__:
         lines.append(f"{checkpoint} was saved by megatron_cod {version}, this is {__version__}")
     return lines
-
-
-def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> None:
-    """UserError where a run goes on with samples of another length, unless a phase begins there that counts anew."""
-    theirs, consumed = getattr(saved, "seq_length", None), getattr(saved, "consumed_train_samples", 0)
-    if args.no_load_optim or args.finetune or not consumed or theirs in (None, args.seq_length):
-        return
-    step = int(checkpoint.name.removeprefix("iter_"))
-    if step not in (args.phase_transition_iterations or []):
-        raise UserError(
-            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
-            f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
-        )
-
-
-def other_data(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> list[str]:
-    """A line where a run goes on, at its place in the data, with datasets that hold something else than before."""
-    theirs, consumed = getattr(saved, "data_content", None), getattr(saved, "consumed_train_samples", 0)
-    ours = getattr(args, "data_content", None)
-    if args.no_load_optim or args.finetune or not consumed or theirs is None or ours is None:
-        return []
-    new = [prefix for prefix, digest in ours.items() if digest not in theirs.values()]
-    if not new:
-        return []
-    shown = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
-    return [
-        f"WARNING: {checkpoint} was not trained on what is now in {shown}: the run goes on at sample {consumed:,} of the "
-        "new order, so that documents may be read again or never"
-    ]
 
 
 def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.tokenizers import TokenizerChoice
 from megatron_cod.errors import UserError
 from megatron_cod.training.agreement import judge
-from megatron_cod.training.checkpoints import other_data
 from megatron_cod.training.sample_indices import ContentDataset
 
 LENGTH, COUNT = 8, 24
@@ -215,13 +213,3 @@ def test_machines_with_other_copies_of_the_data_are_told():
     ]
     assert judge(votes[:2], [], None, 1.0) == "agreed"
     assert "dataset d is not the same on node0 and on node2 (rank 2)" in judge(votes, [], None, 1.0)
-
-
-def test_going_on_with_other_data_is_told():
-    saved = Namespace(data_content={"d": "1", "e": "2"}, consumed_train_samples=40)
-    args = Namespace(no_load_optim=None, finetune=False, data_content={"moved/d": "1", "e": "3"})
-    [line] = other_data(Path("iter_0000010"), saved, args)
-    assert "was not trained on what is now in e: the run goes on at sample 40" in line
-    for same in ({"data_content": {"moved/d": "1"}}, {"finetune": True}, {"no_load_optim": True}):
-        assert other_data(Path("iter_0000010"), saved, Namespace(**(vars(args) | same))) == []
-    assert other_data(Path("iter_0000010"), Namespace(consumed_train_samples=40), args) == []
