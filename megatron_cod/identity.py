@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from megatron_cod import __version__, cpu
+from megatron_cod import __version__
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.schemes.options import read_options

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_cod import cpu, torch_adaptations
-from megatron_cod.adaptations import Adapted
+from megatron_cod.adaptations import cpu, torch_only
+from megatron_cod.adaptations.table import Adapted
 
 RUN = "training"
 
@@ -170,7 +170,7 @@ HOOKED = (
         "Megatron asks for the first on GPUs before generation 10; its fused functions are compiled otherwise",
         (
             "training/devices.py set_connections: os.environ.setdefault",
-            "cpu.py prepare_environment: os.environ.setdefault",
+            "adaptations/cpu.py prepare_environment: os.environ.setdefault",
         ),
     ),
     Hooked(
@@ -210,7 +210,7 @@ HOOKED = (
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",
         (
             "training/environment.py : warnings.filterwarnings",
-            "cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
+            "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
             "data/tokenizers.py TokenizerChoice.build: *",
             "analysis/checkpoint_tensors.py Checkpoint.common_state: warnings.filterwarnings",
@@ -287,10 +287,10 @@ def tables() -> str:
     sections = {
         "In a run, on CPU processes and GPUs": _rows(of_runs, "name", "how", "why"),
         "In other programs": _rows(others, "program", "name", "how", "why"),
-        "Without Transformer Engine and Apex, on CPU processes and GPUs (`torch_adaptations.py`)": _rows(
-            _adapted(torch_adaptations.TORCH_ADAPTED), "replaced", "why"
+        "Without Transformer Engine and Apex, on CPU processes and GPUs (`adaptations/torch_only.py`)": _rows(
+            _adapted(torch_only.TORCH_ADAPTED), "replaced", "why"
         ),
-        "Without a GPU (`cpu.py`)": _rows(_adapted(cpu.ADAPTED), "replaced", "why"),
+        "Without a GPU (`adaptations/cpu.py`)": _rows(_adapted(cpu.ADAPTED), "replaced", "why"),
     }
     return "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items())
 

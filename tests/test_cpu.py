@@ -7,8 +7,8 @@ import textwrap
 import pytest
 import torch
 
-from megatron_cod import cpu
-from megatron_cod.adaptations import Adapted, missing_names
+from megatron_cod.adaptations import cpu
+from megatron_cod.adaptations.table import Adapted, missing_names
 
 
 def run_python(code: str) -> str:
@@ -18,7 +18,9 @@ def run_python(code: str) -> str:
 
 
 def test_every_adapted_name_is_still_there():
-    assert missing_names(cpu.ADAPTED) == [], "megatron_cod/cpu.py adapts names that torch or Megatron no longer has"
+    assert missing_names(cpu.ADAPTED) == [], (
+        "megatron_cod/adaptations/cpu.py adapts names that torch or Megatron no longer has"
+    )
 
 
 def test_a_lost_name_is_reported_with_its_reason(monkeypatch):

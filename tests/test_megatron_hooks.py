@@ -13,10 +13,10 @@ PACKAGE = ROOT / "megatron_cod"
 
 # What the scan finds and is none of Megatron's or torch's names: pattern of sites -> what it is.
 OURS = {
-    "adaptations.py put_in: setattr holder": "puts in the rows of cpu.ADAPTED and torch_adaptations.TORCH_ADAPTED",
+    "adaptations/table.py put_in: setattr holder": "puts in the rows of cpu.ADAPTED and torch_adaptations.TORCH_ADAPTED",
     "* *: args.*": "arguments, not code of Megatron's",
     "* *: setattr args": "arguments",
-    "cpu.py _as_one_process.wrapper: vars(args).update": "arguments",
+    "adaptations/cpu.py _as_one_process.wrapper: vars(args).update": "arguments",
     "* *: raw.*": "a plain parse of the command line",
     "training/token_counts.py in_samples: setattr raw": "a plain parse",
     "schemes/imports.py _Import.__call__: setattr namespace": "a plain parse",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
 from megatron_cod.benchmark import activation_scaling

@@ -1,6 +1,6 @@
 """The job that is about to start, gone through in a process of its own on HEAD: its plan, and what it reads and writes.
 
-A process of its own, since without a GPU Megatron is adapted to the CPU in place (``cpu.py``), and the preflight measures.
+A process of its own, since without a GPU Megatron is adapted to the CPU in place (``adaptations/cpu.py``), and the preflight measures.
 """
 
 from __future__ import annotations

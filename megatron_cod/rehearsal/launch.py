@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from megatron_cod.training import environment  # noqa: F401
 
 # isort: split
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.estimate.parameters import uncounted_features

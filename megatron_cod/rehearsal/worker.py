@@ -25,7 +25,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import validate_args
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import cpu, torch_adaptations
+from megatron_cod.adaptations import cpu, torch_only
 from megatron_cod.args import MegatronArgs
 from megatron_cod.depth_map import stage_layers
 from megatron_cod.errors import Phase, UserError
@@ -193,7 +193,7 @@ def _peak_bytes() -> int:
 
 def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
-    torch_adaptations.install()
+    torch_only.install()
     with as_process(job.rank, job.world_size), tempfile.TemporaryDirectory() as cache:
         args = as_megatron_parses(resolve_command_line(job.command_line)[0], job.world_size)
         _short(args, job)

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.backends.choice import BACKENDS, broken_transformer_engine, have_apex, have_transformer_engine
 from megatron_cod.training.devices import no_gpu
 from megatron_cod.training.environment import can_compile

@@ -15,7 +15,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from torch import Tensor
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.packed_samples import PackedSamples
+from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.training.context_parallel import balanced, cut_to_rank
 from megatron_cod.training.sample_indices import ContentDataset

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron.core.optimizer import clip_grads
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 

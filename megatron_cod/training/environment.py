@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 
 
 def can_compile(environment: Mapping[str, str] = os.environ) -> bool:

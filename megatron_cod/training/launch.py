@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of processes that train on CPUs although there are GPUs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 

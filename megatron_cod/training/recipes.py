@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.data_section import KEY, data_flags

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch.distributed.checkpoint.metadata import TensorProperties
 
-from megatron_cod import torch_adaptations
+from megatron_cod.adaptations import torch_only
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
@@ -72,7 +72,7 @@ def _check_fsdp2(args: MegatronArgs) -> None:
     if args.ckpt_format == "torch_dist":
         if not args.no_save_optim:
             raise UserError(f"{flag} cannot save its optimizer in torch_dist: give --ckpt-format torch_dcp, {weights}")
-    elif not torch_adaptations.applies():
+    elif not torch_only.applies():
         raise UserError(
             f"{flag} with Transformer Engine or Apex saves in torch_dcp what Megatron-Core 0.19.2 cannot load: leave out "
             f"--ckpt-format, and --save, {weights}"

@@ -67,6 +67,6 @@ def megatrons_rotary() -> None:
 
 def one_norm_a_parameter() -> None:
     """Nothing is adapted: Megatron's loops over parameters."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    torch_adaptations.TORCH_ADAPTED = ()
+    torch_only.TORCH_ADAPTED = ()

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.training import devices
 from megatron_cod.training.arguments import build_parser
 from tests.conftest import ROOT

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import yaml
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from tests.cuda.resumes import DISTRIBUTED, DP2, Saved, difference, launch, losses, save
 from tests.cuda.runs import train, train_on_cpu
 

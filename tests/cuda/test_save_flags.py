@@ -56,10 +56,10 @@ def test_fsdp2_resumes_on_another_number_of_ranks_and_nowhere_else(tmp_path):
 
 def without_loading_flag() -> None:
     """A mutant: the row that lets a torch_dcp checkpoint be loaded is left out."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    rows = torch_adaptations.TORCH_ADAPTED
-    torch_adaptations.TORCH_ADAPTED = tuple(row for row in rows if "ChainedOptimizer" not in row.module)
+    rows = torch_only.TORCH_ADAPTED
+    torch_only.TORCH_ADAPTED = tuple(row for row in rows if "ChainedOptimizer" not in row.module)
 
 
 @pytest.mark.slow

@@ -35,12 +35,12 @@ def start_megatron(flags: list[str]) -> Any:
     import megatron.training.training as loop
     from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
     from megatron_cod.training.arguments import add_arguments
     from megatron_cod.training.backend_flags import default_flags
     from megatron_cod.training.environment import satisfy_make
 
-    torch_adaptations.install()
+    torch_only.install()
     sys.argv = ["test", *default_flags(flags)[0], *flags]
     args = parse_and_validate_args(extra_args_provider=add_arguments)
     satisfy_make()

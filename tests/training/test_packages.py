@@ -13,7 +13,7 @@ import pytest
 from megatron.core.extensions import transformer_engine as megatrons_engine
 from megatron.core.fusions import fused_layer_norm
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.training import packages
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import CHOICES, default_flags

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.training.arguments import UsageError, add_arguments, build_parser
 from megatron_cod.training.command_line import resolve_command_line
 from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml

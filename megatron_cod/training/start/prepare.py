@@ -19,7 +19,8 @@ from megatron.training.arguments import validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import errors, identity, torch_adaptations
+from megatron_cod import errors, identity
+from megatron_cod.adaptations import torch_only
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.errors import UserError, megatron_refusals, one_line
@@ -132,7 +133,7 @@ def prepare(
         program.complete(raw)
         run_checks(start, Phase.SCHEDULE)
         hooks.before_megatron(settings_of(raw), raw)
-        torch_adaptations.install()
+        torch_only.install()
         start.validated = args = _validated(raw, start.world_size)
         if set_globals:
             with megatron_refusals(errors.Phase.START), bad_tokenizer(args):

@@ -4,10 +4,10 @@ Megatron has a fallback in plain torch for what these packages do; where a fallb
 is one row of ``TORCH_ADAPTED``, with the reason. Where either package is installed nothing here is used.
 """
 
-from megatron_cod import cpu
-from megatron_cod.adaptations import Adapted, put_in
-from megatron_cod.torch_multi_tensor import copy, l2_norm, scale, with_one_copy
-from megatron_cod.torch_optimizer import (
+from megatron_cod.adaptations import cpu
+from megatron_cod.adaptations.table import Adapted, put_in
+from megatron_cod.adaptations.torch_multi_tensor import copy, l2_norm, scale, with_one_copy
+from megatron_cod.adaptations.torch_optimizer import (
     state_beside_parameters,
     with_loading_flag,
     with_optimizer_state,
@@ -57,7 +57,7 @@ _installed = False
 
 
 def install() -> None:
-    """Adapt Megatron to this machine: to the CPU where there is no GPU (``cpu.py``), and to the packages that are missing.
+    """Adapt Megatron to this machine: to the CPU where there is no GPU (``adaptations/cpu.py``), and to the packages that are missing.
 
     A second call does nothing. Raises RuntimeError, naming them, when Megatron has lost a name that is adapted.
     """
@@ -65,5 +65,5 @@ def install() -> None:
     cpu.install()
     if _installed or not applies():
         return
-    put_in(TORCH_ADAPTED, "megatron_cod/torch_adaptations.py")
+    put_in(TORCH_ADAPTED, "megatron_cod/adaptations/torch_only.py")
     _installed = True

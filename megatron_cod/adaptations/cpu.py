@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from megatron_cod.adaptations import Adapted, put_in
+from megatron_cod.adaptations.table import Adapted, put_in
 
 CPU = torch.device("cpu")
 
@@ -246,7 +246,7 @@ def install() -> bool:
     # torch looks up what `with torch.device(...)` applies to when one is first entered: it must find the originals.
     with torch.device("cpu"):
         torch.empty(0)
-    put_in(ADAPTED, "megatron_cod/cpu.py")
+    put_in(ADAPTED, "megatron_cod/adaptations/cpu.py")
     # The tracker guards against CPU draws inside a GPU context; here both are one generator, so every fork would warn.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()
