@@ -153,7 +153,7 @@ HOOKED = (
         "our retention deletes alone; random states of another kind of device do not fit; Megatron's warm-up of SwiGLU "
         "fails where the width is odd",
         (
-            "training/retention.py Retention.__init__: args.save_retain_interval",
+            "training/faults/checkpoint_deletion.py Retention.__init__: args.save_retain_interval",
             "training/random_states.py skip_foreign: args.no_load_rng",
             "training/warm_up.py widen_warm_up*: args.ffn_hidden_size",
         ),
@@ -213,7 +213,7 @@ HOOKED = (
             "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
             "data/tokenizers.py TokenizerChoice.build: *",
-            "analysis/checkpoint_tensors.py Checkpoint.common_state: warnings.filterwarnings",
+            "checkpoint/tensors.py Checkpoint.common_state: warnings.filterwarnings",
             "benchmark/__init__.py : warnings.filterwarnings",
             "benchmark/engine.py : logging.getLogger('megatron').setLevel",
             "preflight/job.py main: *",

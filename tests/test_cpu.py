@@ -18,9 +18,7 @@ def run_python(code: str) -> str:
 
 
 def test_every_adapted_name_is_still_there():
-    assert missing_names(cpu.ADAPTED) == [], (
-        "megatron_cod/adaptations/cpu.py adapts names that torch or Megatron no longer has"
-    )
+    assert missing_names(cpu.ADAPTED) == [], "adaptations/cpu.py adapts names that torch or Megatron no longer has"
 
 
 def test_a_lost_name_is_reported_with_its_reason(monkeypatch):

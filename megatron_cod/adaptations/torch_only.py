@@ -57,7 +57,7 @@ _installed = False
 
 
 def install() -> None:
-    """Adapt Megatron to this machine: to the CPU where there is no GPU (``adaptations/cpu.py``), and to the packages that are missing.
+    """Adapt Megatron to this machine: to the CPU where there is no GPU (``cpu.py``), and to the packages that are missing.
 
     A second call does nothing. Raises RuntimeError, naming them, when Megatron has lost a name that is adapted.
     """

@@ -4,8 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from megatron_cod import checkpoint_sums
-from megatron_cod.analysis.checkpoint_tensors import damaged_file
+from megatron_cod.checkpoint import checksums
+from megatron_cod.checkpoint.tensors import damaged_file
 from megatron_cod.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -153,7 +153,7 @@ def check_files(checkpoint: Path, verify: bool = False) -> None:
         stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
     except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
         raise UserError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
-    damage = damaged_file(checkpoint, stored) or (checkpoint_sums.changed(checkpoint, stored) if verify else None)
+    damage = damaged_file(checkpoint, stored) or (checksums.changed(checkpoint, stored) if verify else None)
     if damage:
         raise UserError(f"checkpoint {checkpoint} is corrupt: {damage}; load an older one")
 

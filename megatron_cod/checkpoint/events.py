@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
 
 from megatron_cod import console
+from megatron_cod.launch.scheduler import this_host
 
 EVENTS = "events.jsonl"
 
@@ -72,14 +72,3 @@ def read_events(save: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
-
-
-def restarts() -> int:
-    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
-    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    return max(int(count) for count in told if count.isdigit())
-
-
-def this_host() -> str:
-    """The machine's name as its scheduler has it, else its own."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

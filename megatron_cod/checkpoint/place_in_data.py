@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.data.datasets.blends import blends_of
 from megatron_cod.errors import UserError
-from megatron_cod.training.blends import blends_of
 
 
 def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_metrics
-from megatron_cod.checkpoint_files import TRACKER
+from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.training.launch import RunFailed, run_training
 
 RISE = 1.0

@@ -6,12 +6,12 @@ from megatron.core.transformer.enums import AttnBackend, AttnMaskType
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.checkpoint.selection import checkpoint_to_load
 from megatron_cod.errors import UserError
 from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.batch_sizes import batch_sizes
-from megatron_cod.training.checkpoints import checkpoint_to_load
 from megatron_cod.training.cuda_graphs import check_graphs
 from megatron_cod.training.low_precision import check_low_precision
 from megatron_cod.training.schedule_checks import check_batches

@@ -95,7 +95,7 @@ TABLE = (
         "retention",
         _OUTSIDE,
         flags=("--keep-last-checkpoints",),
-        sites=("training/retention.py Retention: step_begins",),
+        sites=("training/faults/checkpoint_deletion.py Retention: step_begins",),
     ),
     Row(
         "signals before the first step",
@@ -185,7 +185,7 @@ TABLE = (
         "data that is passed over",
         "the data is read outside of graphs",
         flags=("--rewind-to", "--rewind-skip"),
-        sites=("training/run.py train: pretrain rewind.passing_over(run.task.datasets_provider, args.save)",),
+        sites=("training/run.py train: pretrain passing_over(run.task.datasets_provider, args.save)",),
     ),
     # What is Megatron's own: it trains other numbers, or fails without naming the flags.
     Row(

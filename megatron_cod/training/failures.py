@@ -11,16 +11,12 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from megatron_cod import console
+from megatron_cod.console import this_rank
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending
 from megatron_cod.training import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0
-
-
-def this_rank() -> int:
-    """This process's global rank, as the launcher set it; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def _tell_launcher(message: str, speaks_in: float) -> None:

@@ -11,15 +11,15 @@ from megatron.core.datasets.utils import Split
 from megatron.training import get_args
 
 from megatron_cod.args import FineTuningArgs
-from megatron_cod.checkpoint_files import latest_checkpoint, newest_whole, same_directory
+from megatron_cod.checkpoint.directory import latest_checkpoint, newest_whole, same_directory
+from megatron_cod.checkpoint.selection import checkpoint_to_load, saved_state
+from megatron_cod.console import say
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
 from megatron_cod.errors import UserError
 from megatron_cod.training.batches import forward_step
-from megatron_cod.training.checkpoints import checkpoint_to_load, saved_state
 from megatron_cod.training.fine_tuning_data import Conversations
 from megatron_cod.training.fine_tuning_flags import INTRODUCTION, add_arguments, check_flags
-from megatron_cod.training.reporting import say
 from megatron_cod.training.task import Task
 
 

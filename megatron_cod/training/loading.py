@@ -17,14 +17,12 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint_files import RELEASE, is_dcp, read_tracker
+from megatron_cod.checkpoint import selection
+from megatron_cod.checkpoint.directory import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
-from megatron_cod.training import (
-    checkpoints,
-    environment,
-)
+from megatron_cod.training import environment
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.imports import modules_of
 from megatron_cod.training.launch import launch_alone
@@ -34,7 +32,7 @@ from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program
 
-_RECIPES = (checkpoints.RESOLVED, "recipe.yaml")
+_RECIPES = (selection.RESOLVED, "recipe.yaml")
 """What tells of a model beside its checkpoints: as a run leaves it, or an import."""
 
 WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-iters", "0", "--num-workers", "0")
@@ -55,7 +53,7 @@ def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"checkpoint {load} does not exist")
     where = argparse.Namespace(load=str(folder), ckpt_step=step, pretrained_checkpoint=None, save=None)
-    checkpoint = checkpoints.checkpoint_to_load(where)
+    checkpoint = selection.checkpoint_to_load(where)
     if checkpoint is None:
         raise UserError(f"{folder} holds no finished checkpoint")
     if is_dcp(checkpoint):
@@ -75,7 +73,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
     if not known:
         raise UserError(
-            f"{folder} has no {checkpoints.RESOLVED}, which tells how its model is built; "
+            f"{folder} has no {selection.RESOLVED}, which tells how its model is built; "
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
@@ -83,7 +81,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     parser = build_parser()
     dropped = keys_beside_the_model(recipe, parser, kept)
     flags = recipe_flags(recipe, parser, [*dropped, *unset])
-    saved = checkpoints.saved_state(checkpoint).get("args")
+    saved = selection.saved_state(checkpoint).get("args")
     # Megatron pads by the size of TP, which may be another one now; without the tokenizer it knows no size at all.
     for key in ("padded-vocab-size", *([] if set(TOKENIZER) <= set(kept) else ["vocab-size"])):
         size = getattr(saved, key.replace("-", "_"), None)
@@ -99,7 +97,7 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
         try:
             environment.satisfy_make()
             loop.initialize_megatron()
-            with checkpoints.readable(args.load):
+            with selection.readable(args.load):
                 model, *_ = loop.setup_model_and_optimizer(
                     ModelType.encoder_or_decoder,
                     checkpointing_context={},

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from megatron_cod.args import MegatronArgs
+    from megatron_cod.checkpoint.events import Events
     from megatron_cod.training.depth_stats import StreamVariance
-    from megatron_cod.training.faults.events import Events
     from megatron_cod.training.faults.signals import UntilTraining
     from megatron_cod.training.progress import Lines
     from megatron_cod.training.task import Task

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.console import this_rank
 from megatron_cod.errors import CommonError
 from megatron_cod.estimate.advice import advice, largest
 from megatron_cod.estimate.memory import GIB, Memory, rank_memory
 from megatron_cod.estimate.parameters import uncounted_features
-from megatron_cod.training.failures import this_rank
 
 # Where memory is not asked of torch's allocator: the driver, cuBLAS' and cuDNN's handles, NCCL's buffers.
 _OTHERS = re.compile(r"(CUDA|NCCL|nccl|cuda).*out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.DOTALL)

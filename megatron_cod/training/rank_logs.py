@@ -15,7 +15,7 @@ from types import TracebackType
 
 from megatron_cod import console
 from megatron_cod.errors import Phase, ending
-from megatron_cod.training.faults.events import restarts, this_host
+from megatron_cod.launch.scheduler import restarts, this_host
 
 _file: Path | None = None
 

@@ -16,11 +16,10 @@ from megatron.training import get_tensorboard_writer
 from megatron.training.global_vars import get_wandb_writer
 from megatron.training.training import num_floating_point_operations
 
-from megatron_cod import console
 from megatron_cod.analysis.metrics import PARAMETERS
+from megatron_cod.console import say, this_rank
 from megatron_cod.errors import UserError
 from megatron_cod.training.batch_sizes import planned
-from megatron_cod.training.failures import this_rank
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.observers import Observer, Run
 from megatron_cod.training.parameters import count_parameters
@@ -30,12 +29,6 @@ from megatron_cod.training.throughput import Job, peak_tflops
 # How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.
 _SECONDS_AT_THE_END = 10.0
 _SECONDS_AFTER_A_FAILURE = 2.0
-
-
-def say(text: str) -> None:
-    """Print a line of the log, on rank 0."""
-    if this_rank() == 0:
-        console.show(text)
 
 
 def check_wandb(args: Any, rank: int, world: int) -> None:

@@ -12,16 +12,19 @@ from megatron.core.enums import ModelType
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
+from megatron_cod.checkpoint import selection
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.console import say, this_rank
 from megatron_cod.errors import Phase
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, rank_logs
+from megatron_cod.training import agreement, rank_logs
+from megatron_cod.training.data.passed_over import passing_over
 from megatron_cod.training.data_workers import DataWorkers
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import one_line_endings, this_rank
-from megatron_cod.training.faults import rewind
-from megatron_cod.training.faults.events import Events
+from megatron_cod.training.failures import one_line_endings
+from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
 from megatron_cod.training.faults.saving import failed_saves
@@ -32,10 +35,9 @@ from megatron_cod.training.observers import Row, Run, around, observers_of
 from megatron_cod.training.out_of_memory import in_step, told_in_one_line
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.random_states import ForeignRandomStates
-from megatron_cod.training.reporting import Report, say
+from megatron_cod.training.reporting import Report
 from megatron_cod.training.residual_warmup import GraphWarmup
 from megatron_cod.training.resumed_schedule import ResumedRates
-from megatron_cod.training.retention import Retention
 from megatron_cod.training.save_claim import SaveClaim
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
@@ -73,7 +75,7 @@ def main(task: Task) -> None:
         events = Events(args.save, this_rank())
         if args.save and this_rank() == 0:
             put_in_order(args, say, events)
-            checkpoints.write_resolved(args.save, start.resolved)
+            selection.write_resolved(args.save, start.resolved)
 
     train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim), model_config)
 
@@ -108,7 +110,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
         model_config.pre_wrap_hooks.append(_forget_make)
         with (
             around(run.observers),
-            checkpoints.readable(args.load),
+            selection.readable(args.load),
             failed_saves(args),
             told_in_one_line(args, when=lambda: in_step(args, steps.phase is Phase.TRAINING)),
         ):
@@ -116,7 +118,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
             widen_warm_up(args, model_config)
             pretrain(
                 cfg,
-                rewind.passing_over(run.task.datasets_provider, args.save),
+                passing_over(run.task.datasets_provider, args.save),
                 ModelType.encoder_or_decoder,
                 steps.watch(run.task.forward_step),
                 non_loss_data_func=run.variance.collect,

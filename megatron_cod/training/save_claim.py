@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.errors import UserError
+from megatron_cod.launch.scheduler import slurm_job
 from megatron_cod.training.failures import fail
 from megatron_cod.training.observers import Observer
-from megatron_cod.training.requeue import slurm_job
 
 FILE = "running.json"
 BEAT_SECONDS = 5.0

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_cod.analysis.metrics import perplexity
-from megatron_cod.checkpoint_files import iterations
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.throughput import Job, Rate, tokens_text
 
 # Events of a run that went well all the way; the others are worth a word.

@@ -57,15 +57,15 @@ def test_random_states_of_the_other_device_would_be_seen(saved, tmp_path, device
 
 def record_no_device() -> None:
     """As version 0.1 did: checkpoints do not record what they were trained on."""
-    from megatron_cod import identity
+    from megatron_cod.checkpoint import scheme_record
 
-    record = identity.record
+    record = scheme_record.record
 
     def without(args):
         record(args)
         del args.device_kind
 
-    identity.record = without
+    scheme_record.record = without
 
 
 @BOTH_WAYS

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, variance_tag
-from megatron_cod.checkpoint_files import iterations
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
@@ -216,7 +216,7 @@ class RecordsRetention:
     file: Path
 
     def __call__(self) -> None:
-        from megatron_cod.training.retention import Retention
+        from megatron_cod.training.faults.checkpoint_deletion import Retention
 
         right = Retention.look
 

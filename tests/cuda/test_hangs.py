@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
 from tests.distributed.test_killed_rank import kill_and_go_on

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from megatron_cod.training.checkpoints import saved_state
+from megatron_cod.checkpoint.selection import saved_state
 from tests.cuda.resumes import DISTRIBUTED, DP2, Saved, difference, launch, save
 
 OFFLOAD = (DISTRIBUTED, "--use-precision-aware-optimizer", "--optimizer-cpu-offload")

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore
 
+from megatron_cod.checkpoint.events import Events, read_events
 from megatron_cod.training.faults import whereabouts
 from megatron_cod.training.faults.collectives import Collectives, from_entries
-from megatron_cod.training.faults.events import Events, read_events
 from megatron_cod.training.faults.handling import hang_limits
 from megatron_cod.training.faults.hangs import HUNG, HangWatch
 from megatron_cod.training.faults.verdicts import Limits, Sign, verdict

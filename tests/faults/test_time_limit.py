@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from megatron_cod.checkpoint_files import iteration_name
+from megatron_cod.checkpoint.directory import iteration_name
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.arguments import UsageError, build_parser
-from megatron_cod.training.faults.events import read_events
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline, saving_seconds
 from tests.distributed.launch import run_training_ranks

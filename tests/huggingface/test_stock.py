@@ -4,9 +4,9 @@ from argparse import Namespace
 
 import pytest
 
+from megatron_cod.checkpoint.function_fields import FUNCTION, TENSORS
+from megatron_cod.checkpoint.function_record import RECORD, flag_of
 from megatron_cod.errors import UserError
-from megatron_cod.function_fields import FUNCTION, TENSORS
-from megatron_cod.function_record import RECORD, flag_of
 from megatron_cod.huggingface import checkpoint, stock
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model

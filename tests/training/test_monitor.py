@@ -101,7 +101,7 @@ def test_numbers_of_tokens(tokens, text):
 
 
 def test_the_summary_says_what_a_start_did(clock, tmp_path):
-    from megatron_cod.training.faults.events import Events
+    from megatron_cod.checkpoint.events import Events
 
     (tmp_path / "iter_0000006").mkdir()
     for name, facts in (("start", {}), ("loss spike", {}), ("start", {}), ("step left out", {}), ("step left out", {})):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import DistNetworkError, HashStore
 
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.progress import Lines
 from megatron_cod.training.reporting import check_wandb
 from tests.distributed.launch import run_training_ranks

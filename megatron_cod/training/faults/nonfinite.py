@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from megatron.core.utils import get_model_config
 
+from megatron_cod.checkpoint.events import Events
 from megatron_cod.errors import UserError
-from megatron_cod.training.faults.events import Events, this_host
+from megatron_cod.launch.scheduler import this_host
 from megatron_cod.training.faults.flags import POLICIES
 from megatron_cod.training.faults.nonfinite_search import (
     StepRecord,

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.launch.scheduler import restarts
 from megatron_cod.training.batch_sizes import planned
-from megatron_cod.training.faults.events import Events, restarts
 from megatron_cod.training.observers import Observer, Run
 
 STOPPED = 85

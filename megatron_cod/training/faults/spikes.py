@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from itertools import pairwise
 
-from megatron_cod.training.faults.events import Events
+from megatron_cod.checkpoint.events import Events
 from megatron_cod.training.observers import Observer, Run
 
 WINDOW = 128

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from megatron_cod.checkpoint_files import iterations
+from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.errors import UserError
 from megatron_cod.training.observers import Observer, Run
 
