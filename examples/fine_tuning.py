@@ -21,8 +21,8 @@ from megatron_cod.data.sample_corpus import write_sample_conversations
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import answer, open_directory
-from megatron_cod.training.devices import device_named
-from megatron_cod.training.launch import RunFailed, on_cpus_instead, run_training
+from megatron_cod.launch.devices import device_named
+from megatron_cod.launch.local_run import RunFailed, on_cpus_instead, run_training
 from megatron_cod.training.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

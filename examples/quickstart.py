@@ -21,7 +21,7 @@ from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.training.launch import RunFailed, on_cpus_instead
+from megatron_cod.launch.local_run import RunFailed, on_cpus_instead
 from megatron_cod.training.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""The console, for what a user is to see. Where what a process prints goes to a file (``training/rank_logs.py``), these
+"""The console, for what a user is to see. Where what a process prints goes to a file (``launch/rank_logs.py``), these
 lines go to both."""
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ HOOKED = (
         "set in the environment, where the user has not",
         "Megatron asks for the first on GPUs before generation 10; its fused functions are compiled otherwise",
         (
-            "training/devices.py set_connections: os.environ.setdefault",
+            "launch/devices.py set_connections: os.environ.setdefault",
             "adaptations/cpu.py prepare_environment: os.environ.setdefault",
         ),
     ),
@@ -177,14 +177,14 @@ HOOKED = (
         "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
         "set in the environment, as a launcher does",
         "tools start Megatron in one process",
-        ("training/launch.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
+        ("launch/local_run.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
         "tools",
     ),
     Hooked(
         "`PET_SIGNALS_TO_HANDLE` of torchrun",
         "set in the environment, where the user has not",
         "SIGUSR1 is for the ranks too",
-        ("training/torchrun_flags.py parse: os.environ.setdefault",),
+        ("launch/torchrun_flags.py parse: os.environ.setdefault",),
         "megatron_cod.training.torchrun",
     ),
     Hooked(
@@ -194,7 +194,7 @@ HOOKED = (
         (
             "training/arguments.py add_arguments: parser.*",
             "training/arguments.py _built_parser: action.type",
-            "training/torchrun_flags.py parse: parser.error",
+            "launch/torchrun_flags.py parse: parser.error",
         ),
     ),
     Hooked(

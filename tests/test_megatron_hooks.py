@@ -25,7 +25,7 @@ OURS = {
     "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
     "data/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
     "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",
-    "training/rank_logs.py *": "this process's output",
+    "launch/rank_logs.py *": "this process's output",
     "training/run.py train: run.observers": "our own run",
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm": "our own run",
     "training/torchrun.py Agent._invoke_run: Agent.said": "our own class",

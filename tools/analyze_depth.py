@@ -86,7 +86,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     from megatron_cod.analysis.depth.measure import Budget, measure
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
-    from megatron_cod.training.devices import device_named
+    from megatron_cod.launch.devices import device_named
 
     device = device_named(args.device)
     model, tokenizer = _opened(args)

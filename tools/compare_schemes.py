@@ -23,12 +23,12 @@ from megatron_cod.comparison.report import as_csv, row_of, table
 from megatron_cod.comparison.runs import Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError, run_tool
+from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.imports import add_import_flag
 from megatron_cod.schemes.table import SCHEMES, STOCK
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.imports import import_schemes
-from megatron_cod.training.launch import RunFailed
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 
 say = partial(print, flush=True)

@@ -71,7 +71,7 @@ def main() -> None:
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import environment  # noqa: F401, I001
     from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory
-    from megatron_cod.training.devices import device_named
+    from megatron_cod.launch.devices import device_named
 
     sampling, device = _sampling(args), device_named(args.device)
     if args.checkpoint:

@@ -23,9 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.network import addresses_of, port_number
+from megatron_cod.launch.counts import whole_number
+from megatron_cod.launch.network import addresses_of, port_number
 
 
 def _refuse(message: str) -> NoReturn:

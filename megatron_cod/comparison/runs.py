@@ -12,7 +12,7 @@ import yaml
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_metrics
 from megatron_cod.checkpoint.directory import TRACKER
-from megatron_cod.training.launch import RunFailed, run_training
+from megatron_cod.launch.local_run import RunFailed, run_training
 
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""

@@ -17,7 +17,7 @@ import torch
 from torch.distributed import DistError
 
 from megatron_cod import console
-from megatron_cod.training.launch_store import store_connection
+from megatron_cod.launch.store import store_connection
 
 _POLL_SECONDS = 0.2
 _STORE_SECONDS = 30.0

@@ -13,7 +13,7 @@ from typing import NoReturn
 from megatron_cod import console
 from megatron_cod.console import this_rank
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending
-from megatron_cod.training import rank_logs
+from megatron_cod.launch import rank_logs
 
 # Long enough for the launcher to end the other ranks after rank 0 has spoken, short enough not to look like a hang.
 _GRACE_SECONDS = 8.0

@@ -4,8 +4,8 @@ import socket
 
 import psutil
 
-from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError
+from megatron_cod.launch.counts import whole_number
 
 
 def port_number(text: str, what: str) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.errors import UserError
-from megatron_cod.network import holder, is_here
-from megatron_cod.training.torchrun_flags import endpoint, rendezvous_settings
+from megatron_cod.launch.network import holder, is_here
+from megatron_cod.launch.torchrun_flags import endpoint, rendezvous_settings
 
 _DEFAULT_PORT = 29400  # torchrun's
 _MACHINES = "megatron_cod/machines"

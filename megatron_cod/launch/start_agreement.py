@@ -20,8 +20,8 @@ from torch.distributed import DistError, TCPStore
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
-from megatron_cod.shared_directory import leave_mark, not_seen
-from megatron_cod.versions import MUST_AGREE, differences, versions_here
+from megatron_cod.launch.shared_directory import leave_mark, not_seen
+from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
 
 _AGREED = "agreed"
 _MAY_PASS = "may pass: "

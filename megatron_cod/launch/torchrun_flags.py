@@ -9,9 +9,9 @@ from typing import NoReturn
 
 from torch.distributed import run
 
-from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError
-from megatron_cod.network import port_number
+from megatron_cod.launch.counts import whole_number
+from megatron_cod.launch.network import port_number
 
 
 def _refuse(message: str) -> NoReturn:

@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.errors import UserError
-from megatron_cod.network import holder
+from megatron_cod.launch.network import holder
 from megatron_cod.preflight.place import Place
 
 _POLL_SECONDS = 0.05

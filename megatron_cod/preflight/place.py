@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_cod.network import is_here
+from megatron_cod.launch.network import is_here
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from megatron_cod.network import holder
+from megatron_cod.launch.network import holder
 from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, versions
 from megatron_cod.preflight.check import Check, Here
 from megatron_cod.preflight.findings import FAIL, Finding, Verdict

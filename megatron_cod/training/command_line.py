@@ -8,8 +8,9 @@ from typing import cast
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.console import say
+from megatron_cod.launch import devices
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import devices, recipes
+from megatron_cod.training import recipes
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.backend_flags import COMMON_FLAGS, default_flags
 from megatron_cod.training.imports import import_schemes

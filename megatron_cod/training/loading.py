@@ -20,12 +20,12 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.directory import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
+from megatron_cod.launch.local_run import launch_alone
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import environment
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.imports import modules_of
-from megatron_cod.training.launch import launch_alone
 from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model, matches
 from megatron_cod.training.recipes import load_recipe, recipe_flags
 from megatron_cod.training.start.checks import Need

@@ -19,11 +19,11 @@ from megatron.training.training import num_floating_point_operations
 from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.console import say, this_rank
 from megatron_cod.errors import UserError
+from megatron_cod.launch.console_relay import Lines
 from megatron_cod.training.batch_sizes import planned
 from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
 from megatron_cod.training.observers import Observer, Run
 from megatron_cod.training.parameters import count_parameters
-from megatron_cod.training.progress import Lines
 from megatron_cod.training.throughput import Job, peak_tflops
 
 # How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.

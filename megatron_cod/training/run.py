@@ -16,14 +16,15 @@ from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.events import Events
 from megatron_cod.console import say, this_rank
 from megatron_cod.errors import Phase
+from megatron_cod.launch import rank_logs, start_agreement
+from megatron_cod.launch.console_relay import Lines
+from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, rank_logs
 from megatron_cod.training.data.passed_over import passing_over
 from megatron_cod.training.data_workers import DataWorkers
 from megatron_cod.training.depth_monitor import DepthMonitor
 from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import one_line_endings
 from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
@@ -33,7 +34,6 @@ from megatron_cod.training.faults.spikes import SpikeWarnings
 from megatron_cod.training.faults.time_limit import TimeLimit
 from megatron_cod.training.observers import Row, Run, around, observers_of
 from megatron_cod.training.out_of_memory import in_step, told_in_one_line
-from megatron_cod.training.progress import Lines
 from megatron_cod.training.random_states import ForeignRandomStates
 from megatron_cod.training.reporting import Report
 from megatron_cod.training.residual_warmup import GraphWarmup
@@ -58,7 +58,7 @@ def _redirect_output(settings: Settings, raw: Any) -> None:
 
 def main(task: Task) -> None:
     """Parse, check, train."""
-    with one_line_endings(lambda: Phase.START), agreement.among_ranks() as agree:
+    with one_line_endings(lambda: Phase.START), start_agreement.among_ranks() as agree:
         signals: list[UntilTraining] = []
         hooks = StartHooks(
             before_megatron=_redirect_output, globals_set=lambda _: signals.append(UntilTraining()), agree=agree

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.errors import UserError
+from megatron_cod.launch.exit_codes import fail
 from megatron_cod.launch.scheduler import slurm_job
-from megatron_cod.training.failures import fail
 from megatron_cod.training.observers import Observer
 
 FILE = "running.json"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_cod.adaptations import cpu
-from megatron_cod.training import devices
+from megatron_cod.launch import devices
 from megatron_cod.training.arguments import build_parser
 from tests.conftest import ROOT
 from tests.cuda.runs import DEBUG, train, train_on_cpu

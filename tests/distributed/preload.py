@@ -19,7 +19,7 @@ from megatron.training.argument_utils import ArgumentGroupFactory
 import megatron_cod.training.evaluation.run
 import megatron_cod.training.fine_tuning
 import megatron_cod.training.pretraining  # noqa: F401
-from megatron_cod.training import helper_processes
+from megatron_cod.launch import helper_processes
 from megatron_cod.training.arguments import build_parser
 
 

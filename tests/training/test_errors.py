@@ -181,7 +181,7 @@ class Planted:
 
 
 PLACES = {
-    "the command line": "megatron_cod.training.devices.check_driver",
+    "the command line": "megatron_cod.launch.devices.check_driver",
     "the checks": "megatron_cod.checkpoint.scheme_record.record",
     "set-up": "megatron_cod.training.random_states.skip_foreign",
     "the first step": "megatron_cod.training.batches.get_batch",

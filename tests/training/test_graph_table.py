@@ -60,11 +60,11 @@ ONCE = {
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",
     "training/fine_tuning.py task: datasets_provider.is_distributed",
-    "training/rank_logs.py _Log._lost: _Log.told",
-    "training/rank_logs.py report_failures: sys.excepthook",
+    "launch/rank_logs.py _Log._lost: _Log.told",
+    "launch/rank_logs.py report_failures: sys.excepthook",
     "training/torchrun.py Agent._invoke_run: Agent.said",
     "training/torchrun.py main: launcher.LocalElasticAgent",
-    "training/torchrun_flags.py parse: parser.error",
+    "launch/torchrun_flags.py parse: parser.error",
 }
 """What the scan finds and is no hook or value of the training step."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from megatron_cod.training.torchrun_flags import parse
+from megatron_cod.launch.torchrun_flags import parse
 from tests.conftest import ROOT
 
 VARIABLE = "PET_SIGNALS_TO_HANDLE"

@@ -23,13 +23,13 @@ from megatron_cod.data.evaluation.windows import plan_windows
 from megatron_cod.data.tokenizers import BYTE_VOCABULARY
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
+from megatron_cod.launch.exit_codes import fail, one_line_endings
 from megatron_cod.training import loading
 from megatron_cod.training.argument_checks import check_vocabulary
 from megatron_cod.training.arguments import build_parser
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
-from megatron_cod.training.failures import fail, one_line_endings
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.imports import import_schemes
 from megatron_cod.training.model_options import TOKENIZER

@@ -14,10 +14,10 @@ from megatron_cod.checkpoint import retention
 from megatron_cod.checkpoint.events import Events
 from megatron_cod.checkpoint.rewinds import pending
 from megatron_cod.checkpoint.selection import saved_state
+from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
 from megatron_cod.training.faults.time_limit import deadline
 from megatron_cod.training.faults.verdicts import Limits
-from megatron_cod.training.launch_store import store_connection
 from megatron_cod.training.observers import Observer, Run
 
 Say = Callable[[str], None]

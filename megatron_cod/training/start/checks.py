@@ -21,10 +21,10 @@ from megatron_cod.checkpoint import compatibility, selection
 from megatron_cod.console import say
 from megatron_cod.data.datasets.blends import blends_of
 from megatron_cod.errors import UserError
+from megatron_cod.launch.devices import check_devices, check_needs_gpu
 from megatron_cod.training import hub_tokenizer
 from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.devices import check_devices, check_needs_gpu
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.flags.ranges import check_ranges
 from megatron_cod.training.flags.refused import check_refused
