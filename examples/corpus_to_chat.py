@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.data.record import DatasetRecord, read_record
 from megatron_cod.data.sample_corpus import write_sample_conversations
 from megatron_cod.errors import UserError, run_tool

@@ -35,14 +35,14 @@ HOOKED = (
         "`zero_grad_buffer` of the first model chunk",
         "set on this one object, to call the original",
         "Megatron has no callbacks: a training step begins here, outside of CUDA graphs",
-        ("training/steps.py Steps._hook_steps: first.zero_grad_buffer",),
+        ("training/loop/step_hooks.py Steps._hook_steps: first.zero_grad_buffer",),
     ),
     Hooked(
         "`finalize_model_grads_func` of the model's configuration",
         "a setting of Megatron's that is a function: ours calls the default",
         "the gradients of a step are complete here: the check for NaN, the depth monitor",
         (
-            "training/steps.py hook_gradients: config.finalize_model_grads_func",
+            "training/loop/step_hooks.py hook_gradients: config.finalize_model_grads_func",
             "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
         ),
     ),
@@ -66,23 +66,23 @@ HOOKED = (
         "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
         "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
         (
-            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
-            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
+            "training/loop/resumed_rates.py match_rates*: optimizer.load_state_dict",
+            "training/loop/resumed_rates.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
         ),
     ),
     Hooked(
         "`_should_call_local_cudagraph` of a layer",
         "set on this one object, under `--cuda-graph-impl local`",
         "Megatron 0.19.2 replays the graph of training in a validation: with dropout, and without hooks",
-        ("training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",),
+        ("training/monitoring/stream_variance.py validate_without_graph: layer._should_call_local_cudagraph",),
     ),
     Hooked(
         "forward hooks of the decoder layers",
         "registered",
         "variance of the residual stream in validation, the depth monitor, the search for a layer that is not finite",
         (
-            "training/layer_hooks.py hook_layers*: *.register_forward*",
-            "training/depth_monitor.py DepthMonitor.model_built: module.register_forward_hook",
+            "training/loop/layer_hooks.py hook_layers*: *.register_forward*",
+            "training/monitoring/depth_monitor.py DepthMonitor.model_built: module.register_forward_hook",
             "training/faults/nonfinite_search.py _watched: module.register_forward_hook",
         ),
     ),
@@ -91,7 +91,7 @@ HOOKED = (
         "registered on the tensor, in a monitored step",
         "the depth monitor, the search for a layer that is not finite",
         (
-            "training/depth_monitor.py DepthMonitor._hook: stream.register_hook",
+            "training/monitoring/depth_monitor.py DepthMonitor._hook: stream.register_hook",
             "training/faults/nonfinite_search.py _hook.hook: value.register_hook",
         ),
     ),
@@ -99,7 +99,7 @@ HOOKED = (
         "`megatron.training.global_vars._GLOBAL_TENSORBOARD_WRITER`",
         "replaced on the last rank, to pass on to the original",
         "metrics, progress line and loss spikes: the one place that is given every reduced value. There is no setter",
-        ("training/monitor.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",),
+        ("training/monitoring/metrics_writer.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",),
     ),
     Hooked(
         "`transformer_layer_spec`, `rope_scaling_factor`, `output_layer_init_method` of the configuration",
@@ -130,7 +130,7 @@ HOOKED = (
         "`is_distributed` of a dataset provider",
         "set on functions of ours",
         "Megatron's mark for providers that every rank calls",
-        ("* : *datasets*.is_distributed", "training/fine_tuning.py task: datasets_provider.is_distributed"),
+        ("* : *datasets*.is_distributed", "training/fine_tuning/task.py task: datasets_provider.is_distributed"),
     ),
     Hooked(
         "`qk_layernorm` of the configuration of latent attention",
@@ -154,15 +154,15 @@ HOOKED = (
         "fails where the width is odd",
         (
             "training/faults/checkpoint_deletion.py Retention.__init__: args.save_retain_interval",
-            "training/random_states.py skip_foreign: args.no_load_rng",
-            "training/warm_up.py widen_warm_up*: args.ffn_hidden_size",
+            "training/loop/random_states.py skip_foreign: args.no_load_rng",
+            "training/loop/odd_width_warm_up.py widen_warm_up*: args.ffn_hidden_size",
         ),
     ),
     Hooked(
         "`MAKEFLAGS` and `PATH` in the environment",
         "set while Megatron starts",
         "it calls `make` for a helper that the wheel has compiled already, and has no makefile for",
-        ("training/environment.py *: os.environ[*",),
+        ("training/before_megatron.py *: os.environ[*",),
     ),
     Hooked(
         "`CUDA_DEVICE_MAX_CONNECTIONS`, and `TORCHDYNAMO_DISABLE` without a GPU or a compiler",
@@ -177,7 +177,7 @@ HOOKED = (
         "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
         "set in the environment, as a launcher does",
         "tools start Megatron in one process",
-        ("launch/local_run.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
+        ("launch/local_run.py launch_alone: os.environ*", "training/start/loader_preview.py _parse: os.environ"),
         "tools",
     ),
     Hooked(
@@ -192,8 +192,8 @@ HOOKED = (
         "set on these objects",
         "errors of one line, help that can be read",
         (
-            "training/arguments.py add_arguments: parser.*",
-            "training/arguments.py _built_parser: action.type",
+            "training/flags/parser.py add_arguments: parser.*",
+            "training/flags/parser.py _built_parser: action.type",
             "launch/torchrun_flags.py parse: parser.error",
         ),
     ),
@@ -209,7 +209,7 @@ HOOKED = (
         "filtered",
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",
         (
-            "training/environment.py : warnings.filterwarnings",
+            "training/before_megatron.py : warnings.filterwarnings",
             "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
             "data/tokenizers.py TokenizerChoice.build: *",

@@ -16,7 +16,7 @@ from tests.te import emulation
 if emulation.is_asked_for():  # before anything imports Megatron
     emulation.install()
 
-import megatron_cod.training.environment  # noqa: F401
+import megatron_cod.training.before_megatron  # noqa: F401
 from megatron_cod.adaptations import cpu, torch_only
 from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path

@@ -53,7 +53,7 @@ def test_importing_the_package_touches_nothing():
     code = """
         import torch
         before = (torch.zeros, torch.cuda.current_device, torch.Tensor.cuda)
-        import megatron_cod.layer_specs, megatron_cod.training.environment
+        import megatron_cod.layer_specs, megatron_cod.training.before_megatron
         print(before == (torch.zeros, torch.cuda.current_device, torch.Tensor.cuda))
     """
     assert run_python(code) == "True"

@@ -18,7 +18,7 @@ OURS = {
     "* *: setattr args": "arguments",
     "adaptations/cpu.py _as_one_process.wrapper: vars(args).update": "arguments",
     "* *: raw.*": "a plain parse of the command line",
-    "training/token_counts.py in_samples: setattr raw": "a plain parse",
+    "training/flags/token_counts.py in_samples: setattr raw": "a plain parse",
     "schemes/imports.py _Import.__call__: setattr namespace": "a plain parse",
     "training/start/*: start.*": "our own start",
     "* *: ctx.*": "what a function of ours saves for its backward",

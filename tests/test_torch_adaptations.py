@@ -26,7 +26,7 @@ def test_rows_are_put_in_wherever_both_packages_are_missing(have, gpu):
     code = f"""
         import torch
         torch.cuda.is_available = lambda: {gpu}
-        import megatron_cod.training.environment
+        import megatron_cod.training.before_megatron
         from megatron.core.optimizer import distrib_optimizer
         from megatron_cod import torch_adaptations
         from megatron_cod.adaptations import owner

@@ -21,7 +21,7 @@ from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
     from megatron_cod.data.inspect import Decode
-    from megatron_cod.training.feed import Feed
+    from megatron_cod.training.start.loader_preview import Feed
 
 say = partial(print, flush=True)
 
@@ -112,7 +112,7 @@ def main() -> None:
     for prefix in args.prefixes:
         show_dataset(prefix, args)
     if args.flags or args.step is not None or args.shares is not None:
-        from megatron_cod.training.feed import Feed
+        from megatron_cod.training.start.loader_preview import Feed
 
         feed = Feed(args.flags, args.world_size)
         if args.step is not None:

@@ -20,7 +20,7 @@ from megatron_cod.benchmark.report import Report, Row, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave, ratio
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import get_scheme
-from megatron_cod.training.throughput import peak_tflops
+from megatron_cod.training.monitoring.throughput import peak_tflops
 
 REFERENCE = "pre_ln"
 AIM = 1.005

@@ -32,12 +32,12 @@ from megatron_cod.errors import Phase, UserError
 from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
-from megatron_cod.training import batches
-from megatron_cod.training.batch_sizes import batch_sizes
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.environment import satisfy_make
+from megatron_cod.training.before_megatron import satisfy_make
+from megatron_cod.training.data import batches
+from megatron_cod.training.flags.batch_sizes import batch_sizes
+from megatron_cod.training.flags.command_line import resolve_command_line
+from megatron_cod.training.loop.odd_width_warm_up import widen_warm_up
 from megatron_cod.training.start.prepare import as_megatron_parses
-from megatron_cod.training.warm_up import widen_warm_up
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from megatron_cod.training import environment
+from megatron_cod.training import before_megatron
 
 # isort: split
 from megatron.core.enums import ModelType
@@ -21,33 +21,33 @@ from megatron_cod.launch.console_relay import Lines
 from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
+from megatron_cod.training.data.data_workers import DataWorkers
 from megatron_cod.training.data.passed_over import passing_over
-from megatron_cod.training.data_workers import DataWorkers
-from megatron_cod.training.depth_monitor import DepthMonitor
-from megatron_cod.training.depth_stats import StreamVariance
 from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
+from megatron_cod.training.faults.out_of_memory import in_step, told_in_one_line
+from megatron_cod.training.faults.save_claim import SaveClaim
 from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import Signals, UntilTraining
 from megatron_cod.training.faults.spikes import SpikeWarnings
 from megatron_cod.training.faults.time_limit import TimeLimit
-from megatron_cod.training.observers import Row, Run, around, observers_of
-from megatron_cod.training.out_of_memory import in_step, told_in_one_line
-from megatron_cod.training.random_states import ForeignRandomStates
-from megatron_cod.training.reporting import Report
-from megatron_cod.training.residual_warmup import GraphWarmup
-from megatron_cod.training.resumed_schedule import ResumedRates
-from megatron_cod.training.save_claim import SaveClaim
+from megatron_cod.training.loop.observers import Row, Run, around, observers_of
+from megatron_cod.training.loop.odd_width_warm_up import widen_warm_up
+from megatron_cod.training.loop.random_states import ForeignRandomStates
+from megatron_cod.training.loop.residual_warmup import GraphWarmup
+from megatron_cod.training.loop.resumed_rates import ResumedRates
+from megatron_cod.training.loop.step_hooks import Steps
+from megatron_cod.training.monitoring.depth_monitor import DepthMonitor
+from megatron_cod.training.monitoring.reporting import Report
+from megatron_cod.training.monitoring.stream_variance import StreamVariance
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
-from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
-from megatron_cod.training.warm_up import widen_warm_up
 
 
 def _forget_make(model: list[Any]) -> list[Any]:
-    environment.forget_make()
+    before_megatron.forget_make()
     return model
 
 
@@ -106,7 +106,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
     with one_line_endings(lambda: steps.phase):
         run.observers = observers_of(run, OBSERVERS)
         model_config.post_wrap_hooks.append(steps.attach)
-        environment.satisfy_make()
+        before_megatron.satisfy_make()
         model_config.pre_wrap_hooks.append(_forget_make)
         with (
             around(run.observers),

@@ -9,9 +9,10 @@ from megatron_cod.launch import helper_processes
 def main() -> None:
     """Run the fine-tuning; see ``run.py``."""
     helper_processes.die_with_launcher()
-    from megatron_cod.training import fine_tuning, run
+    from megatron_cod.training import run
+    from megatron_cod.training.fine_tuning import task
 
-    run.main(fine_tuning.task())
+    run.main(task.task())
 
 
 if __name__ == "__mp_main__":  # the name a multiprocessing helper imports this module under

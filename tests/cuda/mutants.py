@@ -5,7 +5,7 @@ from typing import Any
 
 def reads_the_loss() -> None:
     """The forward step asks the host for every loss, as for a line of log."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.loss_func
 

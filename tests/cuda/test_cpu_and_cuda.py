@@ -43,7 +43,7 @@ def test_random_states_are_loaded_on_the_same_device(saved, tmp_path):
 
 def load_foreign_states() -> None:
     """A mutant: a checkpoint's random states are loaded whatever they are of."""
-    from megatron_cod.training import random_states
+    from megatron_cod.training.loop import random_states
 
     random_states._foreign = lambda args: ""
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from megatron_cod.checkpoint.directory import damage, is_dcp
-from megatron_cod.training.loading import locate
+from megatron_cod.training.start.loading import locate
 from tests.cuda.resumes import difference, launch, save
 from tests.save_flags import CASES, DCP
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.analysis.metrics import VALID_LOSS
-from megatron_cod.training.depth_monitor import depth_tag
+from megatron_cod.training.monitoring.depth_monitor import depth_tag
 from tests.cuda.runs import DEBUG, Run, train
 
 BASE = (*DEBUG, "--no-rope-fusion")

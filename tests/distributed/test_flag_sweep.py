@@ -6,7 +6,7 @@ where Megatron's examples for GPT, Llama, Mixtral and DeepSeek give one, it is t
 
 import pytest
 
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.ranges import flag_of
 from megatron_cod.training.pretraining import TASK
 from tests.distributed.launch import run_training_ranks

@@ -71,7 +71,7 @@ def test_without_the_optimizer_state_it_would_be_seen(saved, tiny, tmp_path, opt
 
 def in_buckets() -> None:
     """Take our default away, as stock Megatron runs: the optimizer state is saved as it lies in memory."""
-    from megatron_cod.training import command_line
+    from megatron_cod.training.flags import command_line
 
     original = command_line.default_flags
 

@@ -30,7 +30,7 @@ class Recorder:
     def __call__(self) -> None:
         import os
 
-        from megatron_cod.training import batches
+        from megatron_cod.training.data import batches
         from tests.faults.mutants import current_step
 
         get_batch = batches.get_batch

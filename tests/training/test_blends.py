@@ -18,10 +18,10 @@ from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
 from megatron_cod.data.tokenizer_match import TrainedWith
 from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.blends import check_data
-from megatron_cod.training.data_section import data_flags
-from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.training.data.dataset_checks import check_data
+from megatron_cod.training.flags.data_section import data_flags
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from megatron_cod.adaptations import cpu
-from megatron_cod.training.arguments import UsageError, add_arguments, build_parser
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.training.flags.command_line import resolve_command_line
+from megatron_cod.training.flags.parser import UsageError, add_arguments, build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
 from tests.distributed.launch import run_training_ranks
 
 RECIPES = sorted(

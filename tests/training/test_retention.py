@@ -12,8 +12,8 @@ from megatron_cod.checkpoint import retention
 from megatron_cod.checkpoint.directory import TRACKER, iteration_name, iterations, latest_checkpoint, newest_whole
 from megatron_cod.checkpoint.retention import DELETING, clean, surplus
 from megatron_cod.checkpoint.selection import check_save
-from megatron_cod.training.arguments import UsageError, build_parser
 from megatron_cod.training.faults.checkpoint_deletion import Retention
+from megatron_cod.training.flags.parser import UsageError, build_parser
 
 STRANGERS = ("iter_5", "iter_00000007", "iter_0000003.bak", "xiter_0000001", "iteration_3", "release", "tensorboard")
 

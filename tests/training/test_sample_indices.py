@@ -18,7 +18,7 @@ from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.tokenizers import TokenizerChoice
 from megatron_cod.errors import UserError
 from megatron_cod.launch.start_agreement import judge
-from megatron_cod.training.sample_indices import ContentDataset
+from megatron_cod.training.data.sample_indices import ContentDataset
 
 LENGTH, COUNT = 8, 24
 

@@ -9,8 +9,8 @@ import pytest
 
 from megatron_cod.adaptations import torch_only
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.save_checks import check_saving
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.save_checks import check_saving
 from tests.save_flags import CASES, DCP, ELSEWHERE, FSDP2
 
 REFUSED = {name: case for name, case in CASES.items() if case.refused}

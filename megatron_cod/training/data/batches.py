@@ -17,8 +17,8 @@ from torch import Tensor
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
-from megatron_cod.training.context_parallel import balanced, cut_to_rank
-from megatron_cod.training.sample_indices import ContentDataset
+from megatron_cod.training.data.context_parallel import balanced, cut_to_rank
+from megatron_cod.training.data.sample_indices import ContentDataset
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")

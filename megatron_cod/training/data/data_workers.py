@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from megatron_cod.training.observers import Observer
+from megatron_cod.training.loop.observers import Observer
 
 
 class DataWorkers(Observer):

@@ -14,7 +14,7 @@ from megatron_cod.data.check import DatasetSummary, check_prefix
 from megatron_cod.data.content import content_digest
 from megatron_cod.data.datasets.blends import SPLITS, Blend, blends_of
 from megatron_cod.errors import UserError
-from megatron_cod.training.trained_with import trained_with
+from megatron_cod.training.data.tokenizer_in_use import trained_with
 
 _MEGATRONS_SPLIT = "969,30,1"  # for --data-path without --split
 

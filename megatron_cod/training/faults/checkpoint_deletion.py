@@ -14,7 +14,7 @@ from megatron_cod.checkpoint.directory import (
     TRACKER,
 )
 from megatron_cod.checkpoint.retention import hide, surplus
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 
 class Retention(Observer):

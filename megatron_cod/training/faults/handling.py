@@ -18,7 +18,7 @@ from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
 from megatron_cod.training.faults.time_limit import deadline
 from megatron_cod.training.faults.verdicts import Limits
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 Say = Callable[[str], None]
 

@@ -21,8 +21,8 @@ _PLACES = (
     ("megatron/training/checkpointing.py", "save_checkpoint", SAVING),
     ("megatron/training/checkpointing.py", "load_checkpoint", "loading a checkpoint"),
     ("torch/utils/data/", "", "loading data"),
-    ("megatron_cod/training/batches.py", "get_batch", "loading data"),
-    ("megatron_cod/training/batches.py", "datasets_provider", "building datasets"),
+    ("megatron_cod/training/data/batches.py", "get_batch", "loading data"),
+    ("megatron_cod/training/data/batches.py", "datasets_provider", "building datasets"),
 )
 
 

@@ -21,7 +21,7 @@ from megatron_cod.checkpoint.directory import (
 )
 from megatron_cod.checkpoint.rewinds import REWINDS, REWOUND, Rewind, pending
 from megatron_cod.errors import UserError
-from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.flags.batch_sizes import batch_sizes
 
 
 def check_rewind(args: MegatronArgs) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from megatron_cod.errors import UserError
 from megatron_cod.launch.exit_codes import fail
 from megatron_cod.launch.scheduler import slurm_job
-from megatron_cod.training.observers import Observer
+from megatron_cod.training.loop.observers import Observer
 
 FILE = "running.json"
 BEAT_SECONDS = 5.0

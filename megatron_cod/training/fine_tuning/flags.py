@@ -8,8 +8,8 @@ from megatron_cod.data.chat.layouts import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
 from megatron_cod.errors import UserError
-from megatron_cod.training.arguments import at_least_one
-from megatron_cod.training.token_counts import KINDS
+from megatron_cod.training.flags.parser import at_least_one
+from megatron_cod.training.flags.token_counts import KINDS
 
 INTRODUCTION = """\
 Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on the answers only (docs/sft.md).

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 from megatron.core import mpu
@@ -17,9 +17,9 @@ from megatron_cod.console import say
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
 from megatron_cod.errors import UserError
-from megatron_cod.training.batches import forward_step
-from megatron_cod.training.fine_tuning_data import Conversations
-from megatron_cod.training.fine_tuning_flags import INTRODUCTION, add_arguments, check_flags
+from megatron_cod.training.data.batches import forward_step
+from megatron_cod.training.fine_tuning.data import Conversations
+from megatron_cod.training.fine_tuning.flags import INTRODUCTION, add_arguments, check_flags
 from megatron_cod.training.task import Task
 
 

@@ -10,12 +10,12 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.console import say
 from megatron_cod.launch import devices
 from megatron_cod.schemes.init_policy import resolve_init_policy
-from megatron_cod.training import recipes
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.backend_flags import COMMON_FLAGS, default_flags
-from megatron_cod.training.imports import import_schemes
+from megatron_cod.training.flags import recipes
+from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
+from megatron_cod.training.flags.imports import import_schemes
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.token_counts import in_samples, overruled
 from megatron_cod.training.task import Program
-from megatron_cod.training.token_counts import in_samples, overruled
 
 
 def resolve_command_line(command_line: Sequence[str], program: Program | None = None) -> tuple[MegatronArgs, str]:

@@ -20,7 +20,7 @@ from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_transformer_engine
 from megatron_cod.errors import UserError
-from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.flags.batch_sizes import batch_sizes
 
 LOCAL, TE, FULL = "local", "transformer_engine", "full_iteration"
 KINDS = (LOCAL, TE, FULL)
@@ -64,19 +64,19 @@ TABLE = (
             "schemes/residual.py start_warmup: join.branch_weight",
             "schemes/residual.py set_training_step: join.branch_weight",
             "schemes/residual.py GraphWeights.__init__: join.branch_weight",
-            "training/batches.py forward_step: curr_iteration",
-            "training/residual_warmup.py GraphWarmup.step_begins: curr_iteration",
-            "training/residual_warmup.py GraphWarmup: model_built",
-            "training/residual_warmup.py GraphWarmup: training_begins",
-            "training/residual_warmup.py GraphWarmup: step_begins",
+            "training/data/batches.py forward_step: curr_iteration",
+            "training/loop/residual_warmup.py GraphWarmup.step_begins: curr_iteration",
+            "training/loop/residual_warmup.py GraphWarmup: model_built",
+            "training/loop/residual_warmup.py GraphWarmup: training_begins",
+            "training/loop/residual_warmup.py GraphWarmup: step_begins",
         ),
     ),
     Row(
         "begin of a training step",
         _OUTSIDE,
         sites=(
-            "training/steps.py Steps._hook_steps: first.zero_grad_buffer",
-            "training/steps.py Steps._step_begins: curr_iteration",
+            "training/loop/step_hooks.py Steps._hook_steps: first.zero_grad_buffer",
+            "training/loop/step_hooks.py Steps._step_begins: curr_iteration",
             "training/run.py train: post_wrap_hooks steps.attach",
         ),
     ),
@@ -124,7 +124,7 @@ TABLE = (
             "training/faults/nonfinite_search.py _hook.hook: register_hook",
             "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
             "training/faults/nonfinite_search.py _aside: config.timers",
-            "training/steps.py hook_gradients: config.finalize_model_grads_func",
+            "training/loop/step_hooks.py hook_gradients: config.finalize_model_grads_func",
             "training/faults/nonfinite.py StepGuard: model_built",
             "training/faults/nonfinite.py StepGuard: wrap_forward",
             "training/faults/nonfinite.py StepGuard: step_begins",
@@ -141,12 +141,12 @@ TABLE = (
         flags=("--depth-monitor-interval",),
         asked=lambda args: bool(args.depth_monitor_interval),
         sites=(
-            "training/depth_monitor.py DepthMonitor.step_begins: curr_iteration",
-            "training/depth_monitor.py DepthMonitor.model_built: register_forward_hook",
-            "training/depth_monitor.py DepthMonitor: model_built",
-            "training/depth_monitor.py DepthMonitor: step_begins",
-            "training/depth_monitor.py DepthMonitor: gradients_ready",
-            "training/depth_monitor.py DepthMonitor._hook: register_hook",
+            "training/monitoring/depth_monitor.py DepthMonitor.step_begins: curr_iteration",
+            "training/monitoring/depth_monitor.py DepthMonitor.model_built: register_forward_hook",
+            "training/monitoring/depth_monitor.py DepthMonitor: model_built",
+            "training/monitoring/depth_monitor.py DepthMonitor: step_begins",
+            "training/monitoring/depth_monitor.py DepthMonitor: gradients_ready",
+            "training/monitoring/depth_monitor.py DepthMonitor._hook: register_hook",
         ),
     ),
     Row(
@@ -154,11 +154,11 @@ TABLE = (
         "under local and transformer_engine a validation runs without graphs; under full_iteration its replay adds up on "
         "the device",
         sites=(
-            "training/layer_hooks.py hook_layers: register_forward_hook",
-            "training/layer_hooks.py hook_layers.add: register_forward_hook",
-            "training/layer_hooks.py hook_layers: register_forward_pre_hook",
-            "training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",
-            "training/depth_stats.py StreamVariance: model_built",
+            "training/loop/layer_hooks.py hook_layers: register_forward_hook",
+            "training/loop/layer_hooks.py hook_layers.add: register_forward_hook",
+            "training/loop/layer_hooks.py hook_layers: register_forward_pre_hook",
+            "training/monitoring/stream_variance.py validate_without_graph: layer._should_call_local_cudagraph",
+            "training/monitoring/stream_variance.py StreamVariance: model_built",
             "training/run.py train: pretrain run.variance.collect",
             "training/run.py train: pretrain run.variance.report",
         ),
@@ -168,8 +168,8 @@ TABLE = (
         "they take what Megatron logs after the step",
         flags=("--loss-spike-factor", "--metrics-file", "--peak-tflops"),
         sites=(
-            "training/monitor.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",
-            "training/reporting.py Report: model_built",
+            "training/monitoring/metrics_writer.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",
+            "training/monitoring/reporting.py Report: model_built",
             "training/faults/spikes.py SpikeWarnings: loss",
         ),
     ),

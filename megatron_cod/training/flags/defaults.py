@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from megatron_cod.adaptations import cpu
 from megatron_cod.backends.choice import BACKENDS, broken_transformer_engine, have_apex, have_transformer_engine
 from megatron_cod.launch.devices import no_gpu
-from megatron_cod.training.environment import can_compile
-from megatron_cod.training.packages import missing_fusions, torch_has_the_norms
+from megatron_cod.training.before_megatron import can_compile
+from megatron_cod.training.flags.packages import missing_fusions, torch_has_the_norms
 
 CHOICES = ("auto", *BACKENDS)
 

@@ -11,10 +11,10 @@ from megatron_cod.errors import UserError
 from megatron_cod.estimate.shape import head_dim, microbatches, query_groups, virtual_group
 from megatron_cod.pipeline import plan_pipeline, split_from_args
 from megatron_cod.schemes.design import design_from_args
-from megatron_cod.training.batch_sizes import batch_sizes
-from megatron_cod.training.cuda_graphs import check_graphs
-from megatron_cod.training.low_precision import check_low_precision
-from megatron_cod.training.schedule_checks import check_batches
+from megatron_cod.training.flags.batch_sizes import batch_sizes
+from megatron_cod.training.flags.cuda_graphs import check_graphs
+from megatron_cod.training.flags.low_precision import check_low_precision
+from megatron_cod.training.flags.schedule_checks import check_batches
 
 
 def check_layout(args: MegatronArgs, world_size: int) -> None:

@@ -9,10 +9,10 @@ from megatron_cod.errors import UserError
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, add_flags
 from megatron_cod.schemes.table import DEFAULT, SCHEMES, get_scheme
-from megatron_cod.training.backend_flags import CHOICES
-from megatron_cod.training.faults.flags import add_fault_options
+from megatron_cod.training.flags.defaults import CHOICES
+from megatron_cod.training.flags.fault_flags import add_fault_options
+from megatron_cod.training.flags.token_counts import add_token_options
 from megatron_cod.training.task import Program
-from megatron_cod.training.token_counts import add_token_options
 
 _COMMON = """\
 Megatron flags used most (all of them: --help-megatron):

@@ -11,7 +11,7 @@ import yaml
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.training.data_section import KEY, data_flags
+from megatron_cod.training.flags.data_section import KEY, data_flags
 
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_check", "rewind_to", "rewind_skip")
 """Arguments of one start, which a recipe that reproduces the run does not have."""

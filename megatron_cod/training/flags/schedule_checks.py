@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.flags.batch_sizes import batch_sizes
 
 _UNITS = ("iters", "samples")
 

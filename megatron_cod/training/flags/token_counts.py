@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.training.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
+from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
 
 KINDS = ("train", "lr_warmup", "lr_decay", "lr_wsd_decay")
 """Each can be given as KIND_tokens, and in Megatron as KIND_iters or KIND_samples."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from megatron_cod.args import MegatronArgs
     from megatron_cod.checkpoint.events import Events
     from megatron_cod.launch.console_relay import Lines
-    from megatron_cod.training.depth_stats import StreamVariance
     from megatron_cod.training.faults.signals import UntilTraining
+    from megatron_cod.training.monitoring.stream_variance import StreamVariance
     from megatron_cod.training.task import Task
 
 

@@ -9,7 +9,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.directory import RELEASE
 from megatron_cod.checkpoint.scheme_record import device_kind, recorded_device_kind
 from megatron_cod.checkpoint.selection import checkpoint_to_load, saved_state
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 _NAMES = {"cpu": "CPU processes", "cuda": "GPUs"}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from megatron_cod.schemes.residual import GraphWeights, warming_up
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 
 class GraphWarmup(Observer):

@@ -14,7 +14,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.utils import get_model_config
 
 from megatron_cod.errors import Phase
-from megatron_cod.training.observers import Observer, Run, watch_for
+from megatron_cod.training.loop.observers import Observer, Run, watch_for
 
 
 class Steps:

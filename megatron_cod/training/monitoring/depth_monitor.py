@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import input_gammas
-from megatron_cod.training.observers import Observer, Run
-from megatron_cod.training.reporting import write_scalar
+from megatron_cod.training.loop.observers import Observer, Run
+from megatron_cod.training.monitoring.reporting import write_scalar
 
 COLUMNS = (
     *("variance before", "variance after", "branch over stream", "angular distance", "squared gradient"),

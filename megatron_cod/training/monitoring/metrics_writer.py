@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, perplexity
-from megatron_cod.training.summary import Summary, format_duration
-from megatron_cod.training.throughput import Job, Rate, tokens_text
+from megatron_cod.training.monitoring.summary import Summary, format_duration
+from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
 
 
 class MetricsWriter:

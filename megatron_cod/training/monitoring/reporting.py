@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 from megatron.training import get_tensorboard_writer
@@ -20,11 +20,11 @@ from megatron_cod.analysis.metrics import PARAMETERS
 from megatron_cod.console import say, this_rank
 from megatron_cod.errors import UserError
 from megatron_cod.launch.console_relay import Lines
-from megatron_cod.training.batch_sizes import planned
-from megatron_cod.training.monitor import MetricsWriter, install_metrics_writer
-from megatron_cod.training.observers import Observer, Run
-from megatron_cod.training.parameters import count_parameters
-from megatron_cod.training.throughput import Job, peak_tflops
+from megatron_cod.training.flags.batch_sizes import planned
+from megatron_cod.training.loop.observers import Observer, Run
+from megatron_cod.training.monitoring.metrics_writer import MetricsWriter, install_metrics_writer
+from megatron_cod.training.monitoring.parameter_count import count_parameters
+from megatron_cod.training.monitoring.throughput import Job, peak_tflops
 
 # How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.
 _SECONDS_AT_THE_END = 10.0

@@ -7,8 +7,8 @@ import torch
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod.analysis.metrics import variance_tag
-from megatron_cod.training.layer_hooks import hook_layers
-from megatron_cod.training.observers import Observer
+from megatron_cod.training.loop.layer_hooks import hook_layers
+from megatron_cod.training.loop.observers import Observer
 
 
 class StreamVariance(Observer):

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_cod.analysis.metrics import perplexity
 from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.checkpoint.events import read_events
-from megatron_cod.training.throughput import Job, Rate, tokens_text
+from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
 
 # Events of a run that went well all the way; the others are worth a word.
 _ORDINARY = {"start", "finished", "end"}

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -19,7 +19,7 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingRandomSa
 from megatron.training.training import get_train_valid_test_num_samples
 
 from megatron_cod.errors import UserError
-from megatron_cod.training.batches import datasets_provider
+from megatron_cod.training.data.batches import datasets_provider
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import prepare

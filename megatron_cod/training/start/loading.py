@@ -23,11 +23,11 @@ from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.launch.local_run import launch_alone
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
-from megatron_cod.training import environment
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.imports import modules_of
-from megatron_cod.training.model_options import TOKENIZER, keys_beside_the_model, matches
-from megatron_cod.training.recipes import load_recipe, recipe_flags
+from megatron_cod.training import before_megatron
+from megatron_cod.training.flags.imports import modules_of
+from megatron_cod.training.flags.model_options import TOKENIZER, keys_beside_the_model, matches
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program
@@ -95,7 +95,7 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
     with redirect_stdout(io.StringIO()), megatron_refusals(Phase.SET_UP):
         try:
-            environment.satisfy_make()
+            before_megatron.satisfy_make()
             loop.initialize_megatron()
             with selection.readable(args.load):
                 model, *_ = loop.setup_model_and_optimizer(
@@ -105,7 +105,7 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
                     pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
                 )
         finally:
-            environment.forget_make()
+            before_megatron.forget_make()
     set_training_step(model, args.iteration)  # how far a residual warm-up was
     for chunk in model:
         chunk.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 from megatron.core.msc_utils import MultiStorageClientFeature
@@ -29,7 +29,7 @@ from megatron_cod.console import say
 from megatron_cod.errors import UserError, megatron_refusals, one_line
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
-from megatron_cod.training.command_line import resolve_command_line
+from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.start.checks import Need, Phase, StartContext, run_checks
 from megatron_cod.training.start.settings import Settings, settings_of
 from megatron_cod.training.task import Program
