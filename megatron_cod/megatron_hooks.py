@@ -212,7 +212,7 @@ HOOKED = (
             "training/before_megatron.py : warnings.filterwarnings",
             "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
-            "data/tokenizers.py TokenizerChoice.build: *",
+            "data/tokenizers/choice.py TokenizerChoice.build: *",
             "checkpoint/tensors.py Checkpoint.common_state: warnings.filterwarnings",
             "benchmark/__init__.py : warnings.filterwarnings",
             "benchmark/engine.py : logging.getLogger('megatron').setLevel",

@@ -18,9 +18,9 @@ if emulation.is_asked_for():  # before anything imports Megatron
 
 import megatron_cod.training.before_megatron  # noqa: F401
 from megatron_cod.adaptations import cpu, torch_only
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,7 +23,7 @@ OURS = {
     "training/start/*: start.*": "our own start",
     "* *: ctx.*": "what a function of ours saves for its backward",
     "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
-    "data/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
+    "data/tokenizers/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
     "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",
     "launch/rank_logs.py *": "this process's output",
     "training/run.py train: run.observers": "our own run",
@@ -39,12 +39,12 @@ OURS = {
     "huggingface/generation.py checkpoint_tokenizer: found.chat_template": "a tokenizer of transformers'",
     "data/chat/layouts.py *: chat.*": "our own chat",
     "data/chat/samples.py *: counts.*": "our own counts",
-    "data/encode.py _encode_batch: writer.empty": "our own writer",
+    "data/preprocessing/encode.py _encode_batch: writer.empty": "our own writer",
     "data/evaluation/texts.py read_texts: held.text_bytes": "our own set",
-    "data/libraries.py _cutting_of_pieces: spec.add_dummy_prefix": "a copy of SentencePiece's settings",
-    "data/pool.py _start_worker: places.value": "shared memory",
-    "data/reading.py _read_text: batch.*": "our own batch",
-    "data/word_cache.py *: self.*": "our own cache",
+    "data/tokenizers/libraries.py _cutting_of_pieces: spec.add_dummy_prefix": "a copy of SentencePiece's settings",
+    "data/preprocessing/worker_pool.py _start_worker: places.value": "shared memory",
+    "data/reading/parts.py _read_text: batch.*": "our own batch",
+    "data/tokenizers/word_cache.py *: self.*": "our own cache",
 }
 HOOKS = {"saved_tensors_hooks", "addFilter", "patch", "object", "add_safe_globals", "filterwarnings", "simplefilter"}
 SETTERS = {"setattr", "delattr", "object.__setattr__"}

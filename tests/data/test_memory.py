@@ -14,7 +14,7 @@ import orjson
 import pytest
 import zstandard
 
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.data.conftest import ROOT
 from tests.data.tokenizer_kinds import sentencepiece_model as train_sentencepiece
 

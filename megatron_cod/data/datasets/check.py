@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.index_file import Index, read_index
-from megatron_cod.data.record import DatasetRecord, read_record, record_path, stands_for
-from megatron_cod.data.tokenizer_match import TrainedWith, difference
+from megatron_cod.data.datasets.index_file import Index, read_index
+from megatron_cod.data.datasets.manifest import DatasetRecord, read_record, record_path, stands_for
+from megatron_cod.data.datasets.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
 _REMAKE = "make the dataset again with tools/preprocess_data.py"

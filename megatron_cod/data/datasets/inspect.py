@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.index_file import Index, read_index
-from megatron_cod.data.record import DatasetRecord
-from megatron_cod.data.tokenizer_files import SINGLE
-from megatron_cod.data.tokenizer_match import changed_files
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.datasets.index_file import Index, read_index
+from megatron_cod.data.datasets.manifest import DatasetRecord
+from megatron_cod.data.datasets.tokenizer_match import changed_files
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.tokenizers.files import SINGLE
 
 Decode = Callable[[Sequence[int]], str]
 _BAR = 40

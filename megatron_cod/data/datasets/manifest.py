@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.content import index_digest, tokens_digest
+from megatron_cod.data.datasets.content import index_digest, tokens_digest
 from megatron_cod.errors import UserError
 
 FORMAT = 2

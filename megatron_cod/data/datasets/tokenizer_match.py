@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from megatron_cod.data.record import DatasetRecord
-from megatron_cod.data.tokenizer_files import SINGLE, WHOLE, differing, main_file
-from megatron_cod.data.tokenizers import TOKENIZER_TYPES
+from megatron_cod.data.datasets.manifest import DatasetRecord
+from megatron_cod.data.tokenizers.choice import TOKENIZER_TYPES
+from megatron_cod.data.tokenizers.files import SINGLE, WHOLE, differing, main_file
 
 NUMBERS = "NullTokenizer"
 

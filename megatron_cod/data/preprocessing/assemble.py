@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.plan import Plan
-from megatron_cod.data.pool import Report
-from megatron_cod.data.runs import shuffle_keys
+from megatron_cod.data.preprocessing.plan import Plan
+from megatron_cod.data.preprocessing.token_runs import shuffle_keys
+from megatron_cod.data.preprocessing.worker_pool import Report
 
 _WRITE_BYTES = 1 << 23
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.runs import Run
+from megatron_cod.data.preprocessing.token_runs import Run
 
 # Documents compared at once: 24 bytes each in memory, and what sorting them takes, 150 MB in all.
 _AT_ONCE = 1 << 21

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_cod.data.arrow import Row
-from megatron_cod.data.documents import utf8
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.inputs import InputFile
-from megatron_cod.data.left_out import HINT
-from megatron_cod.data.pool import Report
-from megatron_cod.data.reading import RawBatch, Slice, read_slice, texts_of, where
-from megatron_cod.data.runs import Commit, RunWriter, whole_runs_of_part
+from megatron_cod.data.preprocessing.token_runs import Commit, RunWriter, whole_runs_of_part
+from megatron_cod.data.preprocessing.worker_pool import Report
+from megatron_cod.data.reading.arrow import Row
+from megatron_cod.data.reading.documents import utf8
+from megatron_cod.data.reading.inputs import InputFile
+from megatron_cod.data.reading.parts import RawBatch, Slice, read_slice, texts_of, where
+from megatron_cod.data.reading.skipped import HINT
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 from megatron_cod.errors import UserError
 
 _HASHED_AT_ONCE = 1 << 20  # characters

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from megatron_cod.data.encode import Encoding, encode_part
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.job import PreprocessJob, check_job
-from megatron_cod.data.reading import divide
-from megatron_cod.data.runs import Commit
+from megatron_cod.data.preprocessing.encode import Encoding, encode_part
+from megatron_cod.data.preprocessing.job import PreprocessJob, check_job
+from megatron_cod.data.preprocessing.token_runs import Commit
+from megatron_cod.data.reading.parts import divide
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 from megatron_cod.errors import UserError
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_cod.data.documents import SPLIT_ON
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.inputs import InputFile, find_inputs
-from megatron_cod.data.splits import DocumentSplitter, make_splitter
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.preprocessing.splits import DocumentSplitter, make_splitter
+from megatron_cod.data.reading.documents import SPLIT_ON
+from megatron_cod.data.reading.inputs import InputFile, find_inputs
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 from megatron_cod.errors import UserError
 
 _TEXT_KEY = "text"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.duplicates import input_order, mark_duplicates
-from megatron_cod.data.runs import RANGES, Run, shuffle_keys
-from megatron_cod.data.splits import DocumentSplitter
+from megatron_cod.data.preprocessing.duplicates import input_order, mark_duplicates
+from megatron_cod.data.preprocessing.splits import DocumentSplitter
+from megatron_cod.data.preprocessing.token_runs import RANGES, Run, shuffle_keys
 
 LEFT_OUT = 255
 # Bytes of tokens of a piece of a shuffled output, which is put in order in memory.

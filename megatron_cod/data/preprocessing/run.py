@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cod.data.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
-from megatron_cod.data.content import index_digest, tokens_digest
-from megatron_cod.data.encode import Encoding, encode_part
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.index_file import write_index
-from megatron_cod.data.inputs import InputFile
-from megatron_cod.data.job import PreprocessJob, check_job, identity_of, output_name, what_differs
-from megatron_cod.data.left_out import MOST_EXAMPLES
-from megatron_cod.data.plan import Plan, make_plan
-from megatron_cod.data.pool import run_tasks
-from megatron_cod.data.progress import Progress
-from megatron_cod.data.reading import divide, part_bytes, where
-from megatron_cod.data.record import DatasetRecord, dataset_files, read_record, stands_for, write_record
-from megatron_cod.data.runs import Run, all_runs
-from megatron_cod.data.splits import DocumentSplitter
-from megatron_cod.data.tokenizer_files import main_file
-from megatron_cod.data.work_folder import WorkFolder
+from megatron_cod.data.datasets.content import index_digest, tokens_digest
+from megatron_cod.data.datasets.index_file import write_index
+from megatron_cod.data.datasets.manifest import DatasetRecord, dataset_files, read_record, stands_for, write_record
+from megatron_cod.data.preprocessing.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
+from megatron_cod.data.preprocessing.encode import Encoding, encode_part
+from megatron_cod.data.preprocessing.job import PreprocessJob, check_job, identity_of, output_name, what_differs
+from megatron_cod.data.preprocessing.plan import Plan, make_plan
+from megatron_cod.data.preprocessing.progress import Progress
+from megatron_cod.data.preprocessing.splits import DocumentSplitter
+from megatron_cod.data.preprocessing.token_runs import Run, all_runs
+from megatron_cod.data.preprocessing.work_folder import WorkFolder
+from megatron_cod.data.preprocessing.worker_pool import run_tasks
+from megatron_cod.data.reading.inputs import InputFile
+from megatron_cod.data.reading.parts import divide, part_bytes, where
+from megatron_cod.data.reading.skipped import MOST_EXAMPLES
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
+from megatron_cod.data.tokenizers.files import main_file
 from megatron_cod.errors import UserError
 
 

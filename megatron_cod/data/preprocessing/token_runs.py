@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cod.data.left_out import MOST_EXAMPLES
+from megatron_cod.data.reading.skipped import MOST_EXAMPLES
 from megatron_cod.errors import UserError
 
 # Bytes of tokens, and documents, that a worker holds before it writes a run.

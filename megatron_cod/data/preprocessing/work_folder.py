@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.content import remove_indices
-from megatron_cod.data.job import what_differs
+from megatron_cod.data.datasets.content import remove_indices
+from megatron_cod.data.preprocessing.job import what_differs
 from megatron_cod.errors import UserError, bad_input
 
 _JOB, _PUBLISH, _LOCK = "job.json", "publish.json", "lock"

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_cod.data.inputs import InputFile
+from megatron_cod.data.reading.inputs import InputFile
 from megatron_cod.errors import UserError
 
 # Rows are read in groups of about so many bytes.

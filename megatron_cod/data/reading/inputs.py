@@ -10,7 +10,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, cast
 
-from megatron_cod.data.compression import SUFFIXES
+from megatron_cod.data.reading.compression import SUFFIXES
 from megatron_cod.errors import UserError, bad_input
 
 Format = Literal["jsonl", "text", "parquet", "arrow"]

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from megatron_cod.data.arrow import Row, divide_rows, read_rows
-from megatron_cod.data.compression import is_compressed, open_input
-from megatron_cod.data.documents import cut, seek_line, skip_bytes, text_of_plain, texts_of_json
-from megatron_cod.data.inputs import InputFile
+from megatron_cod.data.reading.arrow import Row, divide_rows, read_rows
+from megatron_cod.data.reading.compression import is_compressed, open_input
+from megatron_cod.data.reading.documents import cut, seek_line, skip_bytes, text_of_plain, texts_of_json
+from megatron_cod.data.reading.inputs import InputFile
 from megatron_cod.errors import UserError
 
 # Of input, at most and at least: large enough that starting a part costs nothing, in a small input small enough to keep

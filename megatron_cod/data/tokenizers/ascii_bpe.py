@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cod.data import cuts
+from megatron_cod.data.tokenizers import word_boundaries
 
 _OF_BYTE_LEVEL = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel with `use_regex` splits by, GPT-2's."""
@@ -30,7 +30,7 @@ def ascii_pattern(definition: dict[str, Any]) -> str | None:
 
     definition: the content of a tokenizer.json that `cuts.is_safe_byte_level`.
     """
-    steps = cuts.steps_of(definition.get("pre_tokenizer"), "pretokenizers")
+    steps = word_boundaries.steps_of(definition.get("pre_tokenizer"), "pretokenizers")
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0]["use_regex"]:
         pattern = _OF_BYTE_LEVEL

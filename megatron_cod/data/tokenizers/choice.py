@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.tokenizer_files import tokenizer_files
+from megatron_cod.data.tokenizers.files import tokenizer_files
 from megatron_cod.errors import UserError
 
 BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id

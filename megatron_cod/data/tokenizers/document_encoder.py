@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from megatron_cod.data.libraries import load_library
-from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.data.word_cache import Ids, WordByWord
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.libraries import load_library
+from megatron_cod.data.tokenizers.word_cache import Ids, WordByWord
 from megatron_cod.errors import UserError
 
 # A longer text is given to a tokenizer in pieces, each up to white space, since its memory is many times the text's.

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cod.data import cuts
-from megatron_cod.data.ascii_bpe import AsciiBpe, ascii_pattern
-from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.data.word_cache import Cutting, Ids, Library, one_after_the_other
+from megatron_cod.data.tokenizers import word_boundaries
+from megatron_cod.data.tokenizers.ascii_bpe import AsciiBpe, ascii_pattern
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.word_cache import Cutting, Ids, Library, one_after_the_other
 
 
 @dataclass(frozen=True)
@@ -132,24 +132,24 @@ def _shape(definition: dict[str, Any], tokenizer: Any, special: bool) -> _Shape 
     if any(re.search(r"\s", content) for content in added):
         return None
     # An added token, such as <s>, is found before all else.
-    left_whole = cuts.any_of(filter(None, added))
-    mark, head, begin, of_parts, plain = " ", "", cuts.BYTE_LEVEL_SPACE, None, None
-    parts: re.Pattern[str] | None = cuts.PARTS_OF_BYTE_LEVEL
-    only_words = cuts.splits_at_white_space(definition, _normalization(tokenizer))
+    left_whole = word_boundaries.any_of(filter(None, added))
+    mark, head, begin, of_parts, plain = " ", "", word_boundaries.BYTE_LEVEL_SPACE, None, None
+    parts: re.Pattern[str] | None = word_boundaries.PARTS_OF_BYTE_LEVEL
+    only_words = word_boundaries.splits_at_white_space(definition, _normalization(tokenizer))
     if only_words:
-        head, begin, parts = " ", cuts.SPACE_MARK, None
-        left_whole.append(cuts.graphemes_with_a_space())
-    elif cuts.is_safe_byte_level(definition):
+        head, begin, parts = " ", word_boundaries.SPACE_MARK, None
+        left_whole.append(word_boundaries.graphemes_with_a_space())
+    elif word_boundaries.is_safe_byte_level(definition):
         plain = ascii_pattern(definition)
     else:
-        marked = cuts.marks_spaces(definition)
+        marked = word_boundaries.marks_spaces(definition)
         if marked is None:
             return None
-        mark, head, begin = cuts.SPACE_MARK, marked, cuts.SPACE_MARK
+        mark, head, begin = word_boundaries.SPACE_MARK, marked, word_boundaries.SPACE_MARK
         if definition["pre_tokenizer"] is not None:
             left_whole.append(r"\A ")  # Metaspace puts no mark before a text that begins with one
         model = definition["model"]
-        parts = cuts.parts_of_pieces(cuts.merged(model["merges"]), bool(model["byte_fallback"]))
+        parts = word_boundaries.parts_of_pieces(word_boundaries.merged(model["merges"]), bool(model["byte_fallback"]))
         of_parts = json.dumps({**definition, "normalizer": None, "pre_tokenizer": None})
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     begins = np.zeros(max(vocabulary.values()) + 1, dtype=bool)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_cod.data import cuts
-from megatron_cod.data.huggingface_library import load_huggingface
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
-from megatron_cod.data.word_cache import Cutting, Library, one_after_the_other
+from megatron_cod.data.tokenizers import word_boundaries
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.tokenizers.huggingface_library import load_huggingface
+from megatron_cod.data.tokenizers.word_cache import Cutting, Library, one_after_the_other
 
 
 def load_library(choice: TokenizerChoice) -> Library:
@@ -50,16 +50,20 @@ def _cutting_of_pieces(model: Any) -> Cutting | None:
     pieces = [piece.piece for piece in model.pieces if piece.type in mergeable]
     plain = not spec.precompiled_charsmap and not spec.remove_extra_whitespaces and spec.escape_whitespaces
     is_bpe = trainer.model_type == trainer.BPE
-    if not (plain and is_bpe) or trainer.treat_whitespace_as_suffix or not cuts.pieces_end_before_marks(pieces):
+    if (
+        not (plain and is_bpe)
+        or trainer.treat_whitespace_as_suffix
+        or not word_boundaries.pieces_end_before_marks(pieces)
+    ):
         return None
-    head = cuts.SPACE_MARK if spec.add_dummy_prefix else ""
+    head = word_boundaries.SPACE_MARK if spec.add_dummy_prefix else ""
     spec.add_dummy_prefix = False
     of_parts = SentencePieceProcessor(model_proto=model.SerializeToString())
     return Cutting(
-        mark=cuts.SPACE_MARK,
+        mark=word_boundaries.SPACE_MARK,
         head=head,
         one=of_parts.encode_as_ids,
         several=lambda texts: one_after_the_other(of_parts.encode(texts, num_threads=1)),
-        begins=np.array([piece.piece.startswith(cuts.SPACE_MARK) for piece in model.pieces]),
-        parts=cuts.parts_of_pieces(pieces, trainer.byte_fallback),
+        begins=np.array([piece.piece.startswith(word_boundaries.SPACE_MARK) for piece in model.pieces]),
+        parts=word_boundaries.parts_of_pieces(pieces, trainer.byte_fallback),
     )

@@ -13,9 +13,9 @@ from typing import Any
 
 import sentencepiece
 
-from megatron_cod.data.inputs import InputFile, find_inputs
-from megatron_cod.data.left_out import HINT, MOST_EXAMPLES
-from megatron_cod.data.reading import RawBatch, read_batches, texts_of, where
+from megatron_cod.data.reading.inputs import InputFile, find_inputs
+from megatron_cod.data.reading.parts import RawBatch, read_batches, texts_of, where
+from megatron_cod.data.reading.skipped import HINT, MOST_EXAMPLES
 from megatron_cod.errors import UserError
 
 # SentencePiece leaves out sentences above 4192 bytes without a word; documents are cut well below that.

@@ -10,9 +10,9 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 )
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.data.check import DatasetSummary, check_prefix
-from megatron_cod.data.content import content_digest
 from megatron_cod.data.datasets.blends import SPLITS, Blend, blends_of
+from megatron_cod.data.datasets.check import DatasetSummary, check_prefix
+from megatron_cod.data.datasets.content import content_digest
 from megatron_cod.errors import UserError
 from megatron_cod.training.data.tokenizer_in_use import trained_with
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
-from megatron_cod.data.content import index_digest
+from megatron_cod.data.datasets.content import index_digest
 from megatron_cod.errors import UserError, one_line
 
 _INDICES = ("document_index", "sample_index", "shuffle_index")

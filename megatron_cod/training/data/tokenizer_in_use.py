@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.data.tokenizer_files import tokenizer_files
-from megatron_cod.data.tokenizer_match import NUMBERS, TrainedWith
-from megatron_cod.data.tokenizers import TOKENIZER_TYPES, TokenizerChoice
+from megatron_cod.data.datasets.tokenizer_match import NUMBERS, TrainedWith
+from megatron_cod.data.tokenizers.choice import TOKENIZER_TYPES, TokenizerChoice
+from megatron_cod.data.tokenizers.files import tokenizer_files
 
 
 def trained_with(args: MegatronArgs) -> TrainedWith | None:

@@ -20,7 +20,7 @@ from megatron_cod.console import say, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.launch.exit_codes import fail, one_line_endings
