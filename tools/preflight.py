@@ -89,8 +89,8 @@ def main() -> None:
     from megatron_cod.preflight import report
     from megatron_cod.preflight.check import Here
     from megatron_cod.preflight.job import JobProcess
-    from megatron_cod.preflight.meeting import Meeting
-    from megatron_cod.preflight.place import find_place
+    from megatron_cod.preflight.member_channel import Meeting
+    from megatron_cod.preflight.process_place import find_place
     from megatron_cod.preflight.table import run_checks
 
     address = addresses_of(settings.head)[0]

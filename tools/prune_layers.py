@@ -53,7 +53,7 @@ def main() -> None:
     from megatron_cod.analysis.depth.models import find_blocks
     from megatron_cod.analysis.depth.prune import Plan, prune
     from megatron_cod.huggingface.generation import open_model
-    from megatron_cod.huggingface.partial import PartialDirectory
+    from megatron_cod.huggingface.atomic_directory import PartialDirectory
     from megatron_cod.huggingface.verification import NotTheSame
 
     model, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.rows import Part
+from megatron_cod.huggingface.families.mapping_rows import Part
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
 from megatron_cod.schemes.row import Foldable, Scheme, Site
 from megatron_cod.schemes.table import PRE_LN, SCHEMES

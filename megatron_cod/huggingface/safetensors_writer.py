@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from megatron_cod.huggingface.partial import PartialDirectory
+from megatron_cod.huggingface.atomic_directory import PartialDirectory
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INDEX = "model.safetensors.index.json"

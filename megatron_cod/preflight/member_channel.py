@@ -20,7 +20,7 @@ from torch.distributed import DistError, TCPStore
 
 from megatron_cod.errors import UserError
 from megatron_cod.launch.network import holder
-from megatron_cod.preflight.place import Place
+from megatron_cod.preflight.process_place import Place
 
 _POLL_SECONDS = 0.05
 

@@ -15,7 +15,7 @@ from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, jo
 from megatron_cod.preflight.check import Check, Here
 from megatron_cod.preflight.findings import FAIL, Finding, Verdict
 from megatron_cod.preflight.job import JobProcess
-from megatron_cod.preflight.meeting import Member, in_time
+from megatron_cod.preflight.member_channel import Member, in_time
 from megatron_cod.preflight.service import Service
 
 CHECKS = (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.architecture import Rope
+from megatron_cod.huggingface.families.architecture import Rope
 
 Config = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.families.architecture import Architecture
 
 
 class Part(Enum):

@@ -1,7 +1,7 @@
 """Rows that several families share. Hugging Face's names on the right, Megatron's on the left."""
 
-from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.rows import GATE_UP, QKV, VOCABULARY, Part, Row
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import GATE_UP, QKV, VOCABULARY, Part, Row
 
 _LAYERS = "decoder.layers."
 _HF = "model.layers.{l}."
