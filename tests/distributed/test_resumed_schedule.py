@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.checkpoint import resumed_schedule
 from megatron_cod.checkpoint.resumed_schedule import check_resumed_schedule
 from megatron_cod.comparison.runs import read_metrics
 from megatron_cod.errors import UserError
-from megatron_cod.training.loop import resumed_rates
 from megatron_cod.training.loop.resumed_rates import match_rates
 from tests.distributed.launch import run_training_ranks
 
@@ -99,7 +99,7 @@ def _arguments(**changed):
 )
 def test_another_schedule_is_told_with_its_flag(changed, flag):
     saved, now = _arguments(), _arguments(**changed)
-    state = {"opt_param_scheduler": resumed_rates._scheduler_of(saved)}
+    state = {"opt_param_scheduler": resumed_schedule._scheduler_of(saved)}
     with pytest.raises(UserError, match=re.escape(flag)) as error:
         check_resumed_schedule(Path("iter_0000004"), saved, state, now)
     assert "--override-opt_param-scheduler" in str(error.value)

@@ -115,7 +115,7 @@ def _is_self(node: ast.expr) -> bool:
 
 
 def _observes(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and "Observer" in map(ast.unparse, node.bases)
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Observer") for base in node.bases)
 
 
 def _found(node: ast.AST, observes: bool) -> list[str]:

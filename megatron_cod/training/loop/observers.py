@@ -1,6 +1,6 @@
 """What watches a run: ``Observer``, told where Megatron's loop lets our own code in.
 
-Megatron has no callbacks. ``run.OBSERVERS`` is the one list of ours, in the order in which they are told; ``steps.py``
+Megatron has no callbacks. ``run.OBSERVERS`` is the one list of ours, in the order in which they are told; ``step_hooks.py``
 finds the moments. A new observer, such as a fault handler, is a subclass and a row there.
 """
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from megatron_cod.args import MegatronArgs
     from megatron_cod.checkpoint.events import Events
     from megatron_cod.launch.console_relay import Lines
-    from megatron_cod.training.faults.signals import UntilTraining
-    from megatron_cod.training.monitoring.stream_variance import StreamVariance
     from megatron_cod.training.task import Task
 
 
@@ -67,6 +65,19 @@ class Observer:
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
+class VarianceObserver(Observer):
+    """Measures the residual stream in validation (``monitoring/stream_variance.py``)."""
+
+    def collect(self, model: Sequence[torch.nn.Module], /) -> list[float]:
+        """Megatron's ``non_loss_data_func``: the variance of each global layer since the last call. Collective."""
+        raise NotImplementedError
+
+    @staticmethod
+    def report(variances: list[float], iteration: int, writer: Any) -> None:
+        """Megatron's ``process_non_loss_data_func``: write what ``collect`` returned, on the last rank."""
+        raise NotImplementedError
+
+
 @dataclass
 class Run:
     """A run about to train: what its observers are made from."""
@@ -78,8 +89,8 @@ class Run:
     say: Callable[[str], None]
     """Prints a line on rank 0."""
     lines: Lines
-    until_training: UntilTraining
-    variance: StreamVariance
+    until_training: Observer
+    variance: VarianceObserver
     claim: Observer | None = None
     """Of ``--save``, on rank 0 (``save_claim.py``)."""
     sigterm: str = "SIGTERM"

@@ -8,10 +8,10 @@ from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 
 from megatron_cod.analysis.metrics import variance_tag
 from megatron_cod.training.loop.layer_hooks import hook_layers
-from megatron_cod.training.loop.observers import Observer
+from megatron_cod.training.loop.observers import VarianceObserver
 
 
-class StreamVariance(Observer):
+class StreamVariance(VarianceObserver):
     """Variance of each block's output over channels, mean over tokens (the paper's "output variance").
 
     Forward hooks add up during evaluation only, so a training step pays one attribute look-up a layer. They add on the
