@@ -1,6 +1,6 @@
 """Every name of Megatron's or torch's that we replace, set or hook: ``docs/megatron_hooks.md`` is printed from here.
 
-Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_adaptations.TORCH_ADAPTED``. ``HOOKED`` has the
+Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_only.TORCH_ADAPTED``. ``HOOKED`` has the
 rest: attributes of single objects, settings of Megatron's that are functions, hooks of modules. A test scans the sources
 for both and fails on what stands in no table.
 """

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "megatron_cod"
 
 # What the scan finds and is none of Megatron's or torch's names: pattern of sites -> what it is.
 OURS = {
-    "adaptations/table.py put_in: setattr holder": "puts in the rows of cpu.ADAPTED and torch_adaptations.TORCH_ADAPTED",
+    "adaptations/table.py put_in: setattr holder": "puts in the rows of cpu.ADAPTED and torch_only.TORCH_ADAPTED",
     "* *: args.*": "arguments, not code of Megatron's",
     "* *: setattr args": "arguments",
     "adaptations/cpu.py _as_one_process.wrapper: vars(args).update": "arguments",

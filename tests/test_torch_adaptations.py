@@ -28,8 +28,8 @@ def test_rows_are_put_in_wherever_both_packages_are_missing(have, gpu):
         torch.cuda.is_available = lambda: {gpu}
         import megatron_cod.training.before_megatron
         from megatron.core.optimizer import distrib_optimizer
-        from megatron_cod import torch_adaptations
-        from megatron_cod.adaptations import owner
+        from megatron_cod.adaptations import torch_only
+        from megatron_cod.adaptations.table import owner
         distrib_optimizer.HAVE_APEX_OR_TE = {have}
         found = lambda: [getattr(owner(row.module), row.name) for row in torch_only.TORCH_ADAPTED]
         before = found()

@@ -1,4 +1,4 @@
-"""Names of Megatron and torch that are replaced: one row each, with the reason. Tables: ``cpu``, ``torch_adaptations``."""
+"""Names of Megatron and torch that are replaced: one row each, with the reason. Tables: ``cpu``, ``torch_only``."""
 
 import importlib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Operations over lists of tensors in few kernels: what ``torch_adaptations`` puts in for Megatron's loops.
+"""Operations over lists of tensors in few kernels: what ``torch_only`` puts in for Megatron's loops.
 
 The first two keep the arguments of ``amp_C``'s multi-tensor functions. None waits for the device.
 """

@@ -10,9 +10,9 @@ def main() -> None:
     """Run the fine-tuning; see ``run.py``."""
     helper_processes.die_with_launcher()
     from megatron_cod.training import run
-    from megatron_cod.training.fine_tuning import task
+    from megatron_cod.training.fine_tuning.task import task
 
-    run.main(task.task())
+    run.main(task())
 
 
 if __name__ == "__mp_main__":  # the name a multiprocessing helper imports this module under

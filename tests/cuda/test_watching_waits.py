@@ -41,7 +41,7 @@ def test_one_wait_a_monitored_step_and_a_validation(tmp_path):
     validations = run.console.count("validation at step")
     assert list(steps) == [2, 4] and set(recorded(tmp_path / "run", VALID_LOSS)) == {2, 4} and validations == 4
     assert waits(run, "depth_monitor.py") == len(steps)
-    assert waits(run, "depth_stats.py") == validations
+    assert waits(run, "stream_variance.py") == validations
     # At the start: the parameters' number; whether a stage is wrong, and the texts that stages exchange.
     assert waits(run, "parameters.py") == 1
     assert waits(run, "depth_map.py") <= 6

@@ -217,7 +217,8 @@ def command(inputs: list[str], prefix: Path, workers: int) -> list[str]:
     program = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
-from megatron_cod.data import reading, runs
+from megatron_cod.data.preprocessing import token_runs
+from megatron_cod.data.reading import parts
 parts.PART_BYTES, parts.BATCH_BYTES, token_runs.RUN_BYTES = 8000, 2000, 2000
 os.fsync = lambda handle: None
 import preprocess_data

@@ -14,7 +14,7 @@ from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
 from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.evaluation.flags import PROGRAM
-from megatron_cod.training.fine_tuning import task
+from megatron_cod.training.fine_tuning.task import task
 from megatron_cod.training.flags import parser, recipes
 from megatron_cod.training.flags.defaults import default_flags
 from megatron_cod.training.flags.model_options import scheme_options

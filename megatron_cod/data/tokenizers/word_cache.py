@@ -2,7 +2,7 @@
 
 Text repeats its words, and a tokenizer works each of them out anew: most of its time. A word here is what lies between
 two cuts. A cut stands before a space that follows something else than white space, and only for tokenizers none of
-whose tokens reach over it: `cuts.py` decides which these are, and why. A word not met before is cut further where that
+whose tokens reach over it: `word_boundaries.py` decides which these are, and why. A word not met before is cut further where that
 is possible, and its parts are looked up. What is still unknown is tokenized at once, as a text made of words: by the
 same proof, a token that begins with a space is where the next word begins.
 """
