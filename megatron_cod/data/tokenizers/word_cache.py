@@ -1,10 +1,10 @@
 """Tokenize text word by word with a memory of the words, where that is proven to give the tokens of the whole text.
 
-Text repeats its words, and a tokenizer works each of them out anew: most of its time. A word here is what lies between
-two cuts. A cut stands before a space that follows something else than white space, and only for tokenizers none of
-whose tokens reach over it: `word_boundaries.py` decides which these are, and why. A word not met before is cut further where that
-is possible, and its parts are looked up. What is still unknown is tokenized at once, as a text made of words: by the
-same proof, a token that begins with a space is where the next word begins.
+Text repeats its words, and a tokenizer spends most of its time on words it has seen before. A word here is the text
+between two boundaries. A boundary is before a space that follows a character other than white space, and only for
+tokenizers none of whose tokens cross it (`word_boundaries.py` decides which these are, and why). A new word is divided
+further where possible, and its parts are looked up. What is still unknown is tokenized in one call, as a text made of
+words: by the same proof, a token that begins with a space is where the next word begins.
 """
 
 from __future__ import annotations
