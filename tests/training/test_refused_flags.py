@@ -42,6 +42,8 @@ EXAMPLES = (
         "--num-experts without --disable-bias-linear",
     ),
     (["--multi-latent-attention", "--cache-mla-latents"], "--cache-mla-latents is not supported"),
+    (["--attention-backend", "local"], "--attention-backend local needs --spec local"),
+    (["--exit-signal", "SIGKILL"], "SIGKILL and SIGSTOP cannot be caught"),
     (["--rl-profile"], "--perform-rl-step and --rl-profile are not supported"),
     (["--num-experts", "2", "--moe-layer-freq", "[0,1]"], "one number for each of the --num-layers 8"),
     (["--config-logger-dir", "x"], "--config-logger-dir is not supported"),

@@ -6,6 +6,7 @@ flag of Megatron's.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,15 @@ REFUSED = (
         lambda a: a.multi_latent_attention and a.cache_mla_latents,
         "--cache-mla-latents is not supported: it is for inference, and Megatron-Core 0.19.2 refuses it in the first step",
         training=True,
+    ),
+    Refused(
+        lambda a: a.attention_backend.name == "local" and (a.spec or [""])[0] != "local",
+        "--attention-backend local needs --spec local; --backend torch has an attention of its own",
+    ),
+    Refused(
+        lambda a: a.exit_signal in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD),
+        "--exit-signal {exit_signal!s} is not supported: SIGKILL and SIGSTOP cannot be caught, SIGCHLD arrives whenever "
+        "a helper process ends",
     ),
     Refused(
         lambda a: a.perform_rl_step or a.rl_profile,
