@@ -134,10 +134,6 @@ REFUSED = (
         "--moe-router-num-groups and --moe-router-group-topk",
     ),
     Refused(
-        lambda a: a.num_experts and a.moe_shared_expert_intermediate_size and a.add_bias_linear,
-        "--moe-shared-expert-intermediate-size needs --disable-bias-linear: shared experts have no biases",
-    ),
-    Refused(
         lambda a: a.num_layers and any(len(one) != a.num_layers for one in _patterns(a)),
         "--moe-layer-freq and --no-rope-freq, where they are lists, must have one number for each of the --num-layers "
         "{num_layers}",
@@ -150,6 +146,10 @@ REFUSED = (
     Refused(
         lambda a: a.attention_backend.name == "local" and (a.spec or [""])[0] != "local",
         "--attention-backend local needs --spec local; --backend torch has an attention of its own",
+    ),
+    Refused(
+        lambda a: "Multimodal" in (a.tokenizer_type or ""),
+        "--tokenizer-type {tokenizer_type} is of another program of Megatron's",
     ),
     Refused(
         lambda a: a.exit_signal in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD),
