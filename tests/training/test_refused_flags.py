@@ -41,6 +41,7 @@ EXAMPLES = (
     (["--attention-backend", "local"], "--attention-backend local needs --spec local"),
     (["--exit-signal", "SIGKILL"], "SIGKILL and SIGSTOP cannot be caught"),
     (["--tokenizer-type", "NullMultimodalTokenizer"], "--tokenizer-type NullMultimodalTokenizer is of another program"),
+    (["--rerun-mode", "report_stats"], "--rerun-mode report_stats is not supported"),
     (["--rl-profile"], "--perform-rl-step and --rl-profile are not supported"),
     (["--num-experts", "2", "--moe-layer-freq", "[0,1]"], "one number for each of the --num-layers 8"),
     (["--config-logger-dir", "x"], "--config-logger-dir is not supported"),

@@ -148,6 +148,11 @@ REFUSED = (
         "--attention-backend local needs --spec local; --backend torch has an attention of its own",
     ),
     Refused(
+        lambda a: a.rerun_mode == "report_stats",
+        "--rerun-mode report_stats is not supported: Megatron-Core 0.19.2 takes the value and has no such mode",
+        training=True,
+    ),
+    Refused(
         lambda a: "Multimodal" in (a.tokenizer_type or ""),
         "--tokenizer-type {tokenizer_type} is of another program of Megatron's",
     ),
