@@ -87,6 +87,12 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "forward pre-hook of the output layer",
+        "registered",
+        "a model of lower precision computes its logits in fp32 in a validation",
+        ("training/validation/fp32_logits.py Fp32Logits.model_built: layer.register_forward_pre_hook",),
+    ),
+    Hooked(
         "gradient hooks of a layer's output",
         "registered on the tensor, in a monitored step",
         "the depth monitor, the search for a layer that is not finite",
@@ -130,7 +136,11 @@ HOOKED = (
         "`is_distributed` of a dataset provider",
         "set on functions of ours",
         "Megatron's mark for providers that every rank calls",
-        ("* : *datasets*.is_distributed", "training/fine_tuning.py task: datasets_provider.is_distributed"),
+        (
+            "* : *datasets*.is_distributed",
+            "training/fine_tuning.py task: datasets_provider.is_distributed",
+            "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
+        ),
     ),
     Hooked(
         "`qk_layernorm` of the configuration of latent attention",

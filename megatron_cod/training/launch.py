@@ -13,7 +13,8 @@ from megatron_cod import cpu
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of processes that train on CPUs although there are GPUs."""
 _PROGRESS = (
-    *("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy "),
+    *("step ", "validation at ", "validation: ", "test at ", "test: ", "depth map", "  pipeline stage", "error: "),
+    *("parameters: ", "init policy "),
     *("training data: ", "validation data: ", "packed into ", "one conversation a row: "),
 )
 

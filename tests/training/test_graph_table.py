@@ -44,6 +44,10 @@ ONCE = {
     "training/run.py train: pretrain partial(embedding_ranks, args)",
     "training/run.py train: pretrain cfg",
     "training/run.py train: run.observers",
+    "training/run.py train: run.evaluations",
+    # Before the first step: which datasets are built.
+    "training/batches.py _only: config.blend_per_split",
+    "training/batches.py _only: config.split_matrix",
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm",
     "training/random_states.py ForeignRandomStates: model_built",
     "training/warm_up.py widen_warm_up: pre_wrap_hooks restore",
@@ -60,6 +64,7 @@ ONCE = {
     "training/arguments.py add_arguments: parser.print_help",
     "training/batches.py : datasets_provider.is_distributed",
     "training/fine_tuning.py task: datasets_provider.is_distributed",
+    "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
     "training/rank_logs.py _Log._lost: _Log.told",
     "training/rank_logs.py report_failures: sys.excepthook",
     "training/torchrun.py Agent._invoke_run: Agent.said",
