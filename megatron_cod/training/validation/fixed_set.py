@@ -129,7 +129,7 @@ class FixedSets:
             [0 if one is None else len(one) for one in sets], dtype=torch.int64, device=torch.cuda.current_device()
         )
         torch.distributed.broadcast(lengths, 0)
-        found = [extent_of(int(length), self._batch, self._asked, self._whole) for length in lengths]
+        found = [extent_of(length, self._batch, self._asked, self._whole) for length in lengths.tolist()]
         self.extents = (found[0], found[1])
         for name, extent in zip(SPLITS, self.extents, strict=True):
             if extent.epoch:
