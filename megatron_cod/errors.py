@@ -123,7 +123,8 @@ def refused_by_megatron(error: BaseException, phase: Phase) -> bool:
 
     In set-up the innermost frame must be Megatron's own. While it parses and validates arguments also what it calls then,
     such as an enumeration that has no such member: of Megatron's frames and ours, the innermost must be Megatron's.
-    A RuntimeError counts where a ``raise`` stands there: torch's operators have others, which are no refusals.
+    A RuntimeError counts where a ``raise`` stands there: torch's operators have others, which are no refusals. In set-up
+    Transformer Engine's errors count as well: its kernels do not run yet, and it says what the machine lacks.
     """
     if isinstance(error, UserError) or not isinstance(error, AssertionError | ValueError | RuntimeError):
         return False
@@ -131,6 +132,8 @@ def refused_by_megatron(error: BaseException, phase: Phase) -> bool:
     if phase is Phase.START:
         passed = [one for one in passed if one[0] in ("megatron", "megatron_cod")]
     package, instruction = passed[-1] if passed else ("", "")
+    if package == "transformer_engine":
+        return phase is Phase.SET_UP
     return package == "megatron" and (not isinstance(error, RuntimeError) or instruction == "RAISE_VARARGS")
 
 

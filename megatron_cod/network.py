@@ -13,10 +13,15 @@ def port_number(text: str, what: str) -> int:
     return whole_number(text, what, 1, 65535)
 
 
+def without_brackets(host: str) -> str:
+    """A host as sockets take it: ``::1`` of ``[::1]``."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 def addresses_of(host: str) -> list[str]:
     """What a name stands for here. UserError for one that is not known."""
     try:
-        found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
+        found = socket.getaddrinfo(without_brackets(host), None, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:
         raise UserError(f"HEAD {host} is not a host name known here ({error.strerror})") from None
     return list(dict.fromkeys(str(info[4][0]) for info in found))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Lists = Sequence[Sequence[Tensor]]
 
@@ -26,7 +27,7 @@ def scale(_chunk: int, _noop: Tensor, tensors: Lists, factor: float, *_: Any) ->
     if all(source is destination for source, destination in zip(sources, destinations, strict=True)):
         torch._foreach_mul_(sources, factor)
     else:
-        torch._foreach_copy_(destinations, torch._foreach_mul(sources, factor))
+        _copy_all(destinations, torch._foreach_mul(sources, factor))
 
 
 def copy(this: Sequence[Tensor], that: Sequence[Tensor], overflow_buf: Tensor | None = None) -> None:
@@ -34,7 +35,16 @@ def copy(this: Sequence[Tensor], that: Sequence[Tensor], overflow_buf: Tensor | 
     if overflow_buf is not None:
         overflow_buf.fill_(0)
     if this:
-        torch._foreach_copy_(list(that), list(this))
+        _copy_all(list(that), list(this))
+
+
+def _copy_all(destinations: list[Tensor], sources: Sequence[Tensor]) -> None:
+    if any(isinstance(tensor, DTensor) for tensor in destinations):
+        # FSDP2's parameters: torch has no rule for their sharding in _foreach_copy_.
+        for destination, source in zip(destinations, sources, strict=True):
+            destination.copy_(source)
+    else:
+        torch._foreach_copy_(destinations, sources)
 
 
 def with_one_copy(original: Callable[..., Any]) -> Callable[..., Any]:

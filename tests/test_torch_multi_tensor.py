@@ -6,6 +6,8 @@ import pytest
 import torch
 from megatron.core import utils
 from megatron.core.optimizer import optimizer as of_optimizer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from megatron_cod import torch_multi_tensor
 from megatron_cod.adaptations import owner
@@ -48,6 +50,21 @@ def test_copies_are_megatrons():
     overflow = torch.ones(1, dtype=torch.int)
     torch_multi_tensor.copy([], [], overflow)
     assert not overflow
+
+
+def sharded(tensors):
+    """As FSDP2 has them, over the one process."""
+    mesh = init_device_mesh("cpu", (1,))
+    return [distribute_tensor(one, mesh, [Shard(0)]) for one in tensors]
+
+
+def test_sharded_tensors_of_fsdp2_are_taken():
+    ours = sharded([torch.empty_like(one, dtype=torch.bfloat16) for one in some()])
+    torch_multi_tensor.copy(sharded(some()), ours)
+    assert all(torch.equal(one.to_local(), of.bfloat16()) for one, of in zip(ours, some(), strict=True))
+    scaled = sharded([torch.empty_like(one) for one in some()])
+    torch_multi_tensor.scale(0, NOOP, [sharded(some()), scaled], 0.37)
+    assert all(torch.equal(one.to_local(), of * 0.37) for one, of in zip(scaled, some(), strict=True))
 
 
 def test_every_use_of_a_loop_is_adapted():

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.network import addresses_of, port_number
+from megatron_cod.network import addresses_of, port_number, without_brackets
 
 
 def _refuse(message: str) -> NoReturn:
@@ -93,6 +93,7 @@ def main() -> None:
     from megatron_cod.preflight.place import find_place
     from megatron_cod.preflight.table import run_checks
 
+    settings.head = without_brackets(settings.head)
     address = addresses_of(settings.head)[0]
     place = find_place(os.environ, settings.head, settings.nodes, settings.processes)
     launch = JobProcess(settings.world_size or place.world, flags) if place.is_head else None

@@ -141,6 +141,7 @@ _NEED_GPU = (
     _NeedsGPU("pipeline_model_parallel_comm_backend", "--pipeline-model-parallel-comm-backend", None),
     _NeedsGPU("nccl_ub", "--use-nccl-ub"),
     _NeedsGPU("use_sharp", "--use-sharp"),
+    _NeedsGPU("moe_routing_trace_path", "--moe-routing-trace-path", None),
 )
 
 

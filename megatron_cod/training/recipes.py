@@ -92,7 +92,7 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
             continue
         takes_value = actions[key].nargs != 0
         if isinstance(value, bool) and not takes_value:
-            flags += [f"--{key}"] if value else []
+            flags += [f"--{key}"] if value else _off(key, actions[key])
         elif not takes_value:
             raise UserError(f"recipe key {key!r} is a switch: true or false, not {value!r}")
         elif isinstance(value, (list, tuple)):
@@ -103,6 +103,11 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
             # One word, so that a negative number is not taken for a flag.
             flags.append(f"--{key}={value}")
     return flags
+
+
+def _off(key: str, action: argparse.Action) -> list[str]:
+    """What turns a switch off that may be on by default: a switch with a ``--no-`` form."""
+    return [f"--no-{key}"] if isinstance(action, argparse.BooleanOptionalAction) else []
 
 
 def resolved_yaml(args: MegatronArgs, parser: argparse.ArgumentParser, always: Mapping[str, Any]) -> str:
@@ -121,7 +126,9 @@ def resolved_yaml(args: MegatronArgs, parser: argparse.ArgumentParser, always: M
         key, action = by_destination[destination]
         if value == action.default or destination in always:
             continue
-        if action.nargs == 0:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            resolved[key.removeprefix("no-")] = value
+        elif action.nargs == 0:
             # A destination can have an on- and an off-switch: the one whose constant gave this value is the key.
             key = next(k for k, a in _flag_actions(parser).items() if a.dest == destination and a.const == value)
             resolved[key] = True

@@ -11,7 +11,7 @@ from torch.distributed import run
 
 from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError
-from megatron_cod.network import port_number
+from megatron_cod.network import port_number, without_brackets
 
 
 def _refuse(message: str) -> NoReturn:
@@ -43,8 +43,11 @@ def parse(words: Sequence[str]) -> Namespace:
 
 def endpoint(args: Namespace, default_port: int) -> tuple[str, int]:
     """Name and port of the rendezvous. UserError for a port that is none."""
-    name, colon, port = args.rdzv_endpoint.rpartition(":")
-    return (name, port_number(port, "PORT (--rdzv-endpoint)")) if colon else (port, default_port)
+    text = args.rdzv_endpoint
+    if text.endswith("]") or ":" not in text:
+        return without_brackets(text), default_port
+    name, _, port = text.rpartition(":")
+    return without_brackets(name), port_number(port, "PORT (--rdzv-endpoint)")
 
 
 def rendezvous_settings(args: Namespace) -> dict[str, str]:

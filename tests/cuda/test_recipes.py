@@ -1,5 +1,6 @@
 """Every recipe starts on a GPU as it is, at full size: the device computes small tensors only, the others cost nothing."""
 
+import json
 import os
 
 import pytest
@@ -14,7 +15,11 @@ RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml") if path
 FAST = ("debug.yaml",)
 SFT = [name for name in RECIPES if name.startswith("sft_")]
 ODD = "llama_1b.yaml"
-CHATS = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 200
+BYTES = 257
+CHATS = [
+    {"messages": [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "b"}]}
+    for number in range(2000)
+]
 
 
 def _large_device() -> None:
@@ -24,27 +29,40 @@ def _large_device() -> None:
     torch._dynamo.config.disable = True  # for a forked process; compiling takes a minute a recipe
 
 
-def flags_of(name: str, folder) -> list[str]:
-    """A start of two steps of a micro-batch each, on data that is at hand; the model is the recipe's."""
+def flags_of(name: str, tokens: int | None = None) -> list[str]:
+    """Steps of a micro-batch; the model is the recipe's. tokens: of the tokenizer, else as many as the model has."""
     recipe = load_recipe(ROOT / "recipes" / name)
     vocabulary = recipe.get("padded-vocab-size") or recipe.get("vocab-size") or 4096
     data = [key for key in ("data", "tokenizer-model") if key in recipe]
     flags = ["--recipe", str(ROOT / "recipes" / name), *(["--unset", *data] if data else [])]
     flags += ["--global-batch-size", str(recipe["micro-batch-size"]), "--on-nonfinite", "ignore"]
-    flags += ["--log-interval", "1", "--exit-interval", "2"]
-    if name not in SFT:
-        flags += ["--mock-data", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(vocabulary - 1)]
-        return [*flags, "--eval-iters", "0"]
-    chats = folder / "chats.jsonl"
-    chats.write_text("\n".join(yaml.safe_dump(one, default_flow_style=True, width=9999).strip() for one in CHATS))
-    return [*flags, "--tokenizer-type", "NullTokenizer", "--vocab-size", "257", "--sft-data-path", str(chats)]
+    flags += ["--log-interval", "1", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(tokens or vocabulary - 1)]
+    return flags
+
+
+def start(folder, *flags, entry="pretrain"):
+    return train(1, folder, *flags, entry=entry, mode="small", before=_large_device, timeout=500).succeeded()
+
+
+def pretrained(name: str, folder) -> str:
+    """A checkpoint of the recipe that a fine-tuning recipe builds on."""
+    base = yaml.safe_load((ROOT / "recipes" / name).read_text())["base"]
+    save = ["--save", str(folder / "saved"), "--save-interval", "1", "--no-save-optim", "--exit-interval", "1"]
+    start(folder, *flags_of(base, BYTES), "--mock-data", "--eval-iters", "0", *save)
+    return str(folder / "saved")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECIPES])
 def test_recipe_starts(name, tmp_path):
-    entry = "sft" if name in SFT else "pretrain"
-    flags = flags_of(name, tmp_path)
-    run = train(1, tmp_path, *flags, entry=entry, mode="small", before=_large_device, timeout=500).succeeded()
+    flags, entry = ["--exit-interval", "2"], "pretrain"
+    if name in SFT:
+        chats = tmp_path / "chats.jsonl"
+        chats.write_text("\n".join(json.dumps(one) for one in CHATS))
+        flags += ["--sft-data-path", str(chats), "--load", pretrained(name, tmp_path / "base")]
+        entry = "sft"
+    else:
+        flags += ["--mock-data", "--eval-iters", "0"]
+    run = start(tmp_path / "run", *flags_of(name, BYTES if entry == "sft" else None), *flags, entry=entry)
     assert run.losses, run.console[-3000:]
 
 

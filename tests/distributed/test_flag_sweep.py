@@ -4,6 +4,8 @@ A traceback, a hang or an abort before the first step is a failure. The value is
 where Megatron's examples for GPT, Llama, Mixtral and DeepSeek give one, it is that.
 """
 
+from argparse import Action
+
 import pytest
 
 from megatron_cod.training.arguments import build_parser
@@ -49,8 +51,8 @@ def _words(action) -> list[str]:
     return [value] * (action.nargs if isinstance(action.nargs, int) else 1)
 
 
-def _flags() -> dict[str, list[str]]:
-    """One for each argument, with a value, and with the flag that it needs to act."""
+def _actions() -> dict[str, tuple[list[str], Action]]:
+    """Every flag of Megatron's, with those that it needs to act."""
     ours = ("megatron_cod", "when something", "options")
     found = {}
     for group in build_parser(TASK)._action_groups:
@@ -60,11 +62,19 @@ def _flags() -> dict[str, list[str]]:
             needs = EXPERTS if action.dest.startswith("moe_") else []
             needs = LATENT if group.title == "mla" else needs
             needs = ["--mtp-num-layers", "1"] if action.dest.startswith("mtp_") else needs
-            found[flag_of(action)] = [*needs, flag_of(action), *_words(action)]
+            found[flag_of(action)] = needs, action
     return found
 
 
-FLAGS = _flags()
+ACTIONS = _actions()
+FLAGS = {flag: [*needs, flag, *_words(action)] for flag, (needs, action) in ACTIONS.items()}
+CHOICES = {
+    f"{flag} {one}": [*needs, flag, str(getattr(one, "name", one))]
+    for flag, (needs, action) in ACTIONS.items()
+    for one in action.choices or ()
+    if not isinstance(action.nargs, int)
+}
+"""Every value of a flag that has a list of them."""
 
 
 def _tried(flags: list[str], tmp_path) -> None:
@@ -80,6 +90,12 @@ def _tried(flags: list[str], tmp_path) -> None:
 @pytest.mark.slow_except(*FEW)
 def test_a_flag_alone_works_or_is_refused_in_one_line(name, tmp_path):
     _tried(FLAGS[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.slow
+def test_every_choice_of_a_flag_works_or_is_refused_in_one_line(name, tmp_path):
+    _tried(CHOICES[name], tmp_path)
 
 
 @pytest.mark.parametrize("script", EXAMPLE_SCRIPTS)

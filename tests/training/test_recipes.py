@@ -170,6 +170,25 @@ def test_values_that_megatron_parses_itself_reproduce_the_run(parser):
         assert getattr(parser.parse_args(again), name) == getattr(args, name) != actions[name].default
 
 
+def test_every_switch_is_in_the_resolved_arguments(parser):
+    """On and off, whatever its kind: read as a recipe they give the same run."""
+    from megatron_cod.training.recipes import _ONCE
+
+    actions = [action for action in parser._actions if action.nargs == 0 and "help" not in action.dest]
+    switches = [option for action in actions if action.dest not in _ONCE for option in action.option_strings]
+    assert len(switches) > 300
+    for switch in switches:
+        args = parser.parse_args([switch])
+        resolved = resolved_yaml(args, parser, {})
+        again = parser.parse_args(recipe_flags(yaml.safe_load(resolved) or {}, parser))
+        assert vars(args) == vars(again), switch
+
+
+def test_false_turns_a_switch_off_that_has_a_no_form(parser):
+    off = recipe_flags({"rl-skip-bos-token": False, "swiglu": False}, parser)
+    assert off == ["--no-rl-skip-bos-token"]
+
+
 def test_usage_errors_are_one_line(parser):
     with pytest.raises(UsageError, match="unrecognized arguments: --frobnicate"):
         parser.parse_args(["--frobnicate"])

@@ -26,6 +26,24 @@ EXAMPLES = (
     (["--wandb-project", "x"], "--wandb-project needs --wandb-exp-name"),
     (["--num-experts", "4", "--unset", "disable-bias-linear"], "--num-experts without --disable-bias-linear"),
     (["--num-experts", "2", "--moe-router-topk", "3"], "--moe-router-topk 3 is more than the --num-experts 2"),
+    (
+        ["--num-experts", "2", "--moe-apply-probs-on-input"],
+        "--moe-apply-probs-on-input needs --moe-router-topk 1, found 2",
+    ),
+    (
+        ["--num-experts", "2", "--moe-router-load-balancing-type", "sinkhorn", "--moe-aux-loss-coeff", "0.1"],
+        "sinkhorn needs --moe-aux-loss-coeff 0: it balances",
+    ),
+    (
+        ["--num-experts", "2", "--moe-router-load-balancing-type", "quantile_balancing", "--moe-router-fusion"],
+        "quantile_balancing does not support --moe-router-fusion",
+    ),
+    (
+        ["--num-experts", "2", "--moe-shared-expert-intermediate-size", "8", "--unset", "disable-bias-linear"],
+        "--num-experts without --disable-bias-linear",
+    ),
+    (["--multi-latent-attention", "--cache-mla-latents"], "--cache-mla-latents is not supported"),
+    (["--rl-profile"], "--perform-rl-step and --rl-profile are not supported"),
     (["--num-experts", "2", "--moe-layer-freq", "[0,1]"], "one number for each of the --num-layers 8"),
     (["--config-logger-dir", "x"], "--config-logger-dir is not supported"),
     (["--kv-channels", "9"], "--kv-channels 9 x --rotary-percent 1.0 is odd"),

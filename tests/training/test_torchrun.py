@@ -190,6 +190,20 @@ def test_who_holds_a_port_is_one_line():
     assert f"by process {other.pid}: " in found and "import socket, time s = " in found and "\n" not in found
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "port"),
+    [
+        ("node1:29400", "node1", 29400),
+        ("node1", "node1", 7),
+        ("[::1]:29400", "::1", 29400),
+        ("::1:29400", "::1", 29400),
+        ("[::1]", "::1", 7),
+    ],
+)
+def test_an_endpoint_is_a_host_and_a_port(text, name, port):
+    assert torchrun_flags.endpoint(Namespace(rdzv_endpoint=text), 7) == (name, port)
+
+
 def test_head_is_looked_up_and_its_port_tried():
     with pytest.raises(ValueError, match="HEAD no-such-host is not a host name known here"):
         Head(arguments("no-such-host:29400"))

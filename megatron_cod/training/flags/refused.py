@@ -30,6 +30,14 @@ def _patterns(args: Any) -> list[list[int]]:
     return [one for one in (args.moe_layer_freq, args.no_rope_freq) if isinstance(one, list)]
 
 
+def _numbers(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _balances(args: Any, kind: str) -> bool:
+    return kind in _numbers(args.moe_router_load_balancing_type)
+
+
 def _is_nowhere(args: Any) -> bool:
     """Whether the weights to begin with are not there; they are not asked for where ``--load`` has a checkpoint."""
     places = [place for place in (args.load, args.pretrained_checkpoint) if place]
@@ -113,9 +121,39 @@ REFUSED = (
         "--moe-router-topk {moe_router_topk} is more than the --num-experts {num_experts}",
     ),
     Refused(
+        lambda a: a.moe_apply_probs_on_input and a.num_experts and a.moe_router_topk != 1,
+        "--moe-apply-probs-on-input needs --moe-router-topk 1, found {moe_router_topk}",
+    ),
+    Refused(
+        lambda a: a.num_experts and _balances(a, "sinkhorn") and any(_numbers(a.moe_aux_loss_coeff)),
+        "--moe-router-load-balancing-type sinkhorn needs --moe-aux-loss-coeff 0: it balances the experts by itself",
+    ),
+    Refused(
+        lambda a: (
+            a.num_experts
+            and _balances(a, "quantile_balancing")
+            and (a.moe_router_fusion or a.moe_router_num_groups or a.moe_router_group_topk)
+        ),
+        "--moe-router-load-balancing-type quantile_balancing does not support --moe-router-fusion, "
+        "--moe-router-num-groups and --moe-router-group-topk",
+    ),
+    Refused(
+        lambda a: a.num_experts and a.moe_shared_expert_intermediate_size and a.add_bias_linear,
+        "--moe-shared-expert-intermediate-size needs --disable-bias-linear: shared experts have no biases",
+    ),
+    Refused(
         lambda a: a.num_layers and any(len(one) != a.num_layers for one in _patterns(a)),
         "--moe-layer-freq and --no-rope-freq, where they are lists, must have one number for each of the --num-layers "
         "{num_layers}",
+    ),
+    Refused(
+        lambda a: a.multi_latent_attention and a.cache_mla_latents,
+        "--cache-mla-latents is not supported: it is for inference, and Megatron-Core 0.19.2 refuses it in the first step",
+        training=True,
+    ),
+    Refused(
+        lambda a: a.perform_rl_step or a.rl_profile,
+        "--perform-rl-step and --rl-profile are not supported: reinforcement learning is another program of Megatron's",
     ),
     Refused(
         lambda a: a.config_logger_dir,
