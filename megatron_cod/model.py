@@ -117,9 +117,23 @@ def attach_design(
         else:
             ours = own_layers or chosen.transformer_impl == "local"
             ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
+    if design.streams > 1:
+        _fit_transfers_to_streams(transformer)
     if ours:
         config.transformer_layer_spec = partial(_layer_spec, design=design, backend=backend)
     config.post_wrap_hooks.append(partial(refuse_wrong_depth, factor=design.factor))
+
+
+def _fit_transfers_to_streams(transformer: TransformerConfig) -> None:
+    """Have pipeline stages send the shape with each tensor: Megatron expects one stream, [s, b, h], from its own sizes."""
+    if transformer.pipeline_model_parallel_size == 1:
+        return
+    if transformer.cuda_graph_impl == "full_iteration":
+        raise UserError(
+            "--cuda-graph-impl full_iteration does not support several residual streams over pipeline stages, whose shapes "
+            "the host reads; give --cuda-graph-impl none"
+        )
+    transformer.variable_seq_lengths = True
 
 
 def _to_device(model: list[Any]) -> list[Any]:

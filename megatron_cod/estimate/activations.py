@@ -8,6 +8,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.parameters import moe_pattern
 from megatron_cod.estimate.shape import element_size, head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
+from megatron_cod.schemes.design import design_from_args
 
 WORKSPACE = 32 << 20
 """Scratch memory of one matrix product: cuBLAS' workspace as torch makes it on a Hopper, given back afterwards."""
@@ -149,7 +150,7 @@ def layer_parts(args: MegatronArgs, mixture: bool) -> dict[str, float]:
     """
     stream = _stream(args)
     parts = {
-        "input": stream,
+        "input": stream * design_from_args(args).streams,
         "residual": stream,
         "layernorm": 2 * stream,
         "dropout": 2 * stream / element_size(args.params_dtype) if args.hidden_dropout else 0.0,

@@ -47,6 +47,11 @@ class BlockDesign:
         """How many modules of a block carry a depth factor."""
         return 0 if self.scheme.factor is None else self.scheme.carriers(self.options)
 
+    @property
+    def streams(self) -> int:
+        """How many residual streams there are between blocks."""
+        return self.scheme.streams(self.options)
+
     def factor(self, layer_number: int, config: Any) -> float | None:
         """What block l multiplies in its depth-scaled modules, or None under a scheme without a factor.
 

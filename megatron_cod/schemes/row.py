@@ -87,6 +87,9 @@ class Scheme:
     """What else it sets in a built layer, once its global number is known."""
     layer: Mapping[type, type] = field(default_factory=dict)
     """Layer classes of its own: Megatron's class -> a subclass of it that also inherits ``design.Numbered``."""
+    streams: Callable[[Any], int] = lambda _options: 1
+    """Options -> n, how many residual streams a model has: [s, n b, h] between its blocks. The scheme's layer class makes
+    n of one in the first block, and one of n in the last. Transfers between pipeline stages and the rehearsal read it."""
     check: Callable[[Any, int | None], None] | None = None
     """(options, number of layers or None) -> raises UserError for a value that an option cannot have."""
     recorded: Callable[[Any, Any], dict[str, Any]] = _records_options

@@ -18,7 +18,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.packed_samples import PackedSamples
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.training.context_parallel import balanced, cut_to_rank
-from megatron_cod.training.sample_indices import ContentDataset
+from megatron_cod.training.sample_indices import ContentDataset, remove_unfinished_blends
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
@@ -72,6 +72,8 @@ def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> 
         return _reads_data(args, vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
 
     print_rank_0("building datasets ...")
+    if torch.distributed.get_rank() == 0:
+        remove_unfinished_blends(args.data_cache_path)
     training = _only(dataset_config(args), [True, False, False])
     evaluation = _only(dataset_config(args, EVALUATION_SEED), [False, True, True])
     train = BlendedMegatronDatasetBuilder(kind, [sample_counts[0], 0, 0], is_built_here, training).build()[0]

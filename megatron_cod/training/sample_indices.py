@@ -57,6 +57,13 @@ class ContentDataset(GPTDataset):
                 path.unlink()
 
 
+def remove_unfinished_blends(folder: str | None) -> None:
+    """Remove a blend's indices in ``--data-cache-path`` that a killed run was writing. Call on rank 0, before building."""
+    for path in Path(folder).glob("*-BlendedDataset-*_index.npy") if folder else ():
+        if not _is_whole(path):
+            path.unlink()
+
+
 def _is_whole(path: Path) -> bool:
     try:
         np.load(path, mmap_mode="r")

@@ -18,7 +18,7 @@ from megatron_cod.data.preprocess import PreprocessJob, preprocess
 from megatron_cod.data.tokenizers import TokenizerChoice
 from megatron_cod.errors import UserError
 from megatron_cod.training.agreement import judge
-from megatron_cod.training.sample_indices import ContentDataset
+from megatron_cod.training.sample_indices import ContentDataset, remove_unfinished_blends
 
 LENGTH, COUNT = 8, 24
 
@@ -157,6 +157,20 @@ def test_indices_that_a_killed_run_was_writing_are_made_again(tmp_path, name, ke
     path.write_bytes(whole[:kept])
     assert samples(None, **one(prefix)) == before
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["dataset_index", "dataset_sample_index"])
+@pytest.mark.parametrize("kept", [0, 100, -8])
+def test_indices_of_a_blend_that_a_killed_run_was_writing_are_made_again(tmp_path, name, kept):
+    prefixes = [make(tmp_path, OLD, "one"), make(tmp_path, OLD[::-1], "two")]
+    blend = {"blend": (prefixes, [0.5, 0.5]), "split": "1,0,0"}
+    whole = samples(tmp_path / "cache", **blend)
+    [path] = (tmp_path / "cache").glob(f"*-BlendedDataset-train-{name}.npy")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises((ValueError, EOFError)):
+        samples(tmp_path / "cache", **blend)
+    remove_unfinished_blends(str(tmp_path / "cache"))
+    assert samples(tmp_path / "cache", **blend) == whole
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):

@@ -6,6 +6,7 @@ flag of Megatron's.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +139,6 @@ REFUSED = (
         "--moe-router-num-groups and --moe-router-group-topk",
     ),
     Refused(
-        lambda a: a.num_experts and a.moe_shared_expert_intermediate_size and a.add_bias_linear,
-        "--moe-shared-expert-intermediate-size needs --disable-bias-linear: shared experts have no biases",
-    ),
-    Refused(
         lambda a: a.num_layers and any(len(one) != a.num_layers for one in _patterns(a)),
         "--moe-layer-freq and --no-rope-freq, where they are lists, must have one number for each of the --num-layers "
         "{num_layers}",
@@ -150,6 +147,24 @@ REFUSED = (
         lambda a: a.multi_latent_attention and a.cache_mla_latents,
         "--cache-mla-latents is not supported: it is for inference, and Megatron-Core 0.19.2 refuses it in the first step",
         training=True,
+    ),
+    Refused(
+        lambda a: a.attention_backend.name == "local" and (a.spec or [""])[0] != "local",
+        "--attention-backend local needs --spec local; --backend torch has an attention of its own",
+    ),
+    Refused(
+        lambda a: a.rerun_mode == "report_stats",
+        "--rerun-mode report_stats is not supported: Megatron-Core 0.19.2 takes the value and has no such mode",
+        training=True,
+    ),
+    Refused(
+        lambda a: "Multimodal" in (a.tokenizer_type or ""),
+        "--tokenizer-type {tokenizer_type} is of another program of Megatron's",
+    ),
+    Refused(
+        lambda a: a.exit_signal in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD),
+        "--exit-signal {exit_signal!s} is not supported: SIGKILL and SIGSTOP cannot be caught, SIGCHLD arrives whenever "
+        "a helper process ends",
     ),
     Refused(
         lambda a: a.perform_rl_step or a.rl_profile,
