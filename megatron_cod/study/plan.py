@@ -72,8 +72,8 @@ def plan_lines(directory: StudyDirectory) -> list[str]:
         f"seeds {_words(study.tuning_seeds)}, final seeds {_words(study.seeds)}"
     )
     lines.append(
-        f"text: {study.text}, {train:,} tokens to train on, {tokens_of(directory, 'valid'):,} for validation, all of them at "
-        "the end of each run"
+        f"text: {study.text}, {train:,} tokens to train on, {tokens_of(directory, 'valid'):,} for validation, all of them "
+        "at the end of each run"
     )
     for shape in study.shapes:
         lines.append(_shape_line(study, shape, train))
