@@ -220,6 +220,9 @@ class MegatronArgs(Protocol):
     # Where the run is, set by Megatron's loop
     iteration: int
     curr_iteration: int
+    do_valid: bool
+    skip_train: bool
+    log_validation_ppl_to_tensorboard: bool
     consumed_train_samples: int
     consumed_valid_samples: int
     do_train: bool

@@ -87,6 +87,12 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "forward pre-hook of the output layer",
+        "registered",
+        "a model of lower precision computes its logits in fp32 in a validation",
+        ("training/validation/fp32_logits.py Fp32Logits.model_built: layer.register_forward_pre_hook",),
+    ),
+    Hooked(
         "gradient hooks of a layer's output",
         "registered on the tensor, in a monitored step",
         "the depth monitor, the search for a layer that is not finite",
@@ -118,6 +124,12 @@ HOOKED = (
         ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
     ),
     Hooked(
+        "`variable_seq_lengths` of the configuration",
+        "set under a scheme with several residual streams, over pipeline stages",
+        "stages then send the shape with each tensor: Megatron expects one stream, of its own sizes",
+        ("model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",),
+    ),
+    Hooked(
         "`sequence_parallel` of a parameter",
         "set on parameters of ours",
         "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",
@@ -130,7 +142,11 @@ HOOKED = (
         "`is_distributed` of a dataset provider",
         "set on functions of ours",
         "Megatron's mark for providers that every rank calls",
-        ("* : *datasets*.is_distributed", "training/fine_tuning/task.py task: datasets_provider.is_distributed"),
+        (
+            "* : *datasets*.is_distributed",
+            "training/fine_tuning/task.py task: datasets_provider.is_distributed",
+            "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
+        ),
     ),
     Hooked(
         "`qk_layernorm` of the configuration of latent attention",

@@ -20,7 +20,7 @@ import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its
 from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.comparison.report import as_csv, row_of, table
-from megatron_cod.comparison.runs import Outcome, train
+from megatron_cod.comparison.runs import DIVERGENCE_IS_A_RESULT, Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.launch.local_run import RunFailed
@@ -91,8 +91,7 @@ def run_flags(args: argparse.Namespace, arm: Arm, seed: int, prefix: str, direct
         *("--train-data-path", f"{prefix}_train_text_document", "--valid-data-path", f"{prefix}_valid_text_document"),
         *("--save", str(directory), "--save-interval", str(args.save_interval or max(1, steps // 4))),
         *("--keep-last-checkpoints", "1"),
-        # A loss that is not finite is a result here: the run is ended and reported, not disambiguated.
-        *("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled"),
+        *DIVERGENCE_IS_A_RESULT,
         *args.flags,
     ]
 

@@ -9,6 +9,9 @@ from megatron_cod.errors import UserError
 
 TRAIN_LOSS = "lm loss"
 VALID_LOSS = "lm loss validation"
+TEST_LOSS = "lm loss test"
+BITS = "bits per byte"
+"""Before the name of the set: ``bits per byte validation``."""
 PARAMETERS = "parameters"
 VARIANCE_PREFIX = "stream variance/layer "
 
@@ -24,6 +27,11 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """From nats per token."""
+    return loss / math.log(2) / bytes_per_token
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_
 from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.launch.local_run import RunFailed, run_training
 
+DIVERGENCE_IS_A_RESULT = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled")
+"""Flags of a run that is compared: a loss that is not finite ends it and is reported, not looked into."""
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)
@@ -53,6 +55,30 @@ def how_it_diverged(metrics: Metrics) -> str | None:
     return f"loss rose from {min(means):.2f} to {end:.2f}" if end - min(means) > RISE else None
 
 
+def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
+    """Run; a line that says how it diverged, or None. launch: runs, and passes progress lines on to what it is given.
+
+    Raises RunFailed when the run fails for another reason than divergence.
+    """
+
+    def watch(line: str) -> None:
+        show(line)
+        found = _NOT_FINITE.match(line)
+        if found:
+            raise _Diverged(f"loss {found[2].lower()} at step {found[1]}")
+
+    try:
+        launch(watch)
+    except _Diverged as error:
+        return str(error)
+    except RunFailed as error:
+        found = _STOPPED.search(str(error))
+        if found is None:
+            raise
+        return found[0]
+    return None
+
+
 def train(
     name: str, processes: int, flags: list[str], directory: Path, *, fresh: bool, show: Show, on_cpus: bool = False
 ) -> Outcome:
@@ -75,24 +101,13 @@ def train(
         directory.mkdir(parents=True)
         record.write_text(yaml.safe_dump(wanted))
     show(f"{name}: {'going on' if going_on else 'training'} on {processes} processes, log in {directory / 'log.txt'}")
-
-    def watch(line: str) -> None:
-        show(f"  [{name}] {line}")
-        found = _NOT_FINITE.match(line)
-        if found:
-            raise _Diverged(f"loss {found[2].lower()} at step {found[1]}")
-
-    started, diverged = time.monotonic(), None
+    started = time.monotonic()
     more = ["--load", str(directory)] if going_on else []
-    try:
+
+    def launch(watch: Show) -> None:
         run_training(processes, [*flags, *more], directory / "log.txt", watch, on_cpus=on_cpus)
-    except _Diverged as error:
-        diverged = str(error)
-    except RunFailed as error:
-        found = _STOPPED.search(str(error))
-        if found is None:
-            raise
-        diverged = found[0]
+
+    diverged = run_to_end(launch, lambda line: show(f"  [{name}] {line}"))
     seconds = time.monotonic() - started
     state = {**wanted, "seconds": round(seconds, 1), "diverged": diverged, "resumed": going_on}
     record.write_text(yaml.safe_dump(state))

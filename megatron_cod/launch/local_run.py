@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from megatron_cod.adaptations import cpu
+from megatron_cod.launch.helper_processes import LAUNCHER
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of processes that train on CPUs although there are GPUs."""
 _PROGRESS = (
-    *("step ", "validation at ", "depth map", "  pipeline stage", "error: ", "parameters: ", "init policy "),
+    *("step ", "validation at ", "validation: ", "test at ", "test: ", "depth map", "  pipeline stage", "error: "),
+    *("parameters: ", "init policy "),
     *("training data: ", "validation data: ", "packed into ", "one conversation a row: "),
 )
 
@@ -57,16 +59,31 @@ def run_training(
     on_cpus: hide the GPUs from them. Raises RunFailed when the run does not end well. On interruption the processes are
     ended with it.
     """
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"} | (HIDDEN if on_cpus else {})
+    environment = {"OMP_NUM_THREADS": "1", **os.environ} | (HIDDEN if on_cpus else {})
+    _pass_on(launch_command(processes, flags, entry), environment, log, show)
+
+
+def run_alone(flags: Sequence[str], log: Path, show: Callable[[str], None], threads: int, gpu: int | None) -> None:
+    """Pretrain in one process, without torchrun: as ``run_training`` otherwise. gpu: the one that it may see, if any."""
+    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    own = {"OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
+    seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    environment = {**os.environ, **ranks, **meeting, **own, **seen}
+    environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    _pass_on([sys.executable, "-m", "megatron_cod.training.pretrain", *flags], environment, log, show)
+
+
+def _pass_on(command: Sequence[str], environment: dict[str, str], log: Path, show: Callable[[str], None]) -> None:
     error = None
     with log.open("w") as file:
         process = subprocess.Popen(
-            launch_command(processes, flags, entry),
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=environment,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
         )
         assert process.stdout is not None
         try:

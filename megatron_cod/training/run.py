@@ -44,6 +44,8 @@ from megatron_cod.training.monitoring.stream_variance import StreamVariance
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
 from megatron_cod.training.task import Task
+from megatron_cod.training.validation.evaluations import Evaluations
+from megatron_cod.training.validation.fp32_logits import Fp32Logits
 
 
 def _forget_make(model: list[Any]) -> list[Any]:
@@ -77,7 +79,7 @@ def main(task: Task) -> None:
             put_in_order(args, say, events)
             selection.write_resolved(args.save, start.resolved)
 
-    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim), model_config)
+    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
 
 
 OBSERVERS: tuple[Row, ...] = (
@@ -87,6 +89,8 @@ OBSERVERS: tuple[Row, ...] = (
     Signals,
     Report,
     lambda run: run.variance,
+    lambda run: run.evaluations,
+    Fp32Logits.of,
     TimeLimit.of,
     GraphWarmup.of,
     ForeignRandomStates,
@@ -104,6 +108,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
     """Train as the arguments say, under the eyes of ``OBSERVERS``."""
     args, steps = run.args, Steps(run)
     with one_line_endings(lambda: steps.phase):
+        run.evaluations = evaluations = Evaluations(run)
         run.observers = observers_of(run, OBSERVERS)
         model_config.post_wrap_hooks.append(steps.attach)
         before_megatron.satisfy_make()
@@ -118,10 +123,9 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
             widen_warm_up(args, model_config)
             pretrain(
                 cfg,
-                passing_over(run.task.datasets_provider, args.save),
+                passing_over(evaluations.around_sets(run.task.datasets_provider), args.save),
                 ModelType.encoder_or_decoder,
                 steps.watch(run.task.forward_step),
-                non_loss_data_func=run.variance.collect,
-                process_non_loss_data_func=run.variance.report,
+                non_loss_data_func=evaluations.collect,
                 get_embedding_ranks=partial(embedding_ranks, args),
             )

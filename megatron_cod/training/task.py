@@ -44,5 +44,7 @@ class Task(Program):
     forward_step: Callable[..., Any]
     """Megatron's ``forward_step_func``."""
     trains: bool = True
+    fixes_evaluation_sets: bool = True
+    """Whether the provider's validation and test sets are to be made the same at each evaluation; fine-tuning's are."""
     share_of_tokens: Callable[[], float] = _all_tokens
     """How much of a row is text and not padding, for the rate that the progress line tells."""

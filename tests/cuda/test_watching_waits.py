@@ -38,12 +38,15 @@ def test_one_wait_a_monitored_step_and_a_validation(tmp_path):
     ]
     run = train(1, tmp_path, *BASE, *flags).succeeded()
     steps = recorded(tmp_path / "run", depth_tag("variance after", 1))
-    validations = run.console.count("validation at step")
-    assert list(steps) == [2, 4] and set(recorded(tmp_path / "run", VALID_LOSS)) == {2, 4} and validations == 4
+    assert list(steps) == [2, 4] and set(recorded(tmp_path / "run", VALID_LOSS)) == {2, 4}
+    evaluations = run.console.count("validation at step") + run.console.count("test at step")
+    assert evaluations == 3  # the test set once, at the end
     assert waits(run, "depth_monitor.py") == len(steps)
-    assert waits(run, "stream_variance.py") == validations
+    assert waits(run, "stream_variance.py") == evaluations
+    assert waits(run, "evaluations.py") == 2 * evaluations  # which calls the former, and reads the loss
+    assert waits(run, "fixed_set.py") <= 2  # at the start: the lengths of both sets
     # At the start: the parameters' number; whether a stage is wrong, and the texts that stages exchange.
-    assert waits(run, "parameters.py") == 1
+    assert waits(run, "parameter_count.py") == 1
     assert waits(run, "depth_map.py") <= 6
 
 

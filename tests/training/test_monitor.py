@@ -53,7 +53,7 @@ def test_progress_counts_training_time_and_eta_counts_everything(clock):
         made.add_scalar("lm loss", 2.0, step)
         if step == 4:
             clock.now += 50  # a validation
-            made.add_scalar("lm loss validation", 3.0, step)
+            made.evaluation("validation", step, 3.0)
         clock.now += 0.5
     assert lines[0] == "step  1/10 | loss 2.0000 | ppl 7.39 | lr 1.00e-03"
     assert lines[1].endswith("200 tokens/s | 200 tokens seen | ETA 0:04")
@@ -112,7 +112,7 @@ def test_the_summary_says_what_a_start_did(clock, tmp_path):
         made.add_scalar("lm loss", float(step), step)
         clock.now += 2.0
     for step, loss in ((6, 3.0), (8, 4.0)):
-        made.add_scalar("lm loss validation", loss, step)
+        made.evaluation("validation", step, loss)
     assert made.summary.lines(str(tmp_path)) == [
         "summary:",
         "  trained        steps 5 to 8, 400 tokens, in 0:08; 1.00K tokens with what came before",

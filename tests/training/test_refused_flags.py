@@ -11,7 +11,8 @@ from tests.rehearsal.jobs import SMALL
 
 EXAMPLES = (
     (["--unset", "eval-interval"], "--eval-interval is missing"),
-    (["--full-validation"], "--full-validation and --multiple-validation-sets are not supported"),
+    (["--multiple-validation-sets"], "--multiple-validation-sets is not supported"),
+    (["--skip-train", "--eval-iters", "0"], "--skip-train --eval-iters 0: there is nothing to do"),
     (["--lazy-mpu-init"], "--lazy-mpu-init is not supported"),
     (["--fake-process-group"], "--fake-process-group is not supported"),
     (["--seq-length", "1"], "--seq-length 1 is not supported"),
@@ -67,7 +68,7 @@ def test_every_row_has_an_example():
 def test_programs_that_do_not_train_make_no_checks_of_training():
     from megatron_cod.training.flags.parser import build_parser
 
-    check_refused(build_parser().parse_args(["--full-validation"]), trains=False)
+    check_refused(build_parser().parse_args(["--multiple-validation-sets"]), trains=False)
 
 
 def test_trains_without_validation(tmp_path):

@@ -230,7 +230,14 @@ def test_the_parser_is_built_once(monkeypatch):
     assert len([parser for parser in built if len(parser._actions) > 100]) == 0
 
 
-SET_BY_THE_LOOP = {"curr_iteration", "iteration", "consumed_train_samples", "consumed_valid_samples", "do_train"}
+SET_BY_THE_LOOP = {
+    "curr_iteration",
+    "iteration",
+    "consumed_train_samples",
+    "consumed_valid_samples",
+    "do_train",
+    "do_valid",
+}
 """And not by the start. Megatron's validation sets the two counts of samples to 0."""
 
 

@@ -22,15 +22,18 @@ from megatron_cod.training.data.sample_indices import ContentDataset, remove_unf
 
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+EVALUATION_SEED = 1234
+"""Of the order of documents in validation and test sets, whatever ``--seed`` is."""
 ON_HOST = "position_ids on the host"
 """The entry of a batch of packed rows that holds its positions in host memory, on ranks that read data."""
 
 
-def dataset_config(args: MegatronArgs) -> GPTDatasetConfig:
-    """Megatron's GPT dataset configuration for the parsed arguments."""
+def dataset_config(args: MegatronArgs, seed: int | None = None) -> GPTDatasetConfig:
+    """Megatron's GPT dataset configuration for the parsed arguments. seed: of the order of documents."""
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     return GPTDatasetConfig(
-        random_seed=args.seed,
+        random_seed=args.seed if seed is None else seed,
+        drop_last_partial_validation_sequence=False,
         sequence_length=args.seq_length,
         blend=blend,
         blend_per_split=blend_per_split,
@@ -58,7 +61,10 @@ def _reads_data(args: MegatronArgs, vp_stage: int | None) -> bool:
 
 
 def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> Any:
-    """Train, validation and test datasets for the numbers of samples Megatron asks for."""
+    """Train, validation and test datasets of so many samples; None: one epoch.
+
+    The order of the validation and test documents does not depend on ``--seed``.
+    """
     args = get_args()
     kind = MockGPTDataset if args.mock_data else ContentDataset
 
@@ -68,8 +74,21 @@ def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> 
     print_rank_0("building datasets ...")
     if torch.distributed.get_rank() == 0:
         remove_unfinished_blends(args.data_cache_path)
-    builder = BlendedMegatronDatasetBuilder(kind, sample_counts, is_built_here, dataset_config(args))
-    return builder.build()
+    training = _only(dataset_config(args), [True, False, False])
+    evaluation = _only(dataset_config(args, EVALUATION_SEED), [False, True, True])
+    train = BlendedMegatronDatasetBuilder(kind, [sample_counts[0], 0, 0], is_built_here, training).build()[0]
+    _, *sets = BlendedMegatronDatasetBuilder(kind, [0, *sample_counts[1:]], is_built_here, evaluation).build()
+    return train, *sets
+
+
+def _only(config: GPTDatasetConfig, wanted: list[bool]) -> GPTDatasetConfig:
+    """The configuration without the splits (train, valid, test) that are not wanted."""
+    if config.blend_per_split is not None:
+        pairs = zip(config.blend_per_split, wanted, strict=True)
+        config.blend_per_split = [one if keep else None for one, keep in pairs]
+    if config.split_matrix is not None:
+        config.split_matrix = [one if keep else None for one, keep in zip(config.split_matrix, wanted, strict=True)]
+    return config
 
 
 # Every rank of a data-parallel replica builds or reads its own index: Megatron asks for this mark.

@@ -28,6 +28,8 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     """
     args.data_content = {}
     if args.mock_data:
+        if args.full_validation and args.eval_iters:
+            raise UserError("--full-validation: --mock-data has no end; leave the flag out, for --eval-iters batches")
         return
     blends = blends_of(args)
     if not blends:
@@ -46,6 +48,7 @@ def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
     """UserError where a validation would find no data: Megatron fails in the first one, after all the steps before it."""
     if not args.eval_iters:
         return
+    _check_whole(args, blends)
     if "all" in blends:
         split = args.split or _MEGATRONS_SPLIT
         missing = _bounds(split)[SPLITS.index("valid")] is None
@@ -56,6 +59,16 @@ def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
     if missing:
         raise UserError(
             f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {way_out}, or --eval-iters 0"
+        )
+
+
+def _check_whole(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
+    """UserError where ``--full-validation`` asks for all of a set that is drawn by weights."""
+    blend = blends.get("valid") or blends.get("all")
+    if args.full_validation and blend is not None and blend.weights is not None:
+        raise UserError(
+            f"--full-validation: the validation data ({blend.source}) is drawn by weights, so it has no end; list "
+            "--valid-data-path without weights, or leave the flag out, for --eval-iters batches"
         )
 
 

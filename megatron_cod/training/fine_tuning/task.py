@@ -140,5 +140,6 @@ def task() -> Task:
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
         check_flags=check_flags,
         complete=run.complete,
+        fixes_evaluation_sets=False,
         share_of_tokens=run.share,
     )

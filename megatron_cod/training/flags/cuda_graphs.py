@@ -159,8 +159,22 @@ TABLE = (
             "training/loop/layer_hooks.py hook_layers: register_forward_pre_hook",
             "training/monitoring/stream_variance.py validate_without_graph: layer._should_call_local_cudagraph",
             "training/monitoring/stream_variance.py StreamVariance: model_built",
-            "training/run.py train: pretrain run.variance.collect",
-            "training/run.py train: pretrain run.variance.report",
+        ),
+    ),
+    Row(
+        "loss and logits of a validation",
+        "a validation runs without graphs, or its replay adds up on the device as the variance does; the cast of the "
+        "logits is captured with it",
+        sites=(
+            "training/validation/evaluations.py Evaluations: model_built",
+            "training/validation/evaluations.py Evaluations: step_begins",
+            "training/validation/evaluations.py Evaluations: wrap_forward",
+            "training/validation/evaluations.py Evaluations.step_begins: curr_iteration",
+            "training/validation/evaluations.py Evaluations.step_begins: writer.is_silent",
+            "training/validation/evaluations.py Evaluations.collect: writer.is_silent",
+            "training/validation/fp32_logits.py Fp32Logits: model_built",
+            "training/validation/fp32_logits.py Fp32Logits.model_built: register_forward_pre_hook",
+            "training/run.py train: pretrain evaluations.collect",
         ),
     ),
     Row(
@@ -185,7 +199,10 @@ TABLE = (
         "data that is passed over",
         "the data is read outside of graphs",
         flags=("--rewind-to", "--rewind-skip"),
-        sites=("training/run.py train: pretrain passing_over(run.task.datasets_provider, args.save)",),
+        sites=(
+            "training/run.py train: pretrain passing_over(evaluations.around_sets(run.task.datasets_provider), "
+            "args.save)",
+        ),
     ),
     # What is Megatron's own: it trains other numbers, or fails without naming the flags.
     Row(

@@ -52,9 +52,14 @@ REFUSED = (
         training=True,
     ),
     Refused(
-        lambda a: a.full_validation or a.multiple_validation_sets,
-        "--full-validation and --multiple-validation-sets are not supported: Megatron-Core 0.19.2 fails in the first "
-        "validation; give --eval-iters, as many as cover the data; megatron_cod.training.evaluate takes several sets",
+        lambda a: a.multiple_validation_sets,
+        "--multiple-validation-sets is not supported: Megatron-Core 0.19.2 fails in the first validation; "
+        "megatron_cod.training.evaluate takes several sets",
+        training=True,
+    ),
+    Refused(
+        lambda a: a.skip_train and not a.eval_iters,
+        "--skip-train --eval-iters 0: there is nothing to do",
         training=True,
     ),
     Refused(
@@ -77,7 +82,7 @@ REFUSED = (
         training=True,
     ),
     Refused(
-        lambda a: a.save and a.save_interval is None,
+        lambda a: a.save and a.save_interval is None and not a.skip_train,
         "--save needs --save-interval: how many steps from one checkpoint to the next",
         training=True,
     ),

@@ -213,7 +213,7 @@ VOID = (
     Void("decoupled_min_lr", lambda a: a.decoupled_lr is not None, "without --decoupled-lr", training=True),
     # Validation
     Void(
-        "eval_global_batch_size eval_micro_batch_size start_eval_at_iter validation_set_names",
+        "eval_global_batch_size eval_micro_batch_size start_eval_at_iter validation_set_names full_validation",
         lambda a: a.eval_iters,
         "under --eval-iters 0",
         training=True,

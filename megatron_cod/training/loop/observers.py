@@ -91,6 +91,8 @@ class Run:
     lines: Lines
     until_training: Observer
     variance: VarianceObserver
+    evaluations: Observer | None = None
+    """Measures and reports evaluations (``validation/evaluations.py``)."""
     claim: Observer | None = None
     """Of ``--save``, on rank 0 (``save_claim.py``)."""
     sigterm: str = "SIGTERM"

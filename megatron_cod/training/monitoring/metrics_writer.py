@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, perplexity
+from megatron_cod.analysis.metrics import BITS, TEST_LOSS, TRAIN_LOSS, VALID_LOSS, bits_per_byte, perplexity
 from megatron_cod.training.monitoring.summary import Summary, format_duration
 from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
 
@@ -47,6 +47,8 @@ class MetricsWriter:
         self._learning_rate: float | None = None
         self._consumed = consumed
         self.summary = Summary(job, consumed)
+        self.is_silent = False
+        """Whether Megatron is to write nothing: after an evaluation, which is reported from here."""
         # (step, time) of the first step and of the latest, samples since the first; samples, seconds since the last line.
         # The first step is slow (allocation, first communication) and an interval with a validation in it is not a step's:
         # neither counts.
@@ -56,7 +58,8 @@ class MetricsWriter:
         self._samples, self._seconds, self._clean = 0, 0.0, True
 
     def __bool__(self) -> bool:
-        return True
+        """Megatron writes nothing where this is false."""
+        return not self.is_silent
 
     def __getattr__(self, name: str) -> Any:
         # add_text and friends: only TensorBoard has a use for them.
@@ -80,10 +83,27 @@ class MetricsWriter:
             self._progress(int(step), number)
             for line in self._see_loss(int(step), number):
                 self._emit(line)
-        elif name == VALID_LOSS:
-            self._clean = False
-            self.summary.validated(int(step), number)
-            self._emit(f"validation at step {step}: loss {number:.4f} | perplexity {perplexity(number):.2f}")
+
+    def evaluation(self, name: str, step: int, loss: float, bytes_per_token: float | None = None) -> dict[str, float]:
+        """Report an evaluation on the console and in the summary; returns what is to be written as scalars.
+
+        name: validation or test. bytes_per_token: of the text, where it is known.
+        """
+        self._clean = False
+        values = {VALID_LOSS if name == "validation" else TEST_LOSS: loss}
+        line = f"{name} at step {step}: loss {loss:.4f} | perplexity {perplexity(loss):.2f}"
+        if bytes_per_token:
+            values[f"{BITS} {name}"] = bits = bits_per_byte(loss, bytes_per_token)
+            line += f" | bits per byte {bits:.4f}"
+        self.summary.evaluated(name, step, loss)
+        self._emit(line)
+        return values
+
+    def add_perplexity(self, name: str, step: int, loss: float, samples: int) -> None:
+        """For ``--log-validation-ppl-to-tensorboard``, as Megatron writes it."""
+        value = perplexity(min(loss, 20.0))
+        self.add_scalar(f"{name} ppl", value, step)
+        self.add_scalar(f"{name} ppl vs samples", value, samples)
 
     def _progress(self, step: int, loss: float) -> None:
         now = time.monotonic()

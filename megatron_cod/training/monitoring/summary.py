@@ -34,6 +34,7 @@ class Summary:
         self._steps: list[int] = []  # the first and the last of this start
         self._loss = math.nan
         self._validations: dict[int, float] = {}
+        self._test: tuple[int, float] | None = None
         self._samples, self._timed, self._seconds = 0, 0, 0.0
 
     def trained(self, step: int, loss: float, samples: int, seconds: float) -> None:
@@ -45,9 +46,12 @@ class Summary:
             self._timed += samples
             self._seconds += seconds
 
-    def validated(self, step: int, loss: float) -> None:
-        """A validation after a step."""
-        self._validations[step] = loss
+    def evaluated(self, name: str, step: int, loss: float) -> None:
+        """An evaluation after a step, of the validation or the test set."""
+        if name == "test":
+            self._test = (step, loss)
+        else:
+            self._validations[step] = loss
 
     def lines(self, save: str | None) -> list[str]:
         """For the log; nothing where nothing was trained. save: ``--save``."""
@@ -69,6 +73,9 @@ class Summary:
             lines.append(f"  validation     {found:.4f} (perplexity {perplexity(found):.2f}) at step {end}")
             if best != end:
                 lines[-1] += f", best {self._validations[best]:.4f} at step {best}"
+        if self._test is not None:
+            step, loss = self._test
+            lines.append(f"  test           {loss:.4f} (perplexity {perplexity(loss):.2f}) at step {step}")
         if save:
             there = list(iterations(save).values())
             newest = f", the newest {there[-1].name}" if there else ""

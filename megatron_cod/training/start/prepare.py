@@ -162,6 +162,8 @@ def _validated(raw: MegatronArgs, world_size: int) -> Any:
     args = as_megatron_parses(raw, world_size)
     if args.eval_interval is None:
         args.eval_interval = _NO_VALIDATION
+    if args.skip_train and args.save_interval is None:
+        args.save_interval = _NO_VALIDATION  # Megatron asks for one with --save, and saves nothing
     with megatron_refusals(errors.Phase.START):
         if args.use_checkpoint_args:
             if not (args.load or args.pretrained_checkpoint):

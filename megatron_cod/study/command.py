@@ -1,0 +1,77 @@
+"""The actions of tools/depth_study.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_cod.comparison.runs import Show
+from megatron_cod.errors import UserError
+from megatron_cod.study.directory import StudyDirectory
+from megatron_cod.study.plan import plan_lines, time_lines
+from megatron_cod.study.runner import Launch, Machine, Runner
+from megatron_cod.study.status import status_lines
+from megatron_cod.study.study_file import read_study
+from megatron_cod.training.faults.save_claim import SaveClaim, check_no_other_run
+
+
+class Command:
+    """A study file, a directory and a machine."""
+
+    def __init__(self, file: Path, output: Path, jobs: int, show: Show, launch: Launch | None = None) -> None:
+        """launch: how a run is started, by default as a process of this machine."""
+        self._file, self._jobs, self._show = file, jobs, show
+        self._launch = launch or Machine(jobs).launch
+        self.directory = StudyDirectory(output, read_study(file))
+
+    def plan(self) -> None:
+        """Print what the study costs."""
+        self.directory.bind()
+        self._print(lambda: plan_lines(self.directory))
+        time_lines(self.directory, self._jobs, self._launch, self._show)
+
+    def status(self) -> None:
+        """Print how far it is."""
+        self.directory.check()
+        self._print(lambda: status_lines(self.directory))
+
+    def run(self) -> None:
+        """Run all that is left, and write the report. UserError where runs failed."""
+        self.directory.bind()
+        check_no_other_run(str(self.directory.root), self._show)
+        with SaveClaim(str(self.directory.root)).around_training():
+            self._print(lambda: plan_lines(self.directory))
+            runner = Runner(self.directory, self._jobs, self._launch, self._show)
+            runner.run()
+        self.report()
+        if runner.failed:
+            job, line = next(iter(runner.failed.items()))
+            raise UserError(
+                f"{len(runner.failed)} runs failed, the first {job.name}: {line}; repeat the command to retry"
+            )
+
+    def report(self) -> None:
+        """Write the report of the runs that are done."""
+        from megatron_cod.study.report import write_report
+
+        self.directory.check()
+        for path in write_report(self.directory):
+            self._show(f"written: {path}")
+
+    def slurm(self) -> None:
+        """Write an array of the runs that are known."""
+        from megatron_cod.study.slurm import write_array
+
+        self.directory.bind()
+        self._print(lambda: write_array(self.directory, self._file))
+
+    def task(self, number: int) -> None:
+        """Run one task of that array."""
+        from megatron_cod.study.slurm import run_task
+
+        self.directory.bind()
+        run_task(self.directory, number, self._launch, self._show)
+
+    def _print(self, lines: Callable[[], list[str]]) -> None:
+        for line in lines():
+            self._show(line)
