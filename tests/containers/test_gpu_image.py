@@ -4,7 +4,7 @@ import pytest
 
 from tests.containers.conftest import PYTHON_BASE
 from tests.containers.context import mutant
-from tests.containers.test_images import installed, pinned
+from tests.containers.images import installed, pinned
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY
 from tests.containers.conftest import say
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.launch import slurm
 
 HEADER = Path("/usr/include/slurm/spank.h")

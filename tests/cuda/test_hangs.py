@@ -12,7 +12,7 @@ import pytest
 from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
-from tests.distributed.test_killed_rank import kill_and_go_on
+from tests.distributed.kills import kill_and_go_on
 from tests.faults.mutants import OtherCollective, Stuck, StuckIn, StuckLayer
 
 LIMIT = 20

@@ -15,8 +15,7 @@ from megatron_cod.checkpoint.directory import TRACKER, check_files, iterations, 
 from megatron_cod.checkpoint.selection import saved_state
 from tests.distributed.kills import STAGES, run_until_killed
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.runs import PP2, losses, refuse, succeed
 
 OVERRIDE = "--override-opt_param-scheduler"
 

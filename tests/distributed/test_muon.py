@@ -9,8 +9,7 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.checkpoint.tensors import Checkpoint
 from megatron_cod.schemes.table import SCHEMES
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, refuse, succeed
 
 pytest.importorskip("emerging_optimizers", reason="emerging-optimizers is not installed")
 

@@ -1,25 +1,15 @@
 """Save at TP 2 x PP 2, go on at another layout: the unbroken run's losses, and that the optimizer state is part of it."""
 
-import shutil
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.runs import PP2, TOLERANCE, at_step_4, losses, refuse, succeed
 
 OPTIMIZER = "--use-distributed-optimizer"
 TP2_PP2 = ["--tensor-model-parallel-size", "2", *PP2]
-TOLERANCE = 1e-5
-
-
-def at_step_4(whole: Path, folder: Path) -> Path:
-    """A run of 8 steps as it was on disk after step 4."""
-    shutil.copytree(whole / "iter_0000004", folder / "iter_0000004")
-    (folder / "latest_checkpointed_iteration.txt").write_text("4")
-    return folder
 
 
 @pytest.fixture(scope="module")

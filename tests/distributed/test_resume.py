@@ -6,21 +6,9 @@ import shutil
 import pytest
 import yaml
 
-from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, read_metrics
-from tests.distributed.launch import Ended, run_training_ranks
-
-PP2 = ["--pipeline-model-parallel-size", "2"]
-
-
-def succeed(world: int, flags: list[str]) -> list[Ended]:
-    ended = run_training_ranks(world, flags)
-    assert [rank.code for rank in ended] == [0] * world, "\n----\n".join(rank.output[-2500:] for rank in ended)
-    return ended
-
-
-def losses(folder):
-    metrics = read_metrics(folder / "metrics.jsonl")
-    return {**metrics.scalars[TRAIN_LOSS]}, {**metrics.scalars[VALID_LOSS]}
+from megatron_cod.analysis.metrics import read_metrics
+from tests.distributed.launch import run_training_ranks
+from tests.distributed.runs import PP2, losses, succeed
 
 
 @pytest.fixture(scope="module")

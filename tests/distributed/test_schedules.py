@@ -9,8 +9,7 @@ import yaml
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 
 LR, MIN_LR = 1e-3, 1e-4
 QUIET = ["--eval-iters", "0", "--log-interval", "1"]

@@ -11,7 +11,7 @@ from megatron_cod.checkpoint import checksums
 from megatron_cod.checkpoint.directory import damage
 from megatron_cod.checkpoint.events import read_events
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import losses, succeed
+from tests.distributed.runs import losses, succeed
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LAST = "iter_0000006"

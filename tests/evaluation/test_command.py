@@ -8,10 +8,9 @@ import pytest
 
 from tests.conftest import TINY
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2
+from tests.distributed.runs import PP2, refuse
 from tests.evaluation.conftest import write_dataset
-from tests.evaluation.test_values import evaluate
+from tests.evaluation.runs import evaluate
 
 
 def test_what_it_says(checkpoints, asked, tmp_path):

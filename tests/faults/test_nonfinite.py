@@ -9,7 +9,7 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.nonfinite import Sighting, before_step, leave_out, origin
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]

@@ -15,8 +15,7 @@ from megatron_cod.checkpoint.rewinds import Rewind, pending, read_rewinds
 from megatron_cod.training.data.passed_over import PassedOver
 from megatron_cod.training.faults import rewind
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 
 SHORT = ["--train-iters", "12", "--lr-decay-iters", "12", "--eval-iters", "0", "--save-interval", "2"]
 

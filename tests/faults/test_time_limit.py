@@ -12,8 +12,7 @@ from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline, saving_seconds
 from megatron_cod.training.flags.parser import UsageError, build_parser
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import succeed
-from tests.distributed.test_signals import losses_of
+from tests.distributed.runs import losses_of, succeed
 
 
 def test_the_end_is_slurms_or_the_users(monkeypatch):

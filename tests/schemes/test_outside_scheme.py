@@ -15,10 +15,8 @@ from tests.conftest import ROOT, TINY
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks, run_training_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_oracle import SHAPE, SP, VECTORS, full_logits, init_weights
-from tests.distributed.test_reshard import at_step_4
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.oracle_runs import SHAPE, SP, VECTORS, full_logits, init_weights
+from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import tokens, transformers_logits
 from tests.programs import run_program

@@ -9,9 +9,10 @@ from functools import cache
 
 import pytest
 
+from tests.distributed.architectures import MLA, MOE, VARIANTS
 from tests.distributed.launch import WorkerError, run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_architectures import MLA, MOE, SP, VARIANTS, full_logits
+from tests.distributed.oracle_runs import SP, full_logits
 from tests.distributed.variants import (
     SHAPE,
     Variant,
@@ -23,7 +24,7 @@ from tests.distributed.variants import (
     tokens,
     worker_flags,
 )
-from tests.te.test_te_model import FUSER, TE
+from tests.te.flags import FUSER, TE
 
 ONE, PP2, TP2 = Layout(), Layout(pp=2), Layout(tp=2, flags=SP)
 MTP = ("--mtp-num-layers", "1")

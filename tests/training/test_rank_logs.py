@@ -14,8 +14,7 @@ from megatron_cod.checkpoint.events import read_events
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.training.monitoring.reporting import check_wandb
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 from tests.faults.mutants import BrokenLayer, FailsAt
 
 SHORT = [

@@ -8,7 +8,7 @@ from megatron_cod.analysis.depth.models import traced_transformers
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import open_checkpoint, open_directory
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 
 LAYOUTS = {
     "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
