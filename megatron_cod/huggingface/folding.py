@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.rows import Part
-from megatron_cod.identity import recorded_identity
+from megatron_cod.huggingface.families.mapping_rows import Part
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
 from megatron_cod.schemes.row import Foldable, Scheme, Site
 from megatron_cod.schemes.table import PRE_LN, SCHEMES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
 from megatron_cod.huggingface.stock import Multipliers, fields_of, multipliers_of
 

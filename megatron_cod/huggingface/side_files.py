@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import UserError, bad_input
 
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS
+from megatron_cod.checkpoint.function_record import RECORD, flag_of, routing
 from megatron_cod.errors import UserError
-from megatron_cod.function_fields import ARGUMENTS, FUNCTION, TENSORS
-from megatron_cod.function_record import RECORD, flag_of, routing
 
 _CARRIED = """
 num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_channels add_bias_linear add_qkv_bias

@@ -13,11 +13,11 @@ import pytest
 from megatron.core.extensions import transformer_engine as megatrons_engine
 from megatron.core.fusions import fused_layer_norm
 
-from megatron_cod import cpu
-from megatron_cod.training import packages
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.backend_flags import CHOICES, default_flags
-from megatron_cod.training.packages import ON_BY_DEFAULT, ON_REQUEST, check_packages
+from megatron_cod.adaptations import cpu
+from megatron_cod.training.flags import packages
+from megatron_cod.training.flags.defaults import CHOICES, default_flags
+from megatron_cod.training.flags.packages import ON_BY_DEFAULT, ON_REQUEST, check_packages
+from megatron_cod.training.flags.parser import build_parser
 
 MEGATRON = Path(megatron.training.__file__).parents[1]
 APEX = ("fused_weight_gradient_mlp_cuda", *packages.SOFTMAX.modules)
@@ -243,7 +243,7 @@ overlap_grad_reduce moe_grouped_gemm multi_latent_attention num_moe_experts reco
 rotary_interleaved
 """
 """Options beside which Megatron asks for Transformer Engine's version: each together with one that a table has."""
-_FILES = ("training/arguments.py", "core/transformer/transformer_config.py")
+_FILES = ("training/flags/parser.py", "core/transformer/transformer_config.py")
 _VERSION = re.compile(r"is_te_min_version|HAVE_TE\b")
 
 

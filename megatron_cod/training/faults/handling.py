@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.training import checkpoints, retention
+from megatron_cod.checkpoint import retention
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.checkpoint.rewinds import pending
+from megatron_cod.checkpoint.selection import saved_state
+from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
-from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.time_limit import deadline
 from megatron_cod.training.faults.verdicts import Limits
-from megatron_cod.training.launch_store import store_connection
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 Say = Callable[[str], None]
 
@@ -37,9 +39,9 @@ def hang_limits(args: Any) -> Limits:
 
 def put_in_order(args: Any, say: Say, events: Events) -> None:
     """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
-    checkpoint = rewind.pending(args)
+    checkpoint = pending(args)
     if checkpoint is not None:
-        saved = checkpoints.saved_state(checkpoint).get("args")
+        saved = saved_state(checkpoint).get("args")
         consumed = int(getattr(saved, "consumed_train_samples", 0))
         line = rewind.perform(args, consumed)
         say(str(line))

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from megatron.core.utils import get_model_config
 
+from megatron_cod.checkpoint.events import Events
 from megatron_cod.errors import UserError
-from megatron_cod.training.faults.events import Events, this_host
-from megatron_cod.training.faults.flags import POLICIES
+from megatron_cod.launch.scheduler import this_host
 from megatron_cod.training.faults.nonfinite_search import (
     StepRecord,
     broken_gradients,
@@ -24,7 +24,8 @@ from megatron_cod.training.faults.nonfinite_search import (
     whole_gradients,
     zero_if_finite,
 )
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.flags.fault_flags import POLICIES
+from megatron_cod.training.loop.observers import Observer, Run
 
 
 class NonFiniteError(UserError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cod.checkpoint_files import newest_whole
+from megatron_cod.checkpoint.directory import newest_whole
 from megatron_cod.errors import UserError
 
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from megatron_cod.training.batch_sizes import planned
-from megatron_cod.training.faults.events import Events, restarts
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.launch.scheduler import restarts
+from megatron_cod.training.flags.batch_sizes import planned
+from megatron_cod.training.loop.observers import Observer, Run
 
 STOPPED = 85
 """Exit code of a run that a signal stopped after it saved: to be started again. Slurm's ``RequeueExit`` may name it."""

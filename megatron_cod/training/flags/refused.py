@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint_files import TRACKER
+from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.errors import UserError
 
 

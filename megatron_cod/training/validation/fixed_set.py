@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.data.record import read_record
-from megatron_cod.training.blends import Blend, blends_of
+from megatron_cod.data.datasets.blends import Blend, blends_of
+from megatron_cod.data.datasets.manifest import read_record
 
 _ENOUGH = 1 << 20
 """Evaluations that a set provides samples for."""
