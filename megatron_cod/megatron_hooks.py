@@ -125,8 +125,8 @@ HOOKED = (
     ),
     Hooked(
         "`variable_seq_lengths` of the configuration",
-        "set for schemes with several residual streams over pipeline stages",
-        "stages then send the shape with each tensor; Megatron expects one stream from its own sizes",
+        "set under a scheme with several residual streams, over pipeline stages",
+        "stages then send the shape with each tensor: Megatron expects one stream, of its own sizes",
         ("model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",),
     ),
     Hooked(

@@ -46,7 +46,7 @@ def test_one_wait_a_monitored_step_and_a_validation(tmp_path):
     assert waits(run, "evaluations.py") == 2 * evaluations  # which calls the former, and reads the loss
     assert waits(run, "fixed_set.py") <= 2  # at the start: the lengths of both sets
     # At the start: the parameters' number; whether a stage is wrong, and the texts that stages exchange.
-    assert waits(run, "parameters.py") == 1
+    assert waits(run, "parameter_count.py") == 1
     assert waits(run, "depth_map.py") <= 6
 
 

@@ -33,6 +33,7 @@ ONCE = {
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
+    "model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",
     "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",

@@ -1,9 +1,9 @@
 """Byte-level BPE of ASCII text, whose pieces are found here: the tokenizer has only to merge them.
 
-Splitting a text into pieces is most of what a Hugging Face tokenizer does for words that it meets the first time. Its
-regular expressions consist of a few alternatives (`word_boundaries.py`). Python's `re` reads them the same way where
-letters, digits and white space are ASCII and there are no other control characters. Any other text goes to the tokenizer,
-and so does a text with a character that no alternative matches, which the tokenizer would keep.
+Splitting a text into pieces is most of what a Hugging Face tokenizer does for new words. Its regular expressions consist of
+a few alternatives (`word_boundaries.py`). Python's `re` reads them the same way where letters, digits and white space are
+ASCII and there are no other control characters. Any other text goes to the tokenizer, and so does a text with a character
+that no alternative matches, which the tokenizer would keep.
 """
 
 from __future__ import annotations
