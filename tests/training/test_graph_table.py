@@ -55,8 +55,6 @@ ONCE = {
     "model.py model_config_from_args: pre_wrap_hooks _to_device",
     # Shapes, which a captured graph has in common with its replays.
     "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
-    # Refused under graphs of the iteration.
-    "model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",
     # Read when a run has failed.
     "training/faults/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
