@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.function_fields import ARGUMENTS, DERIVED, FLAGS, FREE, FUNCTION, TENSORS, WITHOUT_FLAG
 from megatron_cod.errors import UserError
 
@@ -78,7 +79,7 @@ class Difference:
         return f"{self.flag}{name} {self.saved}, this run asks for {self.asked}"
 
 
-def differences(saved: argparse.Namespace, args: Any) -> list[Difference]:
+def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:
     """Where the model of a checkpoint's arguments is another than that of ``args``, those of tensors first.
 
     A checkpoint without a record, of an earlier version or an import, is compared by its arguments as far as both say.
@@ -96,7 +97,7 @@ def _recorded(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tu
             yield name, saved[name], asked[name]
 
 
-def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, Any, Any]]:
+def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tuple[str, Any, Any]]:
     seen: set[str] = set()
     for name in sorted(TENSORS | FUNCTION):
         argument = ARGUMENTS.get(name, name)
@@ -113,7 +114,7 @@ def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, A
         yield name, before, now
 
 
-def check_function(checkpoint: Path, saved: argparse.Namespace, args: Any, override: bool) -> list[str]:
+def check_function(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
     """Lines for the log where the checkpoint's model computes another function and ``override`` allows it.
 
     UserError without, and for tensors that do not fit whatever is allowed.

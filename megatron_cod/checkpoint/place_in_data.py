@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.data.datasets.blends import blends_of
@@ -73,7 +72,7 @@ def _changed_order(saved: argparse.Namespace, args: MegatronArgs) -> list[str]:
     return changed
 
 
-def _training_shares(args: Any) -> list[float] | None:
+def _training_shares(args: MegatronArgs) -> list[float] | None:
     """The shares of the datasets that are trained on; None where their lengths decide or the files naming them are gone."""
     try:
         blends = blends_of(args)

@@ -13,7 +13,7 @@ from megatron_cod.errors import UserError
 _WAYS_OUT = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
 
 
-def _scheduler_of(args: Any) -> dict[str, Any]:
+def _scheduler_of(args: MegatronArgs) -> dict[str, Any]:
     """What Megatron's scheduler saves, reckoned from arguments as ``training.get_optimizer_param_scheduler`` does."""
     unit = "iters" if args.train_iters and not args.train_samples else "samples"
     batch = args.global_batch_size if unit == "iters" else 1
@@ -70,7 +70,7 @@ def check_resumed_schedule(
         )
 
 
-def _told(differ: list[str], before: Mapping[str, Any], now: Mapping[str, Any], saved: Any, args: Any) -> str:
+def _told(differ: list[str], before: Mapping[str, Any], now: Mapping[str, Any], saved: Any, args: MegatronArgs) -> str:
     flags: dict[str, tuple[Any, Any]] = {}
     for name in differ:
         found = {

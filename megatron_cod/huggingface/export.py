@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +82,7 @@ class Exported:
     parcels: list[Parcel]
     originals: dict[str, Callable[[], Tensor]]
     """The norms before folding, by the name of the folded one."""
-    args: Any
+    args: Namespace
     notes: list[str] = field(default_factory=list)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

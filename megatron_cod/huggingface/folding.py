@@ -6,6 +6,7 @@ its rows times a. Which schemes are stock Pre-LN models with other numbers, thei
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -115,7 +116,7 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
     return Folding(design, layers)
 
 
-def folding_of_checkpoint(args: Any, iteration: int) -> Folding:
+def folding_of_checkpoint(args: Namespace, iteration: int) -> Folding:
     """The same of a checkpoint's arguments. UserError, too, in the middle of ``--residual-warmup-steps``."""
     warmup = getattr(args, "residual_warmup_steps", None)
     if warmup and iteration < warmup * args.num_layers:

@@ -29,7 +29,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     args.data_content = {}
     if args.mock_data:
         if args.full_validation and args.eval_iters:
-            raise UserError("--full-validation: --mock-data has no end; leave the flag out, for --eval-iters batches")
+            raise UserError("--full-validation: --mock-data has no end; remove the flag, for --eval-iters batches")
         return
     blends = blends_of(args)
     if not blends:
@@ -68,7 +68,7 @@ def _check_whole(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
     if args.full_validation and blend is not None and blend.weights is not None:
         raise UserError(
             f"--full-validation: the validation data ({blend.source}) is drawn by weights, so it has no end; list "
-            "--valid-data-path without weights, or leave the flag out, for --eval-iters batches"
+            "--valid-data-path without weights, or remove the flag, for --eval-iters batches"
         )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.directory import (
     TRACKER,
 )
@@ -25,11 +26,13 @@ class Retention(Observer):
     it does last, in an asynchronous save too. A look is one ``stat``.
     """
 
-    def __init__(self, args: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, args: MegatronArgs, say: Callable[[str], None]) -> None:
         """args: Megatron's. Takes ``save_retain_interval`` out of them: two that delete would get in each other's way."""
         self._args = args
+        assert args.save is not None
+        assert args.keep_last_checkpoints is not None
         self._directory = Path(args.save)
-        self._keep: int = args.keep_last_checkpoints
+        self._keep = args.keep_last_checkpoints
         self._every: int | None = args.save_retain_interval
         args.save_retain_interval = None
         self._say = say

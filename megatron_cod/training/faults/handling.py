@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,13 +22,13 @@ from megatron_cod.training.loop.observers import Observer, Run
 Say = Callable[[str], None]
 
 
-def check_flags(args: Any) -> None:
+def check_flags(args: MegatronArgs) -> None:
     """UserError for fault flags that make no sense. args: the plain parse of the command line."""
     deadline(args.time_limit, 0.0)
     rewind.check_rewind(args)
 
 
-def hang_limits(args: Any) -> Limits:
+def hang_limits(args: MegatronArgs) -> Limits:
     """By default a hang is named well before the collectives' time-out, after which torch ends the job and names nobody."""
     set_up = 60.0 * args.distributed_timeout_minutes
     training = float(args.distributed_timeout_seconds_after_init or set_up)
@@ -37,7 +36,7 @@ def hang_limits(args: Any) -> Limits:
     return Limits(timeout, set_up, training)
 
 
-def put_in_order(args: Any, say: Say, events: Events) -> None:
+def put_in_order(args: MegatronArgs, say: Say, events: Events) -> None:
     """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
     checkpoint = pending(args)
     if checkpoint is not None:
@@ -50,6 +49,7 @@ def put_in_order(args: Any, say: Say, events: Events) -> None:
     def damaged(path: Path, why: str) -> None:
         events.add("damaged checkpoint", name=path.name, why=why)
 
+    assert args.save is not None
     retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 

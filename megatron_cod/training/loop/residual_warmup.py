@@ -5,10 +5,9 @@ Without graphs the forward step sets them (batches.py).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.residual import GraphWeights, warming_up
 from megatron_cod.training.loop.observers import Observer, Run
 
@@ -16,7 +15,7 @@ from megatron_cod.training.loop.observers import Observer, Run
 class GraphWarmup(Observer):
     """Sets the weights of this rank's residual joins to those of the current training step."""
 
-    def __init__(self, args: Any) -> None:
+    def __init__(self, args: MegatronArgs) -> None:
         """args: Megatron's, whose ``curr_iteration`` is the current training step."""
         self._args = args
         self._weights: GraphWeights | None = None

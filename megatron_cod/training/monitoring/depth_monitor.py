@@ -17,6 +17,7 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import input_gammas
 from megatron_cod.training.loop.observers import Observer, Run
@@ -39,7 +40,7 @@ class DepthMonitor(Observer):
     """Watches the decoder layers of this rank; every ``interval``-th step it measures, on the others it looks away."""
 
     def __init__(
-        self, interval: int, args: Any, write: Callable[[str, float, int], None], say: Callable[[str], None]
+        self, interval: int, args: MegatronArgs, write: Callable[[str, float, int], None], say: Callable[[str], None]
     ) -> None:
         """args: Megatron's, which say what step is at hand. write: takes (name, value, step) on the rank that keeps the
         metrics. say: prints a line there."""

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
@@ -31,7 +32,7 @@ _SECONDS_AT_THE_END = 10.0
 _SECONDS_AFTER_A_FAILURE = 2.0
 
 
-def check_wandb(args: Any, rank: int, world: int) -> None:
+def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
     """UserError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
     if not args.wandb_project or rank != world - 1:
         return
@@ -41,14 +42,18 @@ def check_wandb(args: Any, rank: int, world: int) -> None:
         raise UserError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
 
 
-def job_of(args: Any, share_of_tokens: float) -> Job:
+def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
     """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
     flops = float(num_floating_point_operations(args, 1))
     return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
 
 
 def _metrics_writer(
-    args: Any, job: Job, tell: Callable[[str], None], see_loss: Callable[[int, float], Iterable[str]], inner: Any
+    args: MegatronArgs,
+    job: Job,
+    tell: Callable[[str], None],
+    see_loss: Callable[[int, float], Iterable[str]],
+    inner: Any,
 ) -> MetricsWriter:
     path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
     if path:
@@ -107,7 +112,7 @@ def report_parameters(model: list[Any]) -> None:
 
 @contextmanager
 def reported(
-    args: Any, share_of_tokens: float, see_loss: Callable[[int, float], Iterable[str]], lines: Lines
+    args: MegatronArgs, share_of_tokens: float, see_loss: Callable[[int, float], Iterable[str]], lines: Lines
 ) -> Iterator[None]:
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
     last = args.world_size - 1 == this_rank()

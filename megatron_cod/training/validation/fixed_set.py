@@ -165,7 +165,7 @@ class FixedSets:
         return FixedSet(inner, extent.samples, rows, args.consumed_valid_samples + rows * _ENOUGH)
 
 
-def fixed_sets(args: Any, log: Callable[[str], None]) -> FixedSets:
+def fixed_sets(args: MegatronArgs, log: Callable[[str], None]) -> FixedSets:
     """The fixed sets of a run. Takes ``--full-validation`` over from Megatron, whose own fails in Megatron-Core 0.19.2."""
     whole, args.full_validation = args.full_validation, False
     return FixedSets(args, whole, log)
