@@ -17,18 +17,18 @@ def keep(out: TextIO, err: TextIO) -> None:
     _out, _err = out, err
 
 
-def note(text: str) -> None:
+def log_to_file(text: str) -> None:
     """Print in the file alone, where there is one: the console has it from another rank."""
     if _out is not None:
         print(text, flush=True)
 
 
-def show(text: str) -> None:
+def print_line(text: str) -> None:
     """Print on standard output."""
     _print(text, _out, sys.stdout)
 
 
-def speak(text: str) -> None:
+def print_error(text: str) -> None:
     """Print on standard error, after what was shown before."""
     if _err is None:
         sys.stdout.flush()
@@ -41,10 +41,10 @@ def _print(text: str, console: TextIO | None, stream: TextIO) -> None:
     print(text, file=stream, flush=True)
 
 
-def say(text: str) -> None:
+def log_rank0(text: str) -> None:
     """Print a line of the log, on rank 0."""
     if this_rank() == 0:
-        show(text)
+        print_line(text)
 
 
 def this_rank() -> int:

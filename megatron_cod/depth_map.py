@@ -139,5 +139,5 @@ def refuse_wrong_depth(
         torch.distributed.all_gather_object(faults, fault)
         raise DepthMapError(next(text for text in faults if text))
     if torch.distributed.get_rank() == 0:
-        console.show(format_depth_map(stages))
+        console.print_line(format_depth_map(stages))
     return model

@@ -58,7 +58,7 @@ HOOKED = (
         "a step that is not finite is left out, as Megatron's loss scaler leaves one out",
         (
             "training/faults/nonfinite.py before_step: optimizer.step",
-            "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
+            "training/faults/nonfinite.py before_step.checked_first: optimizer.step",
         ),
     ),
     Hooked(
@@ -240,7 +240,7 @@ HOOKED = (
         "`P2PCommunicator._communicate_shapes`",
         "replaced",
         "one rank of a pipeline is alone: nobody sends it the shapes",
-        ("rehearsal/worker.py _tell_shapes: P2PCommunicator._communicate_shapes",),
+        ("rehearsal/worker.py _give_shapes: P2PCommunicator._communicate_shapes",),
         "rehearsal",
     ),
     Hooked(

@@ -42,7 +42,7 @@ class Events:
         try:
             _append(self._path, line)
         except OSError as error:  # on a full disk what happened to the run matters more than the note of it
-            console.speak(f"WARNING: {self._path} cannot be written ({error}): {line}")
+            console.print_error(f"WARNING: {self._path} cannot be written ({error}): {line}")
 
 
 def record(save: Path, event: str, **facts: Any) -> None:

@@ -200,7 +200,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def export_model(
-    job: ExportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+    job: ExportJob, log: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
 ) -> Exported:
     """Write ``job.output``, and read it again before it gets that name.
 
@@ -218,7 +218,7 @@ def export_model(
         like=_other_keys(read_json(like / "config.json"), job.family) if like else None,
     )
     for note in found.notes:
-        say(note if note.startswith("WARNING") else f"note: {note}")
+        log(note if note.startswith("WARNING") else f"note: {note}")
     if job.dry_run:
         return found
     planned = shards(found.parcels, job.shard_bytes)
@@ -242,16 +242,16 @@ def export_model(
     if not set(copied) & set(companions.TOKENIZER_FILES):
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
-        say(f"note: {note}")
+        log(f"note: {note}")
     if like is None:
         side_files.name_ids(found.args, part.folder, found.config)
     for line in side_files.agree(found.args, part.folder, found.config):
-        say(f"note: {line}")
+        log(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
     try:
         _check_files(part.folder, found.parcels)
         if job.verify:
-            say(_verified(part.folder, found, path, megatron, job.fold))
+            log(_verified(part.folder, found, path, megatron, job.fold))
     except UserError:
         part.discard()
         raise

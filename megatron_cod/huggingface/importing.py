@@ -134,7 +134,7 @@ def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> a
 
 
 def import_model(
-    job: ImportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+    job: ImportJob, log: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
 ) -> Outcome:
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
@@ -160,7 +160,7 @@ def import_model(
     pieces = plan_pieces(source, wanted, arch, Change(held, scheme, originals), lost.append)
     notes += originals.notes()
     for note in notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     outcome = Outcome(job.output, arch, scheme, len(pieces), sum(piece.bytes for piece in pieces), notes)
     if job.dry_run:
         return outcome
@@ -176,7 +176,7 @@ def import_model(
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:
-            say(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
+            log(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
     except UserError:
         part.discard()
         raise
@@ -186,7 +186,7 @@ def import_model(
             f"{sum(lost)} elements have no fp32 number that the factor brings back to them exactly: those are "
             f"off by one unit in the last place"
         )
-        say(f"note: {notes[-1]}")
+        log(f"note: {notes[-1]}")
     return outcome
 
 

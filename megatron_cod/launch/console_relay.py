@@ -27,7 +27,7 @@ _END = "end"
 class Lines:
     """``tell`` on the last rank; rank 0 prints what is told. Until ``attach``, and on one rank, each prints its own."""
 
-    def __init__(self, show: Callable[[str], None] = console.show) -> None:
+    def __init__(self, show: Callable[[str], None] = console.print_line) -> None:
         """show: prints on the console of this process."""
         self._show = show
         self._store: Any = None
@@ -51,12 +51,12 @@ class Lines:
         else:
             self._store = store
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """A line for the console."""
         if self._store is None:
             self._show(line)
             return
-        console.note(line)
+        console.log_to_file(line)
         try:
             self._send("=" + line)
         except (DistError, RuntimeError) as error:  # rank 0 and its store are gone; this rank will end too

@@ -40,7 +40,7 @@ class _Log(io.TextIOWrapper):
     def _lost(self, error: OSError, length: int) -> int:
         if not _Log.told:
             _Log.told = True
-            console.speak(f"WARNING: {_file} cannot be written ({error.strerror or error}); lines of it are lost")
+            console.print_error(f"WARNING: {_file} cannot be written ({error.strerror or error}); lines of it are lost")
         return length
 
 
@@ -90,4 +90,4 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     found = ending(error, Phase.TRAINING)
     text = found.line if found.is_fault else f"{kind.__name__}: {found.line[:300]}"
     where = f"its log: {_file}" if _file else "its traceback is above"
-    console.speak(f"rank {os.environ.get('RANK', '0')} failed: {text} ({where})")
+    console.print_error(f"rank {os.environ.get('RANK', '0')} failed: {text} ({where})")

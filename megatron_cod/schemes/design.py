@@ -66,7 +66,7 @@ class BlockDesign:
         """
         return {"norm_scheme": self.scheme.name, **self.scheme.recorded(config, self.options)}
 
-    def laid_over(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
+    def applied_to(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
         """A layer spec under this design. UserError when its class or its norms are not ones we know."""
         if spec.module not in NUMBERED:
             raise UserError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")

@@ -96,8 +96,8 @@ def test_without_rank_0_the_last_rank_speaks_itself(capsys):
     shown: list[str] = []
     lines = Lines(shown.append)
     lines.connect(Gone(), reads=False)
-    lines.tell("a")
-    lines.tell("b")
+    lines.send("a")
+    lines.send("b")
     lines.end(0)
     assert shown == ["a", "b"] and "rank 0 is not reached: gone" in capsys.readouterr().err
 

@@ -83,9 +83,9 @@ def test_without_a_tracker_to_go_by_nothing_is_deleted(tmp_path, tracker):
 def test_it_looks_when_a_step_begins_and_deletes_only_after_a_save(tmp_path):
     root = make(tmp_path / "s", [1, 2], tracker="2")
     kept = keeper(root, 2)
-    kept.look()
+    kept.check_tracker()
     make(root, [3, 4])  # a save still under way
-    kept.look()
+    kept.check_tracker()
     assert names(root) == {1, 2, 3, 4}
     (root / TRACKER).write_text("4")
     os.utime(root / TRACKER, (1, 1))

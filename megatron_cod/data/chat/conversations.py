@@ -65,7 +65,7 @@ def read_conversations(
     patterns: Sequence[str],
     layout: str = "auto",
     bad: Callable[[BadLine], None] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Conversation]:
     """Every conversation of the files, in order. Blank lines are nothing.
 
@@ -73,7 +73,7 @@ def read_conversations(
     then left out; without it the first one raises ``BadLine``. say: see
     ``find_inputs``. UserError for files that are missing or damaged.
     """
-    for source in find_inputs(patterns, "jsonl", say):
+    for source in find_inputs(patterns, "jsonl", log):
         for place, parse in _records(source):
             try:
                 yield Conversation(read_chat(parse(), layout), place)

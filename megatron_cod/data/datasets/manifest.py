@@ -79,7 +79,7 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
         raise UserError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error
 
 
-def stands_for(record: DatasetRecord, prefix: str | Path) -> bool:
+def describes(record: DatasetRecord, prefix: str | Path) -> bool:
     """Whether the dataset beside a record is the one that it tells of; a record of an earlier version does not say."""
     said = record.index_digest, record.tokens_digest
     return None in said or said == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))

@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_cod.data.datasets.content import index_digest, tokens_digest
 from megatron_cod.data.datasets.index_file import write_index
-from megatron_cod.data.datasets.manifest import DatasetRecord, dataset_files, read_record, stands_for, write_record
+from megatron_cod.data.datasets.manifest import DatasetRecord, dataset_files, describes, read_record, write_record
 from megatron_cod.data.preprocessing.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
 from megatron_cod.data.preprocessing.encode import Encoding, encode_part
 from megatron_cod.data.preprocessing.job import PreprocessJob, check_job, identity_of, output_name, what_differs
@@ -97,7 +97,7 @@ def _made_already(
     whole = len(existing) == 3 * len(prefixes)
     records = {prefix: record for prefix in prefixes if whole and (record := read_record(prefix)) is not None}
     others = [difference for record in records.values() if (difference := what_differs(identity, vars(record)))]
-    others += ["contents than its manifest tells of" for prefix, one in records.items() if not stands_for(one, prefix)]
+    others += ["contents than its manifest tells of" for prefix, one in records.items() if not describes(one, prefix)]
     if len(records) == len(prefixes) and not others:
         first = records[prefixes[0]]
         return PreprocessResult(records, [], first.bad, first.duplicates, 0.0)

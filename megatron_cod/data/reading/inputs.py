@@ -43,12 +43,12 @@ class InputFile:
         return self.format in ("parquet", "arrow")
 
 
-def _say_on_stderr(text: str) -> None:
+def _log_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def find_inputs(
-    patterns: Sequence[str], input_format: str = "auto", say: Callable[[str], None] = _say_on_stderr
+    patterns: Sequence[str], input_format: str = "auto", log: Callable[[str], None] = _log_to_stderr
 ) -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
@@ -67,7 +67,7 @@ def find_inputs(
         raise UserError("no input given")
     if again:
         more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
-        say(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
+        log(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
     found = []
     for path in names.values():
         status = path.stat()

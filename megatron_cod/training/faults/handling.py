@@ -15,11 +15,11 @@ from megatron_cod.checkpoint.rewinds import pending
 from megatron_cod.checkpoint.selection import saved_state
 from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
+from megatron_cod.training.faults.hang_diagnosis import Limits
 from megatron_cod.training.faults.time_limit import deadline
-from megatron_cod.training.faults.verdicts import Limits
 from megatron_cod.training.loop.observers import Observer, Run
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def check_flags(args: MegatronArgs) -> None:
@@ -36,21 +36,21 @@ def hang_limits(args: MegatronArgs) -> Limits:
     return Limits(timeout, set_up, training)
 
 
-def put_in_order(args: MegatronArgs, say: Say, events: Events) -> None:
+def put_in_order(args: MegatronArgs, log: Log, events: Events) -> None:
     """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
     checkpoint = pending(args)
     if checkpoint is not None:
         saved = saved_state(checkpoint).get("args")
         consumed = int(getattr(saved, "consumed_train_samples", 0))
         line = rewind.perform(args, consumed)
-        say(str(line))
+        log(str(line))
         events.add("rewind", to=args.rewind_to, skip=args.rewind_skip)
 
     def damaged(path: Path, why: str) -> None:
         events.add("damaged checkpoint", name=path.name, why=why)
 
     assert args.save is not None
-    retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
+    retention.clean(args.save, log, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 
 class Hangs(Observer):
@@ -95,4 +95,4 @@ class Hangs(Observer):
     def forward_begins(self) -> None:
         """A sign of life."""
         if self._watch:
-            self._watch.beat()
+            self._watch.heartbeat()

@@ -75,11 +75,11 @@ def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
 class StepGuard(Observer):
     """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
 
-    def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, say: Callable[[str], None]) -> None:
+    def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, log: Callable[[str], None]) -> None:
         """most: steps in a row that may be left out. say: prints a line on rank 0."""
         assert policy in POLICIES
         self._policy, self._most, self._args = policy, most, args
-        self._events, self._say = events, say
+        self._events, self._log = events, log
         self._model: list[Any] = []
         self._seen = StepRecord()
         self._skipped = 0
@@ -89,7 +89,7 @@ class StepGuard(Observer):
         """Not with fp16, whose loss scaler has such steps by design, and skips them."""
         args = run.args
         policy = "ignore" if args.fp16 else args.on_nonfinite
-        return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.say)
+        return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.log)
 
     def model_built(self, model: list[torch.nn.Module]) -> None:
         """Whose gradients to look at."""
@@ -151,7 +151,7 @@ class StepGuard(Observer):
         facts = {"step": step, "origin": name, "ranks": [one.rank for one in seen]}
         if self._policy == "skip" and self._skipped <= self._most:
             self._events.add("step left out", **facts)
-            self._say(f"WARNING: {line}; left out, {self._skipped} in a row of at most {self._most}")
+            self._log(f"WARNING: {line}; left out, {self._skipped} in a row of at most {self._most}")
             return
         self._events.add("not finite", **facts, sightings=[asdict(one) for one in seen[:4]])
         way = "" if self._policy == "stop" else f", as were the {self._most} steps before"
@@ -170,14 +170,14 @@ def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
     step = optimizer.step
     own = vars(optimizer).get("step")
 
-    def asks_first() -> Any:
+    def checked_first() -> Any:
         if own is None:
             del optimizer.step
         else:
             optimizer.step = own
         return _LEFT_OUT if is_left_out() else step()
 
-    optimizer.step = asks_first
+    optimizer.step = checked_first
 
 
 def leave_out(optimizer: Any) -> None:

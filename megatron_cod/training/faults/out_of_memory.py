@@ -91,7 +91,7 @@ def _estimate(args: MegatronArgs, of_rank: Callable[[Any, int], Memory]) -> str:
 
 
 @contextmanager
-def told_in_one_line(
+def reported_in_one_line(
     args: MegatronArgs, when: Callable[[], str], of_rank: Callable[[Any, int], Memory] = rank_memory
 ) -> Iterator[None]:
     """Turn a device without memory into ``DeviceOutOfMemory``; with MEGATRON_COD_TRACEBACK=1 it stays what it was.

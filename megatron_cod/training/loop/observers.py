@@ -86,7 +86,7 @@ class Run:
     """Megatron's, after validation."""
     task: Task
     events: Events
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     """Prints a line on rank 0."""
     lines: Lines
     until_training: Observer
