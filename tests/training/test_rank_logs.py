@@ -74,7 +74,7 @@ def test_lines_go_from_the_last_rank_to_the_first():
     reader.connect(store, reads=True)
     teller.connect(store, reads=False)
     for line in ("step 1", "end", ""):
-        teller.tell(line)
+        teller.send(line)
     teller.end(0)
     reader.end(10)
     assert shown == ["step 1", "end", ""]
