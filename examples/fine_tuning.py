@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/fine_tuning"), help="directory (%(default)s)")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sft_debug.yaml")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the questions (%(default)s)")
-    parser.add_argument("--processes", type=int, help="processes; data-parallel unless told (2)")
+    parser.add_argument("--processes", type=int, help="processes; data-parallel by default (2)")
     parser.add_argument("flags", nargs="*", help="Megatron flags, after --")
     args = parser.parse_args()
     args.why_on_cpus = on_cpus_instead(2) if args.processes is None else None

@@ -1,4 +1,4 @@
-"""Layer specs with a norm scheme laid over whatever Megatron would build.
+"""Layer specs with a norm scheme applied to whatever Megatron would build.
 
 In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (then the scheme, plain initialisation and
 the start-up depth check all come with the spec; see docs/megatron_lm.md).
@@ -47,7 +47,7 @@ def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: 
     asked += design.scheme.unsupported(config, backend.name, design.options)
     if asked:
         raise UserError(
-            f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; leave that out "
+            f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; omit that "
             f"(backend: {backend.name})"
         )
 

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="default: all; the first are the cheapest"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="load model and text, say what would be done, do nothing"
+        "--dry-run", action="store_true", help="load model and text, print what would be done, do nothing"
     )
     return parser
 

@@ -47,7 +47,7 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     )
     parser.add_argument("--vocab-size", type=int, metavar="N", help="keep so many rows of the padded vocabulary")
     parser.add_argument(
-        "--no-fold", action="store_true", help="leave the depth factors out: stock loaders then compute something else"
+        "--no-fold", action="store_true", help="omit the depth factors: stock loaders then compute something else"
     )
     parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="X", help="size of a file (%(default)s)")
     return parser

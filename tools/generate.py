@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
     add_import_flag(parser)
-    parser.add_argument("prompt", help="text to go on from")
+    parser.add_argument("prompt", help="text to resume from")
     parser.add_argument(
         "--chat",
         action="store_true",

@@ -62,7 +62,7 @@ def show_dataset(prefix: str, args: argparse.Namespace) -> None:
     else:
         decode, why = decoder(record)
         log(f"  made with {record.tokenizer_type} {record.tokenizer_model or ''}, {record.vocab_size:,} ids")
-        log(f"  from {len(record.inputs)} file(s), {record.text_bytes:,} bytes of text; left out in the whole run: "
+        log(f"  from {len(record.inputs)} file(s), {record.text_bytes:,} bytes of text; skipped in the whole run: "
             f"{record.empty:,} empty, {record.bad:,} bad, {record.duplicates:,} duplicates")  # fmt: skip
         log(f"  options {', '.join(f'{name}={value}' for name, value in record.options.items())}")
         log(f"  train with {' '.join(record.training_arguments)}")

@@ -63,7 +63,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def read_events(save: Path) -> list[dict[str, Any]]:
-    """The events of a run, a torn last line left out; none where there is no file."""
+    """The events of a run, a torn last line omitted; none where there is no file."""
     path = save / EVENTS
     found = []
     for line in path.read_text().splitlines() if path.is_file() else []:

@@ -18,7 +18,7 @@ def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Megat
     step = int(checkpoint.name.removeprefix("iter_"))
     if step not in (args.phase_transition_iterations or []):
         raise UserError(
-            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
+            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run has {args.seq_length}: its place "
             f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
         )
 

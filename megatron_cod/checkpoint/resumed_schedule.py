@@ -10,11 +10,11 @@ from typing import Any
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
-_WAYS_OUT = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
+_REMEDIES = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
 
 
 def _scheduler_of(args: MegatronArgs) -> dict[str, Any]:
-    """What Megatron's scheduler saves, reckoned from arguments as ``training.get_optimizer_param_scheduler`` does."""
+    """What Megatron's scheduler saves, computed from arguments as ``training.get_optimizer_param_scheduler`` does."""
     unit = "iters" if args.train_iters and not args.train_samples else "samples"
     batch = args.global_batch_size if unit == "iters" else 1
     length = getattr(args, f"train_{unit}") or 0
@@ -66,7 +66,7 @@ def check_resumed_schedule(
     if differ:
         raise UserError(
             f"checkpoint {checkpoint} was trained with {_described(differ, before, now, saved, args)}, another schedule of "
-            f"the learning rate: {_WAYS_OUT}"
+            f"the learning rate: {_REMEDIES}"
         )
 
 

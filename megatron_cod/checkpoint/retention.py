@@ -57,7 +57,7 @@ def _repair(directory: Path, text: str | None, log: Log, told: Callable[[Path, s
             if aside.exists():
                 _remove(aside)
             path.rename(aside)
-        log(f"WARNING: {why}; going on from {checkpoint.name}, and keeping the damaged one as {aside.name}")
+        log(f"WARNING: {why}; resuming from {checkpoint.name}, and keeping the damaged one as {aside.name}")
         told(path, why)
     return number
 

@@ -12,7 +12,7 @@ from megatron_cod.comparison.runs import Outcome
 
 @dataclass(frozen=True)
 class Row:
-    """One arm over its seeds. Losses in nats per token; those of diverged seeds are left out of the means."""
+    """One arm over its seeds. Losses in nats per token; those of diverged seeds are omitted from the means."""
 
     name: str
     valid: tuple[float, ...]

@@ -81,7 +81,7 @@ def tokens_in(folder: Path) -> int:
 
     try:
         return len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception:  # it is copied all the same, and training says what is wrong with it
+    except Exception:  # it is copied anyway, and training says what is wrong with it
         return 0
 
 

@@ -280,7 +280,7 @@ def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: Megatro
         return loads
     try:
         expected = megatron(checkpoint, tokens)
-    except Exception as error:  # this machine may lack what the run had; the result may be right all the same
+    except Exception as error:  # this machine may lack what the run had; the result may be right anyway
         return f"{loads}, which is not built here: {one_line(error)[:200]}"
     exact = all(dtype == torch.float32 for parcel in found.parcels for dtype in parcel.dtypes)
     if exact:

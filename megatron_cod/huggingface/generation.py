@@ -172,7 +172,7 @@ def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch
 def go_on(
     model: Any, ids: Sequence[int], count: int, sampling: Sampling | None, ends: Collection[int | None]
 ) -> list[int]:
-    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is left out, or the model's longest sequence ends it.
+    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is omitted, or the model's longest sequence ends it.
 
     Raises UserError for a prompt of no tokens, or too many.
     """
@@ -204,9 +204,7 @@ def answer(model: Any, tokenizer: Any, question: str, count: int, sampling: Samp
     """What the model answers a user, under its tokenizer's chat template. UserError where that has none."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
-        raise UserError(
-            "the tokenizer has no chat template, which a fine-tuned checkpoint brings along; leave --chat out"
-        )
+        raise UserError("the tokenizer has no chat template, which a fine-tuned checkpoint brings along; omit --chat")
     encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)
     chat = ChatFormat(encoder, template)
     ids = chat.prompt([{"role": "user", "content": question}])

@@ -51,7 +51,7 @@ class ImportJob:
     model: Path
     output: Path
     as_scheme: str | None = None
-    """A scheme that stock weights can be taken for; None is pre_ln, or for unfolded weights the scheme they are of."""
+    """A scheme that stock weights can be treated as; None is pre_ln, or for unfolded weights the scheme they are of."""
     unfolded_lns: bool = False
     """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
     padded_vocab: int | None = None
@@ -81,7 +81,7 @@ def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Foldi
     made = folding_of(said, layers) if isinstance(said, dict) else stock
     folded = not isinstance(said, dict) or bool(said.get("folded", True))
     if job.unfolded_lns and isinstance(said, dict) and folded:
-        raise UserError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
+        raise UserError(f"--unfolded-lns: {job.model} records that its depth factors are folded in")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
@@ -105,7 +105,7 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
     behind = tuple(f"model.layers.{arch.layers + k}." for k in range(8)) if arch.latent is not None else ()
     prediction = [name for name in extra if behind and name.startswith(behind)]
     if prediction:
-        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
     extra = [name for name in extra if name not in prediction]
     missing = sorted(expected.keys() - source.shapes.keys())
     if missing:
@@ -114,7 +114,7 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
         faults.append(f"not known in {arch.family}: {named(extra)}")
     wrong = [name for name in expected if source.shapes.get(name, expected[name]) != expected[name]]
     for name in wrong[:_MOST_SHAPES]:
-        faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
+        faults.append(f"{name} is {list(source.shapes[name])}, the config has {list(expected[name])}")
     if len(wrong) > _MOST_SHAPES:
         faults.append(f"and {len(wrong) - _MOST_SHAPES} more of other shapes")
     if faults:
@@ -231,7 +231,7 @@ def _verified(
     del model
     try:
         found = megatron(folder, tokens)
-    except Exception as error:  # this machine may lack what a run needs; the result may be right all the same
+    except Exception as error:  # this machine may lack what a run needs; the result may be right anyway
         return f"not verified: Megatron's model is not built here: {one_line(error)[:200]}"
     return "verified: " + compare(expected, found, "transformers and Megatron")
 

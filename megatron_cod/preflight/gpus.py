@@ -98,7 +98,7 @@ def compare(answers: Answers, here: Here) -> Outcome:
     for member, answer in answers.items():
         fails, warns = _wrong(answer, kind)
         state = FAIL if fails else WARN if warns else OK
-        hint = "leave the machine out, or have it looked after" if fails else "is that meant?" if warns else ""
+        hint = "remove the machine, or have it repaired" if fails else "is that meant?" if warns else ""
         findings.append(Finding(member.node, "gpus", state, "; ".join(fails + warns) or "in order", hint))
     memory = min((gpu["total"] for answer in answers.values() for gpu in answer["gpus"]), default=0)
     figures = {

@@ -23,7 +23,7 @@ _NEIGHBOUR_SECONDS = 15.0
 
 
 def interface_addresses() -> dict[str, list[str]]:
-    """Interface -> its addresses, IPv4 first; link-local ones left out."""
+    """Interface -> its addresses, IPv4 first; link-local ones omitted."""
     found: dict[str, list[str]] = {}
     for name, entries in psutil.net_if_addrs().items():
         wanted = [one.address for one in entries if one.family in (socket.AF_INET, socket.AF_INET6)]

@@ -164,7 +164,9 @@ class Meeting:
         if not self.place.is_head:
             left = self._get(f"left/{key}", 2 * seconds + 30.0)
             if self.rank not in left:
-                raise UserError(f"this process took too long for the check of {key}: the preflight goes on without it")
+                raise UserError(
+                    f"this process took too long for the check of {key}: the preflight continues without it"
+                )
             self.members = [member for member in self.members if member.rank in left]
             return {}
         answers: dict[int, Any] = {}

@@ -27,7 +27,7 @@ def _weights(layer: Any, kinds: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]
     for name, parameter in layer.named_parameters():
         if name.rstrip("0123456789").endswith(kinds):
             if parameter.is_meta:
-                raise UserError("this --init-policy does not support --init-model-with-meta-device; leave one out")
+                raise UserError("this --init-policy does not support --init-model-with-meta-device; omit one")
             yield name, parameter
 
 

@@ -22,7 +22,7 @@ QUEUED = "queued again"
 
 
 def newest_step(save: Path) -> int:
-    """The step that the run would go on from; 0 where there is none, or no whole checkpoint."""
+    """The step that the run would resume from; 0 where there is none, or no whole checkpoint."""
     try:
         checkpoint, _ = newest_whole(save)
     except ValueError:

@@ -80,7 +80,7 @@ def test_the_rank_that_is_waited_for_is_named(layout, how, rank, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("layout", ["dp2", "tp2"])
-@pytest.mark.parametrize("how", ["left out", "kind", "size"])
+@pytest.mark.parametrize("how", ["omitted", "kind", "size"])
 @pytest.mark.slow
 def test_ranks_whose_collectives_differ_are_named(layout, how, rank, tmp_path):
     _, line = hung(tmp_path, LAYOUTS[layout], OtherCollective(rank, 3, how))

@@ -87,7 +87,7 @@ def run_until_killed(world: int, flags: list[str], stage: str, iteration: int, p
 
 
 def kill_and_go_on(recipe: list[str], folder: Path, victim: int) -> None:
-    """A run of two stages under torchrun loses a rank, the other ends, and another run goes on from the checkpoint."""
+    """A run of two stages under torchrun loses a rank, the other ends, and another run resumes from the checkpoint."""
     flags = [
         *recipe,
         *("--pipeline-model-parallel-size", "2", "--train-iters", "100000", "--eval-iters", "0"),

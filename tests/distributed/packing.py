@@ -29,7 +29,7 @@ def samples(vocabulary: int = SHAPE.vocab) -> Samples:
 
 
 def plan(pack: bool = True) -> list[list[int]]:
-    """The samples of each row; every one stands in one of them."""
+    """The samples of each row; every one is in one of them."""
     epochs = Epochs(samples().positions(), SIZE, pack=pack, seed=3)
     rows = [list(epochs(number)) for number in range(epochs.rows_an_epoch)]
     assert sorted(n for row in rows for n in row) == list(range(10))

@@ -175,9 +175,7 @@ def test_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
 
 
 def test_checkpoint_of_another_shape(checkpoint, tiny):
-    refuse(
-        1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run asks for 2"
-    )
+    refuse(1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run has 2")
 
 
 def test_dry_run_trains_nothing(tiny, tmp_path):

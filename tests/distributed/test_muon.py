@@ -24,7 +24,7 @@ def losses(folder) -> dict[int, float]:
 
 
 def goes_on(whole, folder, flags: list[str], world: int = 2) -> dict[int, float]:
-    """The losses of a run that goes on from step 2 of another."""
+    """The losses of a run that resumes from step 2 of another."""
     shutil.copytree(whole / "iter_0000002", folder / "iter_0000002")
     (folder / "latest_checkpointed_iteration.txt").write_text("2")
     save = ["--load", str(folder), "--save", str(folder), "--save-interval", "9"]

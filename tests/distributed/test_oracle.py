@@ -63,7 +63,7 @@ LAYOUTS = [
 ]
 TABLE = ROOT / "docs" / "layout_table.md"
 HEAD = """\
-# Layouts held against the vectors
+# Layouts compared with the vectors
 
 Largest absolute differences under LNS from float64 vectors of an independent implementation (8 blocks), in fp32 on CPU
 processes. Tolerances: logits 1e-5, gradients 2e-6, after 3 Adam steps 2e-3 for all weights and 1e-4 for all but 20 of

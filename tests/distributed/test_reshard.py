@@ -99,7 +99,7 @@ def test_an_optimizer_state_that_cannot_be_resharded(buckets, tiny, world, layou
     refuse(world, [*tiny, *layout, OPTIMIZER, "--load", str(buckets)], said)
 
 
-def test_the_way_out_that_is_named_works(buckets, tiny):
+def test_the_remedy_that_is_named_works(buckets, tiny):
     ended = succeed(1, [*tiny, OPTIMIZER, "--load", str(buckets), "--no-load-optim"])
     assert "step 8/8 | loss" in ended[0].output
 
@@ -125,7 +125,7 @@ def test_the_other_optimizer_is_refused(saved, tiny, optimizer):
 
 @pytest.mark.gpu
 def test_pre_ln_from_torch_to_transformer_engine(tiny, tmp_path):
-    """The stock scheme saved on the torch backend, gone on with on Transformer Engine. Kernels differ: 1e-3 in fp32."""
+    """The stock scheme saved on the torch backend, resumed on Transformer Engine. Kernels differ: 1e-3 in fp32."""
     pytest.importorskip("transformer_engine")
     scheme = ["--norm-scheme", "pre_ln"]
     torch_flags = ["--transformer-impl", "local", "--no-persist-layer-norm", "--no-gradient-accumulation-fusion"]

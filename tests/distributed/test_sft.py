@@ -1,4 +1,4 @@
-"""The fine-tuning entry: one command that starts and goes on exactly, the same losses at every layout, what it says."""
+"""The fine-tuning entry: one command that starts and resumes exactly, the same losses at every layout, what it says."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_the_same_command_goes_on_to_the_bit(whole, toy, tmp_path):
     succeed(2, [*flags, "--exit-interval", "5"])
     assert max(losses(tmp_path)[0]) == 5
     ended = succeed(2, flags)
-    assert f"going on from {tmp_path / 'iter_0000005'}" in ended[0].output
+    assert f"resuming from {tmp_path / 'iter_0000005'}" in ended[0].output
     assert losses(tmp_path) == losses(whole[0])
 
 
@@ -138,7 +138,7 @@ def test_another_scheme_is_refused(base, toy):
     refuse(
         1,
         [*toy, "--load", str(base / "pre_ln")],
-        r"was trained with --norm-scheme pre_ln, this run asks for lns",
+        r"was trained with --norm-scheme pre_ln, this run has lns",
         entry="sft",
     )
 
@@ -161,7 +161,7 @@ def test_load_and_save_in_one_place_as_in_the_launch_templates(base, toy, tmp_pa
     flags += ["--pretrained-checkpoint", str(base / "lns")]
     assert f"the weights of {base / 'lns'}" in succeed(1, [*flags, "--exit-interval", "2"])[0].output
     ended = succeed(1, [*flags, "--exit-interval", "4"])
-    assert f"going on from {tmp_path / 'iter_0000002'}" in ended[0].output
+    assert f"resuming from {tmp_path / 'iter_0000002'}" in ended[0].output
     assert list(losses(tmp_path)[0]) == [1, 2, 3, 4]
 
 
@@ -180,8 +180,8 @@ def test_a_held_out_share_and_what_is_left_out_is_said(chats, toy, tmp_path):
     flags += ["--sft-data-path", str(broken), "--sft-valid-share", "0.2"]
     flags += ["--sft-skip-bad-lines", "--sft-too-long", "drop"]
     output = run_training_ranks(1, [*flags, "--dry-run"], entry="sft")[0].output
-    assert "training data: 40 conversations" in output and "1 dropped as too long; 1 bad lines left out" in output
-    assert "left out: " in output and "broken.jsonl:41: not JSON" in output and "held out to validate on: " in output
+    assert "training data: 40 conversations" in output and "1 dropped as too long; 1 bad lines skipped" in output
+    assert "skipped: " in output and "broken.jsonl:41: not JSON" in output and "held out to validate on: " in output
 
 
 BAD_FLAGS = {

@@ -105,7 +105,7 @@ def test_in_the_runs_own_directory_it_is_passed_over(whole, run, tiny):
     spoil_a_weight(run / LAST)
     save = ["--save", str(run), "--load", str(run), "--save-interval", "3", "--verify-checkpoint"]
     ended = succeed(2, [*tiny, *PP2, *save])
-    assert "holds bytes that have changed" in ended[0].output and "going on from iter_0000003" in ended[0].output
+    assert "holds bytes that have changed" in ended[0].output and "resuming from iter_0000003" in ended[0].output
     assert (run / f"damaged-{LAST}").is_dir()
     assert [one["name"] for one in read_events(run) if one["event"] == "damaged checkpoint"] == [LAST]
     assert losses(run)[0] == whole[1]

@@ -163,7 +163,7 @@ RECORDED = {
         "rank 0 allreduce_coalesced of float [8]; rank 1 allreduce_coalesced of float [4]",
     ),
     "sizes that may differ": ([[entry(10, "all_to_all")], [entry(10, "all_to_all", elements=4)]], [0, 1], ""),
-    "left out": (
+    "omitted": (
         [[entry(2), entry(4, group="1", finished=True)], [entry(1, finished=True), entry(5, group="1")]],
         *([0, 1], "wait for each other: rank 0 for rank 1 in all_reduce of float [8], rank 1 for rank 0 in all_reduce"),
     ),

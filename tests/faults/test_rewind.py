@@ -114,7 +114,7 @@ def made(root, steps, tracker):
 
 @pytest.mark.parametrize("moment", ["tracker", "record", "first rename"])
 def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
-    """Whoever looks then goes on from the checkpoint that was asked for."""
+    """Whoever looks then resumes from the checkpoint that was asked for."""
     from megatron_cod.checkpoint.directory import newest_whole
     from megatron_cod.checkpoint.retention import clean
 

@@ -75,7 +75,7 @@ def test_a_sentencepiece_run_takes_its_tokenizer_along(run, tmp_path):
     text = "My fellow citizens, 2001 was hard."
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").encode(text) == pieces.encode(text)
-    # A unigram model would be read as BPE, with other ids: it is left out.
+    # A unigram model would be read as BPE, with other ids: it is omitted.
     unigram = TokenizerTraining(
         output_prefix=str(tmp_path / "u"), inputs=[str(sample_corpus_path())], vocab_size=400, model_type="unigram"
     )

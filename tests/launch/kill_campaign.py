@@ -53,7 +53,7 @@ class Kill:
 
 
 def losses_of(save: Path) -> dict[int, float]:
-    """Step -> loss, of the last time it was made; a line that is being written is left out."""
+    """Step -> loss, of the last time it was made; a line that is being written is omitted."""
     found = {}
     path = save / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:

@@ -31,7 +31,7 @@ def here(nodes: str = "ab", processes: int = 1, shared: dict[str, Any] | None = 
 
 
 def compare(check: Check | Any, answers: dict[str, Any], **given: Any) -> tuple[dict[str, str], Outcome]:
-    """A machine's answer by its letter -> (the states that are neither OK nor left out, by machine; the verdict)."""
+    """A machine's answer by its letter -> (the states that are neither OK nor omitted, by machine; the verdict)."""
     nodes = "".join(answers)
     at_hand = here(nodes, **given)
     outcome = check.compare(dict(zip(at_hand.meeting.members, answers.values(), strict=True)), at_hand)

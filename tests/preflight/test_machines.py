@@ -84,7 +84,7 @@ def test_a_port_that_is_taken_fails_on_head_and_names_its_holder():
         assert not is_free(port) and free_port(port) > port
         found = open_service(port)
         assert f"port {port} is in use (by process " in found["port_error"]
-        assert ask("127.0.0.1", found["service"])[0].secret == found["secret"]  # the clock is served all the same
+        assert ask("127.0.0.1", found["service"])[0].secret == found["secret"]  # the clock is served anyway
     marked, _ = compare(ports, {"a": found["port_error"], "b": "?"})
     assert marked == {"a": "FAIL"}
 

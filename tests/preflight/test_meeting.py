@@ -83,7 +83,7 @@ def test_one_that_gives_no_answer_is_left_out_and_the_rest_goes_on():
     head.depart()
     time.sleep(1)  # the late one finds the store once more
     others.join()
-    assert others.errors == {"c": "this process took too long for the check of one: the preflight goes on without it"}
+    assert others.errors == {"c": "this process took too long for the check of one: the preflight continues without it"}
 
 
 def test_who_does_not_come_is_named_where_names_are_known():

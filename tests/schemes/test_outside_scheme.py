@@ -95,7 +95,7 @@ def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path):
 
 def test_its_checkpoint_is_refused_by_other_runs(whole, tiny):
     load = ["--load", str(whole), "--dry-run"]
-    refuse(1, [*tiny, *load], r"trained with --norm-scheme fading, this run asks for lns")
+    refuse(1, [*tiny, *load], r"trained with --norm-scheme fading, this run has lns")
     refuse(
         1, [*tiny, *FADING, "--fading-rate", "1", *load], r"trained with fading of fading_rate 2.0 \(this run: 1.0\)"
     )

@@ -1,6 +1,6 @@
 """Every architecture on Transformer Engine's modules is what it is on the torch backend: logits and gradients.
 
-The torch backend's are held against the formula in tests/distributed/test_architectures.py. Weights come from their
+The torch backend's are compared with the formula in tests/distributed/test_architectures.py. Weights come from their
 names (tests/distributed/variants.py), so both models have the same without a checkpoint.
 """
 
@@ -128,7 +128,7 @@ def both(_rank: int, flags: tuple[str, ...], layout: Layout) -> dict:
 
 @pytest.mark.parametrize("layout", [ONE, TP2], ids=lambda layout: layout.name)
 def test_the_fused_down_projection_of_latent_attention(layout):
-    """Its weight is one that the torch backend has not: held against Megatron's own with the factor folded in."""
+    """Its weight is one that the torch backend has not: compared with Megatron's own with the factor folded in."""
     ranks = run_ranks(layout.world, both, (*TE, *DOWN), layout)
     logits = {scheme: full_logits([rank[scheme] for rank in ranks], layout) for scheme in ("lns", "folded")}
     assert (logits["lns"] - logits["folded"]).abs().max() <= 1e-5

@@ -33,7 +33,7 @@ SHORT = [
 
 FAULT = (
     "this is a fault of megatron_cod, or of what it is built on, and not of the command: "
-    "please report it, with the traceback (CONTRIBUTING.md says how)"
+    "please report it, with the traceback (see CONTRIBUTING.md)"
 )
 
 

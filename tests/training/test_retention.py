@@ -183,7 +183,7 @@ def test_damaged_checkpoints_are_passed_over_and_kept(tmp_path, capsys):
     assert all("metadata.json is missing" in why for _, why in told)
     assert (root / TRACKER).read_text() == "4" and names(root) == {2, 4}
     assert {path.name for path in root.glob("damaged-*")} == {f"damaged-{iteration_name(n)}" for n in (6, 8)}
-    assert capsys.readouterr().out.count("going on from iter_0000004") == 2
+    assert capsys.readouterr().out.count("resuming from iter_0000004") == 2
     clean(root, print)  # and once more: nothing is left to be said
     assert not capsys.readouterr().out and names(root) == {2, 4}
 
@@ -193,7 +193,7 @@ def test_a_tracked_checkpoint_that_is_gone(tmp_path, capsys):
     assert newest_whole(root)[0] == root / iteration_name(2)
     clean(root, print)
     assert (root / TRACKER).read_text() == "2"
-    assert "iter_0000004 does not exist; going on from iter_0000002" in capsys.readouterr().out
+    assert "iter_0000004 does not exist; resuming from iter_0000002" in capsys.readouterr().out
 
 
 def test_a_kill_between_tracker_and_renaming_changes_nothing(tmp_path, monkeypatch):

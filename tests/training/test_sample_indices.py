@@ -202,12 +202,12 @@ def test_a_manifest_of_another_dataset_is_told(tmp_path):
     prefix = make(tmp_path, OLD)
     check_prefix(prefix)
     remade(prefix, _other_words)
-    with pytest.raises(UserError, match=r"d_text_document\.json tells of another dataset than"):
+    with pytest.raises(UserError, match=r"d_text_document\.json describes another dataset than"):
         check_prefix(prefix)
     job = PreprocessJob(
         (str(tmp_path / "d.jsonl"),), str(tmp_path / "d"), TokenizerChoice("ByteLevelTokenizer"), append_eod=True
     )
-    with pytest.raises(UserError, match="other contents than its manifest tells of"):
+    with pytest.raises(UserError, match="other contents than its manifest describes"):
         preprocess(job)
 
 

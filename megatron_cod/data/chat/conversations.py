@@ -70,7 +70,7 @@ def read_conversations(
     """Every conversation of the files, in order. Blank lines are nothing.
 
     layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
-    then left out; without it the first one raises ``BadLine``. say: see
+    then omitted; without it the first one raises ``BadLine``. say: see
     ``find_inputs``. UserError for files that are missing or damaged.
     """
     for source in find_inputs(patterns, "jsonl", log):

@@ -1,4 +1,4 @@
-"""Tokenized conversations in memory, how they came to be there, and what was left out of them."""
+"""Tokenized conversations in memory, how they came to be there, and what was omitted from them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def choose(names: Iterable[str] | None) -> list[Source]:
 def make_corpus(folder: Path, sources: Iterable[Source], log: Callable[[str], None], keep_packages: bool) -> list[Made]:
     """Write ``folder``/NAME.jsonl for each source and SUMMARY; a file that is there already stays.
 
-    Each line is {"text", "source", "licence"}. A source that cannot be had is named and left out.
+    Each line is {"text", "source", "licence"}. A source that cannot be had is named and omitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path_of_summary = folder / SUMMARY
@@ -62,7 +62,7 @@ def make_corpus(folder: Path, sources: Iterable[Source], log: Callable[[str], No
             log(f"{source.name:15} {one.documents:>7,} documents {one.bytes / _MEGABYTE:>6.1f} MB  {how}")
         except NotToBeHad as error:
             one = Made(source.name, " ".join(source.packages), source.licence, missing=str(error))
-            log(f"warning: {source.name} is left out: {error}")
+            log(f"warning: {source.name} is skipped: {error}")
         made.append(one)
         summary[one.name] = asdict(one)
         path_of_summary.write_text(json.dumps(list(summary.values()), indent=2) + "\n", encoding="utf-8")

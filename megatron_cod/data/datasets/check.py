@@ -73,7 +73,7 @@ def check_prefix(
 def _refuse_other_content(prefix: str, record: DatasetRecord) -> None:
     if not describes(record, prefix):
         raise UserError(
-            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
+            f"{record_path(prefix)} describes another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
             f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
         )
 

@@ -1,4 +1,4 @@
-"""What a dataset holds, for the eye: how long its documents are, and what stands in some of them."""
+"""What a dataset holds, for the eye: how long its documents are, and what is in some of them."""
 
 from __future__ import annotations
 

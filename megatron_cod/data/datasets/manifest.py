@@ -17,7 +17,7 @@ FORMAT = 2
 class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
-    `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
+    `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents omitted
     in the whole run, `empty` those without text under `json_key`; `tokenizer_files` has the SHA-256 of each file of
     the tokenizer, and `model_sha256` that of the model alone; `inputs` have "path", "size", "mtime_ns" and "format";
     `options` are those of the tool that the result depends on; `index_digest` and `tokens_digest` are of `.idx` and

@@ -58,7 +58,7 @@ def read_texts(source: Source, reading: TextReading, log: Log) -> list[TokenSet]
             except ValueError as error:
                 bad.append(f"{file.path}, line {line}: {error}")
                 if not reading.skip_bad:
-                    raise UserError(f"{bad[0]} (--eval-skip-bad-lines leaves such documents out)") from None
+                    raise UserError(f"{bad[0]} (--eval-skip-bad-lines skips such documents)") from None
                 continue
             if not text.strip() or not len(ids):
                 empty += 1
@@ -67,9 +67,9 @@ def read_texts(source: Source, reading: TextReading, log: Log) -> list[TokenSet]
             held.parts.append(ids)
             held.text_bytes += len(text.encode("utf-8"))
     if bad or empty:
-        log(f"{source.name}: {empty:,} empty and {len(bad):,} bad documents left out")
+        log(f"{source.name}: {empty:,} empty and {len(bad):,} bad documents skipped")
         for text in bad[:_SHOWN]:
-            log(f"  left out: {text}")
+            log(f"  skipped: {text}")
     if not found:
         raise UserError(f"no documents in {source.path}: {empty} empty, {len(bad)} bad")
     return [_set(source, domain, held) for domain, held in found.items()]

@@ -101,7 +101,7 @@ def _start_worker(task: Task, counters: Any, places: Any, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, and they would wait for work for ever."""
+    """A parent that is killed cannot stop its workers, and they would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -52,7 +52,7 @@ def find_inputs(
 ) -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
-    A file keeps the first name it is given; further ones, links too, are left out, and `say` is told. A folder must be
+    A file keeps the first name it is given; further ones, links too, are omitted, and `say` is told. A folder must be
     a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
     "text", or "auto" to go by the file's name. Raises UserError for a path that is missing, another folder, a glob
     without matches, or a name whose format "auto" cannot tell.
@@ -67,7 +67,7 @@ def find_inputs(
         raise UserError("no input given")
     if again:
         more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
-        log(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
+        log(f"each input is read once; skipped: {', '.join(again[:_SHOWN])}{more}")
     found = []
     for path in names.values():
         status = path.stat()

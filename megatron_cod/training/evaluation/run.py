@@ -62,7 +62,7 @@ def _set_batches(raw: EvaluationArgs) -> None:
     """Set the batch sizes: a global batch is what one call of the schedule computes."""
     raw.micro_batch_size = raw.micro_batch_size or 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
-        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
+        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; give its path")
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
     raw.global_batch_size = raw.micro_batch_size * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
 

@@ -115,7 +115,7 @@ def _without_recorder(signs: dict[int, Heartbeat]) -> list[int]:
 
 
 def _circle(circle: list[Waits], signs: dict[int, Heartbeat]) -> Diagnosis:
-    """One of them may be busy all the same: what it has begun is for later."""
+    """One of them may be busy anyway: what it has begun is for later."""
     busy = [one.rank for one in circle if not signs[one.rank].waits()]
     if busy and len(busy) < len(circle):
         return Diagnosis(busy, _for(busy, circle))

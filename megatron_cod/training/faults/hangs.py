@@ -147,7 +147,7 @@ class HangWatch:
         self._end(HUNG)
 
     def _watch_store(self) -> None:
-        """A store whose host is stopped answers nothing, and keeps the other thread for ever."""
+        """A store whose host is stopped answers nothing, and keeps the other thread forever."""
         while not self._over.wait(self._interval):
             silent = time.monotonic() - self._answered
             if silent > self._limits.timeout + 2 * self._interval:

@@ -68,10 +68,10 @@ def _described(what: str, samples: Samples, counts: Counts) -> str:
     left_out = {
         "truncated": counts.truncated,
         "dropped as too long": counts.dropped,
-        "bad lines left out": counts.bad,
+        "bad lines skipped": counts.bad,
     }
     line = "; ".join([line, *(f"{number:,} {name}" for name, number in left_out.items() if number)])
-    return "\n".join([line, *_unread(counts), *(f"  left out: {error}" for error in counts.shown)])
+    return "\n".join([line, *_unread(counts), *(f"  skipped: {error}" for error in counts.shown)])
 
 
 def _unread(counts: Counts) -> list[str]:

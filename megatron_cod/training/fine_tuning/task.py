@@ -89,7 +89,7 @@ class FineTuning:
             if before != args.sft_data_fingerprint:
                 raise UserError(
                     f"{checkpoint} was trained on other conversations, or with another template, --seq-length or --seed: "
-                    f"going on would mix up their order; to train on these, give --load {args.load} and another --save"
+                    f"resuming would mix up their order; to train on these, give --load {args.load} and another --save"
                 )
 
     def share(self) -> float:
@@ -106,7 +106,7 @@ def choose_start(raw: FineTuningArgs) -> None:
     """
     newest = newest_whole(raw.save)[0] if raw.save else None
     if raw.save and newest is not None:
-        log_rank0(f"going on from {newest}")
+        log_rank0(f"resuming from {newest}")
         if not same_directory(raw.save, raw.load):
             raw.ckpt_step = None  # it says which weights to begin with
         raw.load, raw.finetune = raw.save, False
@@ -136,7 +136,7 @@ def task() -> Task:
         forward_step=run.step,
         check_data=run.check_data,
         add_arguments=add_arguments,
-        # A mean per micro-batch would weigh answers by how many others stand beside them.
+        # A mean per micro-batch would weigh answers by how many others are beside them.
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
         check_flags=check_flags,
         complete=run.complete,

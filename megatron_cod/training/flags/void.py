@@ -84,7 +84,7 @@ VOID = (
     ),
     Void("fim_*", _never, "here: samples are cut as they stand, without filling in the middle", True),
     Void("sft", _never, "here: megatron_cod.training.sft fine-tunes", True, True),
-    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template says the format"),
+    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template sets the format"),
     Void(
         "dataloader_fast_cache_load dataloader_defer_npy_index_mmap per_dataset_sequences_path object_storage_cache_path "
         "mid_level_dataset_surplus allow_ambiguous_pad_tokens",

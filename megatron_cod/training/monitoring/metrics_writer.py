@@ -110,7 +110,7 @@ class MetricsWriter:
         seconds = 0.0
         if self._last is None:
             self._first = (step, now)
-        else:  # more than one where steps were left out
+        else:  # more than one where steps were omitted
             self._since_first += (step - self._last[0]) * self._batch_size
         if self._last is not None and self._clean:
             seconds = now - self._last[1]

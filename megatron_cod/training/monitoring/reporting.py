@@ -43,7 +43,7 @@ def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
 
 
 def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
-    """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
+    """What the rates of a run are computed with. share_of_tokens: how much of a row is text and not padding."""
     flops = float(num_floating_point_operations(args, 1))
     return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
 

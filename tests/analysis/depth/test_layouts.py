@@ -91,5 +91,5 @@ def test_without_resolved_arguments_it_is_refused(trained, tmp_path):
     _, folder = trained
     for name in ("iter_0000008", "latest_checkpointed_iteration.txt"):
         (tmp_path / name).symlink_to(folder / name)
-    with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which tells how its model is built"):
+    with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which has the settings of its model"):
         load_megatron(tmp_path, None, 16)

@@ -118,7 +118,7 @@ def with_lists(name):
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("removed", [{2, 5}, {6}])
 def test_what_a_config_says_layer_by_layer_goes_with_its_layers(name, removed, tmp_path):
-    """The directory loads whole, and computes what the whole model does with these blocks left out where they stand."""
+    """The directory loads whole, and computes what the whole model does with these blocks omitted where they stand."""
     tokens = text(2, 24)
     whole, shorter = with_lists(name), with_lists(name)
     prune(shorter, Plan.removing(6, removed))
