@@ -1,4 +1,4 @@
-"""Who holds which global layers: gather it from every pipeline stage, prove it, print it.
+"""The depth map: gathered from every pipeline stage, checked, printed.
 
 Megatron accepts some layouts that build the wrong layers, and a wrong index moves the loss by a part in a thousand:
 so nothing trains before the stages of each pipeline replica hold exactly 1..L between them.

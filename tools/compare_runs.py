@@ -211,7 +211,7 @@ def _checkpoint_text(result: CheckpointResult, show_all: bool) -> str:
     return "\n".join(lines)
 
 
-def _verdict(metrics: MetricsResult | None, checkpoints: CheckpointResult | None, tolerance: Tolerance) -> str:
+def _conclusion(metrics: MetricsResult | None, checkpoints: CheckpointResult | None, tolerance: Tolerance) -> str:
     reasons = []
     if checkpoints and checkpoints.schemes[0] != checkpoints.schemes[1]:
         reasons.append("another norm scheme")
@@ -282,7 +282,7 @@ def main() -> None:
         texts.append(
             "Checkpoints: not compared" + (" (--metrics-only)" if args.metrics_only else ", not on both sides")
         )
-    print("\n\n".join([*texts, _verdict(metrics, checkpoints, tolerance)]))
+    print("\n\n".join([*texts, _conclusion(metrics, checkpoints, tolerance)]))
     results: dict[str, MetricsResult | CheckpointResult] = {}
     results |= {"metrics": metrics} if metrics else {}
     results |= {"checkpoints": checkpoints} if checkpoints else {}

@@ -77,12 +77,12 @@ def main() -> None:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(part.folder)
     try:
-        said = _verified(part.folder, model, args.dtype)
+        verified = _verified(part.folder, model, args.dtype)
     except NotTheSame:
         part.discard()
         raise
     part.finish()
-    print(f"{line}\n{said}\nwrote {args.output}")
+    print(f"{line}\n{verified}\nwrote {args.output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A resumed run's place in its data: a number of samples, which means the same only in the same order."""
+"""Whether a resumed run continues at the same place in its data: a number of samples, which needs the same order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old checkpoints and interrupted saves: what is removed from ``--save``, when, and in which order.
+"""Removal of old checkpoints and interrupted saves from ``--save``.
 
 Two rules hold at any moment, also when the process is killed: the checkpoint that the tracker names is never touched,
 and nothing is taken apart under a name that a loader takes.
@@ -41,7 +41,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(hide(path))
 
 
-def _repair(directory: Path, text: str | None, log: Log, told: Callable[[Path, str], None], verify: bool) -> str:
+def _repair(directory: Path, text: str | None, log: Log, on_damaged: Callable[[Path, str], None], verify: bool) -> str:
     """Have the tracker name the newest whole checkpoint, and put damaged ones aside; what the tracker says then."""
     checkpoint, damaged = newest_whole(directory, verify)
     assert checkpoint is not None
@@ -58,7 +58,7 @@ def _repair(directory: Path, text: str | None, log: Log, told: Callable[[Path, s
                 _remove(aside)
             path.rename(aside)
         log(f"WARNING: {why}; resuming from {checkpoint.name}, and keeping the damaged one as {aside.name}")
-        told(path, why)
+        on_damaged(path, why)
     return number
 
 

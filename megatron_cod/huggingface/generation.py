@@ -101,8 +101,8 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
     with bad_input(folder / "config.json"):
         vocab = int(config.get("vocab_size") or 0)
     found = _tokenizer([folder], vocab, tokenizer)
-    said = config.get(companions.KEY)
-    if isinstance(said, dict) and not said.get("folded", True):
+    recorded = config.get(companions.KEY)
+    if isinstance(recorded, dict) and not recorded.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)

@@ -76,11 +76,11 @@ class Outcome:
 
 def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
     """(scheme of the stored numbers, scheme to write). UserError for contradictory options."""
-    said = config.get(companions.KEY)
+    recorded = config.get(companions.KEY)
     stock = folding(PRE_LN, layers)
-    made = folding_of(said, layers) if isinstance(said, dict) else stock
-    folded = not isinstance(said, dict) or bool(said.get("folded", True))
-    if job.unfolded_lns and isinstance(said, dict) and folded:
+    made = folding_of(recorded, layers) if isinstance(recorded, dict) else stock
+    folded = not isinstance(recorded, dict) or bool(recorded.get("folded", True))
+    if job.unfolded_lns and isinstance(recorded, dict) and folded:
         raise UserError(f"--unfolded-lns: {job.model} records that its depth factors are folded in")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:

@@ -1,4 +1,4 @@
-"""What runs on a machine, in versions, and where machines differ."""
+"""Versions of the software on a machine, and differences between machines."""
 
 import functools
 import hashlib

@@ -1,4 +1,4 @@
-"""What a check has to say of a node."""
+"""The findings of a check about a node."""
 
 from __future__ import annotations
 

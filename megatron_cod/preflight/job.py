@@ -1,4 +1,4 @@
-"""The job that is about to start, gone through in a process of its own on HEAD: its plan, and what it reads and writes.
+"""Rehearsal of the job in a separate process on HEAD: its plan, and the files that it reads and writes.
 
 A process of its own: without a GPU, Megatron is adapted in place (``adaptations/cpu.py``), and the preflight measures.
 """

@@ -1,4 +1,4 @@
-"""How the processes of a preflight find each other and keep step, and how one that is lost is noticed and named.
+"""How the processes of a preflight find each other and stay in step, and how a lost one is detected and named.
 
 All of it goes through one key-value store on HEAD. After each check HEAD says who is still there; a process that has not
 answered by then is out, and the checks that follow are made without it.

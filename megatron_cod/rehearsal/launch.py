@@ -1,4 +1,4 @@
-"""A launch's command line as the launch itself would read it, without its processes: parsed, validated, refused."""
+"""A launch's command line, parsed and validated like the launch does, without its processes."""
 
 import contextlib
 import os

@@ -156,11 +156,11 @@ def _give_shapes(args: MegatronArgs) -> None:
         ahead = sum(len(chunk.mtp) for chunk in chunks[: behind + 1])
         return [length * (1 + ahead), args.micro_batch_size, args.hidden_size]
 
-    def told(self: Any, _send_next: Any, _send_prev: Any, recv_prev: bool, recv_next: bool) -> tuple[Any, Any]:
+    def shapes(self: Any, _send_next: Any, _send_prev: Any, recv_prev: bool, recv_next: bool) -> tuple[Any, Any]:
         rank = parallel_state.get_pipeline_model_parallel_rank()
         return shape(rank - 1) if recv_prev else [0, 0, 0], shape(rank) if recv_next else [0, 0, 0]
 
-    P2PCommunicator._communicate_shapes = told
+    P2PCommunicator._communicate_shapes = shapes
 
 
 def _built(model: list[torch.nn.Module]) -> list[BuiltChunk]:

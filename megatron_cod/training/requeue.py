@@ -1,4 +1,4 @@
-"""Whether a job is to be queued again: for job scripts, which cannot know it from an exit code.
+"""Whether a job should be queued again, for job scripts: an exit code is not enough to decide.
 
     python -m megatron_cod.training.requeue SAVE --retries 3
 

@@ -103,11 +103,11 @@ OBSERVERS: tuple[Row, ...] = (
     Retention.of,  # within the report, whose summary counts the checkpoints that are left
     lambda _: DataWorkers(),
 )
-"""What watches a run, in the order in which it is told (``observers.py``)."""
+"""The observers of a run, in the order in which they are called (``observers.py``)."""
 
 
 def train(run: Run, model_config: SchemeModelConfig) -> None:
-    """Train as the arguments say, under the eyes of ``OBSERVERS``."""
+    """Train with the arguments and ``OBSERVERS``."""
     args, steps = run.args, Steps(run)
     with one_line_endings(lambda: steps.phase):
         run.evaluations = evaluations = Evaluations(run)

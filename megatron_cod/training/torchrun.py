@@ -40,7 +40,7 @@ _HEAD_GONE = (RendezvousClosedError, RendezvousConnectionError, DistError)
 class Agent(LocalElasticAgent):
     """torchrun's agent, which starts nothing again that would end the same way, and hears its ranks when HEAD is gone."""
 
-    said: str | None = None
+    reason: str | None = None
     """The error of a rank here that was still waiting for rank 0 to speak when the rendezvous ended."""
 
     def _invoke_run(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ class Agent(LocalElasticAgent):
             return super()._invoke_run(*args, **kwargs)
         except _HEAD_GONE:
             files = self._pcontext.error_files.values() if self._pcontext else ()
-            Agent.said = next((message for message in map(_message, files) if message), None)
+            Agent.reason = next((message for message in map(_message, files) if message), None)
             raise
 
     def _monitor_workers(self, worker_group: Any) -> Any:
@@ -88,8 +88,8 @@ def ending(error: BaseException, args: Namespace, head: Head | None) -> tuple[in
     if isinstance(error, SignalException):
         name = signal.Signals(error.sigval).name
         return 128 + error.sigval, f"ended by {name}; the same command resumes from the newest checkpoint"
-    if isinstance(error, _HEAD_GONE) and Agent.said:
-        return USER_ERROR, Agent.said
+    if isinstance(error, _HEAD_GONE) and Agent.reason:
+        return USER_ERROR, Agent.reason
     if isinstance(error, RendezvousClosedError):
         return 1, "another machine ended the run; its last line has the reason"
     assert head is not None

@@ -278,8 +278,8 @@ def test_a_wait_is_that_in_one_collective(monkeypatch):
     monkeypatch.setattr(main_thread_state.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(main_thread_state, "collectives_begun", lambda: begun[0])
     exec(compile("frame = sys._getframe()", "/torch/distributed/distributed_c10d.py", "exec"), {"sys": sys}, frames)
-    wait, looks = Wait(), []
+    wait, observed = Wait(), []
     for number, frame in [(3, 1), (3, 1), (4, 1), (4, 1), (4, 0), (4, 1), (4, 1)]:
         clock[0], begun[0] = clock[0] + 5, number
-        looks.append(wait.look(frames["frame"] if frame else sys._getframe()))
-    assert looks == [0, 5, 0, 5, 0, 0, 5]
+        observed.append(wait.observe(frames["frame"] if frame else sys._getframe()))
+    assert observed == [0, 5, 0, 5, 0, 0, 5]

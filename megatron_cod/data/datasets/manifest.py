@@ -1,4 +1,4 @@
-"""What a dataset was made of and with: its manifest, a JSON file beside `.bin` and `.idx`."""
+"""The manifest of a dataset: a JSON file beside `.bin` and `.idx` that records how it was made."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
 
 def describes(record: DatasetRecord, prefix: str | Path) -> bool:
     """Whether the dataset beside a record is the one that it tells of; a record of an earlier version does not say."""
-    said = record.index_digest, record.tokens_digest
-    return None in said or said == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))
+    recorded = record.index_digest, record.tokens_digest
+    return None in recorded or recorded == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))

@@ -1,4 +1,4 @@
-"""Deal whole documents out to train, valid and test."""
+"""Assign whole documents to train, valid and test."""
 
 from __future__ import annotations
 

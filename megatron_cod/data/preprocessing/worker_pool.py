@@ -1,4 +1,4 @@
-"""Do numbered tasks in this process or in several, with results in order and progress on the way."""
+"""Run numbered tasks in this process or in workers, with results in order and progress reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents that cannot be read: the option that leaves them out, and what is shown of them then."""
+"""Unreadable documents: the option that skips them, and the lines that report them."""
 
 from __future__ import annotations
 

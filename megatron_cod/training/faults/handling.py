@@ -1,4 +1,4 @@
-"""What a run does against faults before it begins, and the watch for hangs."""
+"""Fault handling before a run begins, and the hang watch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def hang_limits(args: MegatronArgs) -> Limits:
 
 
 def put_in_order(args: MegatronArgs, log: Log, events: Events) -> None:
-    """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
+    """Clean up ``--save`` before a run resumes in it. On rank 0 only, before the process group."""
     checkpoint = pending(args)
     if checkpoint is not None:
         saved = saved_state(checkpoint).get("args")
@@ -88,11 +88,11 @@ class Hangs(Observer):
         self._watch.start()
 
     def step_begins(self) -> None:
-        """A sign of life where no forward step is told, since the graph is replayed."""
+        """A heartbeat for replayed graphs, where ``forward_begins`` is not called."""
         if self._replayed:
             self.forward_begins()
 
     def forward_begins(self) -> None:
-        """A sign of life."""
+        """A heartbeat."""
         if self._watch:
             self._watch.heartbeat()

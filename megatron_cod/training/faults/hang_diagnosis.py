@@ -1,4 +1,4 @@
-"""From the signs of life of all ranks: who keeps the others waiting, and in what."""
+"""From the heartbeats of all ranks: which rank the others wait for, and in which collective."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_cod.training.faults.main_thread_state import COMPUTING, SAVING, WA
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A rank's sign of life. Times are its own clock's, and only compared with themselves."""
+    """A rank's heartbeat. Times are of its own clock and only compared with each other."""
 
     number: int
     """Counts up with every sign: who does not count up is silent."""

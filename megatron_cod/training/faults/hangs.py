@@ -109,7 +109,7 @@ class HangWatch:
         still = time.monotonic() - self._since
         # Of a rank that goes on nobody asks.
         at = collectives_here() if number and still > self._interval else Collectives()
-        waited = round(max(self._wait.look(frame), at.oldest), 1)
+        waited = round(max(self._wait.observe(frame), at.oldest), 1)
         return Heartbeat(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
 
     def _decided_after(self) -> float:
@@ -161,5 +161,5 @@ def _read(store: Any, rank: int) -> Heartbeat | None:
     key = _SIGNS.format(rank)
     if not store.check([key]):
         return None
-    told = json.loads(store.get(key))
-    return Heartbeat(**told | {"at": Collectives.read(told["at"])})
+    record = json.loads(store.get(key))
+    return Heartbeat(**record | {"at": Collectives.read(record["at"])})

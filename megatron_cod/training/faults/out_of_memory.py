@@ -1,4 +1,4 @@
-"""A device that is out of memory: one line with what holds it and what would help; the traceback in the rank's log."""
+"""Out of device memory: one line with the largest parts and flags that would help; the traceback goes to the rank's log."""
 
 from __future__ import annotations
 

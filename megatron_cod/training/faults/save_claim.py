@@ -1,4 +1,4 @@
-"""One live run in a ``--save``: a second one, such as a job queued again while the old one still ends, is refused.
+"""One running job per ``--save``: a second one, such as a job queued again while the old one still ends, is refused.
 
 Rank 0 keeps a small file there and writes it anew every few seconds. No lock is needed, which network file systems may not
 have, and none is left: a run is gone when its process is, or, where that cannot be asked, when its file no longer changes.

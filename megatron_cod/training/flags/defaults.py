@@ -1,4 +1,4 @@
-"""The Megatron flags that come before the recipe: those of the backend, and defaults without which runs go wrong later."""
+"""Megatron flags that precede the recipe: those of the backend, and defaults that runs need later."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence

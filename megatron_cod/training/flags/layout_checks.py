@@ -1,4 +1,4 @@
-"""Checks that need nothing but the arguments, so that they come first and name the flags. The rehearsal makes them too."""
+"""Checks of the arguments alone, which come first and name the flags. The rehearsal makes them too."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which of Megatron-Core 0.19.2's optimizers run here, and with what; told before anything is built."""
+"""Which optimizers of Megatron-Core 0.19.2 run here; others are refused before anything is built."""
 
 from __future__ import annotations
 

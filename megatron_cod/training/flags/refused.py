@@ -1,4 +1,4 @@
-"""Flags that Megatron-Core 0.19.2's parser takes and its code breaks on, later or in the run alone: one line each instead.
+"""Flags that the parser of Megatron-Core 0.19.2 accepts and its code fails on later: one line each instead.
 
 ``tests/training/test_refused_flags.py`` has an example of each row, and ``tests/distributed/test_flag_sweep.py`` runs every
 flag of Megatron's.

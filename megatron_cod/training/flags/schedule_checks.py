@@ -1,4 +1,4 @@
-"""Schedules that cannot be: told before anything is built, naming the flags. The rehearsal makes these checks too."""
+"""Invalid schedules, refused before anything is built, with their flags. The rehearsal makes these checks too."""
 
 from __future__ import annotations
 

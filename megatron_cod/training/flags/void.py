@@ -1,4 +1,4 @@
-"""Flags that do nothing without another flag, or under it: refused where the run would silently be another, else told.
+"""Flags without effect unless another flag is given, or if it is: refused if the run would differ silently, else told.
 
 A flag counts as given where its value differs from the parser's default. ``tests/training/test_void_flags.py`` tries every
 row, and holds every flag of Megatron's to a row here or to a list of those that act by themselves.

@@ -1,4 +1,4 @@
-"""What a run reports: a progress line, TensorBoard, and metrics as JSON lines. Lives on the last rank."""
+"""Writes the progress line, TensorBoard, and metrics as JSON lines, on the last rank."""
 
 import json
 import time

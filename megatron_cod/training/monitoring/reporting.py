@@ -1,5 +1,5 @@
-"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. All of it on the last
-rank, whose lines rank 0 prints."""
+"""Reports of a run: metrics, TensorBoard, W&B, the progress line, the summary. All are on the last rank; rank 0 prints its
+lines."""
 
 from __future__ import annotations
 

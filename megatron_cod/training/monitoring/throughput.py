@@ -1,4 +1,4 @@
-"""How fast a run is: tokens a second, on each GPU, and the share of what the GPUs could do."""
+"""Throughput: tokens per second, in total and per GPU, and MFU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of any layout and scheme as Megatron's own model, to be looked into or measured."""
+"""A checkpoint of any layout and scheme as Megatron's own model, for analysis and evaluation."""
 
 from __future__ import annotations
 

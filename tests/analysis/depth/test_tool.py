@@ -67,8 +67,10 @@ def test_the_tool_measures_what_the_library_does(report, model, data):
     from megatron_cod.analysis.depth.models import traced_transformers
 
     words = AutoTokenizer.from_pretrained(model)
-    judge, fit = split_text(data, words, length=16, batch=4, judge=64, fit=128, vocab=61)
-    direct = measure(traced_transformers(AutoModelForCausalLM.from_pretrained(model)), Budget(judge, fit, 1), METRICS)
+    evaluation, fit = split_text(data, words, length=16, batch=4, evaluation=64, fit=128, vocab=61)
+    direct = measure(
+        traced_transformers(AutoModelForCausalLM.from_pretrained(model)), Budget(evaluation, fit, 1), METRICS
+    )
     found = json.loads((report / "depth.json").read_text())
     for name in ("removal", "permutation", "logit lens", "jacobian"):
         assert [one["mean"] for one in found[name]] == pytest.approx([one["mean"] for one in direct[name]], abs=1e-5)
