@@ -66,7 +66,7 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--skip-bad-lines",
         action="store_true",
-        help="skip and count what cannot be read, instead of ending with an error",
+        help="skip and count unreadable documents instead of stopping with an error",
     )
 
     tokenizer = parser.add_argument_group("tokenizer")

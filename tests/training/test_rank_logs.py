@@ -107,7 +107,7 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_run(tmp_path):
     (tmp_path / "rank_00000.log").symlink_to("/dev/full")
     code = (
         "from megatron_cod import console\nfrom megatron_cod.launch import rank_logs\nfrom pathlib import Path\n"
-        f"rank_logs.redirect(Path({str(tmp_path)!r}), 0, 1)\nprint('lost')\nconsole.show('seen')\nraise KeyError('x')"
+        f"rank_logs.redirect(Path({str(tmp_path)!r}), 0, 1)\nprint('lost')\nconsole.print_line('seen')\nraise KeyError('x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (1, "seen\n")

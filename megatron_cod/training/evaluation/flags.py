@@ -63,7 +63,7 @@ def add_arguments(group: Any) -> None:
         help="text: omit the end of document behind each, which is predicted where the tokenizer has one",
     )
     group.add_argument(
-        "--eval-skip-bad-lines", action="store_true", help="text: skip what cannot be read, and count it"
+        "--eval-skip-bad-lines", action="store_true", help="text: skip unreadable documents, and count them"
     )
     group.add_argument("--output", metavar="FILE", help="the result as JSON")
 
