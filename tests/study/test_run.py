@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from megatron_cod.errors import UserError
@@ -18,6 +20,7 @@ from megatron_cod.study.study_file import read_study
 from megatron_cod.training.launch import RunFailed
 from tests.conftest import ROOT
 from tests.distributed.launch import FORKS
+from tests.evaluation.conftest import write_dataset
 from tests.study.small import launch, run_study, write_small
 
 FILES = ("results.md", "runs.csv", "raw.jsonl")
@@ -32,7 +35,10 @@ SIZES = {"one depth, one seed": ((2,), (11,)), "two depths, two seeds": ((2, 4),
 def small(text_data, tmp_path_factory, request):
     """(study file, its directory after a run to the end, what it printed)."""
     folder = tmp_path_factory.mktemp("study")
-    file = write_small(folder, text_data / "some", *SIZES[request.param])
+    for end in ("bin", "idx", "json"):
+        shutil.copy(text_data / f"some_train_text_document.{end}", folder)
+    write_dataset(folder / "some_valid_text_document", [np.random.default_rng(3).integers(32, 120, 700)])
+    file = write_small(folder, folder / "some", *SIZES[request.param])
     return file, folder / "out", run_study(file, folder / "out")
 
 
@@ -84,7 +90,7 @@ def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
     print("seed", seed)
     delays = random.Random(seed)
     output = tmp_path / "out"
-    for _ in range(2):
+    for _ in range(len(read_study(file).shapes)):
         process = FORKS.Process(target=_run, args=(file, output))
         process.start()
         deadline = time.monotonic() + 120
