@@ -113,7 +113,9 @@ def loss_against_depth(study: Study, results: Results, path: Path) -> Path:
         ]
         shifted = [layers * 1.015 ** (place - (len(study.arms) - 1) / 2) for layers, _ in points]
         axis.errorbar(shifted, means, bars, label=arm, capsize=4, **_style(place))
-    axis.set(xscale="log", xlabel="layers, at equal parameters", ylabel="validation loss at the tuned rate")
+    sizes = [shape.non_embedding for shape in shapes]
+    equal = ", at equal parameters" if max(sizes) < 1.05 * min(sizes) else ""
+    axis.set(xscale="log", xlabel=f"layers{equal}", ylabel="validation loss at the tuned rate")
     axis.set_xticks([shape.layers for shape in shapes], [str(shape.layers) for shape in shapes])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
@@ -130,6 +132,7 @@ def variance_by_layer(study: Study, results: Results, path: Path) -> Path:
             if means:
                 axis.plot(list(means), list(means.values()), label=arm, **_style(place))
         axis.set(yscale="log", xlabel="layer", ylabel="variance of the residual stream", title=shape.name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize="small")
@@ -153,7 +156,7 @@ def removal_by_layer(study: Study, costs: Mapping[tuple[Shape, str], Sequence[fl
             cost = [value for value in costs.get((shape, arm), ()) if math.isfinite(value)]
             if cost:
                 axis.plot(range(1, len(cost) + 1), cost, label=arm, **_style(place))
-        axis.set(yscale="symlog", xlabel="removed layer", ylabel="rise of the loss (nats per token)", title=shape.name)
+        axis.set(xlabel="removed layer", ylabel="rise of the loss (nats per token)", title=shape.name)
         axis.set_yscale("symlog", linthresh=0.01)
         axis.grid(alpha=0.3)
         if axis.lines:

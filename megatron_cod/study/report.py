@@ -119,7 +119,7 @@ def _page(study: Study, results: Results, tables: list[Table], pictures: Mapping
     parts += shown[:1]
     for table in tables:
         rows = [[cell.replace("**", "") for cell in row] for row in table.rows]
-        parts.append(f"<h2>{html.escape(table.title)}</h2>{page.table(table.head, rows)}")
+        parts.append(f"<h2>{html.escape(table.title)}</h2>{page.table(table.head, rows) if rows else ''}")
         parts.append(f"<p class=facts>{html.escape(table.note.replace('In bold: the tuned rate.', ''))}</p>")
-    parts.append(f"<h2>Figures</h2><div class=grid>{''.join(shown[1:])}</div>")
+    parts += ["<h2>Figures</h2>", *shown[1:]]
     return page.page(question, "".join(parts))

@@ -31,7 +31,7 @@ class Table:
         """With its title as a heading."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
         body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        return f"## {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+        return f"## {self.title}\n\n" + (f"{body}\n" if self.rows else "") + (f"\n{self.note}\n" if self.note else "")
 
 
 def baselines(study: Study) -> list[str]:
