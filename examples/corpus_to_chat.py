@@ -26,11 +26,11 @@ from pathlib import Path
 import psutil
 import yaml
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
-from megatron_cod.data.record import DatasetRecord, read_record
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
+from megatron_cod.data.datasets.manifest import DatasetRecord, read_record
 from megatron_cod.data.sample_corpus import write_sample_conversations
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.training.launch import launch_command, on_cpus_instead
+from megatron_cod.launch.local_run import launch_command, on_cpus_instead
 
 ROOT = Path(__file__).resolve().parents[1]
 say = partial(print, flush=True)

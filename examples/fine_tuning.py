@@ -14,16 +14,16 @@ import os
 from functools import partial
 from pathlib import Path
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.analysis.metrics import VALID_LOSS, perplexity, read_metrics
+from megatron_cod.checkpoint.selection import RESOLVED
 from megatron_cod.data.sample_corpus import write_sample_conversations
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import answer, open_directory
-from megatron_cod.training.checkpoints import RESOLVED
-from megatron_cod.training.devices import device_named
-from megatron_cod.training.launch import RunFailed, on_cpus_instead, run_training
-from megatron_cod.training.recipes import load_recipe
+from megatron_cod.launch.devices import device_named
+from megatron_cod.launch.local_run import RunFailed, on_cpus_instead, run_training
+from megatron_cod.training.flags.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 say = partial(print, flush=True)

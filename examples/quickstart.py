@@ -15,14 +15,14 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.analysis.metrics import PARAMETERS, TRAIN_LOSS, VALID_LOSS, Metrics, perplexity
 from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.training.launch import RunFailed, on_cpus_instead
-from megatron_cod.training.recipes import load_recipe
+from megatron_cod.launch.local_run import RunFailed, on_cpus_instead
+from megatron_cod.training.flags.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 say = partial(print, flush=True)

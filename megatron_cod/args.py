@@ -59,6 +59,7 @@ class MegatronArgs(Protocol):
     num_experts: int
     """None in a dense model."""
     moe_layer_freq: int | list[int]
+    no_rope_freq: int | list[int] | None
     moe_ffn_hidden_size: int | None
     moe_latent_size: int | None
     moe_shared_expert_intermediate_size: int | None
@@ -67,6 +68,7 @@ class MegatronArgs(Protocol):
     moe_expert_capacity_factor: float | None
     moe_pad_expert_input_to_capacity: bool
     moe_router_topk: int
+    moe_router_load_balancing_type: str | list[str]
     moe_router_num_groups: int | None
     moe_router_group_topk: int | None
     moe_router_pre_softmax: bool
@@ -136,6 +138,10 @@ class MegatronArgs(Protocol):
     weight_decay: float
     lr: float
     lr_decay_style: str
+    min_lr: float
+    start_weight_decay: float | None
+    end_weight_decay: float | None
+    weight_decay_incr_style: str
     lr_decay_iters: int | None
     lr_decay_samples: int | None
     lr_warmup_fraction: float | None

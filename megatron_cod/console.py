@@ -1,8 +1,9 @@
-"""The console, for what a user is to see. Where what a process prints goes to a file (``training/rank_logs.py``), these
+"""The console, for what a user is to see. Where what a process prints goes to a file (``launch/rank_logs.py``), these
 lines go to both."""
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TextIO
 
@@ -38,3 +39,14 @@ def _print(text: str, console: TextIO | None, stream: TextIO) -> None:
     if console is not None:  # before the file, whose file system may not answer
         print(text, file=console, flush=True)
     print(text, file=stream, flush=True)
+
+
+def say(text: str) -> None:
+    """Print a line of the log, on rank 0."""
+    if this_rank() == 0:
+        show(text)
+
+
+def this_rank() -> int:
+    """This process's global rank, as the launcher set it; 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))

@@ -1,7 +1,7 @@
 """How a program ends: an error meant for the user is one line, a fault of ours keeps its traceback.
 
 ``ending`` is the one place that tells them apart. The tools end by it (``run_tool``), and training, evaluation and the
-rehearsal's ranks (``training/failures.py``). Imports nothing but the standard library, so that all code can raise these.
+rehearsal's ranks (``launch/exit_codes.py``). Imports nothing but the standard library, so that all code can raise these.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every name of Megatron's or torch's that we replace, set or hook: ``docs/megatron_hooks.md`` is printed from here.
 
-Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_adaptations.TORCH_ADAPTED``. ``HOOKED`` has the
+Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_only.TORCH_ADAPTED``. ``HOOKED`` has the
 rest: attributes of single objects, settings of Megatron's that are functions, hooks of modules. A test scans the sources
 for both and fails on what stands in no table.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from megatron_cod import cpu, torch_adaptations
-from megatron_cod.adaptations import Adapted
+from megatron_cod.adaptations import cpu, torch_only
+from megatron_cod.adaptations.table import Adapted
 
 RUN = "training"
 
@@ -35,14 +35,14 @@ HOOKED = (
         "`zero_grad_buffer` of the first model chunk",
         "set on this one object, to call the original",
         "Megatron has no callbacks: a training step begins here, outside of CUDA graphs",
-        ("training/steps.py Steps._hook_steps: first.zero_grad_buffer",),
+        ("training/loop/step_hooks.py Steps._hook_steps: first.zero_grad_buffer",),
     ),
     Hooked(
         "`finalize_model_grads_func` of the model's configuration",
         "a setting of Megatron's that is a function: ours calls the default",
         "the gradients of a step are complete here: the check for NaN, the depth monitor",
         (
-            "training/steps.py hook_gradients: config.finalize_model_grads_func",
+            "training/loop/step_hooks.py hook_gradients: config.finalize_model_grads_func",
             "training/faults/nonfinite_search.py _aside: config.finalize_model_grads_func",
         ),
     ),
@@ -66,23 +66,23 @@ HOOKED = (
         "set on this one object for one call, with --override- or --use-checkpoint-opt_param-scheduler",
         "Megatron finds the groups of a saved optimizer by their rates, and no other --lr could be chosen on resume",
         (
-            "training/resumed_schedule.py match_rates*: optimizer.load_state_dict",
-            "training/resumed_schedule.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
+            "training/loop/resumed_rates.py match_rates*: optimizer.load_state_dict",
+            "training/loop/resumed_rates.py ResumedRates.model_built: inner.register_load_state_dict_post_hook",
         ),
     ),
     Hooked(
         "`_should_call_local_cudagraph` of a layer",
         "set on this one object, under `--cuda-graph-impl local`",
         "Megatron 0.19.2 replays the graph of training in a validation: with dropout, and without hooks",
-        ("training/depth_stats.py validate_without_graph: layer._should_call_local_cudagraph",),
+        ("training/monitoring/stream_variance.py validate_without_graph: layer._should_call_local_cudagraph",),
     ),
     Hooked(
         "forward hooks of the decoder layers",
         "registered",
         "variance of the residual stream in validation, the depth monitor, the search for a layer that is not finite",
         (
-            "training/layer_hooks.py hook_layers*: *.register_forward*",
-            "training/depth_monitor.py DepthMonitor.model_built: module.register_forward_hook",
+            "training/loop/layer_hooks.py hook_layers*: *.register_forward*",
+            "training/monitoring/depth_monitor.py DepthMonitor.model_built: module.register_forward_hook",
             "training/faults/nonfinite_search.py _watched: module.register_forward_hook",
         ),
     ),
@@ -97,7 +97,7 @@ HOOKED = (
         "registered on the tensor, in a monitored step",
         "the depth monitor, the search for a layer that is not finite",
         (
-            "training/depth_monitor.py DepthMonitor._hook: stream.register_hook",
+            "training/monitoring/depth_monitor.py DepthMonitor._hook: stream.register_hook",
             "training/faults/nonfinite_search.py _hook.hook: value.register_hook",
         ),
     ),
@@ -105,7 +105,7 @@ HOOKED = (
         "`megatron.training.global_vars._GLOBAL_TENSORBOARD_WRITER`",
         "replaced on the last rank, to pass on to the original",
         "metrics, progress line and loss spikes: the one place that is given every reduced value. There is no setter",
-        ("training/monitor.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",),
+        ("training/monitoring/metrics_writer.py install_metrics_writer: global_vars._GLOBAL_TENSORBOARD_WRITER",),
     ),
     Hooked(
         "`transformer_layer_spec`, `rope_scaling_factor`, `output_layer_init_method` of the configuration",
@@ -124,6 +124,12 @@ HOOKED = (
         ("model.py _fit_pipelines_to_graphs: transformer.batch_p2p_sync",),
     ),
     Hooked(
+        "`variable_seq_lengths` of the configuration",
+        "set under a scheme with several residual streams, over pipeline stages",
+        "stages then send the shape with each tensor: Megatron expects one stream, of its own sizes",
+        ("model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",),
+    ),
+    Hooked(
         "`sequence_parallel` of a parameter",
         "set on parameters of ours",
         "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",
@@ -138,7 +144,7 @@ HOOKED = (
         "Megatron's mark for providers that every rank calls",
         (
             "* : *datasets*.is_distributed",
-            "training/fine_tuning.py task: datasets_provider.is_distributed",
+            "training/fine_tuning/task.py task: datasets_provider.is_distributed",
             "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
         ),
     ),
@@ -163,38 +169,38 @@ HOOKED = (
         "our retention deletes alone; random states of another kind of device do not fit; Megatron's warm-up of SwiGLU "
         "fails where the width is odd",
         (
-            "training/retention.py Retention.__init__: args.save_retain_interval",
-            "training/random_states.py skip_foreign: args.no_load_rng",
-            "training/warm_up.py widen_warm_up*: args.ffn_hidden_size",
+            "training/faults/checkpoint_deletion.py Retention.__init__: args.save_retain_interval",
+            "training/loop/random_states.py skip_foreign: args.no_load_rng",
+            "training/loop/odd_width_warm_up.py widen_warm_up*: args.ffn_hidden_size",
         ),
     ),
     Hooked(
         "`MAKEFLAGS` and `PATH` in the environment",
         "set while Megatron starts",
         "it calls `make` for a helper that the wheel has compiled already, and has no makefile for",
-        ("training/environment.py *: os.environ[*",),
+        ("training/before_megatron.py *: os.environ[*",),
     ),
     Hooked(
         "`CUDA_DEVICE_MAX_CONNECTIONS`, and `TORCHDYNAMO_DISABLE` without a GPU or a compiler",
         "set in the environment, where the user has not",
         "Megatron asks for the first on GPUs before generation 10; its fused functions are compiled otherwise",
         (
-            "training/devices.py set_connections: os.environ.setdefault",
-            "cpu.py prepare_environment: os.environ.setdefault",
+            "launch/devices.py set_connections: os.environ.setdefault",
+            "adaptations/cpu.py prepare_environment: os.environ.setdefault",
         ),
     ),
     Hooked(
         "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
         "set in the environment, as a launcher does",
         "tools start Megatron in one process",
-        ("training/launch.py launch_alone: os.environ*", "training/feed.py _parse: os.environ"),
+        ("launch/local_run.py launch_alone: os.environ*", "training/start/loader_preview.py _parse: os.environ"),
         "tools",
     ),
     Hooked(
         "`PET_SIGNALS_TO_HANDLE` of torchrun",
         "set in the environment, where the user has not",
         "SIGUSR1 is for the ranks too",
-        ("training/torchrun_flags.py parse: os.environ.setdefault",),
+        ("launch/torchrun_flags.py parse: os.environ.setdefault",),
         "megatron_cod.training.torchrun",
     ),
     Hooked(
@@ -202,9 +208,9 @@ HOOKED = (
         "set on these objects",
         "errors of one line, help that can be read",
         (
-            "training/arguments.py add_arguments: parser.*",
-            "training/arguments.py _built_parser: action.type",
-            "training/torchrun_flags.py parse: parser.error",
+            "training/flags/parser.py add_arguments: parser.*",
+            "training/flags/parser.py _built_parser: action.type",
+            "launch/torchrun_flags.py parse: parser.error",
         ),
     ),
     Hooked(
@@ -219,11 +225,11 @@ HOOKED = (
         "filtered",
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",
         (
-            "training/environment.py : warnings.filterwarnings",
-            "cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
+            "training/before_megatron.py : warnings.filterwarnings",
+            "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
-            "data/tokenizers.py TokenizerChoice.build: *",
-            "analysis/checkpoint_tensors.py Checkpoint.common_state: warnings.filterwarnings",
+            "data/tokenizers/choice.py TokenizerChoice.build: *",
+            "checkpoint/tensors.py Checkpoint.common_state: warnings.filterwarnings",
             "benchmark/__init__.py : warnings.filterwarnings",
             "benchmark/engine.py : logging.getLogger('megatron').setLevel",
             "preflight/job.py main: *",
@@ -297,10 +303,10 @@ def tables() -> str:
     sections = {
         "In a run, on CPU processes and GPUs": _rows(of_runs, "name", "how", "why"),
         "In other programs": _rows(others, "program", "name", "how", "why"),
-        "Without Transformer Engine and Apex, on CPU processes and GPUs (`torch_adaptations.py`)": _rows(
-            _adapted(torch_adaptations.TORCH_ADAPTED), "replaced", "why"
+        "Without Transformer Engine and Apex, on CPU processes and GPUs (`adaptations/torch_only.py`)": _rows(
+            _adapted(torch_only.TORCH_ADAPTED), "replaced", "why"
         ),
-        "Without a GPU (`cpu.py`)": _rows(_adapted(cpu.ADAPTED), "replaced", "why"),
+        "Without a GPU (`adaptations/cpu.py`)": _rows(_adapted(cpu.ADAPTED), "replaced", "why"),
     }
     return "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items())
 

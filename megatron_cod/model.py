@@ -20,13 +20,13 @@ from megatron.training.models import GPTModelConfig
 from megatron.training.models.gpt import GPTModelBuilder
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import get_backend
+from megatron_cod.backends.mtp_loss import WeighedMTP
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
-from megatron_cod.mtp_loss import WeighedMTP
 from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
 from megatron_cod.schemes.table import PRE_LN

@@ -16,11 +16,11 @@ from tests.te import emulation
 if emulation.is_asked_for():  # before anything imports Megatron
     emulation.install()
 
-import megatron_cod.training.environment  # noqa: F401
-from megatron_cod import cpu, torch_adaptations
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+import megatron_cod.training.before_megatron  # noqa: F401
+from megatron_cod.adaptations import cpu, torch_only
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,7 +71,7 @@ def one_process():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-    torch_adaptations.install()
+    torch_only.install()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1)

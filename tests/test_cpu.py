@@ -7,8 +7,8 @@ import textwrap
 import pytest
 import torch
 
-from megatron_cod import cpu
-from megatron_cod.adaptations import Adapted, missing_names
+from megatron_cod.adaptations import cpu
+from megatron_cod.adaptations.table import Adapted, missing_names
 
 
 def run_python(code: str) -> str:
@@ -18,7 +18,7 @@ def run_python(code: str) -> str:
 
 
 def test_every_adapted_name_is_still_there():
-    assert missing_names(cpu.ADAPTED) == [], "megatron_cod/cpu.py adapts names that torch or Megatron no longer has"
+    assert missing_names(cpu.ADAPTED) == [], "adaptations/cpu.py adapts names that torch or Megatron no longer has"
 
 
 def test_a_lost_name_is_reported_with_its_reason(monkeypatch):
@@ -39,8 +39,8 @@ def test_nothing_is_touched_when_cuda_is_there():
     code = """
         import torch
         torch.cuda.is_available = lambda: True
-        from megatron_cod import cpu
-        from megatron_cod.adaptations import owner
+        from megatron_cod.adaptations import cpu
+        from megatron_cod.adaptations.table import owner
         before = [getattr(owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
         assert cpu.install() is False
         after = [getattr(owner(row.module), row.name) for row in cpu.ADAPTED if "megatron" not in row.module]
@@ -53,7 +53,7 @@ def test_importing_the_package_touches_nothing():
     code = """
         import torch
         before = (torch.zeros, torch.cuda.current_device, torch.Tensor.cuda)
-        import megatron_cod.layer_specs, megatron_cod.training.environment
+        import megatron_cod.layer_specs, megatron_cod.training.before_megatron
         print(before == (torch.zeros, torch.cuda.current_device, torch.Tensor.cuda))
     """
     assert run_python(code) == "True"
@@ -62,7 +62,7 @@ def test_importing_the_package_touches_nothing():
 def test_torch_still_knows_there_is_no_gpu():
     code = """
         import torch
-        from megatron_cod import cpu
+        from megatron_cod.adaptations import cpu
         print(cpu.install(), cpu.install(), torch.cuda.is_available(), torch.ones(2, device="cuda").device,
               torch.tensor([1], device=torch.cuda.current_device()).device, torch.ones(1).type(),
               torch.ones(2, device="meta").device)
@@ -76,7 +76,7 @@ def test_hot_path_functions_are_torchs_own():
         names = ["matmul", "add", "mul", "bmm", "mm", "cat"]
         methods = ["add_", "mul_", "to", "copy_", "view", "backward", "__add__", "__matmul__"]
         before = [getattr(torch, n) for n in names] + [getattr(torch.Tensor, n) for n in methods]
-        from megatron_cod import cpu
+        from megatron_cod.adaptations import cpu
         cpu.install()
         after = [getattr(torch, n) for n in names] + [getattr(torch.Tensor, n) for n in methods]
         modes = torch.overrides._get_current_function_mode_stack()
@@ -89,7 +89,7 @@ def test_one_random_generator_serves_the_tracker():
     """On CPU the "CUDA" generator is the CPU's: forking the tracker must neither lose nor repeat a state."""
     code = """
         import torch
-        from megatron_cod import cpu
+        from megatron_cod.adaptations import cpu
         cpu.install()
         from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
         tracker = CudaRNGStatesTracker()
@@ -119,7 +119,7 @@ def test_a_device_context_still_applies_to_factories():
     """Hugging Face models are made on the meta device; without it their rotary frequencies are uninitialised memory."""
     code = """
         import torch
-        from megatron_cod import cpu
+        from megatron_cod.adaptations import cpu
         cpu.install()
         with torch.device("meta"):
             print({made.device.type for made in (torch.empty(1), torch.arange(3), torch.tensor([1.0]), torch.ones(2))})

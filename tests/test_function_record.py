@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cod import function_record
+from megatron_cod.checkpoint import function_record
+from megatron_cod.checkpoint.function_fields import FUNCTION, MAY_DIFFER, TENSORS, WITHOUT_FLAG
+from megatron_cod.checkpoint.function_record import RECORD, check_function, differences, record_of
 from megatron_cod.errors import UserError
-from megatron_cod.function_fields import FUNCTION, MAY_DIFFER, TENSORS, WITHOUT_FLAG
-from megatron_cod.function_record import RECORD, check_function, differences, record_of
 from megatron_cod.model import SchemeModelConfig
-from megatron_cod.training import environment  # noqa: F401
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training import before_megatron  # noqa: F401
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start.prepare import prepare
 from tests.rehearsal.jobs import SMALL

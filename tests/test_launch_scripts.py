@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cod.training.requeue import slurm_job
+from megatron_cod.launch.scheduler import slurm_job
 from tests.conftest import ROOT
 
 ECHO = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'

@@ -2,11 +2,11 @@
 
 import pytest
 
-from megatron_cod import cpu, torch_adaptations
-from megatron_cod.adaptations import missing_names
+from megatron_cod.adaptations import cpu, torch_only
+from megatron_cod.adaptations.table import missing_names
 from tests.test_cpu import run_python
 
-ROWS = torch_adaptations.TORCH_ADAPTED
+ROWS = torch_only.TORCH_ADAPTED
 
 
 def test_every_adapted_name_is_still_there():
@@ -26,16 +26,16 @@ def test_rows_are_put_in_wherever_both_packages_are_missing(have, gpu):
     code = f"""
         import torch
         torch.cuda.is_available = lambda: {gpu}
-        import megatron_cod.training.environment
+        import megatron_cod.training.before_megatron
         from megatron.core.optimizer import distrib_optimizer
-        from megatron_cod import torch_adaptations
-        from megatron_cod.adaptations import owner
+        from megatron_cod.adaptations import torch_only
+        from megatron_cod.adaptations.table import owner
         distrib_optimizer.HAVE_APEX_OR_TE = {have}
-        found = lambda: [getattr(owner(row.module), row.name) for row in torch_adaptations.TORCH_ADAPTED]
+        found = lambda: [getattr(owner(row.module), row.name) for row in torch_only.TORCH_ADAPTED]
         before = found()
-        torch_adaptations.install()
+        torch_only.install()
         once = found()
-        torch_adaptations.install()
+        torch_only.install()
         print({{a is b for a, b in zip(before, once)}}, once == found())
     """
     assert run_python(code) == f"{{{have}}} True"

@@ -9,9 +9,9 @@ from megatron.core.optimizer import optimizer as of_optimizer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from megatron_cod import torch_multi_tensor
-from megatron_cod.adaptations import owner
-from megatron_cod.torch_adaptations import TORCH_ADAPTED
+from megatron_cod.adaptations import torch_multi_tensor
+from megatron_cod.adaptations.table import owner
+from megatron_cod.adaptations.torch_only import TORCH_ADAPTED
 
 pytestmark = pytest.mark.usefixtures("one_process")
 NOOP = torch.zeros(1, dtype=torch.int)

@@ -67,12 +67,12 @@ def _check(args: argparse.Namespace) -> None:
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model, its blocks ready to be run alone, and its tokenizer."""
     # First, as Megatron reads what it prepares.
-    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.analysis.depth.models import traced_transformers
     from megatron_cod.huggingface.generation import checkpoint_tokenizer, foldable, open_model
 
     if args.model.is_dir() and not (args.model / "config.json").is_file() and not foldable(args.model, args.step):
-        from megatron_cod.training.loading import trace_megatron
+        from megatron_cod.training.start.loading import trace_megatron
 
         model = trace_megatron(args.model, args.step, args.seq_length)
         return model, checkpoint_tokenizer(args.model, args.step, args.tokenizer, model.vocab_size or 0)
@@ -82,11 +82,11 @@ def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     # After parsing, so that --help and wrong options answer at once.
-    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.analysis.depth.measure import Budget, measure
     from megatron_cod.analysis.depth.progress import Progress
     from megatron_cod.analysis.depth.text import split_text
-    from megatron_cod.training.devices import device_named
+    from megatron_cod.launch.devices import device_named
 
     device = device_named(args.device)
     model, tokenizer = _opened(args)

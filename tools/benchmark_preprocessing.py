@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def write_sample(patterns: list[str], size: float, path: Path) -> tuple[int, int]:
     """Lines from all inputs in equal strides, `size` bytes of text; documents and bytes of text."""
-    from megatron_cod.data.inputs import find_inputs
+    from megatron_cod.data.reading.inputs import find_inputs
 
     inputs = find_inputs(patterns)
     stride = max(1, round(sum(source.size for source in inputs) / size))
@@ -112,13 +112,14 @@ def simple(sample: Path, prefix: str, choice: Any, workers: int) -> dict[str, fl
 
 
 def this(sample: Path, prefix: str, choice: Any, workers: int) -> dict[str, float]:
-    from megatron_cod.data import encoders, preprocess
-    from megatron_cod.data.job import PreprocessJob
+    from megatron_cod.data.preprocessing import run
+    from megatron_cod.data.preprocessing.job import PreprocessJob
+    from megatron_cod.data.tokenizers import document_encoder
 
-    encoder = encoders.DocumentEncoder(choice, append_eod=True)
-    preprocess.DocumentEncoder = lambda *_: encoder  # type: ignore[assignment, misc]  # loaded already, as in the loop
+    encoder = document_encoder.DocumentEncoder(choice, append_eod=True)
+    run.DocumentEncoder = lambda *_: encoder  # type: ignore[assignment, misc]  # loaded already, as in the loop
     with measured() as figures:
-        preprocess.preprocess(PreprocessJob([str(sample)], prefix, choice, append_eod=True, workers=workers))
+        run.preprocess(PreprocessJob([str(sample)], prefix, choice, append_eod=True, workers=workers))
         return figures()
 
 
@@ -143,7 +144,7 @@ def datasets(sample: Path, prefix: str, choice: Any, workers: int) -> dict[str, 
 
 def run_one(args: argparse.Namespace) -> None:
     """A single measurement, printed as JSON."""
-    from megatron_cod.data.tokenizers import TokenizerChoice
+    from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     choice = TokenizerChoice(args.tokenizer_type, args.tokenizer_model)

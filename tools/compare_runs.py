@@ -78,7 +78,7 @@ class _Source:
 
 
 def _source(name: str) -> _Source:
-    from megatron_cod.analysis.checkpoint_tensors import finished_checkpoints, is_checkpoint
+    from megatron_cod.checkpoint.tensors import finished_checkpoints, is_checkpoint
 
     path = Path(name)
     if path.is_file():
@@ -252,8 +252,8 @@ def main() -> None:
         if not 0 <= value < math.inf:
             raise UserError(f"{flag} must be a number from 0, got {value}")
     # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
-    from megatron_cod.training import environment  # noqa: F401, I001
-    from megatron_cod.analysis.checkpoint_tensors import Checkpoint
+    from megatron_cod.training import before_megatron  # noqa: F401, I001
+    from megatron_cod.checkpoint.tensors import Checkpoint
     from megatron_cod.analysis.compare import Tolerance, compare_checkpoints, compare_metrics
     from megatron_cod.analysis.metrics import read_metrics
 

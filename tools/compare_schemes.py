@@ -16,20 +16,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.analysis.plots import plot_comparison
 from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.comparison.report import as_csv, row_of, table
 from megatron_cod.comparison.runs import DIVERGENCE_IS_A_RESULT, Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError, run_tool
+from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.imports import add_import_flag
 from megatron_cod.schemes.table import SCHEMES, STOCK
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.imports import import_schemes
-from megatron_cod.training.launch import RunFailed
-from megatron_cod.training.recipes import load_recipe, recipe_flags
+from megatron_cod.training.flags.imports import import_schemes
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags
 
 say = partial(print, flush=True)
 

@@ -95,7 +95,7 @@ def _say(text: str) -> None:
 
 
 def _megatron() -> MegatronLogits:
-    from megatron_cod.training.loading import megatron_logits
+    from megatron_cod.training.start.loading import megatron_logits
 
     return megatron_logits
 
@@ -153,7 +153,7 @@ def main() -> None:
     # Both models are computed on the CPU, in fp32: a GPU's own precision of products would tell them apart.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
-    from megatron_cod.training import environment  # noqa: F401
+    from megatron_cod.training import before_megatron  # noqa: F401
 
     (_export if args.command == "export" else _import)(args)
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import megatron_cod.training.environment  # noqa: F401 (before Megatron: its warnings)
+import megatron_cod.training.before_megatron  # noqa: F401 (before Megatron: its warnings)
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.study.command import Command
 

@@ -69,9 +69,9 @@ def main() -> None:
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
-    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory
-    from megatron_cod.training.devices import device_named
+    from megatron_cod.launch.devices import device_named
 
     sampling, device = _sampling(args), device_named(args.device)
     if args.checkpoint:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
-    from megatron_cod.data.inspect import Decode
-    from megatron_cod.training.feed import Feed
+    from megatron_cod.data.datasets.inspect import Decode
+    from megatron_cod.training.start.loader_preview import Feed
 
 say = partial(print, flush=True)
 
@@ -50,8 +50,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def show_dataset(prefix: str, args: argparse.Namespace) -> None:
-    from megatron_cod.data.check import check_prefix
-    from megatron_cod.data.inspect import decoder, length_histogram, length_summary, open_index, some_documents
+    from megatron_cod.data.datasets.check import check_prefix
+    from megatron_cod.data.datasets.inspect import decoder, length_histogram, length_summary, open_index, some_documents
 
     summary, index = check_prefix(prefix), open_index(prefix)
     record = summary.record
@@ -77,8 +77,8 @@ def show_dataset(prefix: str, args: argparse.Namespace) -> None:
 
 
 def show_step(feed: Feed, args: argparse.Namespace) -> None:
-    from megatron_cod.data.inspect import decoder
-    from megatron_cod.data.record import read_record
+    from megatron_cod.data.datasets.inspect import decoder
+    from megatron_cod.data.datasets.manifest import read_record
 
     decoders: dict[str, Decode | None] = {}
     rows = list(feed.rows(args.step, args.dp_rank))
@@ -112,7 +112,7 @@ def main() -> None:
     for prefix in args.prefixes:
         show_dataset(prefix, args)
     if args.flags or args.step is not None or args.shares is not None:
-        from megatron_cod.training.feed import Feed
+        from megatron_cod.training.start.loader_preview import Feed
 
         feed = Feed(args.flags, args.world_size)
         if args.step is not None:

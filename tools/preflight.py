@@ -23,9 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_cod.counts import whole_number
 from megatron_cod.errors import UserError, run_tool
-from megatron_cod.network import addresses_of, port_number, without_brackets
+from megatron_cod.launch.counts import whole_number
+from megatron_cod.launch.network import addresses_of, port_number, without_brackets
 
 
 def _refuse(message: str) -> NoReturn:
@@ -89,8 +89,8 @@ def main() -> None:
     from megatron_cod.preflight import report
     from megatron_cod.preflight.check import Here
     from megatron_cod.preflight.job import JobProcess
-    from megatron_cod.preflight.meeting import Meeting
-    from megatron_cod.preflight.place import find_place
+    from megatron_cod.preflight.member_channel import Meeting
+    from megatron_cod.preflight.process_place import find_place
     from megatron_cod.preflight.table import run_checks
 
     settings.head = without_brackets(settings.head)

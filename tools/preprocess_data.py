@@ -16,12 +16,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_cod.data.left_out import told
+from megatron_cod.data.reading.skipped import told
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
-    from megatron_cod.data.estimate import Estimate
-    from megatron_cod.data.preprocess import PreprocessResult
+    from megatron_cod.data.preprocessing.estimate import Estimate
+    from megatron_cod.data.preprocessing.run import PreprocessResult
 
 TYPES = [
     "SentencePieceTokenizer",
@@ -129,10 +129,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     # After parsing, so that --help and wrong options answer at once.
-    from megatron_cod.data.estimate import estimate
-    from megatron_cod.data.job import PreprocessJob
-    from megatron_cod.data.preprocess import preprocess
-    from megatron_cod.data.tokenizers import TokenizerChoice
+    from megatron_cod.data.preprocessing.estimate import estimate
+    from megatron_cod.data.preprocessing.job import PreprocessJob
+    from megatron_cod.data.preprocessing.run import preprocess
+    from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
     special = not args.tokenizer_hf_no_include_special_tokens
     job = PreprocessJob(

@@ -49,11 +49,11 @@ def _verified(folder: Path, model: Any, dtype: str) -> str:
 def main() -> None:
     args = _parser().parse_args()
     # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
-    from megatron_cod.training import environment  # noqa: F401, I001
+    from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.analysis.depth.models import find_blocks
     from megatron_cod.analysis.depth.prune import Plan, prune
     from megatron_cod.huggingface.generation import open_model
-    from megatron_cod.huggingface.partial import PartialDirectory
+    from megatron_cod.huggingface.atomic_directory import PartialDirectory
     from megatron_cod.huggingface.verification import NotTheSame
 
     model, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)

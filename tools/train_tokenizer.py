@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from megatron_cod.data.left_out import told
+from megatron_cod.data.reading.skipped import told
 from megatron_cod.errors import run_tool
 
 
@@ -81,7 +81,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     # After parsing, so that --help and wrong options answer at once.
-    from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
+    from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 
     job = TokenizerTraining(**{field.name: getattr(args, field.name) for field in fields(TokenizerTraining)})
     result = train_tokenizer(job)

@@ -10,17 +10,8 @@ from typing import Any
 
 import torch
 
-from megatron_cod.analysis.checkpoint_tensors import (
-    MASTER,
-    WEIGHTS,
-    Checkpoint,
-    Name,
-    Slice,
-    kind_of,
-    pieces,
-    weight_of,
-)
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics
+from megatron_cod.checkpoint.tensors import MASTER, WEIGHTS, Checkpoint, Name, Slice, kind_of, pieces, weight_of
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import STOCK
 

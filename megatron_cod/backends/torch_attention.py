@@ -12,10 +12,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_context_parallel import attention_of_chunks
 from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
 from megatron_cod.errors import UserError
-from megatron_cod.packed_samples import PackedSamples
 
 
 class SDPACoreAttention(MegatronModule):

@@ -6,8 +6,8 @@ from typing import Any
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
+from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_rotary import Rotation, rotate, tables
-from megatron_cod.packed_samples import PackedSamples
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,6 @@ two comparisons. Nothing here is imported by training.
 import warnings
 
 # Before any file of this package imports Megatron.
-import megatron_cod.training.environment  # noqa: F401
+import megatron_cod.training.before_megatron  # noqa: F401
 
 warnings.filterwarnings("ignore", message=".*experimental")

@@ -23,14 +23,14 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.errors import UserError
+from megatron_cod.launch.local_run import launch_alone
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
-from megatron_cod.training.batches import forward_step
-from megatron_cod.training.environment import forget_make, satisfy_make
-from megatron_cod.training.launch import launch_alone
-from megatron_cod.training.loading import MODEL_ALONE
-from megatron_cod.training.packages import torch_has_the_norms
+from megatron_cod.training.before_megatron import forget_make, satisfy_make
+from megatron_cod.training.data.batches import forward_step
+from megatron_cod.training.flags.packages import torch_has_the_norms
 from megatron_cod.training.start.checks import Need
+from megatron_cod.training.start.loading import MODEL_ALONE
 from megatron_cod.training.start.prepare import prepare
 
 Microbatch = dict[str, Tensor]

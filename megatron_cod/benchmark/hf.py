@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.benchmark.engine import Engine, Microbatch, random_batches, start_megatron
 from megatron_cod.benchmark.llama import LlamaShape, TransformersLlama, from_megatron
 from megatron_cod.benchmark.profiling import operator_table

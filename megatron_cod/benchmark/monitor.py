@@ -9,10 +9,10 @@ from megatron_cod.benchmark.engine import Engine, random_batches, start_megatron
 from megatron_cod.benchmark.report import Report, rows_of
 from megatron_cod.benchmark.schemes import QUIET, facts_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, interleave
-from megatron_cod.training.depth_monitor import DepthMonitor
-from megatron_cod.training.faults.events import Events
+from megatron_cod.checkpoint.events import Events
 from megatron_cod.training.faults.nonfinite import StepGuard
-from megatron_cod.training.steps import hook_gradients
+from megatron_cod.training.loop.step_hooks import hook_gradients
+from megatron_cod.training.monitoring.depth_monitor import DepthMonitor
 
 INTERVAL = 100
 AIM = 0.01

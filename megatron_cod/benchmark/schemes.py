@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import have_apex, have_transformer_engine
 from megatron_cod.benchmark import activation_scaling
@@ -20,7 +20,7 @@ from megatron_cod.benchmark.report import Report, Row, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave, ratio
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import get_scheme
-from megatron_cod.training.throughput import peak_tflops
+from megatron_cod.training.monitoring.throughput import peak_tflops
 
 REFERENCE = "pre_ln"
 AIM = 1.005

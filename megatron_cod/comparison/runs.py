@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_metrics
-from megatron_cod.checkpoint_files import TRACKER
-from megatron_cod.training.launch import RunFailed, run_training
+from megatron_cod.checkpoint.directory import TRACKER
+from megatron_cod.launch.local_run import RunFailed, run_training
 
 DIVERGENCE_IS_A_RESULT = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled")
 """Flags of a run that is compared: a loss that is not finite ends it and is reported, not looked into."""

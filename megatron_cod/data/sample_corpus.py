@@ -7,8 +7,8 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 _HELD_OUT = 12
 """Every so many-th speech is for validation."""

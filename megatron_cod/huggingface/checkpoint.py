@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_cod.analysis.checkpoint_tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
-from megatron_cod.checkpoint_files import iteration_name, latest_checkpoint
+from megatron_cod.checkpoint.directory import iteration_name, latest_checkpoint
+from megatron_cod.checkpoint.tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import Unit
 from megatron_cod.huggingface.folding import learned_names
-from megatron_cod.huggingface.rows import Unit
 
 
 def find_checkpoint(folder: Path, step: int | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -42,7 +43,7 @@ def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
     return found
 
 
-def copy_for_export(args: Any, like: Path | None, target: Path, config: dict[str, Any]) -> list[str]:
+def copy_for_export(args: Namespace, like: Path | None, target: Path, config: dict[str, Any]) -> list[str]:
     """Copy the side files of an export: those of ``like``, but the tokenizer that the checkpoint was trained with, where it
     is another one. ``config`` then has the ids of that one. Returns the names."""
     copied = copy(like, target, config=False) if like else []
@@ -126,7 +127,7 @@ class Originals:
         ]
 
 
-def copy_tokenizer_of(args: Any, target: Path) -> list[str]:
+def copy_tokenizer_of(args: Namespace, target: Path) -> list[str]:
     """Copy the tokenizer that a checkpoint's arguments name, when it is still there and Hugging Face can read it."""
     model = getattr(args, "tokenizer_model", None)
     if not model or not Path(model).exists():

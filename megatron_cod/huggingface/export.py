@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,17 +17,16 @@ from torch import Tensor
 from megatron_cod import __version__
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions, side_files
-from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
 from megatron_cod.huggingface.megatron_args import architecture_of_args
-from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
-from megatron_cod.huggingface.rows import NORMS, Unit, units
-from megatron_cod.huggingface.source import Source, read_json
+from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, shards, write_shards
 from megatron_cod.huggingface.stock import Multipliers, fields_of
-from megatron_cod.huggingface.target import Parcel, missing_bytes, shards, write_shards
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
     NotTheSame,
@@ -38,6 +38,7 @@ from megatron_cod.huggingface.verification import (
     probe_tokens,
     too_little_memory,
 )
+from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import PRE_LN
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -81,7 +82,7 @@ class Exported:
     parcels: list[Parcel]
     originals: dict[str, Callable[[], Tensor]]
     """The norms before folding, by the name of the folded one."""
-    args: Any
+    args: Namespace
     notes: list[str] = field(default_factory=list)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

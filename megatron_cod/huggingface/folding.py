@@ -6,6 +6,7 @@ its rows times a. Which schemes are stock Pre-LN models with other numbers, thei
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.rows import Part
-from megatron_cod.identity import recorded_identity
+from megatron_cod.huggingface.families.mapping_rows import Part
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
 from megatron_cod.schemes.row import Foldable, Scheme, Site
 from megatron_cod.schemes.table import PRE_LN, SCHEMES
@@ -115,7 +116,7 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
     return Folding(design, layers)
 
 
-def folding_of_checkpoint(args: Any, iteration: int) -> Folding:
+def folding_of_checkpoint(args: Namespace, iteration: int) -> Folding:
     """The same of a checkpoint's arguments. UserError, too, in the middle of ``--residual-warmup-steps``."""
     warmup = getattr(args, "residual_warmup_steps", None)
     if warmup and iteration < warmup * args.num_layers:

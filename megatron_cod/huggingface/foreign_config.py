@@ -7,10 +7,10 @@ from typing import Any
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
-from megatron_cod.huggingface.families.fields import FREE, READ, need
+from megatron_cod.huggingface.families.config_fields import FREE, READ, need
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.source import read_json
 from megatron_cod.huggingface.verification import named, quiet
+from megatron_cod.huggingface.weights_reader import read_json
 
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 

@@ -20,8 +20,8 @@ from megatron_cod.huggingface.export import DTYPES
 from megatron_cod.huggingface.folding import folding_of_checkpoint
 from megatron_cod.huggingface.memory import load_as_transformers
 from megatron_cod.huggingface.side_files import CHAT_TEMPLATE
-from megatron_cod.huggingface.source import read_json
 from megatron_cod.huggingface.verification import check_whole
+from megatron_cod.huggingface.weights_reader import read_json
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
-from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.checkpoint_writer import Piece
+from megatron_cod.checkpoint.writer import Piece
 from megatron_cod.huggingface.companions import Originals
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import Row, Unit
 from megatron_cod.huggingface.folding import Folding, fold, unfold
-from megatron_cod.huggingface.rows import Row, Unit
-from megatron_cod.huggingface.source import Source
+from megatron_cod.huggingface.weights_reader import Source
 
 
 @dataclass(frozen=True)

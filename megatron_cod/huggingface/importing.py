@@ -11,21 +11,21 @@ from typing import Any
 import torch
 import yaml
 
-from megatron_cod.checkpoint_files import RELEASE, TRACKER
+from megatron_cod.checkpoint.directory import RELEASE, TRACKER
+from megatron_cod.checkpoint.scheme_record import record
+from megatron_cod.checkpoint.writer import CheckpointWriter, Piece, groups
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions
-from megatron_cod.huggingface.architecture import Architecture
+from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
-from megatron_cod.huggingface.checkpoint_writer import CheckpointWriter, Piece, groups
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
-from megatron_cod.huggingface.partial import PartialDirectory
 from megatron_cod.huggingface.progress import Progress
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
-from megatron_cod.huggingface.rows import Unit, units
-from megatron_cod.huggingface.source import Source, read_json
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
     compare,
@@ -36,7 +36,7 @@ from megatron_cod.huggingface.verification import (
     probe_tokens,
     too_little_memory,
 )
-from megatron_cod.identity import record
+from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
 
 RECIPE = "recipe.yaml"

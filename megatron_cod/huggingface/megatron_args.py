@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
 from megatron_cod.huggingface.stock import Multipliers, fields_of, multipliers_of
 
@@ -69,7 +70,7 @@ def _latent(fields: Any) -> Latent | None:
     return Latent(*sizes, fields.q_lora_rank)
 
 
-def _rows(args: Any, vocab: int | None) -> int:
+def _rows(args: Namespace, vocab: int | None) -> int:
     padded = args.padded_vocab_size
     if vocab is None:
         vocab = min(getattr(args, "vocab_size", None) or padded, padded)
@@ -79,7 +80,7 @@ def _rows(args: Any, vocab: int | None) -> int:
 
 
 def architecture_of_args(
-    args: Any, vocab: int | None = None, family: str | None = None, rather: str | None = None
+    args: Namespace, vocab: int | None = None, family: str | None = None, rather: str | None = None
 ) -> tuple[Architecture, Multipliers]:
     """The architecture that a checkpoint's arguments built, and what it multiplies beside the weights.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megatron_cod.huggingface.architecture import Architecture, Experts, Latent, Rope
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 
 
 def _whole(value: float) -> int | float:

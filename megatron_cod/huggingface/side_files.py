@@ -8,13 +8,14 @@ vLLM, at the tokenizer's ``eos_token`` in llama.cpp and lm-eval, and at ``config
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import UserError, bad_input
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -25,7 +26,7 @@ _OTHER_TEMPLATES = ("chat_template.json",)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def agree(args: Any, folder: Path, config: dict[str, Any]) -> list[str]:
+def agree(args: Namespace, folder: Path, config: dict[str, Any]) -> list[str]:
     """Make the files in ``folder``, and ``config``, say the template that a checkpoint was fine-tuned with, if it was, and
     the tokens that end an answer. Returns lines for the user."""
     template = getattr(args, "chat_template", None)
@@ -55,14 +56,14 @@ def agree(args: Any, folder: Path, config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _chat_format(args: Any, folder: Path, template: str) -> ChatFormat | None:
+def _chat_format(args: Namespace, folder: Path, template: str) -> ChatFormat | None:
     """None where the folder has no tokenizer, and the model was not trained on bytes."""
     if _has_tokenizer(folder):
         return ChatFormat(HuggingFaceEncoder(_tokenizer(folder)), template)
     return ChatFormat(ByteEncoder(), template) if _reads_bytes(args) else None
 
 
-def _reads_bytes(args: Any) -> bool:
+def _reads_bytes(args: Namespace) -> bool:
     return getattr(args, "tokenizer_type", None) == "NullTokenizer" and args.vocab_size == BYTE_VOCABULARY
 
 
@@ -76,7 +77,7 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def name_ids(args: Any, folder: Path, config: dict[str, Any]) -> None:
+def name_ids(args: Namespace, folder: Path, config: dict[str, Any]) -> None:
     """Put the ids of special tokens that the tokenizer in ``folder`` has into ``config``, and take those of another one out
     of it and of the generation file. Without any, a loader would take its architecture's defaults, of another tokenizer."""
     found: dict[str, int | None] = {"eos_token_id": BYTE_VOCABULARY - 1} if _reads_bytes(args) else {}

@@ -6,14 +6,15 @@ export refuses a checkpoint that records it.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS
+from megatron_cod.checkpoint.function_record import RECORD, flag_of, routing
 from megatron_cod.errors import UserError
-from megatron_cod.function_fields import ARGUMENTS, FUNCTION, TENSORS
-from megatron_cod.function_record import RECORD, flag_of, routing
 
 _CARRIED = """
 num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_channels add_bias_linear add_qkv_bias
@@ -99,7 +100,7 @@ class Multipliers:
         return ", ".join(f"{name.replace('_', ' ')} x {value:g}" for name, value in vars(self).items() if value != 1.0)
 
 
-def fields_of(args: Any) -> SimpleNamespace:
+def fields_of(args: Namespace) -> SimpleNamespace:
     """The model's configuration as a checkpoint's arguments tell it: as it was built, where they record that.
 
     UserError, by name, for what no stock model has.
@@ -126,7 +127,7 @@ def _named(name: str) -> str:
     return flag if flag == "--" + name.replace("_", "-") else f"{flag} ({name})"
 
 
-def _from_arguments(args: Any) -> dict[str, Any]:
+def _from_arguments(args: Namespace) -> dict[str, Any]:
     """The same of a checkpoint without a record: an import, or one of an earlier version."""
     if getattr(args, "use_mup", False):
         raise UserError(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
-from megatron_cod.preflight.meeting import Member
+from megatron_cod.preflight.member_channel import Member
 
 _MIB = 1 << 20
 _MEASURE_SECONDS = 1.0

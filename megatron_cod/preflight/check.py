@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.preflight.findings import Verdict
-from megatron_cod.preflight.meeting import Meeting, Member
+from megatron_cod.preflight.member_channel import Meeting, Member
 
 Answers = Mapping[Member, Any]
 """What each process that was asked has answered, as plain values."""

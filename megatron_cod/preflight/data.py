@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.check import check_prefix
+from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Verdict
 

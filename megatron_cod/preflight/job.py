@@ -1,6 +1,6 @@
 """The job that is about to start, gone through in a process of its own on HEAD: its plan, and what it reads and writes.
 
-A process of its own, since without a GPU Megatron is adapted to the CPU in place (``cpu.py``), and the preflight measures.
+A process of its own: without a GPU, Megatron is adapted in place (``adaptations/cpu.py``), and the preflight measures.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class JobProcess:
 
 def describe(world: int, flags: list[str]) -> dict[str, Any]:
     """The launch as plain values; ``error`` is the line with which it would be refused, else empty."""
+    from megatron_cod.data.datasets.blends import blends_of, prefixes_of
     from megatron_cod.estimate.memory import checkpoint_bytes
     from megatron_cod.rehearsal.launch import read_launch
     from megatron_cod.rehearsal.plan import make_plan
-    from megatron_cod.training.blends import blends_of, prefixes_of
 
     found: dict[str, Any] = {"world": world, "error": ""}
 

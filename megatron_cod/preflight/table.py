@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from megatron_cod.network import holder
+from megatron_cod.launch.network import holder
 from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, versions
 from megatron_cod.preflight.check import Check, Here
 from megatron_cod.preflight.findings import FAIL, Finding, Verdict
 from megatron_cod.preflight.job import JobProcess
-from megatron_cod.preflight.meeting import Member, in_time
+from megatron_cod.preflight.member_channel import Member, in_time
 from megatron_cod.preflight.service import Service
 
 CHECKS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
-from megatron_cod.versions import MUST_AGREE, differences, versions_here
 
 
 def look(here: Here) -> dict[str, str]:

@@ -5,14 +5,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.estimate.parameters import uncounted_features
-from megatron_cod.training.batch_sizes import batch_sizes
+from megatron_cod.training.flags.batch_sizes import batch_sizes
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import StartHooks, prepare

@@ -12,7 +12,7 @@ from megatron_cod.estimate.shape import microbatches
 from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 from megatron_cod.rehearsal.launch import Launch
 from megatron_cod.schemes.design import BlockDesign, design_from_args
-from megatron_cod.training.batch_sizes import planned
+from megatron_cod.training.flags.batch_sizes import planned
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,19 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from megatron.training.arguments import validate_args
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import cpu, torch_adaptations
+from megatron_cod.adaptations import cpu, torch_only
 from megatron_cod.args import MegatronArgs
 from megatron_cod.depth_map import stage_layers
 from megatron_cod.errors import Phase, UserError
+from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
-from megatron_cod.training import batches
-from megatron_cod.training.batch_sizes import batch_sizes
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.environment import satisfy_make
-from megatron_cod.training.failures import one_line_endings
+from megatron_cod.training.before_megatron import satisfy_make
+from megatron_cod.training.data import batches
+from megatron_cod.training.flags.batch_sizes import batch_sizes
+from megatron_cod.training.flags.command_line import resolve_command_line
+from megatron_cod.training.loop.odd_width_warm_up import widen_warm_up
 from megatron_cod.training.start.prepare import as_megatron_parses
-from megatron_cod.training.warm_up import widen_warm_up
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _peak_bytes() -> int:
 
 def rehearse(job: Job) -> RankReport:
     """Be that rank of the job, in this process. The process is used up by it: Megatron's globals stay set."""
-    torch_adaptations.install()
+    torch_only.install()
     with as_process(job.rank, job.world_size), tempfile.TemporaryDirectory() as cache:
         args = as_megatron_parses(resolve_command_line(job.command_line)[0], job.world_size)
         _short(args, job)

@@ -15,7 +15,7 @@ from megatron_cod.study.runner import Launch, Machine, Runner
 from megatron_cod.study.slurm import collect, write_array
 from megatron_cod.study.status import status_lines
 from megatron_cod.study.study_file import read_study
-from megatron_cod.training.save_claim import SaveClaim, check_no_other_run
+from megatron_cod.training.faults.save_claim import SaveClaim, check_no_other_run
 
 
 class Command:

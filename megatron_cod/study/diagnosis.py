@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_cod.checkpoint_files import iterations
+from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.comparison.runs import Show
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job

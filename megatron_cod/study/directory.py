@@ -12,14 +12,14 @@ from typing import Any
 import yaml
 
 from megatron_cod.analysis.metrics import read_metrics
-from megatron_cod.data.content import content_digest
+from megatron_cod.data.datasets.content import content_digest
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError
 from megatron_cod.study.jobs import Job
 from megatron_cod.study.results import Result, from_record, result_of
 from megatron_cod.study.study_file import SAMPLE, Study
-from megatron_cod.training.save_claim import FILE as RUNNING
-from megatron_cod.training.save_claim import SILENT_SECONDS
+from megatron_cod.training.faults.save_claim import FILE as RUNNING
+from megatron_cod.training.faults.save_claim import SILENT_SECONDS
 
 RECORD, FAILED, TIMES = "run.json", "failed.txt", "seconds.json"
 SPLITS = ("train", "valid")

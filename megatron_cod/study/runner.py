@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from megatron_cod import cpu
-from megatron_cod.checkpoint_files import TRACKER
+from megatron_cod.adaptations import cpu
+from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.comparison.runs import Show, run_to_end
+from megatron_cod.launch.local_run import RunFailed, run_alone
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job, flags_of
 from megatron_cod.study.scheduler import runnable
-from megatron_cod.training.launch import RunFailed, run_alone
 
 Launch = Callable[[list[str], Path, Show, int], None]
 """Runs the pretraining program: (flags, log, progress lines, slot). Raises RunFailed."""

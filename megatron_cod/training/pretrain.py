@@ -3,7 +3,7 @@
 Thin on purpose; see ``helper_processes.py``.
 """
 
-from megatron_cod.training import helper_processes
+from megatron_cod.launch import helper_processes
 
 
 def main() -> None:

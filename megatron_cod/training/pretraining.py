@@ -1,10 +1,10 @@
 """The task of ``pretrain.py``: tokens from ``.bin/.idx``, next-token loss on all of them."""
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
-from megatron_cod.training.batches import datasets_provider, forward_step
-from megatron_cod.training.blends import check_data
+from megatron_cod.training.data.batches import datasets_provider, forward_step
+from megatron_cod.training.data.dataset_checks import check_data
 from megatron_cod.training.task import Task
 
 _INTRODUCTION = """\

@@ -10,13 +10,12 @@ kills the script that would ask, and a job that is preempted, or loses a node, h
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from megatron_cod.checkpoint_files import newest_whole
-from megatron_cod.training.faults.events import read_events, record
+from megatron_cod.checkpoint.directory import newest_whole
+from megatron_cod.checkpoint.events import read_events, record
+from megatron_cod.launch.scheduler import slurm_job
 
 AGAIN, DONE, GIVE_UP = 0, 1, 2
 QUEUED = "queued again"
@@ -58,12 +57,6 @@ def _decide(save: Path, retries: int, job: str | None) -> tuple[int, str]:
         return GIVE_UP, f"no step of progress since step {step} in {tried} tries: not queued again"
     record(save, QUEUED, step=step, job=job)
     return AGAIN, f"queued again at step {step}" + (f", try {tried + 1} of {retries} there" if tried else "")
-
-
-def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The job's name to Slurm: of a task of an array ARRAY_TASK, since one task has the array's own number."""
-    task = environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{environment['SLURM_ARRAY_JOB_ID']}_{task}" if task else environment.get("SLURM_JOB_ID")
 
 
 def main() -> None:

@@ -5,49 +5,51 @@ import sys
 from functools import partial
 from typing import Any
 
-from megatron_cod.training import environment
+from megatron_cod.training import before_megatron
 
 # isort: split
 from megatron.core.enums import ModelType
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
+from megatron_cod.checkpoint import selection
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.console import say, this_rank
 from megatron_cod.errors import Phase
+from megatron_cod.launch import rank_logs, start_agreement
+from megatron_cod.launch.console_relay import Lines
+from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.training import agreement, checkpoints, rank_logs
-from megatron_cod.training.data_workers import DataWorkers
-from megatron_cod.training.depth_monitor import DepthMonitor
-from megatron_cod.training.depth_stats import StreamVariance
-from megatron_cod.training.failures import one_line_endings, this_rank
-from megatron_cod.training.faults import rewind
-from megatron_cod.training.faults.events import Events
+from megatron_cod.training.data.data_workers import DataWorkers
+from megatron_cod.training.data.passed_over import passing_over
+from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
+from megatron_cod.training.faults.out_of_memory import in_step, told_in_one_line
+from megatron_cod.training.faults.save_claim import SaveClaim
 from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import Signals, UntilTraining
 from megatron_cod.training.faults.spikes import SpikeWarnings
 from megatron_cod.training.faults.time_limit import TimeLimit
-from megatron_cod.training.observers import Row, Run, around, observers_of
-from megatron_cod.training.out_of_memory import in_step, told_in_one_line
-from megatron_cod.training.progress import Lines
-from megatron_cod.training.random_states import ForeignRandomStates
-from megatron_cod.training.reporting import Report, say
-from megatron_cod.training.residual_warmup import GraphWarmup
-from megatron_cod.training.resumed_schedule import ResumedRates
-from megatron_cod.training.retention import Retention
-from megatron_cod.training.save_claim import SaveClaim
+from megatron_cod.training.loop.observers import Row, Run, around, observers_of
+from megatron_cod.training.loop.odd_width_warm_up import widen_warm_up
+from megatron_cod.training.loop.random_states import ForeignRandomStates
+from megatron_cod.training.loop.residual_warmup import GraphWarmup
+from megatron_cod.training.loop.resumed_rates import ResumedRates
+from megatron_cod.training.loop.step_hooks import Steps
+from megatron_cod.training.monitoring.depth_monitor import DepthMonitor
+from megatron_cod.training.monitoring.reporting import Report
+from megatron_cod.training.monitoring.stream_variance import StreamVariance
 from megatron_cod.training.start.prepare import StartHooks, prepare
 from megatron_cod.training.start.settings import Settings
-from megatron_cod.training.steps import Steps
 from megatron_cod.training.task import Task
 from megatron_cod.training.validation.evaluations import Evaluations
 from megatron_cod.training.validation.fp32_logits import Fp32Logits
-from megatron_cod.training.warm_up import widen_warm_up
 
 
 def _forget_make(model: list[Any]) -> list[Any]:
-    environment.forget_make()
+    before_megatron.forget_make()
     return model
 
 
@@ -58,7 +60,7 @@ def _redirect_output(settings: Settings, raw: Any) -> None:
 
 def main(task: Task) -> None:
     """Parse, check, train."""
-    with one_line_endings(lambda: Phase.START), agreement.among_ranks() as agree:
+    with one_line_endings(lambda: Phase.START), start_agreement.among_ranks() as agree:
         signals: list[UntilTraining] = []
         hooks = StartHooks(
             before_megatron=_redirect_output, globals_set=lambda _: signals.append(UntilTraining()), agree=agree
@@ -75,7 +77,7 @@ def main(task: Task) -> None:
         events = Events(args.save, this_rank())
         if args.save and this_rank() == 0:
             put_in_order(args, say, events)
-            checkpoints.write_resolved(args.save, start.resolved)
+            selection.write_resolved(args.save, start.resolved)
 
     train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
 
@@ -109,11 +111,11 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
         run.evaluations = evaluations = Evaluations(run)
         run.observers = observers_of(run, OBSERVERS)
         model_config.post_wrap_hooks.append(steps.attach)
-        environment.satisfy_make()
+        before_megatron.satisfy_make()
         model_config.pre_wrap_hooks.append(_forget_make)
         with (
             around(run.observers),
-            checkpoints.readable(args.load),
+            selection.readable(args.load),
             failed_saves(args),
             told_in_one_line(args, when=lambda: in_step(args, steps.phase is Phase.TRAINING)),
         ):
@@ -121,7 +123,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
             widen_warm_up(args, model_config)
             pretrain(
                 cfg,
-                rewind.passing_over(evaluations.around_sets(run.task.datasets_provider), args.save),
+                passing_over(evaluations.around_sets(run.task.datasets_provider), args.save),
                 ModelType.encoder_or_decoder,
                 steps.watch(run.task.forward_step),
                 non_loss_data_func=evaluations.collect,

@@ -30,9 +30,9 @@ from torch.distributed.elastic.rendezvous.api import (
 from torch.distributed.launcher import api as launcher
 
 from megatron_cod.errors import USER_ERROR, UserError
-from megatron_cod.training import helper_processes, torchrun_flags
+from megatron_cod.launch import helper_processes, torchrun_flags
+from megatron_cod.launch.rendezvous import Head
 from megatron_cod.training.faults.signals import STOPPED
-from megatron_cod.training.head import Head
 
 _HEAD_GONE = (RendezvousClosedError, RendezvousConnectionError, DistError)
 
@@ -59,7 +59,7 @@ class Agent(LocalElasticAgent):
 
 
 def _message(path: str) -> str | None:
-    """What training/failures.py left for the launcher."""
+    """What launch/exit_codes.py left for the launcher."""
     try:
         found = json.loads(Path(path).read_text())
     except (OSError, ValueError):
@@ -72,7 +72,7 @@ def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
     where = f"rank {rank} on {socket.gethostname()}"
     if failure.exitcode == STOPPED:
         return STOPPED, f"{where} was stopped by a signal, after saving; the same command goes on from there"
-    if failure.exitcode == USER_ERROR:  # its message is the one that training/failures.py left for us
+    if failure.exitcode == USER_ERROR:  # its message is the one that launch/exit_codes.py left for us
         return USER_ERROR, str(failure.message)
     how = f"got {failure.signal_name()}" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
     line = f"{where} {how}, and {restarts} restarts are used up; its output is above, or in its file of SAVE/logs"

@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing
 
-from megatron_cod.analysis import checkpoint_tensors
+from megatron_cod.checkpoint import tensors
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
 
@@ -135,7 +135,7 @@ def test_one_changed_layer_is_named(whole, altered, compare, monkeypatch):
     def change(state):
         state[QKV][2, -1, -1] += 0.5
 
-    monkeypatch.setattr(checkpoint_tensors, "CHUNK", 100)  # many pieces, the change in the last
+    monkeypatch.setattr(tensors, "CHUNK", 100)  # many pieces, the change in the last
     target = altered(change)
     code, out, _, result = compare(whole, target)
     assert code == 1

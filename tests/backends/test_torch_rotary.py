@@ -7,8 +7,8 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd, _apply_rotary_pos_emb_thd
 
 from megatron_cod.backends import torch_rotary
+from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_rotary import make_rotation, rotate, tables
-from megatron_cod.packed_samples import PackedSamples
 
 S, B, HEADS, D = 24, 2, 4, 16
 ONE = SimpleNamespace(size=lambda: 1, rank=lambda: 0)  # a context-parallel group of one

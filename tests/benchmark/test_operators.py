@@ -9,7 +9,7 @@ from megatron_cod.benchmark.flops import flops_per_token, matrix_parameters
 from megatron_cod.benchmark.operators import count_operators, difference, table
 from megatron_cod.benchmark.report import rows_of
 from megatron_cod.benchmark.timing import Lap
-from megatron_cod.training.throughput import peak_tflops
+from megatron_cod.training.monitoring.throughput import peak_tflops
 from tests.distributed.launch import run_ranks
 
 LAYERS, HIDDEN = 4, 32

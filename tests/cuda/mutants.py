@@ -5,7 +5,7 @@ from typing import Any
 
 def reads_the_loss() -> None:
     """The forward step asks the host for every loss, as for a line of log."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.loss_func
 
@@ -67,6 +67,6 @@ def megatrons_rotary() -> None:
 
 def one_norm_a_parameter() -> None:
     """Nothing is adapted: Megatron's loops over parameters."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    torch_adaptations.TORCH_ADAPTED = ()
+    torch_only.TORCH_ADAPTED = ()

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from megatron_cod import cpu
-from megatron_cod.training import devices
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.adaptations import cpu
+from megatron_cod.launch import devices
+from megatron_cod.training.flags.parser import build_parser
 from tests.conftest import ROOT
 from tests.cuda.runs import DEBUG, train, train_on_cpu
 from tests.distributed.launch import run_ranks
@@ -123,7 +123,7 @@ def test_tensor_parallelism_trains_in_a_plain_shell(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--use-megatron-fsdp", "--log-device-memory-used"])
 def test_rejects_flags_whose_package_is_missing(flag, tmp_path, monkeypatch):
-    from megatron_cod.training import packages
+    from megatron_cod.training.flags import packages
 
     missing = {"--use-megatron-fsdp": "einops", "--log-device-memory-used": "nvidia-ml-py"}[flag]
     monkeypatch.setattr(packages.Package, "is_installed", lambda self: self.name != missing)

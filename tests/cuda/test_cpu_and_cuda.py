@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import yaml
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from tests.cuda.resumes import DISTRIBUTED, DP2, Saved, difference, launch, losses, save
 from tests.cuda.runs import train, train_on_cpu
 
@@ -43,7 +43,7 @@ def test_random_states_are_loaded_on_the_same_device(saved, tmp_path):
 
 def load_foreign_states() -> None:
     """A mutant: a checkpoint's random states are loaded whatever they are of."""
-    from megatron_cod.training import random_states
+    from megatron_cod.training.loop import random_states
 
     random_states._foreign = lambda args: ""
 
@@ -57,15 +57,15 @@ def test_random_states_of_the_other_device_would_be_seen(saved, tmp_path, device
 
 def record_no_device() -> None:
     """As version 0.1 did: checkpoints do not record what they were trained on."""
-    from megatron_cod import identity
+    from megatron_cod.checkpoint import scheme_record
 
-    record = identity.record
+    record = scheme_record.record
 
     def without(args):
         record(args)
         del args.device_kind
 
-    identity.record = without
+    scheme_record.record = without
 
 
 @BOTH_WAYS

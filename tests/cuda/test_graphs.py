@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, variance_tag
-from megatron_cod.checkpoint_files import iterations
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
@@ -84,9 +84,9 @@ class TrainingGraph:
     """The mutant: a validation replays the graph of training, as in Megatron."""
 
     def __call__(self) -> None:
-        from megatron_cod.training import depth_stats
+        from megatron_cod.training.monitoring import stream_variance
 
-        depth_stats.validate_without_graph = lambda layer: None
+        stream_variance.validate_without_graph = lambda layer: None
 
 
 @pytest.mark.slow
@@ -151,8 +151,8 @@ class BrokenWeight:
     step: int
 
     def __call__(self) -> None:
-        from megatron_cod.training.observers import Observer
-        from megatron_cod.training.steps import Steps
+        from megatron_cod.training.loop.observers import Observer
+        from megatron_cod.training.loop.step_hooks import Steps
 
         attach = Steps.attach
 
@@ -216,7 +216,7 @@ class RecordsRetention:
     file: Path
 
     def __call__(self) -> None:
-        from megatron_cod.training.retention import Retention
+        from megatron_cod.training.faults.checkpoint_deletion import Retention
 
         right = Retention.look
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
 from tests.distributed.test_killed_rank import kill_and_go_on
@@ -92,7 +92,7 @@ def test_ranks_whose_collectives_differ_are_named(layout, how, rank, tmp_path):
     ("stuck", "doing"),
     [
         (StuckIn("megatron.training.checkpointing", "dist_checkpointing.save", 1), "saving a checkpoint"),
-        (StuckIn("megatron_cod.training.batches", "BlendedMegatronDatasetBuilder.build", 1), "building datasets"),
+        (StuckIn("megatron_cod.training.data.batches", "BlendedMegatronDatasetBuilder.build", 1), "building datasets"),
     ],
     ids=["save", "set-up"],
 )

@@ -25,10 +25,10 @@ def _second_step_is_too_large() -> None:
     """From the second step on a forward step keeps a tensor more than the device has."""
     import torch
 
-    from megatron_cod.training import steps
+    from megatron_cod.training.loop import step_hooks
 
     os.environ["FAKECUDA_GIB"] = "4"
-    watch = steps.Steps.watch
+    watch = step_hooks.Steps.watch
 
     def too_large(self, step):
         def forward_step(*rest):
@@ -38,7 +38,7 @@ def _second_step_is_too_large() -> None:
 
         return watch(self, forward_step)
 
-    steps.Steps.watch = too_large
+    step_hooks.Steps.watch = too_large
 
 
 def _loading_is_too_large() -> None:

@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from megatron_cod.training.recipes import load_recipe
+from megatron_cod.training.flags.recipes import load_recipe
 from tests.conftest import ROOT
 from tests.cuda.runs import DEBUG, train
 
@@ -77,6 +77,6 @@ def test_odd_widths_train_and_are_saved_as_they_are(tp, tmp_path):
     run = train(tp, tmp_path / "emulation", *DEBUG, *flags, "--save", str(tmp_path / "run")).succeeded()
     assert len(run.losses) == 2
     assert yaml.safe_load((tmp_path / "run" / "resolved_args.yaml").read_text())["ffn-hidden-size"] == 255 * tp
-    from megatron_cod.training import checkpoints
+    from megatron_cod.checkpoint import selection
 
-    assert checkpoints.saved_state(tmp_path / "run" / "iter_0000002")["args"].ffn_hidden_size == 255 * tp
+    assert selection.saved_state(tmp_path / "run" / "iter_0000002")["args"].ffn_hidden_size == 255 * tp

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from megatron_cod.training.checkpoints import saved_state
+from megatron_cod.checkpoint.selection import saved_state
 from tests.cuda.resumes import DISTRIBUTED, DP2, Saved, difference, launch, save
 
 OFFLOAD = (DISTRIBUTED, "--use-precision-aware-optimizer", "--optimizer-cpu-offload")
@@ -57,9 +57,9 @@ def test_resumes_at_another_layout(saved, tmp_path, world, flags, other, now):
 
 def without_adaptations() -> None:
     """A mutant: the optimizer's wraps are left out."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    torch_adaptations.TORCH_ADAPTED = ()
+    torch_only.TORCH_ADAPTED = ()
 
 
 @pytest.mark.slow
@@ -71,10 +71,10 @@ def test_without_the_adaptations_it_does_not_resume(saved, tmp_path):
 
 def with_one_step_for_all() -> None:
     """A mutant: parameters share one step tensor, which AdamW counts up once a parameter."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    rows = torch_adaptations.TORCH_ADAPTED
-    torch_adaptations.TORCH_ADAPTED = tuple(row for row in rows if row.name != "load_state_dict")
+    rows = torch_only.TORCH_ADAPTED
+    torch_only.TORCH_ADAPTED = tuple(row for row in rows if row.name != "load_state_dict")
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ def outcomes(_rank: int, packed: bool) -> list[list[torch.Tensor]]:
     """Turned queries and keys and their gradients, by the host and by the device; then where the device was waited for."""
     import fakecuda
 
+    from megatron_cod.backends.packed_samples import PackedSamples
     from megatron_cod.backends.torch_rotary import rotate, tables
-    from megatron_cod.packed_samples import PackedSamples
 
     fakecuda.begin_rank("numerics,report")
     found = []
@@ -38,8 +38,8 @@ def test_the_device_turns_as_the_host():
 def waits(_rank: int) -> Any:
     import fakecuda
 
+    from megatron_cod.backends.packed_samples import PackedSamples
     from megatron_cod.backends.torch_rotary import rotate, tables
-    from megatron_cod.packed_samples import PackedSamples
 
     fakecuda.begin_rank("numerics,report")
     query, key = (one.detach().cuda().requires_grad_() for one in inputs(shape=(24, 1)))

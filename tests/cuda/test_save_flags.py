@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from megatron_cod.checkpoint_files import damage, is_dcp
-from megatron_cod.training.loading import locate
+from megatron_cod.checkpoint.directory import damage, is_dcp
+from megatron_cod.training.start.loading import locate
 from tests.cuda.resumes import difference, launch, save
 from tests.save_flags import CASES, DCP
 
@@ -56,10 +56,10 @@ def test_fsdp2_resumes_on_another_number_of_ranks_and_nowhere_else(tmp_path):
 
 def without_loading_flag() -> None:
     """A mutant: the row that lets a torch_dcp checkpoint be loaded is left out."""
-    from megatron_cod import torch_adaptations
+    from megatron_cod.adaptations import torch_only
 
-    rows = torch_adaptations.TORCH_ADAPTED
-    torch_adaptations.TORCH_ADAPTED = tuple(row for row in rows if "ChainedOptimizer" not in row.module)
+    rows = torch_only.TORCH_ADAPTED
+    torch_only.TORCH_ADAPTED = tuple(row for row in rows if "ChainedOptimizer" not in row.module)
 
 
 @pytest.mark.slow

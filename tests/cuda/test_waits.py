@@ -83,7 +83,7 @@ def packed_run(folder: Path, before: Callable[[], None] | None = None) -> Counte
     return files
 
 
-PACKED = ("torch_attention.py", "torch_self_attention.py", "rope_utils.py", "packed_samples.py")
+PACKED = ("torch_attention.py", "torch_self_attention.py", "rope_utils.py", "backends/packed_samples.py")
 
 
 @pytest.mark.slow

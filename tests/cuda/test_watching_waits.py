@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.analysis.metrics import VALID_LOSS
-from megatron_cod.training.depth_monitor import depth_tag
+from megatron_cod.training.monitoring.depth_monitor import depth_tag
 from tests.cuda.runs import DEBUG, Run, train
 
 BASE = (*DEBUG, "--no-rope-fusion")
@@ -42,11 +42,11 @@ def test_one_wait_a_monitored_step_and_a_validation(tmp_path):
     evaluations = run.console.count("validation at step") + run.console.count("test at step")
     assert evaluations == 3  # the test set once, at the end
     assert waits(run, "depth_monitor.py") == len(steps)
-    assert waits(run, "depth_stats.py") == evaluations
+    assert waits(run, "stream_variance.py") == evaluations
     assert waits(run, "evaluations.py") == 2 * evaluations  # which calls the former, and reads the loss
     assert waits(run, "fixed_set.py") <= 2  # at the start: the lengths of both sets
     # At the start: the parameters' number; whether a stage is wrong, and the texts that stages exchange.
-    assert waits(run, "parameters.py") == 1
+    assert waits(run, "parameter_count.py") == 1
     assert waits(run, "depth_map.py") <= 6
 
 

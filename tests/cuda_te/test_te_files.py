@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from megatron_cod.training.low_precision import UNPICKLES
+from megatron_cod.training.flags.low_precision import UNPICKLES
 from tests.cuda_te.runs import MLA, MOE, train
 
 TORCH = ("--backend", "torch", "--no-rope-fusion")

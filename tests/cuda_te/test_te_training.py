@@ -115,13 +115,13 @@ def test_trains_in_captured_graphs(name, tmp_path):
 
 def hooks_at_once():
     """The mutant: hooks of layers from the start, as without graphs."""
-    from megatron_cod.training import depth_stats
+    from megatron_cod.training.monitoring import stream_variance
 
     def hook_layers(_, hooks):
         for layer, hook in hooks.items():
             layer.register_forward_hook(hook)
 
-    depth_stats.hook_layers = hook_layers
+    stream_variance.hook_layers = hook_layers
 
 
 def test_a_layer_with_a_hook_cannot_be_captured(tmp_path):

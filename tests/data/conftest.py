@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 

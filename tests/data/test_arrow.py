@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_cod.data import arrow, reading
-from megatron_cod.data.estimate import estimate
-from megatron_cod.data.inputs import find_inputs
-from megatron_cod.data.job import PreprocessJob
 from megatron_cod.data.megatron_api import IndexedDataset
-from megatron_cod.data.preprocess import PreprocessResult, preprocess
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.preprocessing.estimate import estimate
+from megatron_cod.data.preprocessing.job import PreprocessJob
+from megatron_cod.data.preprocessing.run import PreprocessResult, preprocess
+from megatron_cod.data.reading import arrow, parts
+from megatron_cod.data.reading.inputs import find_inputs
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -68,10 +68,10 @@ def test_the_tokens_are_those_of_the_same_lines(
     documents: list[str], jsonl: Callable[..., Path], tmp_path: Path, name: str, make: Make, workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(reading, "PART_BYTES", 60_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 60_000)
     monkeypatch.setattr(arrow, "_GROUP_BYTES", 20_000)
     source = make(tmp_path / name, [*documents, " ", "caf\u00e9"])
-    assert len(reading.divide(find_inputs([str(source)]), "line")) > 2
+    assert len(parts.divide(find_inputs([str(source)]), "line")) > 2
     result = run(source, tmp_path / "d", workers=workers)
     assert texts_of(tmp_path / "d_text_document") == [*documents, "caf\u00e9"]
     assert result.empty == {"text": 1}
@@ -83,7 +83,7 @@ def test_a_dry_run_knows_how_much_of_a_table_it_read(
     tmp_path: Path, name: str, make: Make, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 4,000 equal rows, in one part and in several, as many as asked for."""
-    monkeypatch.setattr(reading, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
     monkeypatch.setattr(arrow, "_MOST_ROWS", 250)
     make(tmp_path / name, ["word"] * 4000)
     found = estimate(PreprocessJob([str(tmp_path / name)], str(tmp_path / "d"), BYTES), documents=1000)
@@ -105,9 +105,9 @@ def test_a_table_is_known_by_its_content_whatever_its_name(tmp_path: Path, make:
 def test_the_share_of_a_table_that_was_read_counts_from_where_its_part_begins(tmp_path: Path) -> None:
     """Also where a reading goes on in the middle, as after a kill."""
     [source] = find_inputs([str(parquet(tmp_path / "d.parquet", ["word"] * 4000))])
-    piece = reading.Slice(0, 1000, 4000, 3000)
+    piece = parts.Slice(0, 1000, 4000, 3000)
     for resume in (None, 1000, 2500):
-        batches = list(reading.read_slice(source, piece, ["text"], "line", resume))
+        batches = list(parts.read_slice(source, piece, ["text"], "line", resume))
         assert [batch.position for batch in batches] == [(batch.after or 0) - 1000 for batch in batches]
         assert batches[-1].position == 3000
 

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from megatron_cod.data import ascii_bpe
-from megatron_cod.data.ascii_bpe import AsciiBpe, ascii_pattern
-from megatron_cod.data.encoders import DocumentEncoder
+from megatron_cod.data.tokenizers import ascii_bpe
+from megatron_cod.data.tokenizers.ascii_bpe import AsciiBpe, ascii_pattern
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 from tests.data.tokenizer_kinds import LLAMA3, O200K, QWEN, byte_level, huggingface_folder, split
 
 SHAPES = {

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cod.data import check as check_module
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.job import PreprocessJob
+from megatron_cod.data.datasets import check as check_module
+from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.data.megatron_api import IndexedDatasetBuilder
-from megatron_cod.data.preprocess import preprocess
+from megatron_cod.data.preprocessing.job import PreprocessJob
+from megatron_cod.data.preprocessing.run import preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 
 @pytest.fixture(scope="module")

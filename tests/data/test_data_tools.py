@@ -15,10 +15,10 @@ from types import ModuleType
 
 import pytest
 
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.progress import Progress
+from megatron_cod.data.datasets.check import check_prefix
+from megatron_cod.data.preprocessing.progress import Progress
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TOKENIZER_TYPES
+from megatron_cod.data.tokenizers.choice import TOKENIZER_TYPES
 from megatron_cod.errors import UserError, run_tool
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +175,7 @@ def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str], error: 
 
 def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0])
-    monkeypatch.setattr("megatron_cod.data.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("megatron_cod.data.preprocessing.progress.time.monotonic", lambda: next(clock))
     stream = io.StringIO()
     progress = Progress(1000, 200, stream)
     progress.update(100, 1, 10, 100)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cod.data.documents import cut, cut_documents, seek_line, text_of_plain, texts_of_json
+from megatron_cod.data.reading.documents import cut, cut_documents, seek_line, text_of_plain, texts_of_json
 
 lines = st.lists(st.sampled_from([b"", b"  ", b"\t", b"one", b" two words ", b"\xc3\xa9", b"three"]))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cod.data import duplicates
-from megatron_cod.data.encode import digest_of
-from megatron_cod.data.runs import Run, RunWriter
+from megatron_cod.data.preprocessing import duplicates
+from megatron_cod.data.preprocessing.encode import digest_of
+from megatron_cod.data.preprocessing.token_runs import Run, RunWriter
 
 
 def write_runs(folder: Path, texts: list[str], size: int, seed: int | None) -> list[Run]:

@@ -15,9 +15,9 @@ from tokenizers import pre_tokenizers
 
 # Here, so that the processes in which folders are looked into have them already.
 import megatron_cod.data.megatron_api  # noqa: F401
-from megatron_cod.data import cuts, encoders, huggingface_library, word_cache
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers import document_encoder, huggingface_library, word_boundaries, word_cache
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 from tests.data.tokenizer_kinds import (
     LLAMA3,
     O200K,
@@ -145,8 +145,8 @@ def test_other_tokenizers_get_whole_texts(choices, name: str) -> None:
 
 def taken_as_safe(monkeypatch: pytest.MonkeyPatch, choice: TokenizerChoice) -> DocumentEncoder:
     """A mutant: an encoder by words, whatever the tokenizer is like."""
-    monkeypatch.setattr(cuts, "pieces_end_before_marks", lambda pieces: True)
-    monkeypatch.setattr(cuts, "is_safe_byte_level", lambda definition: True)
+    monkeypatch.setattr(word_boundaries, "pieces_end_before_marks", lambda pieces: True)
+    monkeypatch.setattr(word_boundaries, "is_safe_byte_level", lambda definition: True)
     monkeypatch.setattr(huggingface_library, "_described", lambda choice, times: huggingface_library._describe(choice))
     return DocumentEncoder(choice, True)
 
@@ -156,7 +156,7 @@ def test_whole_texts_are_needed_there(choices, speeches: list[str], name: str, m
     whole = DocumentEncoder(choices(name), True)
     mutant = taken_as_safe(monkeypatch, choices(name))
     assert mutant.by_words
-    monkeypatch.setattr(encoders, "_COMPARE_EVERY", 1 << 30)
+    monkeypatch.setattr(document_encoder, "_COMPARE_EVERY", 1 << 30)
     mutant._seen = 1
     some = [speech[:5000] + " b c d" for speech in speeches[:3]]
     assert mutant.encode(some) != whole.encode(some)
@@ -184,7 +184,7 @@ def test_mutants_give_other_tokens(choices, pairs, name: str, mutant: str, monke
     changed = DocumentEncoder(choices(name), True)
     words = changed._words
     assert words is not None
-    monkeypatch.setattr(encoders, "_COMPARE_EVERY", 1 << 30)
+    monkeypatch.setattr(document_encoder, "_COMPARE_EVERY", 1 << 30)
     changed._seen = 1
     if mutant == "every space is a cut":
         monkeypatch.setattr(words, "_no_cut", re.compile("(?!)"))
@@ -222,7 +222,7 @@ def test_a_huge_text_reaches_an_unsafe_tokenizer_in_pieces(choices, speeches: li
     monkeypatch.setattr(encoder, "_whole", lambda text: (seen.append(text), whole(text))[1])
     text = speeches[0][:10_000] + "x" * 3000 + speeches[1][:5000]
     expected = encoder(text)
-    monkeypatch.setattr(encoders, "WHOLE_CHARACTERS", 1000)
+    monkeypatch.setattr(document_encoder, "WHOLE_CHARACTERS", 1000)
     seen.clear()
     pieces = encoder(text)
     assert "".join(seen) == text and max(map(len, seen)) <= 1000
@@ -237,7 +237,7 @@ def test_ids_take_two_bytes_below_65500_and_four_above(choices, monkeypatch: pyt
 
     for size in (257, 65499, 65500, 200_000):
         library = word_cache.Library(size, size - 1, lambda text: [0, len(text), 1])
-        monkeypatch.setattr(encoders, "load_library", lambda choice, library=library: library)
+        monkeypatch.setattr(document_encoder, "load_library", lambda choice, library=library: library)
         encoder = DocumentEncoder(TokenizerChoice("ByteLevelTokenizer"), True)
         assert encoder.dtype is DType.optimal_dtype(size)
         assert encoder("abc").tolist() == [0, 3, 1, size - 1]

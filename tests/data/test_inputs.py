@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_cod.data.compression import open_input
-from megatron_cod.data.inputs import find_inputs
-from megatron_cod.data.reading import read_batches
+from megatron_cod.data.reading.compression import open_input
+from megatron_cod.data.reading.inputs import find_inputs
+from megatron_cod.data.reading.parts import read_batches
 
 CONTENT = b"".join(b"line %d of a file\n" % i for i in range(200_000))
 

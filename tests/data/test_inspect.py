@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cod.data.inspect import decoder
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
-from megatron_cod.data.record import read_record
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.datasets.inspect import decoder
+from megatron_cod.data.datasets.manifest import read_record
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 ROOT = Path(__file__).parents[2]
 TEXT = "We the people na\u00efve, and ."
@@ -59,7 +59,7 @@ def test_a_folder_without_tokenizer_json(huggingface_parts: Path, tmp_path: Path
 def test_a_model_that_was_replaced(sentencepiece_model: Path, tmp_path: Path, show: Callable[[], str]) -> None:
     """By a smaller one here, which does not even have the ids."""
     from megatron_cod.data.sample_corpus import sample_corpus_path
-    from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
+    from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 
     model = Path(shutil.copy(sentencepiece_model, tmp_path / "x.model"))
     make(tmp_path, TokenizerChoice("SentencePieceTokenizer", model))

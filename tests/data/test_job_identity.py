@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.data import megatron_api  # noqa: F401 - once, and not in each process that describes a tokenizer
-from megatron_cod.data import preprocess as preprocess_module
-from megatron_cod.data.encoders import DocumentEncoder
-from megatron_cod.data.job import PreprocessJob
-from megatron_cod.data.preprocess import preprocess
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.preprocessing import run as preprocess_module
+from megatron_cod.data.preprocessing.job import PreprocessJob
+from megatron_cod.data.preprocessing.run import preprocess
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 
 Change = Callable[[PreprocessJob], PreprocessJob]
 

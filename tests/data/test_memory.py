@@ -14,7 +14,7 @@ import orjson
 import pytest
 import zstandard
 
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.data.conftest import ROOT
 from tests.data.tokenizer_kinds import sentencepiece_model as train_sentencepiece
 
@@ -68,7 +68,7 @@ import re, sys
 from pathlib import Path
 sys.path.insert(0, ROOT)
 import preprocess_data
-from megatron_cod.data import preprocess
+from megatron_cod.data.preprocessing import run as preprocess
 
 def watched(task):
     def run(*arguments):
@@ -83,7 +83,7 @@ def watched(task):
 preprocess.encode_part, preprocess.write_piece = watched(preprocess.encode_part), watched(preprocess.write_piece)
 """
 # The whole text is cut into words at once.
-MUTANT = "from megatron_cod.data import word_cache; word_cache._WINDOW = 1 << 40"
+MUTANT = "from megatron_cod.data.tokenizers import word_cache; word_cache._WINDOW = 1 << 40"
 
 
 def peaks(source: Path, choice: TokenizerChoice, *options: str, mutant: str = "") -> list[int]:

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 import zstandard
 
-from megatron_cod.data import preprocess as preprocess_module
-from megatron_cod.data import reading, runs
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.estimate import estimate
-from megatron_cod.data.job import PreprocessJob
+from megatron_cod.data.datasets.check import check_prefix
+from megatron_cod.data.datasets.manifest import read_record
 from megatron_cod.data.megatron_api import IndexedDataset
-from megatron_cod.data.preprocess import PreprocessResult, preprocess
-from megatron_cod.data.record import read_record
+from megatron_cod.data.preprocessing import run as preprocess_module
+from megatron_cod.data.preprocessing import token_runs
+from megatron_cod.data.preprocessing.estimate import estimate
+from megatron_cod.data.preprocessing.job import PreprocessJob
+from megatron_cod.data.preprocessing.run import PreprocessResult, preprocess
+from megatron_cod.data.reading import parts
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 
 Jsonl = Callable[..., Path]
 BYTES = TokenizerChoice("ByteLevelTokenizer")
@@ -42,9 +43,9 @@ def texts_of(prefix: Path | str) -> list[str]:
 
 def small_parts(monkeypatch: pytest.MonkeyPatch, part: int = 20_000, batch: int = 3000, held: int = 4000) -> None:
     """Divide even a small input into many parts and runs."""
-    monkeypatch.setattr(reading, "PART_BYTES", part)
-    monkeypatch.setattr(reading, "BATCH_BYTES", batch)
-    monkeypatch.setattr(runs, "RUN_BYTES", held)
+    monkeypatch.setattr(parts, "PART_BYTES", part)
+    monkeypatch.setattr(parts, "BATCH_BYTES", batch)
+    monkeypatch.setattr(token_runs, "RUN_BYTES", held)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of times, a disk that others use takes minutes
 
 
@@ -253,7 +254,7 @@ def test_the_line_of_an_error_is_right_in_any_part(
 
 
 def test_a_document_that_the_index_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "_LONGEST", 10)
+    monkeypatch.setattr(token_runs, "_LONGEST", 10)
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps({"text": "nine here"}) + "\n" + json.dumps({"text": "eleven here"}) + "\n")
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: the document has 12 tokens, more than Megatron's 10"):
@@ -373,7 +374,7 @@ def test_json_keys_do_not_go_with_plain_text(tmp_path: Path) -> None:
 def test_estimate_is_near_the_truth_and_writes_nothing(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 30)
+    monkeypatch.setattr(parts, "BATCH_DOCUMENTS", 30)
     source = jsonl(documents * 4)
     job = PreprocessJob([str(source)], str(tmp_path / "out" / "d"), BYTES, append_eod=True)
     guess = estimate(job, documents=60)
@@ -388,7 +389,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     """The workers hold the output pipe open, so the run below returns only when they are gone."""
     program = """
 import os, signal
-from megatron_cod.data.pool import run_tasks
+from megatron_cod.data.preprocessing.worker_pool import run_tasks
 
 def numbers():
     for number in range(100):

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from megatron_cod.data import preprocess, reading, runs, work_folder
-from megatron_cod.data.job import PreprocessJob
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.preprocessing import run, token_runs, work_folder
+from megatron_cod.data.preprocessing.job import PreprocessJob
+from megatron_cod.data.reading import parts
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.data.conftest import ROOT
 
 BYTES = TokenizerChoice("ByteLevelTokenizer")
@@ -43,9 +44,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> li
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PART_BYTES", 30_000)
-    monkeypatch.setattr(reading, "BATCH_BYTES", 4000)
-    monkeypatch.setattr(runs, "RUN_BYTES", 10_000)
+    monkeypatch.setattr(parts, "PART_BYTES", 30_000)
+    monkeypatch.setattr(parts, "BATCH_BYTES", 4000)
+    monkeypatch.setattr(token_runs, "RUN_BYTES", 10_000)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -80,7 +81,7 @@ def run_apart(job: PreprocessJob, kill_at: int | None = None) -> tuple[int, int]
         code = 1
         try:
             sys.addaudithook(count)
-            preprocess.preprocess(job)
+            run.preprocess(job)
             code = 0
         finally:
             os.write(writer, str(changes).encode())
@@ -144,7 +145,7 @@ def test_killed_while_it_replaces_another_dataset(undisturbed: Undisturbed, docu
     source.write_text("\n\n".join(documents[:20]))
 
     def another() -> None:
-        preprocess.preprocess(replace(job, inputs=[str(source)]))
+        run.preprocess(replace(job, inputs=[str(source)]))
 
     chosen = range(changes - 20, changes + 40, 5)
     assert survives(job, expected, iter(chosen), another)
@@ -163,31 +164,34 @@ def test_killed_again_and_again(undisturbed: Undisturbed) -> None:
 
 
 def resume_at_the_batch_before(
-    self: runs.RunWriter, place: tuple[int, int | None] | None, input_bytes: int
-) -> runs.Commit:
+    self: token_runs.RunWriter, place: tuple[int, int | None] | None, input_bytes: int
+) -> token_runs.Commit:
     return COMMIT(self, place and (place[0], max((place[1] or 0) - 2000, 0)), input_bytes)
 
 
 def say_complete_first(path: Path, content: list[bytes]) -> int:
     if ".tokens" in path.name:
-        WRITE(path.with_name(path.name.split(".")[0] + ".json"), [json.dumps(runs.asdict(runs.Commit())).encode()])
+        WRITE(
+            path.with_name(path.name.split(".")[0] + ".json"),
+            [json.dumps(token_runs.asdict(token_runs.Commit())).encode()],
+        )
     return WRITE(path, content)
 
 
-def forget_a_run(folder: Path, parts: int) -> Iterator[runs.Run]:
+def forget_a_run(folder: Path, parts: int) -> Iterator[token_runs.Run]:
     return (run for run in ALL_RUNS(folder, parts) if run.number != 1)
 
 
-COMMIT, WRITE, ALL_RUNS = runs.RunWriter.commit, runs._write, runs.all_runs
+COMMIT, WRITE, ALL_RUNS = token_runs.RunWriter.commit, token_runs._write, token_runs.all_runs
 
 
 @pytest.mark.parametrize(
     ("where", "name", "mutant"),
     [
-        (runs.RunWriter, "commit", resume_at_the_batch_before),
-        (runs, "_write", say_complete_first),
+        (token_runs.RunWriter, "commit", resume_at_the_batch_before),
+        (token_runs, "_write", say_complete_first),
         (work_folder.WorkFolder, "finish_publishing", lambda self: False),
-        (preprocess, "all_runs", forget_a_run),
+        (run, "all_runs", forget_a_run),
     ],
     ids=[
         "a run is doubled",
@@ -213,8 +217,9 @@ def command(inputs: list[str], prefix: Path, workers: int) -> list[str]:
     program = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT / "tools")!r})
-from megatron_cod.data import reading, runs
-reading.PART_BYTES, reading.BATCH_BYTES, runs.RUN_BYTES = 8000, 2000, 2000
+from megatron_cod.data.preprocessing import token_runs
+from megatron_cod.data.reading import parts
+parts.PART_BYTES, parts.BATCH_BYTES, token_runs.RUN_BYTES = 8000, 2000, 2000
 os.fsync = lambda handle: None
 import preprocess_data
 from megatron_cod.errors import run_tool
@@ -294,9 +299,9 @@ def test_two_runs_do_not_work_in_one_folder(inputs: list[str], tmp_path: Path, m
     other = work_folder.WorkFolder(str(tmp_path / "d"))
     other.lock()
     with pytest.raises(ValueError, match=r"another run is at work in .*d\.partial"):
-        preprocess.preprocess(job_of(inputs, tmp_path, False))
+        run.preprocess(job_of(inputs, tmp_path, False))
     other.unlock()
-    preprocess.preprocess(job_of(inputs, tmp_path, False))
+    run.preprocess(job_of(inputs, tmp_path, False))
 
 
 def test_changed_inputs_do_not_go_on(inputs: list[str], tmp_path: Path, documents: list[str]) -> None:
@@ -307,6 +312,6 @@ def test_changed_inputs_do_not_go_on(inputs: list[str], tmp_path: Path, document
     assert run_apart(job, 40)[0] == -signal.SIGKILL
     source.write_text("\n\n".join(documents[:61]))
     with pytest.raises(ValueError, match=r"d\.partial holds an unfinished run with other inputs; .*--overwrite"):
-        preprocess.preprocess(job)
-    result = preprocess.preprocess(replace(job, overwrite=True))
+        run.preprocess(job)
+    result = run.preprocess(replace(job, overwrite=True))
     assert next(iter(result.datasets.values())).documents == 61

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from megatron_cod.data.left_out import told
+from megatron_cod.data.reading.skipped import told
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, TrainedTokenizer, train_tokenizer
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, TrainedTokenizer, train_tokenizer
 
 
 def train(prefix: Path, **options: Any) -> TrainedTokenizer:

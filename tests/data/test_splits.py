@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_cod.data.encode import digest_of
-from megatron_cod.data.splits import make_splitter
+from megatron_cod.data.preprocessing.encode import digest_of
+from megatron_cod.data.preprocessing.splits import make_splitter
 
 
 def hashes_of(texts: list[str]) -> np.ndarray:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.data.datasets.manifest import read_record, record_path
 from megatron_cod.data.evaluation.token_sets import Source, read_dataset
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
-from megatron_cod.data.record import read_record, record_path
-from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.blends import check_data
-from megatron_cod.training.trained_with import trained_with
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.training.data.dataset_checks import check_data
+from megatron_cod.training.data.tokenizer_in_use import trained_with
+from megatron_cod.training.flags.parser import build_parser
 
 Check = Callable[..., str | None]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cod.data.encoders import DocumentEncoder
 from megatron_cod.data.megatron_api import build_tokenizer
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.tokenizers.document_encoder import DocumentEncoder
 
 
 def test_the_training_arguments_make_a_tokenizer_with_the_same_ids(choice: TokenizerChoice) -> None:

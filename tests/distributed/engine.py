@@ -35,12 +35,12 @@ def start_megatron(flags: list[str]) -> Any:
     import megatron.training.training as loop
     from megatron.training.arguments import parse_and_validate_args
 
-    from megatron_cod import torch_adaptations
-    from megatron_cod.training.arguments import add_arguments
-    from megatron_cod.training.backend_flags import default_flags
-    from megatron_cod.training.environment import satisfy_make
+    from megatron_cod.adaptations import torch_only
+    from megatron_cod.training.before_megatron import satisfy_make
+    from megatron_cod.training.flags.defaults import default_flags
+    from megatron_cod.training.flags.parser import add_arguments
 
-    torch_adaptations.install()
+    torch_only.install()
     sys.argv = ["test", *default_flags(flags)[0], *flags]
     args = parse_and_validate_args(extra_args_provider=add_arguments)
     satisfy_make()
@@ -147,7 +147,7 @@ class Engine:
 
     def forward_backward(self, tokens: Tensor, labels: Tensor, forward_only: bool = False) -> dict[str, Any]:
         """One batch [b, s]: this rank's logits [b, s, v/tp] and loss (last stage), and gradient pieces."""
-        from megatron_cod.training.batches import forward_step
+        from megatron_cod.training.data.batches import forward_step
 
         logits: list[Tensor] = []
         handles = [
@@ -173,7 +173,7 @@ class Engine:
         from megatron.core.pipeline_parallel import get_forward_backward_func
         from megatron.training.training import train_step
 
-        from megatron_cod.training.batches import forward_step
+        from megatron_cod.training.data.batches import forward_step
 
         iterator = self.iterator(tokens, labels)
         losses = []

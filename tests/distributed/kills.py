@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from megatron_cod.checkpoint_files import TRACKER, iteration_name
+from megatron_cod.checkpoint.directory import TRACKER, iteration_name
 from tests.distributed.launch import Ended, run_training_ranks
 
 # Stage -> the audit event that the kill comes before, and the path it is about; {} is the iteration's directory.

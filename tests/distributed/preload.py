@@ -19,8 +19,8 @@ from megatron.training.argument_utils import ArgumentGroupFactory
 import megatron_cod.training.evaluation.run
 import megatron_cod.training.fine_tuning
 import megatron_cod.training.pretraining  # noqa: F401
-from megatron_cod.training import helper_processes
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.launch import helper_processes
+from megatron_cod.training.flags.parser import build_parser
 
 
 def _settle() -> None:

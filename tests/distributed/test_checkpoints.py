@@ -10,8 +10,9 @@ import pytest
 
 import megatron_cod
 from megatron_cod.analysis.metrics import read_metrics
-from megatron_cod.checkpoint_files import TRACKER, check_files, iterations, newest_whole, read_tracker
-from megatron_cod.training.checkpoints import check_scheme, differences, saved_state
+from megatron_cod.checkpoint.compatibility import check_scheme, differences
+from megatron_cod.checkpoint.directory import TRACKER, check_files, iterations, newest_whole, read_tracker
+from megatron_cod.checkpoint.selection import saved_state
 from tests.distributed.kills import STAGES, run_until_killed
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse

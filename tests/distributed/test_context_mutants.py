@@ -75,7 +75,7 @@ PER_TOKEN = ("--calculate-per-token-loss",)
 
 def own_mean() -> None:
     """Each rank's loss is the mean of its own tokens, as Megatron has it."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     batches.balanced = lambda loss, _: loss
 
@@ -89,7 +89,7 @@ def masks() -> torch.Tensor:
 
 def masked(_rank: int, layout: Layout, flags: tuple[str, ...], mutate: Callable[[], None] | None) -> dict:
     """Gradients of one batch with masked tokens, and what is reported of its loss."""
-    from megatron_cod.training.batches import forward_step
+    from megatron_cod.training.data.batches import forward_step
 
     if mutate is not None:
         mutate()

@@ -120,7 +120,7 @@ def unweighed_depths() -> None:
 
 def gradient_norm_as_it_is() -> None:
     """The depth monitor forgets that a rank's loss is larger."""
-    from megatron_cod.training import depth_monitor
+    from megatron_cod.training.monitoring import depth_monitor
 
     depth_monitor.get_num_microbatches = lambda: 4
 

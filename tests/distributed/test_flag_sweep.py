@@ -8,7 +8,7 @@ from argparse import Action
 
 import pytest
 
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.ranges import flag_of
 from megatron_cod.training.pretraining import TASK
 from tests.distributed.launch import run_training_ranks

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
-from megatron_cod.training.checkpoints import check_files, latest_checkpoint
+from megatron_cod.checkpoint.directory import check_files, latest_checkpoint
 from tests.distributed.launch import run_training_ranks
 
 

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from megatron_cod.analysis.checkpoint_tensors import Checkpoint
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
+from megatron_cod.checkpoint.tensors import Checkpoint
 from megatron_cod.schemes.table import SCHEMES
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse

@@ -66,7 +66,7 @@ def worker(
     flags=PER_TOKEN,
 ) -> dict:
     """Per-token losses of each row on the last stage, what is reported, and the gradients, for both schemes."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     if mutate is not None:
         mutate()
@@ -182,7 +182,7 @@ def test_a_sample_a_row(layout):
 
 def leaks() -> None:
     """Attention sees the whole row."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.packed_batch
 
@@ -197,7 +197,7 @@ def only_the_first_stage_knows() -> None:
     """Boundaries are known where the tokens go in, and nowhere behind."""
     from megatron.core import mpu
 
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.packed_batch
     leaks()
@@ -207,7 +207,7 @@ def only_the_first_stage_knows() -> None:
 
 def middle_stages_read_nothing() -> None:
     """As in pretraining, where they need no data."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.get_batch
     batches.get_batch = lambda iterator, vp_stage=None, everywhere=False: right(iterator, vp_stage)
@@ -288,7 +288,7 @@ ARCHITECTURES = {
 
 def by_itself(_rank: int, flags: tuple[str, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses [rows, s] of packed rows, and of each sample in a row of its own, from one model."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     layout = Layout(flags=flags)
     batch = ["--micro-batch-size", "1", "--global-batch-size", str(ROWS)]

@@ -71,7 +71,7 @@ def test_without_the_optimizer_state_it_would_be_seen(saved, tiny, tmp_path, opt
 
 def in_buckets() -> None:
     """Take our default away, as stock Megatron runs: the optimizer state is saved as it lies in memory."""
-    from megatron_cod.training import command_line
+    from megatron_cod.training.flags import command_line
 
     original = command_line.default_flags
 
@@ -117,7 +117,7 @@ def test_the_way_out_that_is_named_works(buckets, tiny):
 def test_buckets_and_the_adam_of_torch(buckets, tiny):
     """Megatron cannot load them into torch's AdamW at the saved layout either: said before anything starts."""
     pytest.importorskip("torch")
-    from megatron_cod.training.optimizer_layout import HAVE_APEX_OR_TE
+    from megatron_cod.checkpoint.optimizer_layout import HAVE_APEX_OR_TE
 
     if HAVE_APEX_OR_TE:
         pytest.skip("Transformer Engine or Apex is here")

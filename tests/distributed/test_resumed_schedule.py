@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.checkpoint import resumed_schedule
+from megatron_cod.checkpoint.resumed_schedule import check_resumed_schedule
 from megatron_cod.comparison.runs import read_metrics
 from megatron_cod.errors import UserError
-from megatron_cod.training import resumed_schedule
-from megatron_cod.training.resumed_schedule import check_resumed_schedule, match_rates
+from megatron_cod.training.loop.resumed_rates import match_rates
 from tests.distributed.launch import run_training_ranks
 
 KINDS = {

@@ -46,7 +46,7 @@ def test_it_goes_on_exactly_and_at_other_layouts(run, tmp_path):
 
 def clock_from_zero() -> None:
     """The mutant: a resumed run warms its branches up again."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     right = batches.set_training_step
     batches.set_training_step = lambda chunks, step: right(chunks, step - 4)

@@ -14,8 +14,8 @@ LAYOUTS = [Layout(), Layout(pp=2, vp=2), Layout(tp=2, flags=("--sequence-paralle
 def measure(_rank: int, layout: Layout) -> dict:
     import torch
 
-    from megatron_cod.training.depth_stats import StreamVariance
-    from megatron_cod.training.parameters import count_parameters
+    from megatron_cod.training.monitoring.parameter_count import count_parameters
+    from megatron_cod.training.monitoring.stream_variance import StreamVariance
 
     vectors = load_file(VECTORS)
     batch = ["--micro-batch-size", "1", "--global-batch-size", "2"]

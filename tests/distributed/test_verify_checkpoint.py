@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from torch.distributed.checkpoint import FileSystemReader
 
-from megatron_cod import checkpoint_sums
-from megatron_cod.checkpoint_files import damage
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint import checksums
+from megatron_cod.checkpoint.directory import damage
+from megatron_cod.checkpoint.events import read_events
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import losses, succeed
 
@@ -133,5 +133,5 @@ def test_elsewhere_it_is_refused(run, tiny, tmp_path):
 def test_one_thread_finds_what_many_do(run, monkeypatch):
     spoil_a_weight(run / LAST)
     found = damage(run / LAST, verify=True)
-    monkeypatch.setattr(checkpoint_sums, "_THREADS", 1)
+    monkeypatch.setattr(checksums, "_THREADS", 1)
     assert found and damage(run / LAST, verify=True) == found

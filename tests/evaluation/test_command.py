@@ -41,7 +41,7 @@ class Poison:
         self.byte = byte
 
     def __call__(self) -> None:
-        from megatron_cod.training import loading
+        from megatron_cod.training.start import loading
 
         build = loading.build
 

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 from tests.conftest import ROOT, TINY
 from tests.distributed.test_resume import PP2, succeed
 from tests.evaluation.conftest import sentences

@@ -140,8 +140,8 @@ ACROSS = [right, last_batch_dropped, a_row_on_two_replicas, only_this_replica]
 
 def worker(_rank: int, flags: list[str], mutants: list[Callable[[pytest.MonkeyPatch], None]]) -> list[Outcome]:
     """What each mutant finds with one and the same model."""
-    from megatron_cod.training import loading
     from megatron_cod.training.evaluation import run, scoring
+    from megatron_cod.training.start import loading
 
     start, _ = run.start_of(flags)
     args = start.args

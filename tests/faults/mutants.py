@@ -95,7 +95,7 @@ class Stuck:
         if self.how == "stopped":
             threading.Thread(target=self._stop, daemon=True).start()
             return
-        from megatron_cod.training import batches
+        from megatron_cod.training.data import batches
 
         get_batch = batches.get_batch
 
@@ -135,7 +135,7 @@ class FailsAt:
     step: int
 
     def __call__(self) -> None:
-        from megatron_cod.training import batches
+        from megatron_cod.training.data import batches
 
         get_batch = batches.get_batch
 

@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from megatron_cod.checkpoint_files import damage, newest_whole, read_tracker
+from megatron_cod.checkpoint.directory import damage, newest_whole, read_tracker
+from megatron_cod.checkpoint.events import Events, read_events
 from megatron_cod.errors import USER_ERROR
-from megatron_cod.training.faults.events import Events, read_events
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_signals import losses_of
 

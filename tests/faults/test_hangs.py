@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import HashStore
 
-from megatron_cod.training.faults import whereabouts
+from megatron_cod.checkpoint.events import Events, read_events
+from megatron_cod.training.faults import main_thread_state
 from megatron_cod.training.faults.collectives import Collectives, from_entries
-from megatron_cod.training.faults.events import Events, read_events
 from megatron_cod.training.faults.handling import hang_limits
 from megatron_cod.training.faults.hangs import HUNG, HangWatch
+from megatron_cod.training.faults.main_thread_state import Wait, doing
 from megatron_cod.training.faults.verdicts import Limits, Sign, verdict
-from megatron_cod.training.faults.whereabouts import Wait, doing
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import Stuck, StuckIn
 
@@ -64,7 +64,7 @@ class Slow:
     def __call__(self) -> None:
         import os
 
-        from megatron_cod.training import batches
+        from megatron_cod.training.data import batches
 
         get_batch = batches.get_batch
 
@@ -81,7 +81,7 @@ class Slow:
     [
         (StuckIn("megatron.training.checkpointing", "dist_checkpointing.save", 1), "saving a checkpoint"),
         (
-            StuckIn("megatron_cod.training.batches", "BlendedMegatronDatasetBuilder.build", 1),
+            StuckIn("megatron_cod.training.data.batches", "BlendedMegatronDatasetBuilder.build", 1),
             "building datasets",
         ),
     ],
@@ -275,8 +275,8 @@ def test_the_limits_leave_time_to_speak():
 def test_a_wait_is_that_in_one_collective(monkeypatch):
     """Another collective at the same place is another wait; so is the same after something else."""
     clock, begun, frames = [0.0], [3], {}
-    monkeypatch.setattr(whereabouts.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(whereabouts, "collectives_begun", lambda: begun[0])
+    monkeypatch.setattr(main_thread_state.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(main_thread_state, "collectives_begun", lambda: begun[0])
     exec(compile("frame = sys._getframe()", "/torch/distributed/distributed_c10d.py", "exec"), {"sys": sys}, frames)
     wait, looks = Wait(), []
     for number, frame in [(3, 1), (3, 1), (4, 1), (4, 1), (4, 0), (4, 1), (4, 1)]:

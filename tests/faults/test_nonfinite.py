@@ -6,7 +6,7 @@ import re
 import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.nonfinite import Sighting, before_step, leave_out, origin
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import succeed

@@ -9,10 +9,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
-from megatron_cod.checkpoint_files import iterations, read_tracker
+from megatron_cod.checkpoint.directory import iterations, read_tracker
+from megatron_cod.checkpoint.events import read_events
+from megatron_cod.checkpoint.rewinds import Rewind, pending, read_rewinds
+from megatron_cod.training.data.passed_over import PassedOver
 from megatron_cod.training.faults import rewind
-from megatron_cod.training.faults.events import read_events
-from megatron_cod.training.faults.rewind import PassedOver, Rewind
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import succeed
@@ -29,7 +30,7 @@ class Recorder:
     def __call__(self) -> None:
         import os
 
-        from megatron_cod.training import batches
+        from megatron_cod.training.data import batches
         from tests.faults.mutants import current_step
 
         get_batch = batches.get_batch
@@ -84,7 +85,7 @@ def test_back_to_a_step_and_past_the_data_of_three(tiny, tmp_path):
     assert {path.name for path in save.glob("rewound-*")} == {"rewound-iter_0000006", "rewound-iter_0000008"}
     assert list(iterations(save))[-1] == 12 and read_tracker(save) == "12"
     assert [one["event"] for one in read_events(save)].count("rewind") == 1
-    assert [(one.to, one.skip, one.first_sample, one.samples) for one in rewind.read_rewinds(save)] == [(4, 3, 16, 12)]
+    assert [(one.to, one.skip, one.first_sample, one.samples) for one in read_rewinds(save)] == [(4, 3, 16, 12)]
 
 
 @pytest.mark.slow
@@ -115,8 +116,8 @@ def made(root, steps, tracker):
 @pytest.mark.parametrize("moment", ["tracker", "record", "first rename"])
 def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
     """Whoever looks then goes on from the checkpoint that was asked for."""
-    from megatron_cod.checkpoint_files import newest_whole
-    from megatron_cod.training.retention import clean
+    from megatron_cod.checkpoint.directory import newest_whole
+    from megatron_cod.checkpoint.retention import clean
 
     made(tmp_path, [2, 4, 6, 8], 8)
     args = arguments(tmp_path, skip=1)
@@ -133,11 +134,11 @@ def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
     with pytest.raises(KeyboardInterrupt):
         rewind.perform(args, 16)
     monkeypatch.undo()
-    assert (rewind.pending(args) or newest_whole(tmp_path)[0]).name == "iter_0000004"
+    assert (pending(args) or newest_whole(tmp_path)[0]).name == "iter_0000004"
     rewind.perform(args, 16)
     clean(tmp_path, print)
     assert read_tracker(tmp_path) == "4" and list(iterations(tmp_path)) == [2, 4]
-    assert len(rewind.read_rewinds(tmp_path)) == 1
+    assert len(read_rewinds(tmp_path)) == 1
 
 
 def test_samples_are_passed_over_from_where_they_were_consumed():
@@ -174,14 +175,14 @@ def test_wrong_rewinds(tmp_path, make, given, said):
     args = make(tmp_path, **given)
     with pytest.raises(ValueError, match=said):
         rewind.check_rewind(args)
-        rewind.pending(args)
+        pending(args)
 
 
 def test_a_damaged_checkpoint_is_no_place_to_go(tmp_path):
     made(tmp_path, [2, 4], 4)
     (tmp_path / "iter_0000002" / "metadata.json").unlink()
     with pytest.raises(ValueError, match=r"iter_0000002 is corrupt: metadata.json is missing"):
-        rewind.pending(arguments(tmp_path, to=2))
+        pending(arguments(tmp_path, to=2))
 
 
 def test_one_line_from_the_run(tiny, tmp_path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.errors import UserError
-from megatron_cod.training import save_claim
-from megatron_cod.training.save_claim import FILE, SaveClaim, check_no_other_run
+from megatron_cod.training.faults import save_claim
+from megatron_cod.training.faults.save_claim import FILE, SaveClaim, check_no_other_run
 from tests.distributed.launch import run_training_ranks
 
 
@@ -63,7 +63,7 @@ def test_a_run_that_ended_with_an_error_leaves_no_claim(tiny, tmp_path):
 def test_a_killed_process_is_gone_at_once(tmp_path):
     code = f"""
 import time
-from megatron_cod.training.save_claim import SaveClaim
+from megatron_cod.training.faults.save_claim import SaveClaim
 SaveClaim({str(tmp_path)!r})
 print(1, flush=True)
 time.sleep(60)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.spikes import LossSpikes
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import current_step

@@ -6,11 +6,11 @@ import time
 
 import pytest
 
-from megatron_cod.checkpoint_files import iteration_name
-from megatron_cod.training.arguments import UsageError, build_parser
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.checkpoint.directory import iteration_name
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline, saving_seconds
+from megatron_cod.training.flags.parser import UsageError, build_parser
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_resume import succeed
 from tests.distributed.test_signals import losses_of

@@ -22,9 +22,9 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
-    from megatron_cod.training.batches import forward_step
-    from megatron_cod.training.environment import satisfy_make
-    from megatron_cod.training.loading import MODEL_ALONE
+    from megatron_cod.training.before_megatron import satisfy_make
+    from megatron_cod.training.data.batches import forward_step
+    from megatron_cod.training.start.loading import MODEL_ALONE
     from megatron_cod.training.start.prepare import prepare
 
     batch, length = tokens.shape

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from megatron_cod.huggingface import partial
+from megatron_cod.huggingface import atomic_directory
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.models import make_model, same_tensors, tensors
@@ -145,12 +145,12 @@ def test_an_output_that_exists_is_left_alone(model, tmp_path):
 
 def test_no_disk_space(model, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(atomic_directory.shutil, "disk_usage", lambda _: usage)
     refused(model, r"GB more, the disk has 0.00 GB free")
     assert not (tmp_path / "out.part").exists()
     monkeypatch.undo()
     import_model(ImportJob(model, tmp_path / "megatron"))
-    monkeypatch.setattr(partial.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(atomic_directory.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValueError, match=r"disk has 0\.00 GB free"):
         export_model(ExportJob(tmp_path / "megatron", tmp_path / "back"))
     assert not (tmp_path / "back").exists() and not (tmp_path / "back.part").exists()
@@ -163,7 +163,7 @@ def test_the_disk_fills_up_while_writing(model, tmp_path, monkeypatch, way):
     def full(*_args, **_more):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file")
 
-    monkeypatch.setattr(partial.PartialDirectory, "mark", full)
+    monkeypatch.setattr(atomic_directory.PartialDirectory, "mark", full)
     with pytest.raises(OSError, match="No space left"):
         if way == "import":
             import_model(ImportJob(model, tmp_path / "out"))
@@ -222,7 +222,7 @@ def test_an_interrupted_conversion_is_taken_up(model, tmp_path, monkeypatch, way
             export_model(ExportJob(tmp_path / "megatron", tmp_path / name, shard_bytes=20_000))
 
     marks = []
-    right = partial.PartialDirectory.mark
+    right = atomic_directory.PartialDirectory.mark
 
     def mark(self, name, note):
         right(self, name, note)
@@ -230,14 +230,16 @@ def test_an_interrupted_conversion_is_taken_up(model, tmp_path, monkeypatch, way
         if len(marks) == 3:
             raise Interrupted
 
-    monkeypatch.setattr(partial.PartialDirectory, "mark", mark)
+    monkeypatch.setattr(atomic_directory.PartialDirectory, "mark", mark)
     with pytest.raises(Interrupted):
         convert("out")
     assert not (tmp_path / "out").exists() and (tmp_path / "out.part").is_dir()
     kept = {name: (tmp_path / "out.part" / name).stat().st_mtime_ns for name in marks}
     first, marks[:] = list(marks), []
     monkeypatch.setattr(
-        partial.PartialDirectory, "mark", lambda self, name, note: (right(self, name, note), marks.append(name))
+        atomic_directory.PartialDirectory,
+        "mark",
+        lambda self, name, note: (right(self, name, note), marks.append(name)),
     )
     convert("out")
     assert not set(marks) & set(first) and marks

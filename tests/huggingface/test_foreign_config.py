@@ -8,7 +8,7 @@ import yaml
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface import foreign_config
 from megatron_cod.huggingface.export import ExportJob, export_model
-from megatron_cod.huggingface.families.fields import FREE, READ
+from megatron_cod.huggingface.families.config_fields import FREE, READ
 from megatron_cod.huggingface.families.table import FAMILIES
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.importing import ImportJob, import_model

@@ -5,7 +5,7 @@ import sentencepiece
 import torch
 
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import ByteTokenizer, Sampling, generate, next_token, open_checkpoint
 from tests.distributed.test_resume import succeed

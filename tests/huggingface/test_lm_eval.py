@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megatron_cod.analysis.checkpoint_tensors import WEIGHTS, Checkpoint, kind_of
+from megatron_cod.checkpoint.tensors import WEIGHTS, Checkpoint, kind_of
 from megatron_cod.huggingface import folding
 from megatron_cod.huggingface.checkpoint import find_checkpoint
 from megatron_cod.huggingface.export import ExportJob, export_model

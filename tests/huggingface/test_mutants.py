@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_cod.huggingface import recipe, rows
-from megatron_cod.huggingface.families import table
+from megatron_cod.huggingface import recipe
+from megatron_cod.huggingface.families import mapping_rows, table
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import make_model, tokens, transformers_logits
@@ -25,13 +25,13 @@ def with_join(change):
 
 def stacked(join):
     """All queries, then all keys, then all values, as transformers' fused models have them."""
-    if join is not rows.QKV:
+    if join is not mapping_rows.QKV:
         return join
     return replace(join, to_megatron=lambda parts, _: torch.cat(list(parts)))
 
 
 def up_first(join):
-    if join is not rows.GATE_UP:
+    if join is not mapping_rows.GATE_UP:
         return join
     return replace(join, to_megatron=lambda parts, _: torch.cat(list(parts)[::-1]))
 
@@ -51,7 +51,7 @@ def other_epsilon(monkeypatch):
 def swapped_norms(monkeypatch):
     """The gammas of the two norms of a block are exchanged."""
     for name, family in table.FAMILIES.items():
-        norms = [row for row in family.rows if row.part in rows.NORMS]
+        norms = [row for row in family.rows if row.part in mapping_rows.NORMS]
         other = {norms[0]: replace(norms[0], hf=norms[1].hf), norms[1]: replace(norms[1], hf=norms[0].hf)}
         changed = tuple(other.get(row, row) for row in family.rows)
         monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))

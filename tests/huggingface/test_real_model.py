@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from examples import smollm2 as smollm2_example
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.distributed.test_resume import succeed

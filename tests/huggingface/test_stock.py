@@ -4,9 +4,9 @@ from argparse import Namespace
 
 import pytest
 
+from megatron_cod.checkpoint.function_fields import FUNCTION, TENSORS
+from megatron_cod.checkpoint.function_record import RECORD, flag_of
 from megatron_cod.errors import UserError
-from megatron_cod.function_fields import FUNCTION, TENSORS
-from megatron_cod.function_record import RECORD, flag_of
 from megatron_cod.huggingface import checkpoint, stock
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
@@ -28,7 +28,7 @@ def test_every_recorded_field_has_one_place():
 @pytest.fixture(scope="module")
 def args(tmp_path_factory):
     """The arguments of an imported Llama, and as its record what they come to."""
-    import megatron_cod.training.environment  # noqa: F401
+    import megatron_cod.training.before_megatron  # noqa: F401
     from megatron_cod.huggingface.families.table import architecture_of
     from tests.huggingface.models import BASE
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface import export, recipe, target, verification
+from megatron_cod.huggingface import export, recipe, safetensors_writer, verification
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.megatron import ONE, megatron_logits
@@ -82,21 +82,21 @@ def test_newly_initialised_tensors_are_refused(imported, monkeypatch):
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_tensor_that_was_not_written_is_refused(imported, monkeypatch, verify):
     checkpoint, _ = imported
-    right = target._header
-    monkeypatch.setattr(target, "_header", lambda shard: right(shard[:-1] if len(shard) > 1 else shard))
+    right = safetensors_writer._header
+    monkeypatch.setattr(safetensors_writer, "_header", lambda shard: right(shard[:-1] if len(shard) > 1 else shard))
     refused(checkpoint, None, "damaged|does not hold what was written: lm_head", verify=verify)
 
 
 def test_a_tensor_written_wrongly_is_refused(imported, monkeypatch):
     """Of rounded weights the files are compared bit by bit."""
     checkpoint, logits = imported
-    right = target._write
+    right = safetensors_writer._write
 
     def write(file, parcel, wrote):
         make = (lambda: [one + 1 for one in parcel.make()]) if "model.norm.weight" in parcel.names else parcel.make
-        right(file, target.Parcel(parcel.names, parcel.shapes, parcel.dtypes, make, parcel.exact), wrote)
+        right(file, safetensors_writer.Parcel(parcel.names, parcel.shapes, parcel.dtypes, make, parcel.exact), wrote)
 
-    monkeypatch.setattr(target, "_write", write)
+    monkeypatch.setattr(safetensors_writer, "_write", write)
     refused(checkpoint, logits, "model.norm.weight is not what was made", dtype="bfloat16")
 
 
@@ -151,9 +151,9 @@ def _check_with_more_layers(path):
     from dataclasses import replace
 
     from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
+    from megatron_cod.huggingface.families.mapping_rows import units
     from megatron_cod.huggingface.families.table import get_family
     from megatron_cod.huggingface.megatron_args import architecture_of_args
-    from megatron_cod.huggingface.rows import units
 
     opened = MegatronCheckpoint(path)
     arch, _ = architecture_of_args(opened.args)

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import psutil
 
-from megatron_cod.checkpoint_files import iterations, read_tracker
+from megatron_cod.checkpoint.directory import iterations, read_tracker
+from megatron_cod.checkpoint.events import read_events
 from megatron_cod.data.sample_corpus import prepare_sample
-from megatron_cod.training.faults.events import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.checkpoint.events import read_events
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.training.faults.events import read_events
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.conftest import ROOT
 from tests.launch.runs import MODEL, events_of, losses_of, steps_done, undisturbed, wait_for
 from tests.launch.slurm import Cluster, missing

@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_cod.preflight.check import Check, Here
 from megatron_cod.preflight.findings import OK, SKIP, Verdict
-from megatron_cod.preflight.meeting import Member
+from megatron_cod.preflight.member_channel import Member
 
 SETTINGS = {
     "head": "a",

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.preflight import bandwidth, data, job, save
 from megatron_cod.preflight.check import Check
-from megatron_cod.shared_directory import leave_mark, not_seen
 from tests.conftest import TINY
 from tests.preflight.here import here, judge, members
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from megatron_cod.launch.versions import code_digest, versions_here
 from megatron_cod.preflight import clocks, gpus, interfaces, ports, versions
 from megatron_cod.preflight.service import Answer, Service, ask
 from megatron_cod.preflight.table import open_service
-from megatron_cod.versions import code_digest, versions_here
 from tests.ports import free_port, is_free
 from tests.preflight.here import here, judge
 

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_cod.preflight.check import Check
 from megatron_cod.preflight.findings import FAIL, OK, Finding, Verdict
-from megatron_cod.preflight.meeting import Meeting, Member, in_time, told_apart
-from megatron_cod.preflight.place import Place, find_place
+from megatron_cod.preflight.member_channel import Meeting, Member, in_time, told_apart
+from megatron_cod.preflight.process_place import Place, find_place
 from megatron_cod.preflight.report import as_json, failed, format_table, missing_findings
 from megatron_cod.preflight.table import Result, judged
 from tests.conftest import ROOT

@@ -40,7 +40,7 @@ def measure(_rank: int, job: Job) -> Measured:
     from megatron.core.distributed import DistributedDataParallel
     from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     saved: dict[int, int] = {}
     step = batches.forward_step

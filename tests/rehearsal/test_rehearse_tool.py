@@ -67,7 +67,7 @@ def test_the_data_of_the_launch_is_read(text_data):
 BROKEN = """
 import os
 if "rehearsal" in os.environ.get("BREAK_MEGATRON", ""):
-    import megatron_cod.training.environment
+    import megatron_cod.training.before_megatron
     from megatron.core.transformer import transformer_layer
     from functools import partial
     from tests.rehearsal.test_mutants import replace_offset
@@ -94,7 +94,7 @@ def test_an_unfit_step_ends_with_code_1_and_its_reason(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'megatron_cod.rehearsal.worker' in ' '.join(sys.orig_argv):\n"
-        "    import megatron_cod.training.batches as batches\n"
+        "    import megatron_cod.training.data.batches as batches\n"
         "    def fail(*_): raise RuntimeError('no memory left for the step')\n"
         "    batches.forward_step = fail\n"
     )

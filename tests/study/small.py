@@ -6,8 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.study.command import Command
-from megatron_cod.training.launch import RunFailed
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from megatron_cod.errors import UserError
+from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.study.command import Command
 from megatron_cod.study.directory import RECORD
 from megatron_cod.study.scheduler import runnable
 from megatron_cod.study.study_file import read_study
-from megatron_cod.training.launch import RunFailed
 from tests.conftest import ROOT
 from tests.distributed.launch import FORKS
 from tests.evaluation.conftest import write_dataset

@@ -9,7 +9,7 @@ from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job, flags_of
 from megatron_cod.study.shapes import Shape, shape_of
 from megatron_cod.study.study_file import read_study
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.flags.parser import build_parser
 from tests.conftest import ROOT
 from tests.study.cases import study_of
 

@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from megatron_cod import cpu
+from megatron_cod.adaptations import cpu
 from tests.te import emulation
 
 collect_ignore_glob: list[str] = []

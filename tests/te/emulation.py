@@ -202,7 +202,7 @@ def install() -> None:
         common.load_framework_extension = lambda _framework: None
         from transformer_engine.pytorch.cpp_extensions import gemm
 
-    # Megatron then takes torch's AdamW, which cpu.py is made for.
+    # Megatron then takes torch's AdamW, which adaptations/cpu.py is made for.
     sys.modules["transformer_engine.pytorch.optimizers"] = None  # type: ignore[assignment]
     gemm.get_cublas_workspace = lambda *_: torch.empty(1, dtype=torch.uint8)
     _replace_everywhere("canonicalize_device", lambda device: torch.device("cpu" if device is None else device))

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from megatron_cod.errors import UserError
-from megatron_cod.training import agreement
-from megatron_cod.training.agreement import judge
+from megatron_cod.launch import start_agreement
+from megatron_cod.launch.start_agreement import judge
 from tests.distributed.launch import run_training_ranks
 from tests.ports import free_port
 
@@ -38,7 +38,7 @@ def test_ranks_that_gave_no_sign_are_named():
 
 
 def test_a_mark_that_is_not_seen_names_its_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(agreement, "SEEN_WITHIN_SECONDS", 0.2)
+    monkeypatch.setattr(start_agreement, "SEEN_WITHIN_SECONDS", 0.2)
     (tmp_path / "one").write_text("one")
     line = judge([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60)
     assert f"--save {tmp_path} is not one directory on all machines" in line and "what b wrote there" in line
@@ -54,13 +54,13 @@ class OnRankOne:
 
     def __call__(self) -> None:
         os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        agreement.SEEN_WITHIN_SECONDS = 1.0
+        start_agreement.SEEN_WITHIN_SECONDS = 1.0
         if self.judged:  # the mutant: a judge who does not look
-            agreement.judge = lambda *_: self.judged
+            start_agreement.judge = lambda *_: self.judged
         if os.environ["RANK"] == "1":
             if self.version:
-                here = agreement.versions_here()
-                agreement.versions_here = lambda: {**here, "torch": self.version}
+                here = start_agreement.versions_here()
+                start_agreement.versions_here = lambda: {**here, "torch": self.version}
             if self.directory:
                 os.chdir(self.directory)
 
@@ -128,7 +128,7 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
     from types import SimpleNamespace
 
     try:
-        with agreement.among_ranks() as agree:
+        with start_agreement.among_ranks() as agree:
             if rank == fails:
                 raise UserError("no such file")
             agree(SimpleNamespace(save=None, distributed_timeout_minutes=0.5))

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.datasets.blends import blends_of, read_blend
+from megatron_cod.data.datasets.check import check_prefix
+from megatron_cod.data.datasets.tokenizer_match import TrainedWith
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
-from megatron_cod.data.tokenizer_match import TrainedWith
-from megatron_cod.data.tokenizers import TokenizerChoice
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.blends import blends_of, check_data, read_blend
-from megatron_cod.training.data_section import data_flags
-from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
+from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
+from megatron_cod.training.data.dataset_checks import check_data
+from megatron_cod.training.flags.data_section import data_flags
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
 
 
 @pytest.fixture(scope="module")

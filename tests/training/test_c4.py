@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from megatron_cod.data.check import check_prefix
+from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from tests.conftest import ROOT
 

@@ -9,7 +9,7 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
-from megatron_cod.training import data_workers
+from megatron_cod.training.data import data_workers
 
 
 def as_megatron_starts_it(_: int) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from megatron_cod.training.depth_monitor import (
+from megatron_cod.training.monitoring.depth_monitor import (
     COLUMNS,
     DepthMonitor,
     _add_gradient,
@@ -134,7 +134,7 @@ def test_fully_sharded_gammas(tiny, tmp_path):
 
 def counted_in_the_stage() -> None:
     """The mutant: layers are numbered within their stage."""
-    from megatron_cod.training import depth_monitor
+    from megatron_cod.training.monitoring import depth_monitor
 
     right = depth_monitor.DepthMonitor._hook
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from megatron.core.datasets.utils import compile_helpers
 
-from megatron_cod.training.environment import forget_make, satisfy_make
+from megatron_cod.training.before_megatron import forget_make, satisfy_make
 
 
 @pytest.fixture(params=["make is installed", "no make, as in slim images"])

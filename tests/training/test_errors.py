@@ -25,8 +25,8 @@ from megatron_cod.errors import (
     ending,
     megatron_refusals,
 )
+from megatron_cod.training.faults.out_of_memory import DeviceOutOfMemory
 from megatron_cod.training.faults.saving import SaveError
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
 
@@ -181,10 +181,10 @@ class Planted:
 
 
 PLACES = {
-    "the command line": "megatron_cod.training.devices.check_driver",
-    "the checks": "megatron_cod.identity.record",
-    "set-up": "megatron_cod.training.random_states.skip_foreign",
-    "the first step": "megatron_cod.training.batches.get_batch",
+    "the command line": "megatron_cod.launch.devices.check_driver",
+    "the checks": "megatron_cod.checkpoint.scheme_record.record",
+    "set-up": "megatron_cod.training.loop.random_states.skip_foreign",
+    "the first step": "megatron_cod.training.data.batches.get_batch",
     "a save": "megatron.training.checkpointing.generate_state_dict",
 }
 SHORT = ["--micro-batch-size", "1", "--train-iters", "2", "--lr-decay-iters", "2", "--eval-iters", "0"]

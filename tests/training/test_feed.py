@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.conftest import ROOT, TINY
 from tests.distributed.launch import run_ranks, run_training_ranks
 
@@ -46,7 +46,7 @@ def flags_of(sources: list[str], *more: str) -> list[str]:
 
 def keep_what_is_fed(folder: str) -> None:
     """Write down the tokens of every batch of this rank."""
-    from megatron_cod.training import batches
+    from megatron_cod.training.data import batches
 
     get_batch, calls = batches.get_batch, iter(range(1000))
 
@@ -59,7 +59,7 @@ def keep_what_is_fed(folder: str) -> None:
 
 
 def rows_of(_rank: int, flags: list[str], world: int, steps: int) -> dict:
-    from megatron_cod.training.feed import Feed
+    from megatron_cod.training.start.loader_preview import Feed
 
     feed = Feed(flags, world)
     rows = {
@@ -142,7 +142,7 @@ def test_steps_and_replicas_that_are_not_there(sources: list[str], step: int, re
 
 
 def complaint(_rank: int, flags: list[str], world: int, step: int, replica: int) -> str:
-    from megatron_cod.training.feed import Feed
+    from megatron_cod.training.start.loader_preview import Feed
 
     with pytest.raises(ValueError) as caught:
         list(Feed(flags, world).rows(step, replica))

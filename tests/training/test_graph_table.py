@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 import megatron_cod
-from megatron_cod.training import cuda_graphs
-from megatron_cod.training.arguments import add_arguments
-from megatron_cod.training.cuda_graphs import FULL, KINDS, LOCAL, TABLE, TE, check_graphs
-from megatron_cod.training.observers import EVENTS
+from megatron_cod.training.flags import cuda_graphs
+from megatron_cod.training.flags.cuda_graphs import FULL, KINDS, LOCAL, TABLE, TE, check_graphs
+from megatron_cod.training.flags.parser import add_arguments
+from megatron_cod.training.loop.observers import EVENTS
 
 PACKAGE = Path(megatron_cod.__file__).parent
 NOT_IN_TRAINING = ("analysis", "benchmark", "comparison", "data", "huggingface", "preflight", "rehearsal")
@@ -33,6 +33,7 @@ ONCE = {
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
+    "model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",
     "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
@@ -46,30 +47,30 @@ ONCE = {
     "training/run.py train: run.observers",
     "training/run.py train: run.evaluations",
     # Before the first step: which datasets are built.
-    "training/batches.py _only: config.blend_per_split",
-    "training/batches.py _only: config.split_matrix",
+    "training/data/batches.py _only: config.blend_per_split",
+    "training/data/batches.py _only: config.split_matrix",
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm",
-    "training/random_states.py ForeignRandomStates: model_built",
-    "training/warm_up.py widen_warm_up: pre_wrap_hooks restore",
+    "training/loop/random_states.py ForeignRandomStates: model_built",
+    "training/loop/odd_width_warm_up.py widen_warm_up: pre_wrap_hooks restore",
     "model.py model_config_from_args: pre_wrap_hooks _to_device",
     # Shapes, which a captured graph has in common with its replays.
     "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
     # Read when a run has failed.
-    "training/out_of_memory.py in_step: curr_iteration",
+    "training/faults/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
-    "training/arguments.py _built_parser: action.type",
-    "training/resumed_schedule.py ResumedRates: model_built",
-    "training/resumed_schedule.py match_rates: optimizer.load_state_dict",
-    "training/arguments.py add_arguments: parser.error",
-    "training/arguments.py add_arguments: parser.print_help",
-    "training/batches.py : datasets_provider.is_distributed",
-    "training/fine_tuning.py task: datasets_provider.is_distributed",
+    "training/flags/parser.py _built_parser: action.type",
+    "training/loop/resumed_rates.py ResumedRates: model_built",
+    "training/loop/resumed_rates.py match_rates: optimizer.load_state_dict",
+    "training/flags/parser.py add_arguments: parser.error",
+    "training/flags/parser.py add_arguments: parser.print_help",
+    "training/data/batches.py : datasets_provider.is_distributed",
+    "training/fine_tuning/task.py task: datasets_provider.is_distributed",
     "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
-    "training/rank_logs.py _Log._lost: _Log.told",
-    "training/rank_logs.py report_failures: sys.excepthook",
+    "launch/rank_logs.py _Log._lost: _Log.told",
+    "launch/rank_logs.py report_failures: sys.excepthook",
     "training/torchrun.py Agent._invoke_run: Agent.said",
     "training/torchrun.py main: launcher.LocalElasticAgent",
-    "training/torchrun_flags.py parse: parser.error",
+    "launch/torchrun_flags.py parse: parser.error",
 }
 """What the scan finds and is no hook or value of the training step."""
 
@@ -120,7 +121,7 @@ def _is_self(node: ast.expr) -> bool:
 
 
 def _observes(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and "Observer" in map(ast.unparse, node.bases)
+    return isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Observer") for base in node.bases)
 
 
 def _found(node: ast.AST, observes: bool) -> list[str]:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from megatron_cod.training import hub_tokenizer
-from megatron_cod.training.hub_tokenizer import problem
+from megatron_cod.training.data import hub_tokenizer
+from megatron_cod.training.data.hub_tokenizer import problem
 
 
 def asked(name: str | None, kind: str = "HuggingFaceTokenizer") -> SimpleNamespace:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from megatron_cod.training.torchrun_flags import parse
+from megatron_cod.launch.torchrun_flags import parse
 from tests.conftest import ROOT
 
 VARIABLE = "PET_SIGNALS_TO_HANDLE"
@@ -28,7 +28,7 @@ def test_sigusr1_is_for_the_ranks_where_nothing_else_is_said(monkeypatch):
 
 RANK = """
 import os, pathlib, signal, sys, time
-from megatron_cod.training import helper_processes
+from megatron_cod.launch import helper_processes
 folder = pathlib.Path(sys.argv[1])
 signal.signal(signal.SIGUSR1, lambda *_: ((folder / "told").touch(), os._exit(85)))
 helper_processes.die_with_launcher()

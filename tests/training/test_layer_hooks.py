@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_cod.training.layer_hooks import hook_layers
+from megatron_cod.training.loop.layer_hooks import hook_layers
 
 
 class Chunk(torch.nn.Module):

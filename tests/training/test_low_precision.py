@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.enums import Fp4Recipe, Fp8Recipe
 
-from megatron_cod.training import low_precision
-from megatron_cod.training.low_precision import SUPPORT, check_low_precision
+from megatron_cod.training.flags import low_precision
+from megatron_cod.training.flags.low_precision import SUPPORT, check_low_precision
 
 
 def given(**values) -> SimpleNamespace:

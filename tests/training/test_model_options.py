@@ -5,8 +5,8 @@ from dataclasses import fields
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.training.models import GPTModelConfig
 
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.model_options import MODEL, TOKENIZER, keys_beside_the_model, matches, scheme_options
+from megatron_cod.training.flags.model_options import MODEL, TOKENIZER, keys_beside_the_model, matches, scheme_options
+from megatron_cod.training.flags.parser import build_parser
 
 NOT_THE_FUNCTION = {
     "layout and communication": """

@@ -4,10 +4,10 @@ import math
 import pytest
 
 from megatron_cod.analysis.metrics import perplexity, read_metrics, variance_tag
-from megatron_cod.training import monitor
-from megatron_cod.training.monitor import MetricsWriter
-from megatron_cod.training.summary import format_duration
-from megatron_cod.training.throughput import Job, tokens_text
+from megatron_cod.training.monitoring import metrics_writer
+from megatron_cod.training.monitoring.metrics_writer import MetricsWriter
+from megatron_cod.training.monitoring.summary import format_duration
+from megatron_cod.training.monitoring.throughput import Job, tokens_text
 
 
 class Clock:
@@ -17,7 +17,7 @@ class Clock:
 @pytest.fixture()
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(metrics_writer.time, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -101,7 +101,7 @@ def test_numbers_of_tokens(tokens, text):
 
 
 def test_the_summary_says_what_a_start_did(clock, tmp_path):
-    from megatron_cod.training.faults.events import Events
+    from megatron_cod.checkpoint.events import Events
 
     (tmp_path / "iter_0000006").mkdir()
     for name, facts in (("start", {}), ("loss spike", {}), ("start", {}), ("step left out", {}), ("step left out", {})):

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from megatron_cod.training.faults.events import read_events
-from megatron_cod.training.observers import EVENTS, Observer, Run, around, watch_for
+from megatron_cod.checkpoint.events import read_events
+from megatron_cod.training.loop.observers import EVENTS, Observer, Run, around, watch_for
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import current_step
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.optimizer_checks import check_optimizer
+from megatron_cod.training.flags.optimizer_checks import check_optimizer
+from megatron_cod.training.flags.parser import build_parser
 
 MISSING = importlib.util.find_spec("emerging_optimizers") is None
 needs_package = pytest.mark.skipif(MISSING, reason="emerging-optimizers is not installed")

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cod.errors import may_pass
-from megatron_cod.training.out_of_memory import DeviceOutOfMemory, out_of_memory, told_in_one_line
+from megatron_cod.training.faults.out_of_memory import DeviceOutOfMemory, out_of_memory, told_in_one_line
 
 ALLOCATOR = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"

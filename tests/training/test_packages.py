@@ -13,11 +13,11 @@ import pytest
 from megatron.core.extensions import transformer_engine as megatrons_engine
 from megatron.core.fusions import fused_layer_norm
 
-from megatron_cod import cpu
-from megatron_cod.training import packages
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.backend_flags import CHOICES, default_flags
-from megatron_cod.training.packages import ON_BY_DEFAULT, ON_REQUEST, check_packages
+from megatron_cod.adaptations import cpu
+from megatron_cod.training.flags import packages
+from megatron_cod.training.flags.defaults import CHOICES, default_flags
+from megatron_cod.training.flags.packages import ON_BY_DEFAULT, ON_REQUEST, check_packages
+from megatron_cod.training.flags.parser import build_parser
 
 MEGATRON = Path(megatron.training.__file__).parents[1]
 APEX = ("fused_weight_gradient_mlp_cuda", *packages.SOFTMAX.modules)

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.ranges import NOT_NEGATIVE, RANGES, check_ranges, flag_of
 from megatron_cod.training.pretraining import TASK
 from tests.conftest import ROOT

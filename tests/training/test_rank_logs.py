@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from torch.distributed import DistNetworkError, HashStore
 
-from megatron_cod.training.faults.events import read_events
-from megatron_cod.training.progress import Lines
-from megatron_cod.training.reporting import check_wandb
+from megatron_cod.checkpoint.events import read_events
+from megatron_cod.launch.console_relay import Lines
+from megatron_cod.training.monitoring.reporting import check_wandb
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.test_bad_input import refuse
 from tests.distributed.test_resume import succeed
@@ -107,7 +107,7 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_run(tmp_path):
     """The system's full file stands for the disk."""
     (tmp_path / "rank_00000.log").symlink_to("/dev/full")
     code = (
-        "from megatron_cod import console\nfrom megatron_cod.training import rank_logs\nfrom pathlib import Path\n"
+        "from megatron_cod import console\nfrom megatron_cod.launch import rank_logs\nfrom pathlib import Path\n"
         f"rank_logs.redirect(Path({str(tmp_path)!r}), 0, 1)\nprint('lost')\nconsole.show('seen')\nraise KeyError('x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

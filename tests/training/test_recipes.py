@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_cod import cpu
-from megatron_cod.training.arguments import UsageError, add_arguments, build_parser
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.adaptations import cpu
+from megatron_cod.training.flags.command_line import resolve_command_line
+from megatron_cod.training.flags.parser import UsageError, add_arguments, build_parser
+from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
 from tests.distributed.launch import run_training_ranks
 
 RECIPES = sorted(
@@ -172,7 +172,7 @@ def test_values_that_megatron_parses_itself_reproduce_the_run(parser):
 
 def test_every_switch_is_in_the_resolved_arguments(parser):
     """On and off, whatever its kind: read as a recipe they give the same run."""
-    from megatron_cod.training.recipes import _ONCE
+    from megatron_cod.training.flags.recipes import _ONCE
 
     actions = [action for action in parser._actions if action.nargs == 0 and "help" not in action.dest]
     switches = [option for action in actions if action.dest not in _ONCE for option in action.option_strings]

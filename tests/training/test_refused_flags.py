@@ -66,7 +66,7 @@ def test_every_row_has_an_example():
 
 
 def test_programs_that_do_not_train_make_no_checks_of_training():
-    from megatron_cod.training.arguments import build_parser
+    from megatron_cod.training.flags.parser import build_parser
 
     check_refused(build_parser().parse_args(["--multiple-validation-sets"]), trains=False)
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from megatron_cod.training.faults.events import Events, read_events, restarts
+from megatron_cod.checkpoint.events import Events, read_events
+from megatron_cod.launch.scheduler import restarts
 from megatron_cod.training.requeue import AGAIN, DONE, GIVE_UP, decide
 
 JOB = "4711"

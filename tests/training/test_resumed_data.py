@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cod.training.resumed_data import data_warnings
+from megatron_cod.checkpoint.place_in_data import data_warnings
 
 HERE = Path("iter_0000010")
 DATA = {

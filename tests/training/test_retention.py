@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cod.checkpoint_files import TRACKER, iteration_name, iterations, latest_checkpoint, newest_whole
-from megatron_cod.training import retention
-from megatron_cod.training.arguments import UsageError, build_parser
-from megatron_cod.training.checkpoints import check_save
-from megatron_cod.training.retention import DELETING, Retention, clean, surplus
+from megatron_cod.checkpoint import retention
+from megatron_cod.checkpoint.directory import TRACKER, iteration_name, iterations, latest_checkpoint, newest_whole
+from megatron_cod.checkpoint.retention import DELETING, clean, surplus
+from megatron_cod.checkpoint.selection import check_save
+from megatron_cod.training.faults import checkpoint_deletion
+from megatron_cod.training.faults.checkpoint_deletion import Retention
+from megatron_cod.training.flags.parser import UsageError, build_parser
 
 STRANGERS = ("iter_5", "iter_00000007", "iter_0000003.bak", "xiter_0000001", "iteration_3", "release", "tensorboard")
 
@@ -118,7 +120,7 @@ def test_a_checkpoint_is_never_half_there_under_its_own_name(tmp_path, monkeypat
 
 def test_a_failing_deletion_ends_no_training(tmp_path, monkeypatch, capsys):
     root = make(tmp_path / "s", [1, 2], tracker="2")
-    monkeypatch.setattr(retention, "_hide", lambda _: (_ for _ in ()).throw(PermissionError("no")))
+    monkeypatch.setattr(checkpoint_deletion, "hide", lambda _: (_ for _ in ()).throw(PermissionError("no")))
     run_out(keeper(root, 1))
     assert "WARNING: --keep-last-checkpoints cannot delete: no" in capsys.readouterr().out
 
@@ -255,6 +257,6 @@ def test_mutants_delete_what_is_tracked(tmp_path, monkeypatch, mutant):
     root = make(tmp_path / "s", [1, 2, 3], tracker="2" if mutant is keeps_the_newest_by_name else "3")
     tracked = latest_checkpoint(root)
     assert tracked not in surplus(root, 1)
-    monkeypatch.setattr(retention, "surplus", mutant)
+    monkeypatch.setattr(checkpoint_deletion, "surplus", mutant)
     run_out(keeper(root, 1))
     assert not tracked.is_dir()

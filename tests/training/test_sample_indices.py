@@ -12,13 +12,13 @@ import pytest
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.content import content_digest
-from megatron_cod.data.preprocess import PreprocessJob, preprocess
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.datasets.check import check_prefix
+from megatron_cod.data.datasets.content import content_digest
+from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from megatron_cod.errors import UserError
-from megatron_cod.training.agreement import judge
-from megatron_cod.training.sample_indices import ContentDataset, remove_unfinished_blends
+from megatron_cod.launch.start_agreement import judge
+from megatron_cod.training.data.sample_indices import ContentDataset, remove_unfinished_blends
 
 LENGTH, COUNT = 8, 24
 

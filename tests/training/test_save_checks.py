@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from megatron_cod import torch_adaptations
+from megatron_cod.adaptations import torch_only
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.save_checks import check_saving
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.save_checks import check_saving
 from tests.save_flags import CASES, DCP, ELSEWHERE, FSDP2
 
 REFUSED = {name: case for name, case in CASES.items() if case.refused}
@@ -55,7 +55,7 @@ def test_accepts_anything_without_save():
 
 def test_rejects_fsdp2_where_its_checkpoints_cannot_be_loaded(monkeypatch):
     """Where Transformer Engine or Apex is, Megatron is not adapted; weights alone are saved there too."""
-    monkeypatch.setattr(torch_adaptations, "applies", lambda: False)
+    monkeypatch.setattr(torch_only, "applies", lambda: False)
     with pytest.raises(ValueError, match=re.escape("saves in torch_dcp what Megatron-Core 0.19.2 cannot load")):
         check(*DCP)
     check(*FSDP2, "--no-save-optim")

@@ -12,12 +12,13 @@ import pytest
 from megatron_cod.args import EvaluationArgs, FineTuningArgs, MegatronArgs
 from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
-from megatron_cod.training import arguments, hub_tokenizer, recipes
-from megatron_cod.training.arguments import add_arguments, build_parser
-from megatron_cod.training.backend_flags import default_flags
+from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.evaluation.flags import PROGRAM
-from megatron_cod.training.fine_tuning import task
-from megatron_cod.training.model_options import scheme_options
+from megatron_cod.training.fine_tuning.task import task
+from megatron_cod.training.flags import parser, recipes
+from megatron_cod.training.flags.defaults import default_flags
+from megatron_cod.training.flags.model_options import scheme_options
+from megatron_cod.training.flags.parser import add_arguments, build_parser
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start import checks
 from megatron_cod.training.start.checks import CHECKS, Check, Need, Phase, applies
@@ -170,9 +171,9 @@ def test_a_check_that_is_added_is_made_by_the_rehearsal(monkeypatch):
 
 READERS = {
     "validate_args": {"megatron_cod/training/start/prepare.py", "megatron_cod/rehearsal/worker.py"},
-    "add_megatron_arguments": {"megatron_cod/training/arguments.py", "megatron_cod/huggingface/recipe.py"},
+    "add_megatron_arguments": {"megatron_cod/training/flags/parser.py", "megatron_cod/huggingface/recipe.py"},
     "resolve_command_line": {
-        "megatron_cod/training/command_line.py",
+        "megatron_cod/training/flags/command_line.py",
         "megatron_cod/training/start/prepare.py",
         "megatron_cod/rehearsal/worker.py",
     },
@@ -198,13 +199,13 @@ def test_arguments_are_those_that_megatron_parses(recipe, monkeypatch):
     from megatron.training import arguments as megatrons
 
     monkeypatch.setenv("WORLD_SIZE", "12")
-    arguments._built_parser.cache_clear()  # the default of one of Megatron's flags is that of the environment
+    parser._built_parser.cache_clear()  # the default of one of Megatron's flags is that of the environment
     words = recipes.recipe_flags(recipes.load_recipe(ROOT / "recipes" / recipe), build_parser())
     words = [*default_flags(words)[0], *words]
     raw = build_parser().parse_args(words)
     monkeypatch.setattr(sys, "argv", ["pretrain", *words])
     assert vars(as_megatron_parses(raw, 12)) == vars(megatrons.parse_args(add_arguments))
-    arguments._built_parser.cache_clear()
+    parser._built_parser.cache_clear()
 
 
 def test_settings_are_our_flags_but_those_of_schemes():

@@ -14,10 +14,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousTimeoutError
 
 from megatron_cod.errors import UserError, may_pass
-from megatron_cod.network import holder
-from megatron_cod.training import torchrun_flags
+from megatron_cod.launch import torchrun_flags
+from megatron_cod.launch.network import holder
+from megatron_cod.launch.rendezvous import Head
 from megatron_cod.training.faults.saving import SaveError
-from megatron_cod.training.head import Head
 from megatron_cod.training.torchrun import Agent, ending, main
 from tests.conftest import ROOT
 from tests.ports import free_port
@@ -49,7 +49,7 @@ def start(tmp_path, body: str, *options: str) -> tuple[subprocess.CompletedProce
     ],
 )
 def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts, said):
-    wrong = "from megatron_cod.training.failures import fail\nfail('it was the wrong flag')\n"
+    wrong = "from megatron_cod.launch.exit_codes import fail\nfail('it was the wrong flag')\n"
     done, started = start(tmp_path, wrong if code == 2 else f"os._exit({code})\n")
     assert (done.returncode, started) == (code, attempts), done.stderr
     assert said in done.stderr.splitlines()[-1]
@@ -59,7 +59,7 @@ def test_a_wrong_start_and_a_stop_are_not_started_again(tmp_path, code, attempts
 COMMON = """
 import time
 from megatron_cod.errors import CommonError, Phase, UserError
-from megatron_cod.training.failures import one_line_endings
+from megatron_cod.launch.exit_codes import one_line_endings
 time.sleep(2 * (rank == {last}))
 with one_line_endings(lambda: Phase.SET_UP):
     raise {kind}('no such file') if rank == 0 else CommonError('rank 0 on node1: no such file')
@@ -93,7 +93,7 @@ def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
 LOSES_RANK_0 = """
 import torch.distributed as dist
 from megatron_cod.errors import Phase
-from megatron_cod.training.failures import one_line_endings
+from megatron_cod.launch.exit_codes import one_line_endings
 dist.init_process_group("gloo")
 dist.barrier()
 if first and rank == 0:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.rehearsal.launch import read_launch
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.void import VOID, check_void
 from megatron_cod.training.pretraining import TASK
 from tests.rehearsal.jobs import SMALL

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from megatron_cod.analysis.depth.angles import AngularDistance
+from megatron_cod.analysis.depth.block_removal import Surgery
 from megatron_cod.analysis.depth.estimate import estimate
 from megatron_cod.analysis.depth.jacobian import distance, squared_distances
 from megatron_cod.analysis.depth.stream import StreamStatistics
-from megatron_cod.analysis.depth.surgery import Surgery
 from megatron_cod.analysis.depth.traced import Trace, TracedModel
 from megatron_cod.analysis.depth.usefulness import LinearFit, is_useful, loss_with_linear
 from megatron_cod.analysis.metrics import perplexity

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, read_samples
-from megatron_cod.data.inputs import find_inputs
+from megatron_cod.data.reading.inputs import find_inputs
 from megatron_cod.errors import bad_input
 
 _VERSION = 3

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_cod.data.chat.encoders import ByteEncoder, Encoder, HuggingFaceEncoder, SentencePieceEncoder
 from megatron_cod.data.chat.messages import Message
 from megatron_cod.data.chat.templates import ChatTemplate, Span, read_template
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY, TokenizerChoice
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY, TokenizerChoice
 from megatron_cod.errors import UserError
 
 PLAIN = "plain"

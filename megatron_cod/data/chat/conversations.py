@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.data.arrow import read_objects
 from megatron_cod.data.chat.layouts import Chat, read_chat
 from megatron_cod.data.chat.messages import Message
-from megatron_cod.data.compression import open_input
-from megatron_cod.data.documents import cut_documents, json_value
-from megatron_cod.data.inputs import InputFile, find_inputs
+from megatron_cod.data.reading.arrow import read_objects
+from megatron_cod.data.reading.compression import open_input
+from megatron_cod.data.reading.documents import cut_documents, json_value
+from megatron_cod.data.reading.inputs import InputFile, find_inputs
 from megatron_cod.errors import UserError
 
 

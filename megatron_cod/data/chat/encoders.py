@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_cod.data.chat.templates import Span
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import UserError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_cod.data.chat.messages import TRAINED, Message, as_list, read_message
-from megatron_cod.data.documents import utf8
+from megatron_cod.data.reading.documents import utf8
 from megatron_cod.errors import UserError
 
 

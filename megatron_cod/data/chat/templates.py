@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.chat.messages import TRAINED, Message
-from megatron_cod.data.documents import utf8
+from megatron_cod.data.reading.documents import utf8
 from megatron_cod.errors import UserError
 
 _FOLDER = Path(__file__).parent / "templates"

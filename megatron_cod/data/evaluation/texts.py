@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megatron_cod.data.compression import open_input
-from megatron_cod.data.documents import cut_documents, json_value, text_of_plain, utf8
 from megatron_cod.data.evaluation.token_sets import Source, TokenSet
-from megatron_cod.data.inputs import InputFile, find_inputs
+from megatron_cod.data.reading.compression import open_input
+from megatron_cod.data.reading.documents import cut_documents, json_value, text_of_plain, utf8
+from megatron_cod.data.reading.inputs import InputFile, find_inputs
 from megatron_cod.errors import UserError
 
 Say = Callable[[str], None]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_cod.data.check import check_prefix
-from megatron_cod.data.tokenizer_match import TrainedWith, difference
+from megatron_cod.data.datasets.check import check_prefix
+from megatron_cod.data.datasets.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
 

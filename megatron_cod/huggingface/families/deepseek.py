@@ -4,10 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.architecture import Architecture, Experts, Latent
-from megatron_cod.huggingface.families import parts
-from megatron_cod.huggingface.families.fields import Config, need, only
-from megatron_cod.huggingface.rows import GATE_UP, Part, Row
+from megatron_cod.huggingface.families import shared_rows
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent
+from megatron_cod.huggingface.families.config_fields import Config, need, only
+from megatron_cod.huggingface.families.mapping_rows import GATE_UP, Part, Row
 
 _ATTENTION, _MLP = "decoder.layers.self_attention.", "decoder.layers.mlp."
 _HF_ATTENTION, _HF_MLP = "model.layers.{l}.self_attn.", "model.layers.{l}.mlp."
@@ -43,8 +43,8 @@ def _norm(name: str, inside: str, hf: str, sizes: str, **more: object) -> Row:
 
 
 ROWS = (
-    parts.EMBEDDING,
-    parts.ATTENTION_NORM,
+    shared_rows.EMBEDDING,
+    shared_rows.ATTENTION_NORM,
     _latent("linear_q_proj.weight", "q_proj.weight", "q_heads hidden", when=_unranked),
     _latent("linear_q_down_proj.weight", "q_a_proj.weight", "q_rank hidden", when=_ranked),
     _norm("q_layernorm", "linear_q_up_proj", "q_a_layernorm.weight", "q_rank", when=_ranked),
@@ -53,8 +53,8 @@ ROWS = (
     _norm("kv_layernorm", "linear_kv_up_proj", "kv_a_layernorm.weight", "kv_rank"),
     _latent("linear_kv_up_proj.weight", "kv_b_proj.weight", "kv_heads kv_rank"),
     _latent("linear_proj.weight", "o_proj.weight", "hidden values", part=Part.ATTENTION_OUTPUT),
-    parts.MLP_NORM,
-    *parts.DENSE_MLP,
+    shared_rows.MLP_NORM,
+    *shared_rows.DENSE_MLP,
     Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), when=_experts),
     Row(
         (_MLP + "router.expert_bias",),
@@ -91,8 +91,8 @@ ROWS = (
         part=Part.MLP_OUTPUT,
         when=_shared,
     ),
-    parts.FINAL_NORM,
-    parts.HEAD,
+    shared_rows.FINAL_NORM,
+    shared_rows.HEAD,
 )
 
 
@@ -188,7 +188,12 @@ def write_v3(arch: Architecture) -> dict[str, Any]:
 
 def expresses(arch: Architecture, score: str) -> bool:
     found = arch.experts
-    if arch.latent is None or not parts.unbiased(arch) or arch.eps != 1e-6 or arch.rope.kind not in ("default", "yarn"):
+    if (
+        arch.latent is None
+        or not shared_rows.unbiased(arch)
+        or arch.eps != 1e-6
+        or arch.rope.kind not in ("default", "yarn")
+    ):
         return False
     if found is None:
         return score == "sigmoid"

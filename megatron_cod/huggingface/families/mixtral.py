@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from megatron_cod.huggingface.architecture import Architecture, Experts
-from megatron_cod.huggingface.families import parts
-from megatron_cod.huggingface.families.fields import Config, need
-from megatron_cod.huggingface.rows import GATE_UP, Part, Row
+from megatron_cod.huggingface.families import shared_rows
+from megatron_cod.huggingface.families.architecture import Architecture, Experts
+from megatron_cod.huggingface.families.config_fields import Config, need
+from megatron_cod.huggingface.families.mapping_rows import GATE_UP, Part, Row
 
 _MLP, _HF = "decoder.layers.mlp.", "model.layers.{l}.block_sparse_moe."
 
 ROWS = (
-    parts.EMBEDDING,
-    parts.ATTENTION_NORM,
-    *parts.ATTENTION,
-    parts.MLP_NORM,
+    shared_rows.EMBEDDING,
+    shared_rows.ATTENTION_NORM,
+    *shared_rows.ATTENTION,
+    shared_rows.MLP_NORM,
     Row((_MLP + "router.weight",), ((_HF + "gate.weight", "experts hidden"),)),
     Row(
         (_MLP + "experts.experts.linear_fc1.weight",),
@@ -25,8 +25,8 @@ ROWS = (
         ((_HF + "experts.{e}.w2.weight", "hidden expert_ffn"),),
         part=Part.MLP_OUTPUT,
     ),
-    parts.FINAL_NORM,
-    parts.HEAD,
+    shared_rows.FINAL_NORM,
+    shared_rows.HEAD,
 )
 
 
@@ -52,4 +52,4 @@ def write(arch: Architecture) -> dict[str, Any]:
 def expresses(arch: Architecture) -> bool:
     found = arch.experts
     stock = found is not None and found == Experts(found.count, found.chosen, found.ffn)
-    return stock and arch.latent is None and parts.unbiased(arch) and not arch.qk_norm
+    return stock and arch.latent is None and shared_rows.unbiased(arch) and not arch.qk_norm

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_cod.errors import UserError, bad_input
-from megatron_cod.huggingface.architecture import Architecture
-from megatron_cod.huggingface.families import deepseek, dense, mixtral, parts
-from megatron_cod.huggingface.families.fields import Config, only, read_common, write_rope
-from megatron_cod.huggingface.rows import Row
+from megatron_cod.huggingface.families import deepseek, dense, mixtral, shared_rows
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.config_fields import Config, only, read_common, write_rope
+from megatron_cod.huggingface.families.mapping_rows import Row
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ _ROWS = (
         dense.ROWS,
         _read_mistral,
         lambda _: {"sliding_window": None},
-        lambda arch: _plain(arch) and not arch.qk_norm and parts.unbiased(arch),
+        lambda arch: _plain(arch) and not arch.qk_norm and shared_rows.unbiased(arch),
     ),
     Family(
         "qwen2",
@@ -85,7 +85,7 @@ _ROWS = (
         dense.ROWS,
         _read_qwen3,
         lambda _: {"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
-        lambda arch: _plain(arch) and arch.qk_norm and parts.unbiased(arch),
+        lambda arch: _plain(arch) and arch.qk_norm and shared_rows.unbiased(arch),
     ),
     Family("mixtral", "MixtralForCausalLM", mixtral.ROWS, mixtral.read, mixtral.write, mixtral.expresses),
     Family(

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.analysis.metrics import perplexity
-from megatron_cod.training.summary import format_duration
-from megatron_cod.training.throughput import tokens_text
+from megatron_cod.training.monitoring.summary import format_duration
+from megatron_cod.training.monitoring.throughput import tokens_text
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -9,34 +9,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
 from megatron_cod.args import EvaluationArgs
+from megatron_cod.console import say, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
-from megatron_cod.data.tokenizers import BYTE_VOCABULARY
+from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
-from megatron_cod.training import loading
-from megatron_cod.training.argument_checks import check_vocabulary
-from megatron_cod.training.arguments import build_parser
+from megatron_cod.launch.exit_codes import fail, one_line_endings
+from megatron_cod.training.data.tokenizer_in_use import trained_with
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
-from megatron_cod.training.failures import fail, one_line_endings, this_rank
+from megatron_cod.training.faults.out_of_memory import told_in_one_line
 from megatron_cod.training.faults.signals import UntilTraining
-from megatron_cod.training.imports import import_schemes
-from megatron_cod.training.model_options import TOKENIZER
-from megatron_cod.training.out_of_memory import told_in_one_line
-from megatron_cod.training.reporting import say
+from megatron_cod.training.flags.imports import import_schemes
+from megatron_cod.training.flags.layout_checks import check_vocabulary
+from megatron_cod.training.flags.model_options import TOKENIZER
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.start import loading
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import LAUNCH, Start, StartHooks, prepare, replica_size
-from megatron_cod.training.trained_with import trained_with
 
 _KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
 _MICRO_BATCHES = 4

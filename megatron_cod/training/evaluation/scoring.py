@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_cod.data.evaluation.token_sets import TokenSet
 from megatron_cod.data.evaluation.windows import Windows, cut_row
-from megatron_cod.training.context_parallel import cut_to_rank, summed
+from megatron_cod.training.data.context_parallel import cut_to_rank, summed
 
 Micro = dict[str, Tensor]
 _ROUND = 64

@@ -5,29 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.training import checkpoints, retention
+from megatron_cod.checkpoint import retention
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.checkpoint.rewinds import pending
+from megatron_cod.checkpoint.selection import saved_state
+from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
-from megatron_cod.training.faults.events import Events
 from megatron_cod.training.faults.time_limit import deadline
 from megatron_cod.training.faults.verdicts import Limits
-from megatron_cod.training.launch_store import store_connection
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 Say = Callable[[str], None]
 
 
-def check_flags(args: Any) -> None:
+def check_flags(args: MegatronArgs) -> None:
     """UserError for fault flags that make no sense. args: the plain parse of the command line."""
     deadline(args.time_limit, 0.0)
     rewind.check_rewind(args)
 
 
-def hang_limits(args: Any) -> Limits:
+def hang_limits(args: MegatronArgs) -> Limits:
     """By default a hang is named well before the collectives' time-out, after which torch ends the job and names nobody."""
     set_up = 60.0 * args.distributed_timeout_minutes
     training = float(args.distributed_timeout_seconds_after_init or set_up)
@@ -35,11 +36,11 @@ def hang_limits(args: Any) -> Limits:
     return Limits(timeout, set_up, training)
 
 
-def put_in_order(args: Any, say: Say, events: Events) -> None:
+def put_in_order(args: MegatronArgs, say: Say, events: Events) -> None:
     """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
-    checkpoint = rewind.pending(args)
+    checkpoint = pending(args)
     if checkpoint is not None:
-        saved = checkpoints.saved_state(checkpoint).get("args")
+        saved = saved_state(checkpoint).get("args")
         consumed = int(getattr(saved, "consumed_train_samples", 0))
         line = rewind.perform(args, consumed)
         say(str(line))
@@ -48,6 +49,7 @@ def put_in_order(args: Any, say: Say, events: Events) -> None:
     def damaged(path: Path, why: str) -> None:
         events.add("damaged checkpoint", name=path.name, why=why)
 
+    assert args.save is not None
     retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 

@@ -20,10 +20,11 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_cod import console
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.launch.scheduler import this_host
 from megatron_cod.training.faults.collectives import Collectives, collectives_here
-from megatron_cod.training.faults.events import Events, this_host
+from megatron_cod.training.faults.main_thread_state import Wait, collectives_begun, doing
 from megatron_cod.training.faults.verdicts import Limits, Sign, Verdict, verdict
-from megatron_cod.training.faults.whereabouts import Wait, collectives_begun, doing
 
 HUNG = 86
 """Exit code of a run that was ended because a rank hung."""

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from megatron.core.utils import get_model_config
 
+from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint.events import Events
 from megatron_cod.errors import UserError
-from megatron_cod.training.faults.events import Events, this_host
-from megatron_cod.training.faults.flags import POLICIES
+from megatron_cod.launch.scheduler import this_host
 from megatron_cod.training.faults.nonfinite_search import (
     StepRecord,
     broken_gradients,
@@ -24,7 +25,8 @@ from megatron_cod.training.faults.nonfinite_search import (
     whole_gradients,
     zero_if_finite,
 )
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.flags.fault_flags import POLICIES
+from megatron_cod.training.loop.observers import Observer, Run
 
 
 class NonFiniteError(UserError):
@@ -73,7 +75,7 @@ def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
 class StepGuard(Observer):
     """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
 
-    def __init__(self, policy: str, most: int, args: Any, events: Events, say: Callable[[str], None]) -> None:
+    def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, say: Callable[[str], None]) -> None:
         """most: steps in a row that may be left out. say: prints a line on rank 0."""
         assert policy in POLICIES
         self._policy, self._most, self._args = policy, most, args

@@ -23,6 +23,8 @@ from megatron.core.utils import get_model_config
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from megatron_cod.args import MegatronArgs
+
 
 def zero_if_finite(value: Tensor) -> Tensor:
     """0, or NaN where an element is NaN or infinite."""
@@ -128,7 +130,7 @@ class Found:
         return bool(self.outputs or self.gradients or self.loss or self.parameters)
 
 
-def search(model: Sequence[Any], record: StepRecord, args: Any) -> Found | None:
+def search(model: Sequence[Any], record: StepRecord, args: MegatronArgs) -> Found | None:
     """Run the recorded step again; collective, with all ranks. None where it cannot be run or watched."""
     config = get_model_config(model[0])
     if record.forward_step is None or config.cuda_graph_impl not in ("none", "full_iteration"):
@@ -146,7 +148,7 @@ def search(model: Sequence[Any], record: StepRecord, args: Any) -> Found | None:
     )
 
 
-def _run(model: Sequence[Any], record: StepRecord, args: Any) -> None:
+def _run(model: Sequence[Any], record: StepRecord, args: MegatronArgs) -> None:
     iterators = [record.batches(chunk) for chunk in model]
     get_forward_backward_func()(
         forward_step_func=record.forward_step,

@@ -6,11 +6,11 @@ import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_cod.checkpoint_files import newest_whole
+from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint.directory import newest_whole
 from megatron_cod.errors import UserError
 
 
@@ -52,23 +52,24 @@ def free_space(folder: str) -> tuple[str, bool]:
 
 
 @contextmanager
-def failed_saves(args: Any) -> Iterator[None]:
+def failed_saves(args: MegatronArgs) -> Iterator[None]:
     """Around the training: turn the errors of a save into a SaveError that says where the run would go on.
 
     Those of files, and the RuntimeErrors of torch's writers and of lost ranks. Others are a fault of ours, unless the disk
     is full: then nobody knows what came of that.
     """
+    save = args.save or ""  # without --save nothing is saved
     try:
         yield
     except (Exception, CheckpointException) as error:
         if not in_save(error):
             raise
-        space, is_full = free_space(args.save)
+        space, is_full = free_space(save)
         first = cause(error)
         if not is_full and not isinstance(first, OSError | RuntimeError):
             raise
         try:
-            newest, _ = newest_whole(args.save)
+            newest, _ = newest_whole(save)
         except ValueError:
             newest = None
         left = f"the newest whole checkpoint is {newest.name}" if newest else "no checkpoint was finished before"

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from megatron_cod.training.batch_sizes import planned
-from megatron_cod.training.faults.events import Events, restarts
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.launch.scheduler import restarts
+from megatron_cod.training.flags.batch_sizes import planned
+from megatron_cod.training.loop.observers import Observer, Run
 
 STOPPED = 85
 """Exit code of a run that a signal stopped after it saved: to be started again. Slurm's ``RequeueExit`` may name it."""
@@ -47,7 +49,7 @@ class Signals(Observer):
 
 
 @contextmanager
-def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterator[None]:
+def watched(args: MegatronArgs, events: Events, why_sigterm: Callable[[], str]) -> Iterator[None]:
     """Around the training: events of its start and end, SIGUSR1 as SIGTERM, and exit code 85 after either.
 
     why_sigterm: what a SIGTERM means on this rank, where the run may have sent it to itself.
@@ -79,7 +81,7 @@ def watched(args: Any, events: Events, why_sigterm: Callable[[], str]) -> Iterat
     events.add("finished", step=_step(args))
 
 
-def _step(args: Any) -> int:
+def _step(args: MegatronArgs) -> int:
     """Steps behind the weights: those of the checkpoint, or since then."""
     current = getattr(args, "curr_iteration", None)
     return int(getattr(args, "iteration", 0) or 0) if current is None else int(current) + 1

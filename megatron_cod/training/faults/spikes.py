@@ -7,8 +7,8 @@ import statistics
 from collections import deque
 from itertools import pairwise
 
-from megatron_cod.training.faults.events import Events
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.checkpoint.events import Events
+from megatron_cod.training.loop.observers import Observer, Run
 
 WINDOW = 128
 """Steps that tell how noisy the loss is."""

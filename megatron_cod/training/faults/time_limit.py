@@ -11,9 +11,9 @@ import signal
 import time
 from collections.abc import Callable
 
-from megatron_cod.checkpoint_files import iterations
+from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.errors import UserError
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 _SPARE_SECONDS = 30.0  # for the launcher, and a file system that is slower this time
 _SAVE_SECONDS = 30.0  # of a save, before any was seen

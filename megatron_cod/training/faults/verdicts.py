@@ -13,7 +13,7 @@ from megatron_cod.training.faults.collectives import (
     waited_for,
     who_waits,
 )
-from megatron_cod.training.faults.whereabouts import COMPUTING, SAVING, WAITING
+from megatron_cod.training.faults.main_thread_state import COMPUTING, SAVING, WAITING
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a flag may hold, and with which others it does anything: tables for the start's checks."""
+"""The flags of a run: parsed, filled in from recipes and defaults, and checked before anything is built."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint_files import TRACKER
+from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.errors import UserError
 
 
@@ -27,7 +27,7 @@ class Refused:
     """Only where a program trains."""
 
 
-def _patterns(args: Any) -> list[list[int]]:
+def _patterns(args: MegatronArgs) -> list[list[int]]:
     return [one for one in (args.moe_layer_freq, args.no_rope_freq) if isinstance(one, list)]
 
 
@@ -35,11 +35,11 @@ def _numbers(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _balances(args: Any, kind: str) -> bool:
+def _balances(args: MegatronArgs, kind: str) -> bool:
     return kind in _numbers(args.moe_router_load_balancing_type)
 
 
-def _is_nowhere(args: Any) -> bool:
+def _is_nowhere(args: MegatronArgs) -> bool:
     """Whether the weights to begin with are not there; they are not asked for where ``--load`` has a checkpoint."""
     places = [place for place in (args.load, args.pretrained_checkpoint) if place]
     return bool(args.pretrained_checkpoint) and not any((Path(place) / TRACKER).is_file() for place in places)

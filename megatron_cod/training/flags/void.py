@@ -44,11 +44,11 @@ def _never(_: Any) -> bool:
     return False
 
 
-def _rotates(args: Any) -> bool:
+def _rotates(args: MegatronArgs) -> bool:
     return args.multi_latent_attention or args.position_embedding_type in ("rope", "yarn", "mrope")
 
 
-def _decays(args: Any) -> bool:
+def _decays(args: MegatronArgs) -> bool:
     return args.lr_decay_style != "constant"
 
 

@@ -17,23 +17,25 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_tokenizer
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint import compatibility, selection
+from megatron_cod.console import say
+from megatron_cod.data.datasets.blends import blends_of
 from megatron_cod.errors import UserError
-from megatron_cod.training import checkpoints, hub_tokenizer
-from megatron_cod.training.argument_checks import check_built, check_layout, check_vocabulary
-from megatron_cod.training.arguments import build_parser
-from megatron_cod.training.blends import blends_of
-from megatron_cod.training.devices import check_devices, check_needs_gpu
+from megatron_cod.launch.devices import check_devices, check_needs_gpu
+from megatron_cod.training.data import hub_tokenizer
+from megatron_cod.training.data.hub_tokenizer import check_hub_tokenizer
 from megatron_cod.training.faults.handling import check_flags
+from megatron_cod.training.faults.save_claim import check_no_other_run
+from megatron_cod.training.flags.layout_checks import check_built, check_layout, check_vocabulary
+from megatron_cod.training.flags.optimizer_checks import check_offload_device, check_optimizer
+from megatron_cod.training.flags.packages import check_packages
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.ranges import check_ranges
 from megatron_cod.training.flags.refused import check_refused
+from megatron_cod.training.flags.save_checks import check_saving
+from megatron_cod.training.flags.schedule_checks import check_schedule
 from megatron_cod.training.flags.void import check_void
-from megatron_cod.training.hub_tokenizer import check_hub_tokenizer
-from megatron_cod.training.optimizer_checks import check_offload_device, check_optimizer
-from megatron_cod.training.packages import check_packages
-from megatron_cod.training.reporting import check_wandb, say
-from megatron_cod.training.save_checks import check_saving
-from megatron_cod.training.save_claim import check_no_other_run
-from megatron_cod.training.schedule_checks import check_schedule
+from megatron_cod.training.monitoring.reporting import check_wandb
 from megatron_cod.training.task import Program
 
 
@@ -125,7 +127,7 @@ def _schedule(start: StartContext) -> None:
 
 def _save_directory(start: StartContext) -> None:
     raw = start.raw
-    checkpoints.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
+    selection.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
 
 
 def _no_other_run(start: StartContext) -> None:
@@ -177,7 +179,7 @@ def _data(start: StartContext) -> Iterable[str]:
 
 def _checkpoint(start: StartContext) -> Iterable[str]:
     args = start.args
-    return checkpoints.check_load(args, args.override_scheme_check, start.program.trains) if start.reads_files else ()
+    return compatibility.check_load(args, args.override_scheme_check, start.program.trains) if start.reads_files else ()
 
 
 _MACHINE = frozenset({Need.MACHINE})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_cod.training import environment  # noqa: F401
+from megatron_cod.training import before_megatron  # noqa: F401
 
 # isort: split
 from megatron.core.msc_utils import MultiStorageClientFeature
@@ -19,16 +19,17 @@ from megatron.training.arguments import validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
-from megatron_cod import errors, identity, torch_adaptations
+from megatron_cod import errors
+from megatron_cod.adaptations import torch_only
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
+from megatron_cod.checkpoint import compatibility, scheme_record
+from megatron_cod.checkpoint.function_record import record_of
+from megatron_cod.console import say
 from megatron_cod.errors import UserError, megatron_refusals, one_line
-from megatron_cod.function_record import record_of
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
-from megatron_cod.training import checkpoints
-from megatron_cod.training.command_line import resolve_command_line
-from megatron_cod.training.reporting import say
+from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.start.checks import Need, Phase, StartContext, run_checks
 from megatron_cod.training.start.settings import Settings, settings_of
 from megatron_cod.training.task import Program
@@ -132,21 +133,21 @@ def prepare(
         program.complete(raw)
         run_checks(start, Phase.SCHEDULE)
         hooks.before_megatron(settings_of(raw), raw)
-        torch_adaptations.install()
+        torch_only.install()
         start.validated = args = _validated(raw, start.world_size)
         if set_globals:
             with megatron_refusals(errors.Phase.START), bad_tokenizer(args):
                 set_global_variables(args)
             hooks.globals_set(args)
         with megatron_refusals(errors.Phase.START):
-            config, line = model_config_from_args(args, own_layers=checkpoints.lacks_norm_state(args))
+            config, line = model_config_from_args(args, own_layers=compatibility.lacks_norm_state(args))
         start.model_config = config
         for text in (line, log_line(config.transformer)):
             if text:
                 say(text)
         args.model_function = record_of(config)
         if program.trains:
-            identity.record(args)
+            scheme_record.record(args)
         run_checks(start, Phase.VALIDATED)
     return Start(args, settings_of(args), config, resolved, tuple(start.notes))
 

@@ -15,10 +15,10 @@ from megatron.core import mpu
 from megatron.training import get_tensorboard_writer
 
 from megatron_cod.analysis.metrics import TEST_LOSS, TRAIN_LOSS, VALID_LOSS
-from megatron_cod.training.failures import this_rank
-from megatron_cod.training.monitor import MetricsWriter
-from megatron_cod.training.observers import Observer, Run
-from megatron_cod.training.reporting import write_scalar
+from megatron_cod.console import this_rank
+from megatron_cod.training.loop.observers import Observer, Run
+from megatron_cod.training.monitoring.metrics_writer import MetricsWriter
+from megatron_cod.training.monitoring.reporting import write_scalar
 from megatron_cod.training.validation.fixed_set import Provider, bytes_per_token, fixed_sets
 
 _LOSS = {"validation": VALID_LOSS, "test": TEST_LOSS}

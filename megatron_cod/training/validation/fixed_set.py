@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.data.record import read_record
-from megatron_cod.training.blends import Blend, blends_of
+from megatron_cod.data.datasets.blends import Blend, blends_of
+from megatron_cod.data.datasets.manifest import read_record
 
 _ENOUGH = 1 << 20
 """Evaluations that a set provides samples for."""
@@ -165,7 +165,7 @@ class FixedSets:
         return FixedSet(inner, extent.samples, rows, args.consumed_valid_samples + rows * _ENOUGH)
 
 
-def fixed_sets(args: Any, log: Callable[[str], None]) -> FixedSets:
+def fixed_sets(args: MegatronArgs, log: Callable[[str], None]) -> FixedSets:
     """The fixed sets of a run. Takes ``--full-validation`` over from Megatron, whose own fails in Megatron-Core 0.19.2."""
     whole, args.full_validation = args.full_validation, False
     return FixedSets(args, whole, log)

@@ -8,7 +8,7 @@ import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.training.observers import Observer, Run
+from megatron_cod.training.loop.observers import Observer, Run
 
 
 class Fp32Logits(Observer):

@@ -56,7 +56,7 @@ def test_layouts_and_export_agree(trained, tmp_path):
 
 def native(_rank: int, folder) -> dict:
     """What is found in Megatron's own model of a checkpoint."""
-    from megatron_cod.training.loading import trace_megatron
+    from megatron_cod.training.start.loading import trace_megatron
 
     text = torch.randint(0, 256, (26, 16), generator=torch.Generator().manual_seed(1))
     return measure(trace_megatron(folder, None, 16), Budget([text[:4]], [text[4:]], jacobian_draws=2), METRICS)
@@ -84,7 +84,7 @@ def test_schemes_that_no_stock_architecture_computes(tiny, tmp_path, scheme):
 
 @pytest.mark.slow_except("lns")
 def test_without_resolved_arguments_it_is_refused(trained, tmp_path):
-    from megatron_cod.training.loading import load_megatron
+    from megatron_cod.training.start.loading import load_megatron
 
     with pytest.raises(ValueError, match=r"holds no finished checkpoint"):
         load_megatron(tmp_path, None, 16)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_cod.analysis.depth import angles, jacobian, measure, surgery, usefulness
+from megatron_cod.analysis.depth import angles, block_removal, jacobian, measure, usefulness
 from megatron_cod.analysis.depth.angles import AngularDistance
 from megatron_cod.analysis.depth.estimate import estimate
 from megatron_cod.analysis.depth.jacobian import distance, squared_distances
@@ -150,7 +150,7 @@ def test_removal_permutation_and_causal_score_directly():
     after_first = toy.blocks[1](trace.streams[0]) - trace.streams[0]
     usual = trace.streams[2] - trace.streams[1]
     expected = ((after_first - usual).norm(dim=-1) / usual.norm(dim=-1)).mean()
-    assert float(surgery.causal_effects(traced(toy), trace, 1)[0]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(block_removal.causal_effects(traced(toy), trace, 1)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_depth_scaled_block_keeps_its_index():

@@ -10,7 +10,7 @@ from megatron_cod.data.chat.chat_format import ChatFormat, chat_format_of
 from megatron_cod.data.chat.conversations import BadLine, read_conversations
 from megatron_cod.data.chat.encoders import ByteEncoder
 from megatron_cod.data.chat.samples import Reading, read_samples
-from megatron_cod.training.fine_tuning_data import _told
+from megatron_cod.training.fine_tuning.data import _told
 from tests.data.chat.toys import CHATML, CHATML_UNMARKED
 
 BYTES = chat_format_of("NullTokenizer", None, 257, "raw")

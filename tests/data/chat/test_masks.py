@@ -13,7 +13,7 @@ from megatron_cod.data.chat.encoders import HuggingFaceEncoder
 from megatron_cod.data.chat.rows import filled
 from megatron_cod.data.chat.samples import Samples
 from megatron_cod.data.chat.templates import BUILT_IN, ChatTemplate
-from megatron_cod.data.tokenizers import TokenizerChoice
+from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from tests.data.chat.toys import CHAT, CHATML, CHATML_UNMARKED, hugging_face_tokenizer, sentencepiece_model
 
 LLAMA3 = (

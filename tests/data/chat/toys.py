@@ -54,7 +54,7 @@ def hugging_face_tokenizer(
 
 def sentencepiece_model(folder: Path, kind: str = "bpe") -> Path:
     """A SentencePiece model of the sample corpus."""
-    from megatron_cod.data.sentencepiece_training import TokenizerTraining, train_tokenizer
+    from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 
     job = TokenizerTraining(
         output_prefix=str(folder / kind), inputs=[str(sample_corpus_path())], vocab_size=500, model_type=kind

@@ -1,0 +1,133 @@
+"""What function a model computes beside its weights: recorded with every checkpoint, compared before one is loaded.
+
+The record is made from the *built* configuration, so that what Megatron derives from the arguments is in it. Every field of
+the configuration is compared but those in ``MAY_DIFFER``: a field that a later Megatron adds is compared until somebody
+writes down why it need not be (``tests/test_function_record.py`` fails until it is classified).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint.function_fields import ARGUMENTS, DERIVED, FLAGS, FREE, FUNCTION, TENSORS, WITHOUT_FLAG
+from megatron_cod.errors import UserError
+
+RECORD = "model_function"
+"""Under this name a checkpoint's arguments hold it."""
+
+
+def flag_of(field: str) -> str:
+    """The flag that sets a field of the configuration; its name where none does."""
+    if field in WITHOUT_FLAG:
+        return field
+    return FLAGS.get(field, "--" + ARGUMENTS.get(field, field).replace("_", "-"))
+
+
+def _plain(value: Any) -> Any:
+    """A value that pickles without Megatron: a checkpoint's arguments are read without it, too."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def routing(value: Any) -> Any:
+    """Of the ways to balance experts only Sinkhorn's changes who is chosen."""
+    kinds = value if isinstance(value, list | tuple) else [value]
+    return "sinkhorn" if "sinkhorn" in kinds else "top-k"
+
+
+def record_of(model_config: Any) -> dict[str, Any]:
+    """The record of a built model configuration (``model.SchemeModelConfig``), plain values by the field's name."""
+    found = {}
+    for config in (model_config.transformer, model_config):
+        for one in fields(config):
+            if one.name not in FREE:
+                found[one.name] = _plain(getattr(config, one.name))
+    found["moe_router_load_balancing_type"] = routing(found.get("moe_router_load_balancing_type"))
+    return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field in which a checkpoint's model is another than this run's."""
+
+    field: str
+    saved: Any
+    asked: Any
+
+    @property
+    def flag(self) -> str:
+        return flag_of(self.field)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the tensors are the same all the same."""
+        return self.field not in TENSORS
+
+    def __str__(self) -> str:
+        name = "" if self.flag == "--" + self.field.replace("_", "-") else f" ({self.field})"
+        return f"{self.flag}{name} {self.saved}, this run asks for {self.asked}"
+
+
+def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:
+    """Where the model of a checkpoint's arguments is another than that of ``args``, those of tensors first.
+
+    A checkpoint without a record, of an earlier version or an import, is compared by its arguments as far as both say.
+    """
+    asked: Mapping[str, Any] = getattr(args, RECORD)
+    theirs = getattr(saved, RECORD, None)
+    pairs = _recorded(theirs, asked) if theirs is not None else _by_arguments(saved, args)
+    found = [Difference(name, before, now) for name, before, now in pairs if before != now]
+    return sorted(found, key=lambda one: one.fits)
+
+
+def _recorded(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in sorted({*saved, *asked}):
+        if name not in FREE and name in saved and name in asked:
+            yield name, saved[name], asked[name]
+
+
+def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tuple[str, Any, Any]]:
+    seen: set[str] = set()
+    for name in sorted(TENSORS | FUNCTION):
+        argument = ARGUMENTS.get(name, name)
+        if argument in seen or not (hasattr(saved, argument) and hasattr(args, argument)):
+            continue
+        seen.add(argument)
+        before, now = (_plain(getattr(one, argument)) for one in (saved, args))
+        if argument == "add_qkv_bias":
+            before = before or bool(getattr(saved, "add_bias_linear", False))  # as Megatron's validation has it
+        if argument in DERIVED and before is None:
+            continue
+        if argument == "moe_router_load_balancing_type":
+            before, now = routing(before), routing(now)
+        yield name, before, now
+
+
+def check_function(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
+    """Lines for the log where the checkpoint's model computes another function and ``override`` allows it.
+
+    UserError without, and for tensors that do not fit whatever is allowed.
+    """
+    found = differences(saved, args)
+    if not found:
+        return []
+    tensors = [one for one in found if not one.fits]
+    listed = "; ".join(str(one) for one in (tensors or found)[:4])
+    more = len(tensors or found) - 4
+    line = f"checkpoint {checkpoint} was trained with {listed}{f'; and {more} more' if more > 0 else ''}"
+    if tensors:
+        raise UserError(f"{line}: its tensors do not fit")
+    if not override:
+        raise UserError(f"{line}: another function of the same weights; give the same, or --override-model-check")
+    return [f"WARNING: {line}; loaded with --override-model-check"]

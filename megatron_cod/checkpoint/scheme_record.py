@@ -1,0 +1,45 @@
+"""What a checkpoint's arguments say of its weights beside names and shapes: their function, and where they were trained."""
+
+import argparse
+from typing import Any
+
+from megatron_cod import __version__
+from megatron_cod.adaptations import cpu
+from megatron_cod.args import MegatronArgs
+from megatron_cod.schemes.design import BlockDesign, design_from_args
+from megatron_cod.schemes.options import read_options
+from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme
+
+
+def record(args: MegatronArgs) -> None:
+    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
+    design = design_from_args(args)
+    args.init_policy = design.init_policy
+    for name, value in design.identity(args).items():
+        setattr(args, name, value)
+    args.megatron_cod_version = __version__
+    args.device_kind = device_kind()
+
+
+def device_kind() -> str:
+    """What this machine trains on: ``cuda`` or ``cpu``. Their random number generators have states of other sizes."""
+    return "cuda" if cpu.has_cuda() else "cpu"
+
+
+def recorded_device_kind(saved: argparse.Namespace) -> str:
+    """What a checkpoint was trained on. Earlier versions did not record it, but the backend of the collectives tells."""
+    backend = getattr(saved, "distributed_backend", "nccl")
+    return getattr(saved, "device_kind", "cpu" if backend == "gloo" else "cuda")
+
+
+def recorded_identity(saved: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint says of its scheme. One that records none is stock Megatron's: pre_ln.
+
+    A checkpoint that does not say what its scheme's exponent was has the paper's.
+    """
+    name = getattr(saved, "norm_scheme", STOCK)
+    if name not in SCHEMES:
+        return {"norm_scheme": name}
+    scheme = get_scheme(name)
+    found = BlockDesign(scheme, read_options(scheme.options, saved)).identity(saved)
+    return {name: getattr(saved, name, default) for name, default in found.items()}

@@ -1,0 +1,1 @@
+"""Input files: found, opened, divided into parts and read as documents."""

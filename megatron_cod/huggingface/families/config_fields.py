@@ -1,0 +1,138 @@
+"""Reading a Hugging Face ``config.json``: every value that is not carried over is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_cod.errors import UserError
+from megatron_cod.huggingface.families.architecture import Rope
+
+Config = Mapping[str, Any]
+
+_READ = """
+model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings rope_parameters rope_theta rope_scaling
+partial_rotary_factor quantization_config attention_bias mlp_bias sliding_window use_sliding_window layer_types
+num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
+routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
+kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
+"""
+READ = frozenset(_READ.split())
+"""Keys of a config that a family reads, or refuses but for one value."""
+
+_FREE = """
+transformers_version architectures output_hidden_states return_dict dtype torch_dtype chunk_size_feed_forward
+is_encoder_decoder id2label label2id problem_type initializer_range use_cache pad_token_id bos_token_id eos_token_id
+sep_token_id decoder_start_token_id pretraining_tp attention_dropout _name_or_path output_attentions max_window_layers
+output_router_logits router_aux_loss_coef router_jitter_noise num_nextn_predict_layers qk_head_dim auto_map
+_attn_implementation attn_implementation ep_size seq_aux aux_loss_alpha experts_implementation
+_experts_implementation
+"""
+FREE = frozenset(_FREE.split())
+"""Keys on which the function of a trained model does not hang, or that follow from those in ``READ``."""
+
+# llama3's scaling has these as constants in Megatron (RotaryEmbedding._apply_scaling).
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+# And yarn these (MLATransformerConfig); there are no flags for them.
+YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096}
+
+_ROPE_KEYS = {*LLAMA3, *YARN, "rope_type", "type", "rope_theta", "factor", "mscale", "mscale_all_dim"}
+_ROPE_KEYS |= {"partial_rotary_factor", "attention_factor", "truncate", "short_factor", "long_factor"}
+
+
+def need(config: Config, name: str) -> Any:
+    """A value that must be there."""
+    value = config.get(name)
+    if value is None:
+        raise UserError(f"config.json does not say {name}")
+    return value
+
+
+def only(config: Config, **allowed: Any) -> None:
+    """UserError unless each value is absent, null or the one that Megatron's model computes."""
+    for name, value in allowed.items():
+        found = config.get(name)
+        if found is not None and found != value:
+            raise UserError(f"config.json has {name} {found!r}; only {value!r} can be carried over")
+
+
+def _constants(rope: Config, expected: dict[str, float]) -> None:
+    for name, value in expected.items():
+        found = rope.get(name, value)
+        if float(found) != float(value):
+            raise UserError(f"RoPE scaling with {name} {found}: Megatron has {value} there, and no flag for it")
+
+
+def read_rope(config: Config) -> Rope:
+    """RoPE in the old spelling (``rope_theta``, ``rope_scaling``) or the new one (``rope_parameters``)."""
+    given = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise UserError("config.json gives RoPE layer by layer, which cannot be carried over")
+    strangers = sorted(given.keys() - _ROPE_KEYS)
+    if strangers:
+        raise UserError(f"config.json has RoPE with {', '.join(strangers)}, which is not known to be carried over")
+    only({**config, **given}, partial_rotary_factor=1.0)
+    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if theta != int(theta):
+        raise UserError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")
+    kind = given.get("rope_type") or given.get("type") or "default"
+    factor = float(given.get("factor") or 1.0)
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        if factor != int(factor):
+            raise UserError(f"linear RoPE scaling by {factor}: Megatron's factor is a whole number")
+        return Rope(theta, kind, factor)
+    if kind == "llama3":
+        _constants(given, LLAMA3)
+        return Rope(theta, kind, factor)
+    if kind == "yarn":
+        _constants(given, YARN)
+        if given.get("attention_factor") is not None or given.get("truncate") is False:
+            raise UserError("yarn RoPE scaling with attention_factor or truncate cannot be carried over")
+        mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
+        if not (mscale and every):
+            raise UserError("yarn RoPE scaling is only known with mscale and mscale_all_dim, as DeepSeek has it")
+        return Rope(theta, kind, factor, mscale, every)
+    raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3, and yarn with DeepSeek")
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """The old spelling, which transformers (4 and 5), vLLM and llama.cpp all read."""
+    scaling: dict[str, Any] | None = None
+    if rope.kind != "default":
+        scaling = {"rope_type": rope.kind, "type": rope.kind, "factor": rope.factor}
+    if scaling is not None and rope.kind == "llama3":
+        scaling |= LLAMA3
+    if scaling is not None and rope.kind == "yarn":
+        scaling |= YARN | {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def read_common(config: Config) -> dict[str, Any]:
+    """The fields of ``Architecture`` that every family spells alike."""
+    if config.get("quantization_config"):
+        raise UserError("the weights are quantised (quantization_config); convert them to bfloat16 first")
+    if config.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise UserError(f"config.json has hidden_act {config['hidden_act']!r}; only silu can be carried over")
+    hidden, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
+    groups = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    if heads % groups:
+        raise UserError(f"config.json has {heads} heads, which do not divide over {groups} key-value heads")
+    vocab = int(need(config, "vocab_size"))
+    return {
+        "layers": int(need(config, "num_hidden_layers")),
+        "hidden": hidden,
+        "ffn": int(need(config, "intermediate_size")),
+        "heads": heads,
+        "groups": groups,
+        "head_dim": head_dim,
+        "vocab": vocab,
+        "padded_vocab": vocab,
+        "eps": float(need(config, "rms_norm_eps")),
+        "positions": int(need(config, "max_position_embeddings")),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "rope": read_rope(config),
+    }

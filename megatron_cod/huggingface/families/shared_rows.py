@@ -1,0 +1,117 @@
+"""Rows that several families share. Hugging Face's names on the right, Megatron's on the left."""
+
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.mapping_rows import GATE_UP, QKV, VOCABULARY, Part, Row
+
+_LAYERS = "decoder.layers."
+_HF = "model.layers.{l}."
+
+# A norm's key says where the norm lies in Transformer Engine: inside the linear layer behind it, or alone.
+ATTENTION_NORM = Row(
+    (_LAYERS + "self_attention.linear_qkv.layer_norm_weight", _LAYERS + "input_layernorm.weight"),
+    ((_HF + "input_layernorm.weight", "hidden"),),
+    part=Part.ATTENTION_NORM,
+)
+MLP_NORM = Row(
+    (_LAYERS + "mlp.linear_fc1.layer_norm_weight", _LAYERS + "pre_mlp_layernorm.weight"),
+    ((_HF + "post_attention_layernorm.weight", "hidden"),),
+    part=Part.MLP_NORM,
+)
+EMBEDDING = Row(
+    ("embedding.word_embeddings.weight",), (("model.embed_tokens.weight", "vocab hidden"),), join=VOCABULARY
+)
+FINAL_NORM = Row(("decoder.final_layernorm.weight",), (("model.norm.weight", "hidden"),))
+HEAD = Row(
+    ("output_layer.weight",),
+    (("lm_head.weight", "vocab hidden"),),
+    join=VOCABULARY,
+    when=lambda arch, _: not arch.tied,
+)
+
+
+def _dense(arch: Architecture, layer: int) -> bool:
+    return not arch.is_expert_layer(layer)
+
+
+def _biased(arch: Architecture, _layer: int) -> bool:
+    return arch.linear_bias
+
+
+def _qkv_biased(arch: Architecture, _layer: int) -> bool:
+    return arch.qkv_bias or arch.linear_bias
+
+
+def _attn(name: str) -> str:
+    return f"{_HF}self_attn.{name}"
+
+
+ATTENTION = (
+    Row(
+        (_LAYERS + "self_attention.linear_qkv.weight",),
+        (
+            (_attn("q_proj.weight"), "q hidden"),
+            (_attn("k_proj.weight"), "kv hidden"),
+            (_attn("v_proj.weight"), "kv hidden"),
+        ),
+        join=QKV,
+    ),
+    Row(
+        (_LAYERS + "self_attention.linear_qkv.bias",),
+        ((_attn("q_proj.bias"), "q"), (_attn("k_proj.bias"), "kv"), (_attn("v_proj.bias"), "kv")),
+        join=QKV,
+        when=_qkv_biased,
+    ),
+    Row(
+        (_LAYERS + "self_attention.q_layernorm.weight",),
+        ((_attn("q_norm.weight"), "head"),),
+        when=lambda arch, _: arch.qk_norm,
+    ),
+    Row(
+        (_LAYERS + "self_attention.k_layernorm.weight",),
+        ((_attn("k_norm.weight"), "head"),),
+        when=lambda arch, _: arch.qk_norm,
+    ),
+    Row(
+        (_LAYERS + "self_attention.linear_proj.weight",),
+        ((_attn("o_proj.weight"), "hidden q"),),
+        part=Part.ATTENTION_OUTPUT,
+    ),
+    Row(
+        (_LAYERS + "self_attention.linear_proj.bias",),
+        ((_attn("o_proj.bias"), "hidden"),),
+        part=Part.ATTENTION_OUTPUT,
+        when=_biased,
+    ),
+)
+
+DENSE_MLP = (
+    Row(
+        (_LAYERS + "mlp.linear_fc1.weight",),
+        ((_HF + "mlp.gate_proj.weight", "ffn hidden"), (_HF + "mlp.up_proj.weight", "ffn hidden")),
+        join=GATE_UP,
+        when=_dense,
+    ),
+    Row(
+        (_LAYERS + "mlp.linear_fc1.bias",),
+        ((_HF + "mlp.gate_proj.bias", "ffn"), (_HF + "mlp.up_proj.bias", "ffn")),
+        join=GATE_UP,
+        when=lambda arch, layer: _dense(arch, layer) and arch.linear_bias,
+    ),
+    Row(
+        (_LAYERS + "mlp.linear_fc2.weight",),
+        ((_HF + "mlp.down_proj.weight", "hidden ffn"),),
+        part=Part.MLP_OUTPUT,
+        when=_dense,
+    ),
+    Row(
+        (_LAYERS + "mlp.linear_fc2.bias",),
+        ((_HF + "mlp.down_proj.bias", "hidden"),),
+        part=Part.MLP_OUTPUT,
+        when=lambda arch, layer: _dense(arch, layer) and arch.linear_bias,
+    ),
+)
+
+
+def unbiased(arch: Architecture) -> bool:
+    """Whether no projection has a bias."""
+    return not (arch.qkv_bias or arch.linear_bias)

@@ -1,0 +1,24 @@
+"""What the job scheduler says in the environment: the job, its restarts, this machine's name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def restarts() -> int:
+    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
+    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return max(int(count) for count in told if count.isdigit())
+
+
+def this_host() -> str:
+    """The machine's name as its scheduler has it, else its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The job's name to Slurm: of a task of an array ARRAY_TASK, since one task has the array's own number."""
+    task = environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{environment['SLURM_ARRAY_JOB_ID']}_{task}" if task else environment.get("SLURM_JOB_ID")

@@ -1,0 +1,210 @@
+"""Before a run begins: every rank has passed its checks, on machines that have the same versions and share ``--save``.
+
+The ranks meet at the launch's key-value store, where their process group is about to meet: before any collective, which
+versions that differ may crash or hang. Each gives one vote, rank 0 judges, all read its verdict. A rank that fails gives
+the verdict itself, so that ranks on other machines end with its line instead of waiting for it.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import DistError, TCPStore
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
+from megatron_cod.launch.shared_directory import leave_mark, not_seen
+from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
+
+_AGREED = "agreed"
+_MAY_PASS = "may pass: "
+"""Before the line of a rank that failed by no fault of who started the run."""
+_PREFIX = "megatron_cod/agreement"
+SEEN_WITHIN_SECONDS = 10.0
+"""How long a file that one machine wrote into ``--save`` may take to be seen on another."""
+_LINGER_SECONDS = 5.0
+_SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
+
+_server: Any = None
+"""Rank 0's store, for as long as the process lives: the process group's shares its port."""
+
+
+class _Meeting:
+    """This rank at the store."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        alone = os.environ.get("LOCAL_WORLD_SIZE") == str(self.world)
+        # An agent's store may outlive an attempt, and the count of attempts is common to the ranks of one machine.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "0"
+        self._keys = f"{_PREFIX}/{attempt}"
+        self._hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+        self._store: Any = None
+        if self._hosts_store:
+            self._connect(_SHORT_SECONDS)  # at once: the others look for it
+
+    def _connect(self, seconds: float) -> Any:
+        global _server
+        if self._store is None:
+            host, port = self._place
+            wait = timedelta(seconds=seconds)
+            try:
+                self._store = TCPStore(
+                    host, port, is_master=self._hosts_store, timeout=wait, multi_tenant=True, wait_for_workers=False
+                )
+            except DistError as error:
+                if self._hosts_store:
+                    why = "is in use" if "EADDRINUSE" in str(error) else f"cannot be opened ({one_line(error)[:100]})"
+                    raise UserError(f"port {port} of {host} (MASTER_PORT) {why}; give the job another") from None
+                raise UserError(
+                    f"rank 0 did not answer at {host}:{port} within {seconds:.0f} s: has its process started, is the "
+                    f"name right, does a firewall close the port, is the interface up (INTERFACE)?"
+                ) from None
+            if self._hosts_store:
+                _server = self._store
+        return self._store
+
+    def vote(self, facts: dict[str, Any], seconds: float) -> None:
+        self._connect(seconds).set(f"{self._keys}/vote/{self.rank}", json.dumps(facts))
+
+    def votes(self, seconds: float) -> tuple[list[dict[str, Any]], list[int]]:
+        """For rank 0: the votes in rank order, and the ranks that gave none in time. Ends early when one has failed."""
+        store, deadline = self._connect(seconds), time.monotonic() + seconds
+        given: list[dict[str, Any]] = []
+        absent: list[int] = []
+        for rank in range(self.world):
+            key = f"{self._keys}/vote/{rank}"
+            while not store.check([key]):
+                if store.check([f"{self._keys}/verdict"]):
+                    return given, absent
+                if time.monotonic() > deadline:
+                    absent.append(rank)
+                    break
+                time.sleep(0.02)
+            else:
+                given.append(json.loads(store.get(key)))
+        return given, absent
+
+    def decide(self, verdict: str, seconds: float) -> str:
+        """Give a verdict; returns the one that counts, which is the first."""
+        return self._connect(seconds).compare_set(f"{self._keys}/verdict", "", verdict).decode()
+
+    def verdict(self, seconds: float) -> str:
+        store, key = self._connect(seconds), f"{self._keys}/verdict"
+        try:
+            store.wait([key], timedelta(seconds=seconds))
+            return store.get(key).decode()
+        except DistError:
+            return f"rank 0 gave no verdict on the start within {seconds:.0f} s, or is gone; see its output"
+
+    def leave(self) -> None:
+        """The verdict is known here. Rank 0, which holds the store, waits a little until it is known everywhere."""
+        with suppress(DistError):
+            known = self._store.add(f"{self._keys}/known", 1) if self._store else 0
+            deadline = time.monotonic() + _LINGER_SECONDS
+            while self._hosts_store and known < self.world and time.monotonic() < deadline:
+                time.sleep(0.05)
+                known = self._store.add(f"{self._keys}/known", 0)
+
+
+def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seconds: float) -> str:
+    """The verdict on all votes: ``agreed``, or the line to end with.
+
+    votes: {"rank", "host", "versions", "mark", "data"}; the last three are None but for one rank a machine.
+    """
+    if absent:
+        listed = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        heard = sorted({vote["host"] for vote in votes})
+        return f"no sign of rank {listed} within {seconds:.0f} s; heard from {', '.join(heard[:8]) or 'nobody'}"
+    versions = {f"{vote['host']} (rank {vote['rank']})": vote["versions"] for vote in votes if vote["versions"]}
+    unequal = [line for name, (line, _) in differences(versions).items() if name in MUST_AGREE]
+    if unequal:
+        return f"the machines run different versions: {', and '.join(unequal)}; install the same on all"
+    other_data = _other_data(votes)
+    if other_data:
+        return other_data
+    writers = {vote["mark"]: vote["host"] for vote in votes if vote["mark"]}
+    lost = not_seen(save, list(writers), SEEN_WITHIN_SECONDS) if save else []
+    if lost:
+        others = ", ".join(sorted({writers[mark] for mark in lost}))
+        return (
+            f"--save {save} is not one directory on all machines: {socket.gethostname()} (rank 0) does not see within "
+            f"{SEEN_WITHIN_SECONDS:.0f} s what {others} wrote there; give a path on a file system that they share"
+        )
+    return _AGREED
+
+
+def _other_data(votes: list[dict[str, Any]]) -> str | None:
+    """A line when a dataset holds something else on one machine than on another."""
+    first: dict[str, tuple[str, str]] = {}
+    for vote in votes:
+        for prefix, digest in (vote.get("data") or {}).items():
+            host, known = first.setdefault(prefix, (vote["host"], digest))
+            if digest != known:
+                return (
+                    f"dataset {prefix} is not the same on {host} and on {vote['host']} (rank {vote['rank']}): copy it "
+                    "anew, or name one on a file system that they share"
+                )
+    return None
+
+
+def _agree(meeting: _Meeting, args: MegatronArgs) -> None:
+    seconds = 60.0 * args.distributed_timeout_minutes
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # for its machine
+    mark = leave_mark(args.save) if args.save and speaks else None
+    try:
+        facts = {"rank": meeting.rank, "host": socket.gethostname(), "versions": versions_here() if speaks else None}
+        facts["data"] = getattr(args, "data_content", None)
+        meeting.vote(facts | {"mark": mark.name if mark else None}, seconds)
+        if meeting.rank == 0:
+            votes, absent = meeting.votes(seconds)
+            verdict = meeting.decide(judge(votes, absent, args.save, seconds), seconds)
+        else:
+            verdict = meeting.verdict(seconds)
+    finally:
+        if mark:
+            Path(mark).unlink(missing_ok=True)
+    if verdict != _AGREED:
+        raise CommonError(verdict.removeprefix(_MAY_PASS), may_pass=verdict.startswith(_MAY_PASS) or None)
+
+
+@contextmanager
+def among_ranks() -> Iterator[Callable[[Any], None]]:
+    """Around the checks before a run; yields the function that all ranks call last, with Megatron's arguments.
+
+    It returns when all have called it and agree, and raises CommonError with the same line on all otherwise, after
+    ``--distributed-timeout-minutes`` at the latest. What is raised in the block is made known to the other ranks.
+    """
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) < 2
+        or "MASTER_ADDR" not in os.environ
+        or "--fake-process-group" in sys.argv
+    ):
+        yield lambda args: None
+        return
+    meeting = _Meeting()
+    agreed = False
+
+    def agree(args: MegatronArgs) -> None:
+        nonlocal agreed
+        _agree(meeting, args)
+        agreed = True
+
+    try:
+        yield agree
+    except BaseException as error:
+        if not agreed and not (isinstance(error, SystemExit) and not error.code):
+            found = ending(error, Phase.START)
+            line = f"rank {meeting.rank} on {socket.gethostname()}: {found.line}"
+            with suppress(DistError, UserError):  # it is this rank's own error that counts
+                meeting.decide(_MAY_PASS * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
+                meeting.leave()
+        raise

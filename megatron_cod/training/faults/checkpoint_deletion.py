@@ -1,0 +1,91 @@
+"""``--keep-last-checkpoints``: old checkpoints are deleted while a run trains."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.checkpoint.directory import (
+    TRACKER,
+)
+from megatron_cod.checkpoint.retention import hide, surplus
+from megatron_cod.training.loop.observers import Observer, Run
+
+
+class Retention(Observer):
+    """Keeps the newest K checkpoints of a run (``--keep-last-checkpoints``). Lives on rank 0.
+
+    Megatron has no hook after a save, and on a GPU it is not patched. So rank 0 looks, where its own code runs anyway:
+    in the first forward step of each iteration, and once after training. By then Megatron has written the tracker, as
+    it does last, in an asynchronous save too. A look is one ``stat``.
+    """
+
+    def __init__(self, args: MegatronArgs, say: Callable[[str], None]) -> None:
+        """args: Megatron's. Takes ``save_retain_interval`` out of them: two that delete would get in each other's way."""
+        self._args = args
+        assert args.save is not None
+        assert args.keep_last_checkpoints is not None
+        self._directory = Path(args.save)
+        self._keep = args.keep_last_checkpoints
+        self._every: int | None = args.save_retain_interval
+        args.save_retain_interval = None
+        self._say = say
+        self._seen: Any = None
+        self._threads: list[threading.Thread] = []
+
+    @classmethod
+    def of(cls, run: Run) -> Retention | None:
+        """On rank 0, where ``--keep-last-checkpoints`` asks for it."""
+        asked = run.args.save and run.args.keep_last_checkpoints and run.args.rank == 0
+        return cls(run.args, run.say) if asked else None
+
+    def step_begins(self) -> None:
+        """Look whether the step before saved."""
+        self.look()
+
+    def look(self) -> None:
+        """Delete the surplus when the tracker has changed.
+
+        What cannot be deleted is said, and ends no training.
+        """
+        try:
+            now = os.stat(self._directory / TRACKER)
+        except OSError:
+            return
+        if (now.st_mtime_ns, now.st_size) == self._seen:
+            return
+        self._seen = (now.st_mtime_ns, now.st_size)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        try:
+            hidden = [hide(path) for path in surplus(self._directory, self._keep, self._every)]
+        except OSError as error:
+            self._say(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
+            return
+        if hidden:
+            # Deleting terabytes takes minutes on a shared file system, and the next step waits for rank 0.
+            self._threads.append(threading.Thread(target=self._delete, args=(hidden,)))
+            self._threads[-1].start()
+
+    def _delete(self, hidden: list[Path]) -> None:
+        for path in hidden:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                self._say(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
+
+    @contextmanager
+    def around_training(self) -> Iterator[None]:
+        """The last save comes after the last forward step. Megatron also ends with SystemExit."""
+        try:
+            yield
+        finally:
+            self._seen = None  # two saves may fall into one tick of the file system's clock
+            self.look()
+            for thread in self._threads:
+                thread.join()

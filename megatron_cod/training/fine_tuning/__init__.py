@@ -1,0 +1,1 @@
+"""Supervised fine-tuning on conversations: its task, flags and datasets. ``sft.py`` is the command."""

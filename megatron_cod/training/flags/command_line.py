@@ -1,0 +1,50 @@
+"""From the command line and its recipe to one parse of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.console import say
+from megatron_cod.launch import devices
+from megatron_cod.schemes.init_policy import resolve_init_policy
+from megatron_cod.training.flags import recipes
+from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
+from megatron_cod.training.flags.imports import import_schemes
+from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.token_counts import in_samples, overruled
+from megatron_cod.training.task import Program
+
+
+def resolve_command_line(command_line: Sequence[str], program: Program | None = None) -> tuple[MegatronArgs, str]:
+    """Defaults, then the recipe, then the command line: their parse, and as YAML what was asked.
+
+    The YAML is a recipe that reproduces the run on any machine: what is chosen by the machine is not in it.
+    Raises UserError for an unknown flag, recipe or recipe key, for lengths that contradict each other, and for GPUs that
+    torch cannot use. Sets what Megatron reads from the environment before the first CUDA context.
+    """
+    devices.check_driver()
+    import_schemes(command_line)
+    parser = build_parser(program)
+    given = parser.parse_args(command_line)
+    from_recipe = []
+    if given.recipe:
+        recipe, line = recipes.without_machine(recipes.load_recipe(given.recipe))
+        if line:
+            say(line)
+        from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
+    defaults, lines = default_flags([*from_recipe, *command_line])
+    for line in lines:
+        say(line)
+    asked = [*(program.default_flags if program else ()), *from_recipe, *command_line]
+    on_any_machine = parser.parse_args([*COMMON_FLAGS, *asked])
+    raw = cast(MegatronArgs, parser.parse_args([*defaults, *asked]))
+    devices.set_connections(raw)
+    in_samples(raw, parser, say)
+    if program and program.trains and raw.save and raw.tensorboard_dir is None:
+        raw.tensorboard_dir = str(Path(raw.save) / "tensorboard")
+    policy = resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]
+    always = {"norm_scheme": raw.norm_scheme, "init_policy": policy}
+    return raw, recipes.resolved_yaml(on_any_machine, parser, always)

@@ -1,0 +1,60 @@
+"""Which of Megatron-Core 0.19.2's optimizers run here, and with what; told before anything is built."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from megatron_cod.adaptations import cpu
+from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import UserError
+
+_OWN = ("adam", "sgd")
+_RUN = (*_OWN, "muon", "lion")
+_REFUSED = {
+    "soap": "its state has shapes of its own, which Megatron-Core 0.19.2 cannot save",
+    "adaptive_muon": "Megatron-Core 0.19.2 and emerging-optimizers 0.3 do not agree on it, and its first step fails",
+    "dist_muon": "it is Megatron's old name of muon over the distributed optimizer",
+}
+_PACKAGE = "emerging-optimizers"
+
+
+def check_optimizer(args: MegatronArgs) -> None:
+    """UserError, naming the flags, for an optimizer that does not run, or not with the other flags.
+
+    args: the plain parse of the command line.
+    """
+    name = args.optimizer
+    _check_offload(args)
+    if name in _OWN:
+        return
+    flag = f"--optimizer {name}"
+    if name not in _RUN:
+        raise UserError(f"{flag} is not supported: {_REFUSED.get(name, 'untried')}; there are {', '.join(_RUN)}")
+    if importlib.util.find_spec(_PACKAGE.replace("-", "_")) is None:
+        raise UserError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
+    asked = {
+        "--use-distributed-optimizer (each replica then has all of the state; leave it out)": (
+            args.use_distributed_optimizer
+        ),
+        "--fp16 (--bf16 runs)": args.fp16,
+        "--use-torch-fsdp2": args.use_torch_fsdp2,
+        "--use-megatron-fsdp": args.use_megatron_fsdp,
+        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
+        "--use-precision-aware-optimizer": args.use_precision_aware_optimizer,
+    }
+    refused = [what for what, is_set in asked.items() if is_set]
+    if refused:
+        raise UserError(f"{flag} does not support {', '.join(refused)}")
+
+
+def _check_offload(args: MegatronArgs) -> None:
+    """UserError for a precision in which Megatron-Core 0.19.2's optimizer on the host fails by its first step."""
+    if args.optimizer_cpu_offload and not args.bf16:
+        given = "--fp16" if args.fp16 else "fp32"
+        raise UserError(f"--optimizer-cpu-offload runs with --bf16 only, not with {given}")
+
+
+def check_offload_device(args: MegatronArgs) -> None:
+    """UserError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
+    if args.optimizer_cpu_offload and not cpu.has_cuda():
+        raise UserError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")

@@ -1,0 +1,212 @@
+"""Our own flags beside Megatron's, and help that can be read."""
+
+import argparse
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, NoReturn
+
+from megatron_cod.errors import UserError
+from megatron_cod.schemes.init_policy import INIT_POLICIES
+from megatron_cod.schemes.options import CommonOptions, add_flags
+from megatron_cod.schemes.table import DEFAULT, SCHEMES, get_scheme
+from megatron_cod.training.flags.defaults import CHOICES
+from megatron_cod.training.flags.fault_flags import add_fault_options
+from megatron_cod.training.flags.token_counts import add_token_options
+from megatron_cod.training.task import Program
+
+_COMMON = """\
+Megatron flags used most (all of them: --help-megatron):
+  --num-layers --hidden-size --num-attention-heads --ffn-hidden-size --seq-length     the model
+  --micro-batch-size --global-batch-size --train-iters --lr --min-lr --seed           the optimisation
+  --tensor-model-parallel-size --pipeline-model-parallel-size --sequence-parallel     the layout
+  --num-virtual-stages-per-pipeline-rank --use-distributed-optimizer                  the layout, further
+  --save --load --save-interval --eval-interval --eval-iters --log-interval           checkpoints and logs
+"""
+
+
+class UsageError(UserError):
+    """A wrong command line; its text is the one line the user sees."""
+
+
+def _one_line_error(message: str) -> NoReturn:
+    raise UsageError(f"{message} (--help lists the flags)")
+
+
+def at_least_one(text: str) -> int:
+    """A flag's type: a whole number from 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _scheme(text: str) -> str:
+    try:
+        return get_scheme(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _add_scheme_options(group: Any) -> None:
+    """The options of every registered scheme, and those that go with all."""
+    known: set[str] = set()
+    for kind in (*(row.options for row in SCHEMES.values()), CommonOptions):
+        add_flags(group, kind, known)
+
+
+def _default_inits() -> str:
+    by_policy: dict[str, list[str]] = {}
+    for row in SCHEMES.values():
+        by_policy.setdefault(row.default_init, []).append(row.name)
+    usual = max(by_policy, key=lambda policy: len(by_policy[policy]))
+    others = [f"{policy} for {', '.join(of)}" for policy, of in by_policy.items() if policy != usual]
+    return "; ".join([*others, f"{usual} for the others"])
+
+
+class _HelpMegatron(argparse.Action):
+    """Megatron's whole help, hundreds of flags."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        argparse.ArgumentParser.print_help(parser)
+        raise SystemExit(0)
+
+
+def add_arguments(parser: argparse.ArgumentParser, program: Program | None = None) -> argparse.ArgumentParser:
+    """Megatron's ``extra_args_provider``: our flags, one-line errors, short help.
+
+    program: whose flags and help come along.
+    """
+    group = parser.add_argument_group("megatron_cod")
+    group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
+    group.add_argument(
+        "--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to leave out, e.g. --unset swiglu"
+    )
+    group.add_argument(
+        "--import",
+        dest="import_modules",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE",
+        help="import Python modules that register norm schemes of your own (docs/schemes.md)",
+    )
+    group.add_argument(
+        "--norm-scheme",
+        type=_scheme,
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"norm scheme of every block: {', '.join(SCHEMES)} (default: %(default)s)",
+    )
+    group.add_argument(
+        "--init-policy",
+        choices=list(INIT_POLICIES),
+        help=f"initialisation of a block's projections (default: the scheme's own: {_default_inits()})",
+    )
+    _add_scheme_options(group)
+    group.add_argument(
+        "--backend",
+        choices=CHOICES,
+        default="auto",
+        help="kernels of the layers: auto takes Transformer Engine, then Apex, then torch, as installed; "
+        "--transformer-impl, Megatron's own flag, wins over it (default: auto)",
+    )
+    group.add_argument(
+        "--override-scheme-check",
+        action="store_true",
+        help="load a checkpoint although it was trained under another norm scheme",
+    )
+    group.add_argument(
+        "--override-model-check",
+        action="store_true",
+        help="load a checkpoint although this model computes another function of its weights (another --rotary-base, say)",
+    )
+    group.add_argument(
+        "--keep-last-checkpoints",
+        type=at_least_one,
+        metavar="K",
+        help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
+    )
+    group.add_argument(
+        "--verify-checkpoint",
+        action="store_true",
+        help="read all of the checkpoint to load before, and compare its checksums: one with changed bytes is passed over "
+        "in SAVE, and refused elsewhere",
+    )
+    group.add_argument(
+        "--depth-monitor-interval",
+        type=at_least_one,
+        metavar="N",
+        help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
+    )
+    group.add_argument(
+        "--rank-log-dir",
+        metavar="DIR",
+        help="where each rank's file is, with all that it and Megatron print; 'none': all of it on the console "
+        "(default: SAVE/logs; without --save none)",
+    )
+    group.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="X",
+        help="dense bf16 TFLOP/s of one device, for MFU (default: known for NVIDIA's A100, H100, H200, B200, L40S)",
+    )
+    group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
+    )
+    add_token_options(group)
+    faults = parser.add_argument_group("when something goes wrong (docs/faults.md)")
+    add_fault_options(faults)
+    group.add_argument("--help-megatron", action=_HelpMegatron, nargs=0, help="print the help of every Megatron flag")
+    own = parser.add_argument_group("the program's flags")
+    if program is not None:
+        program.add_arguments(own)
+
+    def print_help(*_: Any) -> None:
+        name = program.program if program else "megatron_cod"
+        formatter = argparse.HelpFormatter(prog=name, max_help_position=32)
+        for title, section in ((f"{name} flags", own), ("megatron_cod flags", group), (faults.title, faults)):
+            if section._group_actions:
+                formatter.start_section(title)
+                formatter.add_arguments(section._group_actions)
+                formatter.end_section()
+        print((program.introduction + "\n" if program else "") + formatter.format_help() + "\n" + _COMMON)
+
+    parser.error = _one_line_error  # type: ignore[method-assign]
+    parser.print_help = print_help  # type: ignore[method-assign,assignment]
+    return parser
+
+
+def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
+    """Megatron's parser with our flags. The same object for the same schemes: building it takes longer than parsing."""
+    return _built_parser(program, tuple((row.name, row.options) for row in SCHEMES.values()))
+
+
+@cache
+def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> argparse.ArgumentParser:
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)
+    for action in parser._actions:
+        if action.type not in (None, int, float, str, bool):  # these raise ValueError alone
+            action.type = _refusing(action)
+    return parser
+
+
+def _refusing(action: argparse.Action) -> Callable[[str], Any]:
+    """The action's type, with one line for whatever it raises: argparse knows TypeError and ValueError alone."""
+    kind: Callable[[str], Any] = action.type  # type: ignore[assignment]
+
+    @wraps(kind)
+    def converted(text: str) -> Any:
+        try:
+            return kind(text)
+        except (TypeError, ValueError, argparse.ArgumentTypeError):
+            raise
+        except Exception:
+            names = [str(getattr(one, "name", one)) for one in action.choices or ()]
+            known = f"; there are {', '.join(names)}" if 0 < len(names) < 20 else ""
+            raise argparse.ArgumentTypeError(f"invalid value: {text!r}{known}") from None
+
+    return converted

@@ -1,0 +1,1 @@
+"""What a run reports: metrics, progress lines, the summary, the residual stream by layer."""

@@ -1,0 +1,131 @@
+"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. All of it on the last
+rank, whose lines rank 0 prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_cod.args import MegatronArgs
+from megatron_cod.training import before_megatron  # noqa: F401
+
+# isort: split
+from megatron.training import get_tensorboard_writer
+from megatron.training.global_vars import get_wandb_writer
+from megatron.training.training import num_floating_point_operations
+
+from megatron_cod.analysis.metrics import PARAMETERS
+from megatron_cod.console import say, this_rank
+from megatron_cod.errors import UserError
+from megatron_cod.launch.console_relay import Lines
+from megatron_cod.training.flags.batch_sizes import planned
+from megatron_cod.training.loop.observers import Observer, Run
+from megatron_cod.training.monitoring.metrics_writer import MetricsWriter, install_metrics_writer
+from megatron_cod.training.monitoring.parameter_count import count_parameters
+from megatron_cod.training.monitoring.throughput import Job, peak_tflops
+
+# How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.
+_SECONDS_AT_THE_END = 10.0
+_SECONDS_AFTER_A_FAILURE = 2.0
+
+
+def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
+    """UserError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
+    if not args.wandb_project or rank != world - 1:
+        return
+    try:
+        from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
+    except ImportError as error:
+        raise UserError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
+
+
+def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
+    """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
+    flops = float(num_floating_point_operations(args, 1))
+    return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
+
+
+def _metrics_writer(
+    args: MegatronArgs,
+    job: Job,
+    tell: Callable[[str], None],
+    see_loss: Callable[[int, float], Iterable[str]],
+    inner: Any,
+) -> MetricsWriter:
+    path = Path(args.metrics_file) if args.metrics_file else Path(args.save) / "metrics.jsonl" if args.save else None
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    steps, samples = planned(args)
+    return MetricsWriter(
+        inner,
+        path,
+        train_iters=steps,
+        train_samples=samples,
+        batch_size=args.global_batch_size,
+        consumed=lambda: int(args.consumed_train_samples),
+        job=job,
+        log_interval=args.log_interval,
+        emit=tell,
+        see_loss=see_loss,
+        also=_to_wandb,
+    )
+
+
+def _to_wandb(values: dict[str, float], step: int) -> None:
+    wandb = get_wandb_writer()
+    if wandb:
+        wandb.log(values, step)
+
+
+def write_scalar(name: str, value: float, step: int) -> None:
+    """One value to the metrics, TensorBoard and W&B, on the rank that keeps them."""
+    writer = get_tensorboard_writer()
+    if isinstance(writer, MetricsWriter):
+        writer.add_scalar(name, value, step)
+    _to_wandb({name: value}, step)
+
+
+class Report(Observer):
+    """Metrics, TensorBoard, W&B, progress line and summary of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def around_training(self) -> AbstractContextManager[None]:
+        run = self._run
+        return reported(run.args, run.task.share_of_tokens(), run.losses, run.lines)
+
+    def model_built(self, model: list[Any]) -> None:
+        self._run.lines.attach()
+        report_parameters(model)
+
+
+def report_parameters(model: list[Any]) -> None:
+    """Say and record how many parameters the model has. Collective."""
+    total = count_parameters(model)
+    say(f"parameters: {total:,}")
+    write_scalar(PARAMETERS, total, 0)
+
+
+@contextmanager
+def reported(
+    args: MegatronArgs, share_of_tokens: float, see_loss: Callable[[int, float], Iterable[str]], lines: Lines
+) -> Iterator[None]:
+    """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
+    last = args.world_size - 1 == this_rank()
+    if last:
+        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines.tell, see_loss))
+    wait = _SECONDS_AFTER_A_FAILURE
+    try:
+        yield
+        wait = _SECONDS_AT_THE_END
+    except SystemExit:
+        wait = _SECONDS_AT_THE_END
+        raise
+    finally:
+        for line in get_tensorboard_writer().summary.lines(args.save) if last else ():
+            lines.tell(line)
+        lines.end(wait)
