@@ -19,7 +19,7 @@ DIVERGENCE_IS_A_RESULT = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode",
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)
-_STOPPED = re.compile(r"step \d+: .* is not finite")
+STOPPED = re.compile(r"step \d+: .* is not finite")
 """How a run says that it ended itself for that (training/faults/nonfinite.py)."""
 
 Show = Callable[[str], None]
@@ -72,7 +72,7 @@ def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
     except _Diverged as error:
         return str(error)
     except RunFailed as error:
-        found = _STOPPED.search(str(error))
+        found = STOPPED.search(str(error))
         if found is None:
             raise
         return found[0]
