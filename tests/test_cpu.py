@@ -26,7 +26,7 @@ def test_every_row_gives_a_reason_and_no_name_comes_twice():
     assert all(row.reason for row in cpu.ADAPTED)
 
 
-def test_nothing_is_touched_when_cuda_is_there():
+def test_adapts_nothing_on_gpus():
     code = """
         import torch
         torch.cuda.is_available = lambda: True

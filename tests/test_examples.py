@@ -70,7 +70,7 @@ def test_templates_are_short_and_say_what_to_change(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_no_sbatch_line_has_a_hash_in_it(script):
+def test_sbatch_lines_have_no_hash(script):
     """Slurm cuts an #SBATCH line at an unquoted #, silently."""
     for line in script.read_text().splitlines():
         if line.startswith("#SBATCH"):
@@ -115,7 +115,7 @@ def bytes_of_tensors(checkpoint: Path) -> int:
     return sum(item.size.numel() * item.properties.dtype.itemsize for item in tensors)
 
 
-def test_single_node_trains_and_goes_on(text_data, tmp_path):
+def test_single_node_trains_and_resumes(text_data, tmp_path):
     save = tmp_path / "run"
     flags = ["--pipeline-model-parallel-size", "2", "--train-iters", "12"]
     execute("single_node.sh", save, text_data, *flags, "--exit-interval", "6", SAVE_INTERVAL="6")

@@ -116,7 +116,7 @@ def test_every_recorded_field_is_compared_and_named(name, saved):
 
 
 @pytest.mark.parametrize("name", UNCHANGED)
-def test_what_may_differ_is_not_named(name, saved):
+def test_ignores_fields_that_may_differ(name, saved):
     assert differences(saved, arguments(*UNCHANGED[name])) == []
 
 

@@ -67,7 +67,7 @@ def differences(kernel: str, zero: bool) -> dict[str, float]:
 
 @pytest.mark.parametrize("kernel", HIDDEN)
 @pytest.mark.parametrize("zero", [False, True])
-def test_it_is_the_formula(kernel, zero):
+def test_norm_equals_formula(kernel, zero):
     found = differences(kernel, zero)
     assert max(found.values()) <= 1e-6, found
 
@@ -122,7 +122,7 @@ def test_the_model_is_that_of_the_torch_backend(scheme, layout):
     assert relative(gradients(on_apex, "lns"), gradients(on_torch, "lns")) <= 2e-5
 
 
-def test_where_apex_is_its_layer_norm_is_taken():
+def test_uses_layer_norm_of_installed_apex():
     assert "DepthScaledApexLayerNorm" in run_ranks(1, worker, Layout(), ())[0]["norms"]
 
 

@@ -82,7 +82,7 @@ def test_dropout_acts_in_training_only():
         ({"context_parallel_size": 2, "hierarchical_context_parallel_sizes": [2]}, "--hierarchical-context"),
     ],
 )
-def test_what_is_unsupported_is_refused(changes, flag):
+def test_rejects_unsupported_arguments(changes, flag):
     with pytest.raises(ValueError, match=flag):
         build(SDPACoreAttention, **changes)
 

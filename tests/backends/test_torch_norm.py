@@ -25,7 +25,7 @@ def config(normalization: str, *, sequence_parallel: bool = False, zero_centered
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("zero_centered", [False, True])
 @pytest.mark.parametrize("factor", [None, 126**-0.5])
-def test_norm_is_the_formula(kind, dtype, zero_centered, factor):
+def test_norm_equals_formula(kind, dtype, zero_centered, factor):
     torch.manual_seed(0)
     build = torch_norm if factor is None else depth_scaled_torch_norm
     norm = build(config=config(kind, sequence_parallel=True, zero_centered=zero_centered), hidden_size=H, eps=EPS)

@@ -49,7 +49,7 @@ def compared(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_writes_a_table_curves_and_commands(compared):
+def test_writes_table_curves_and_commands(compared):
     output, _, said = compared
     text = (output / "results.md").read_text()
     assert text in said
@@ -90,7 +90,7 @@ def test_repeating_keeps_what_is_finished(compared):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_and_ends_the_same(compared, tmp_path):
+def test_a_stopped_run_resumes_and_ends_the_same(compared, tmp_path):
     output, _, _ = compared
     line = command(tmp_path / "o", "--schemes", "lns", "--seeds", "1")
     process = subprocess.Popen(
@@ -172,7 +172,7 @@ def test_noise_is_two_standard_errors():
     assert "One seed each" in table([row_of("a", {1: outcome(2.0)})])
 
 
-def test_what_counts_as_diverged():
+def test_recognizes_divergence():
     assert how_it_diverged(outcome(2.0).metrics) is None
     assert outcome(float("nan"), [5.0, 4.0, 3.0]).diverged == "validation loss nan"
     assert outcome(2.0, [5.0, 4.0, float("inf")]).diverged == "loss inf at step 3"

@@ -68,7 +68,7 @@ def losses(save: Path) -> dict[int, float]:
     return {one["step"]: one["value"] for one in records if one["name"] == "lm loss"}
 
 
-def test_the_template_trains_stops_and_goes_on_to_the_same_losses(daemon, template):
+def test_the_template_trains_stops_and_resumes_to_the_same_losses(daemon, template):
     start, runs, user = template
     whole = start("whole")
     said = whole.communicate(timeout=600)[0]

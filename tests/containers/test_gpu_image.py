@@ -21,7 +21,7 @@ def torch_files(store, image: str) -> dict[str, tuple[int, float]]:
         }
 
 
-def test_what_the_base_brings_is_left_alone(store, gpu_image, ngc_base, project):
+def test_keeps_packages_of_base(store, gpu_image, ngc_base, project):
     before, after, pins = installed(store, ngc_base), installed(store, gpu_image), pinned(project)
     assert before.items() <= after.items()
     assert before["rich"] != pins["rich"]

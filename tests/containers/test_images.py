@@ -23,7 +23,7 @@ def test_the_user_is_not_root_and_the_training_starts(store, image, request):
     store.inside(image, "sh", "-c", "! touch megatron_cod/mine 2>/dev/null && touch ~/mine")
 
 
-def test_what_is_pinned_is_installed(store, cpu_image, project):
+def test_installs_pinned_versions(store, cpu_image, project):
     there = installed(store, cpu_image)
     assert pinned(project).items() <= there.items()
     text = (project / "Dockerfile.cpu").read_text()

@@ -103,6 +103,6 @@ def test_layouts_resume_from_one_device(tmp_path, world, layout):
     assert max(abs(a - b) for a, b in zip(found.losses, one.losses[2:], strict=True)) <= 2e-4
 
 
-def test_what_is_refused(tmp_path):
+def test_rejects_unsupported_flags(tmp_path):
     run = train(2, tmp_path, *SHORT, *CP2, "--attention-dropout", "0.1", mode="small,report")
     assert run.refused("--attention-dropout > 0", "--context-parallel-size")

@@ -98,7 +98,7 @@ class TrainingGraph:
         ("local", TrainingGraph(), (variance_tag(4), 3)),
     ],
 )
-def test_what_a_graph_freezes_is_seen(eager, kind, mutant, seen, tmp_path):
+def test_detects_values_frozen_by_graph(eager, kind, mutant, seen, tmp_path):
     graphed(kind, 1, tmp_path, *WARM_UP, before=mutant).succeeded()
     assert seen in differences(eager, metrics(tmp_path))
 

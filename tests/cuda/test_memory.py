@@ -57,7 +57,7 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_term_left_out_is_found(name, monkeypatch):
+def test_a_term_skipped_is_found(name, monkeypatch):
     shape, module, term, mutant = MUTANTS[name]
     monkeypatch.setattr(module, term, mutant)
     of_peak, of_activations = measured(shape).off(estimate(shape))

@@ -134,7 +134,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
     assert result.bad[1].endswith("d.parquet, row 3: column 'text' holds nothing (null)")
 
 
-def test_what_cannot_be_used(tmp_path: Path) -> None:
+def test_rejects_unusable_tables(tmp_path: Path) -> None:
     path = parquet(tmp_path / "d.parquet", ["a"])
     for keys, says in (
         (["body"], "no column 'body' (columns here: id, text); choose with --json-keys"),

@@ -109,7 +109,7 @@ def test_mutants_give_other_pieces(tokenizers, monkeypatch: pytest.MonkeyPatch, 
         agree(tokenizers[name], quick(tokenizers[name]), BATCH)
 
 
-def test_what_is_left_to_the_tokenizer(tokenizers) -> None:
+def test_leaves_other_text_to_tokenizer(tokenizers) -> None:
     ours = quick(tokenizers["qwen"])
     assert ours.one("caf\u00e9") is None and ours.several(["cafe", "caf\u00e9"]) is None and ours.one("a\x1cb") is None
     # A character that no alternative takes, and one that has no token.

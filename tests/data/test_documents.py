@@ -70,7 +70,7 @@ def test_ranges_of_a_file_hold_each_document_once(
 
 @given(lines, st.sampled_from(["line", "blank-line"]), st.integers(1, 40))
 @settings(max_examples=300)
-def test_reading_goes_on_where_it_was_broken_off(parts: list[bytes], split_on: str, end: int) -> None:
+def test_reading_resumes_where_it_was_broken_off(parts: list[bytes], split_on: str, end: int) -> None:
     content = b"\n".join(parts)
     first = list(cut(io.BytesIO(content), split_on, 0, end, True))
     for stop, document in enumerate(first):

@@ -131,7 +131,7 @@ def test_real_text_by_words(pairs, speeches: list[str], name: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("name", BY_WORDS)
-def test_it_is_worth_it(pairs, speeches: list[str], name: str) -> None:
+def test_is_faster_than_whole_texts(pairs, speeches: list[str], name: str) -> None:
     """Real text is not left to the tokenizer: that would be right too, but slow."""
     by_words, _ = pairs(name)
     left = by_words._words(speeches[:4])  # type: ignore[misc]
@@ -152,7 +152,9 @@ def taken_as_safe(monkeypatch: pytest.MonkeyPatch, choice: TokenizerChoice) -> D
 
 
 @pytest.mark.parametrize("name", ["over-words", "split-on-b"])
-def test_whole_texts_are_needed_there(choices, speeches: list[str], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tokenizers_need_whole_texts(
+    choices, speeches: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = DocumentEncoder(choices(name), True)
     mutant = taken_as_safe(monkeypatch, choices(name))
     assert mutant.by_words

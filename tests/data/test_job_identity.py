@@ -134,7 +134,7 @@ def test_a_finished_dataset_of_another_job(
 
 
 @pytest.mark.parametrize("name", ["eod", "vocab_size"])
-def test_what_the_library_makes_of_the_same_files(
+def test_detects_changed_ids_of_same_files(
     jobs: dict[str, PreprocessJob], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """As another version of it may."""
@@ -156,7 +156,7 @@ def test_what_the_library_makes_of_the_same_files(
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "parts"])
-def test_the_same_job_goes_on(
+def test_the_same_job_resumes(
     jobs: dict[str, PreprocessJob], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tokenizer: str
 ) -> None:
     """What no id depends on may differ: a chat template, the number of workers, what is decided in the merge."""

@@ -304,7 +304,7 @@ def test_two_runs_do_not_work_in_one_folder(inputs: list[str], tmp_path: Path, m
     run.preprocess(job_of(inputs, tmp_path, False))
 
 
-def test_changed_inputs_do_not_go_on(inputs: list[str], tmp_path: Path, documents: list[str]) -> None:
+def test_changed_inputs_do_not_resume(inputs: list[str], tmp_path: Path, documents: list[str]) -> None:
     source = tmp_path / "in.txt"
     source.write_text("\n\n".join(documents[:60]))
     (tmp_path / "killed").mkdir()

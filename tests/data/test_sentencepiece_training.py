@@ -109,7 +109,7 @@ def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
         train(tmp_path / "u", inputs=[str(path)], skip_bad_lines=True)
 
 
-def test_no_text_at_all(tmp_path: Path) -> None:
+def test_rejects_input_without_text(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="no text to train on"):
         train(tmp_path / "t", inputs=[str(tmp_path / "in.txt")])

@@ -71,5 +71,5 @@ def test_bad_holdout() -> None:
         make_splitter("9,1", 5)
 
 
-def test_no_split_asked() -> None:
+def test_without_split_flag() -> None:
     assert make_splitter(None, None) is None

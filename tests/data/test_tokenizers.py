@@ -38,7 +38,7 @@ def test_bytes_are_ids_as_in_megatrons_byte_level_library() -> None:
     assert (encoder.vocab_size, encoder.eod, encoder.dtype) == (BYTE_VOCABULARY, 256, np.uint16)
 
 
-def test_huggingface_special_tokens_can_be_left_out(huggingface_folder: Path) -> None:
+def test_huggingface_special_tokens_can_be_skipped(huggingface_folder: Path) -> None:
     with_bos = DocumentEncoder(TokenizerChoice("HuggingFaceTokenizer", huggingface_folder), True)
     without = DocumentEncoder(
         TokenizerChoice("HuggingFaceTokenizer", huggingface_folder, hf_special_tokens=False), True

@@ -70,7 +70,7 @@ def test_the_factor_acts_on_the_input_norms_alone(name, layout):
 
 
 @pytest.mark.parametrize(("name", "layout"), [*[(n, ONE) for n in VARIANTS], *CASES], ids=[*VARIANTS, *NAMES])
-def test_it_is_pre_ln_with_the_factor_in_gamma(name, layout):
+def test_equals_pre_ln_with_factor_in_gamma(name, layout):
     ranks = results(name, layout)
     logits = {scheme: full_logits([rank[scheme] for rank in ranks], layout) for scheme in ("lns", "folded", "unfolded")}
     assert (logits["lns"] - logits["folded"]).abs().max() <= 1e-5
@@ -171,7 +171,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("layout", "flags", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_is_not_there_is_refused(layout, flags, said):
+def test_rejects_unsupported_architectures(layout, flags, said):
     with pytest.raises(WorkerError, match=rf"UserError: --norm-scheme lns does not support.*{re.escape(said)}"):
         run_ranks(layout.world, run_variant, Variant(flags), layout, None, ("lns",))
 

@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory, tiny):
     return folder
 
 
-def test_what_a_checkpoint_records(checkpoint):
+def test_checkpoint_records_scheme(checkpoint):
     saved = saved_state(checkpoint / "iter_0000002")["args"]
     assert (saved.norm_scheme, saved.scheme_exponent, saved.init_policy) == ("lns", -0.5, "normal")
     assert saved.megatron_cod_version == megatron_cod.__version__
@@ -69,7 +69,7 @@ def test_every_way_of_loading_is_checked(checkpoint, tiny, tmp_path, how):
     refuse(1, [*tiny, *flags, "--norm-scheme", "pre_ln", "--dry-run"], "was trained with --norm-scheme lns")
 
 
-def test_what_stock_megatron_and_older_versions_saved():
+def test_loads_checkpoints_of_stock_megatron_and_older_versions():
     place, stock = Path("s"), Namespace()
     pre_ln, lns = (
         SimpleNamespace(norm_scheme=scheme, init_policy="scaled", num_layers=4) for scheme in ("pre_ln", "lns")

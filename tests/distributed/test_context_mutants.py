@@ -57,7 +57,7 @@ MUTANTS = [chunks_in_a_row, keys_out_of_order, gradients_of_own_queries, gradien
 
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 @pytest.mark.slow_except("chunks_in_a_row", "gradients_of_own_queries")
-def test_it_is_seen(mutate):
+def test_detects_mutant(mutate):
     layout = Layout(cp=2)
     try:
         results = run_ranks(layout.world, mutated, layout, mutate)

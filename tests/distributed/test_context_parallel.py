@@ -171,13 +171,13 @@ def test_stopping_changes_nothing_to_the_bit(saved, tmp_path):
 @pytest.mark.parametrize(
     ("world", "layout"), [(1, []), (4, CP4), (2, ["--pipeline-model-parallel-size", "2"])], ids=["cp1", "cp4", "pp2"]
 )
-def test_going_on_at_another_layout(saved, tmp_path, world, layout):
+def test_resuming_at_another_layout(saved, tmp_path, world, layout):
     found, expected = gone_on(saved, tmp_path, world, layout)
     assert max(largest(mine, theirs) for mine, theirs in zip(found, expected, strict=True)) <= 1e-5
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_goes_on_at_cp2(tiny, tmp_path):
+def test_a_run_of_one_process_resumes_at_cp2(tiny, tmp_path):
     whole = tmp_path / "whole"
     succeed(1, [*tiny, OPTIMIZER, "--save", str(whole), "--save-interval", "4"])
     saved = [*tiny, OPTIMIZER], whole, at_step_4(whole, tmp_path / "stopped")

@@ -113,7 +113,7 @@ def test_factors_stay_what_they_are(flags):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_lns_cannot_do_is_refused(flags, named):
+def test_rejects_unsupported_flags(flags, named):
     with pytest.raises(WorkerError, match=f"UserError: .*{re.escape(named)}"):
         run_ranks(1, factors_after, flags)
 

@@ -96,7 +96,7 @@ def parameters(output: str) -> str:
 
 @pytest.mark.parametrize(("world", "flags", "line"), LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.slow_except("own stage")
-def test_every_layout_goes_on_alike(whole, tiny, tmp_path, world, flags, line):
+def test_every_layout_resumes_alike(whole, tiny, tmp_path, world, flags, line):
     folder, expected, output = whole
     more = ["--load", str(folder), "--save", str(tmp_path / "o"), "--save-interval", "4"]
     ended = run_training_ranks(world, [*tiny, *MTP2, *flags, *more])

@@ -88,7 +88,7 @@ OTHER = {
 
 @pytest.mark.parametrize(("world", "flags"), OTHER.values(), ids=OTHER)
 @pytest.mark.slow_except("tp 2, duplicated")
-def test_going_on_at_another_layout(whole, tiny, tmp_path, world, flags):
+def test_resuming_at_another_layout(whole, tiny, tmp_path, world, flags):
     found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *flags], world), losses(whole)
     assert list(found) == [3, 4]
     assert max(abs(loss - expected[step]) for step, loss in found.items()) <= 1e-5
@@ -103,7 +103,7 @@ def test_blockwise_is_another_optimizer_at_another_tp(whole, tiny, tmp_path):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.slow
-def test_every_scheme_trains_and_goes_on(tiny, tmp_path, scheme):
+def test_every_scheme_trains_and_resumes(tiny, tmp_path, scheme):
     flags = [*tiny, *MUON, "--norm-scheme", scheme]
     made = whole_run(tmp_path / "whole", flags)
     (tmp_path / "on").mkdir()
@@ -148,7 +148,7 @@ def test_lion(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_adam_does_not_go_on_with_its_state(whole, tiny, tmp_path):
+def test_adam_does_not_resume_with_its_state(whole, tiny, tmp_path):
     adam = [*tiny, *MUON, "--optimizer", "adam", "--load", str(whole), "--save", str(tmp_path), "--save-interval", "9"]
     refuse(
         1, adam, r"was saved with --optimizer muon, whose state --optimizer adam cannot go on with: give that, or --no-"

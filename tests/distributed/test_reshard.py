@@ -46,7 +46,7 @@ CASES = [(name, optimizer) for name in LAYOUTS for optimizer in ([], [OPTIMIZER]
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES, ids=[f"{n}{' distributed' if o else ''}" for n, o in CASES])
 @pytest.mark.slow_except("pp4 distributed", "pp2 vp2 distributed")
-def test_going_on_at_another_layout(saved, tiny, tmp_path, record_property, name, optimizer):
+def test_resuming_at_another_layout(saved, tiny, tmp_path, record_property, name, optimizer):
     difference = go_on(saved, tiny, tmp_path / "other", *LAYOUTS[name], optimizer)
     record_property("difference", difference)
     assert difference <= TOLERANCE

@@ -32,7 +32,7 @@ def go_on(flags: list[str], stopped, world: int, layout: list[str], folder) -> t
 
 
 @pytest.mark.slow_except("lns")
-def test_it_goes_on_exactly_and_at_other_layouts(run, tmp_path):
+def test_resumes_exactly_and_at_other_layouts(run, tmp_path):
     flags, (train, valid), stopped = run
     same = go_on(flags, stopped, 2, PP2, tmp_path / "same")
     assert same == ({step: train[step] for step in (5, 6, 7, 8)}, {8: valid[8]})

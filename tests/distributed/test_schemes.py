@@ -37,7 +37,7 @@ def test_the_scheme_agrees_with_the_oracle(name, layout):
 
 
 @pytest.mark.parametrize("name", ["sandwich_ln", "layerscale", "skipinit"])
-def test_what_a_scheme_adds_is_not_decayed(name):
+def test_no_weight_decay_on_added_parameters(name):
     assert within_tolerance(differences(name, ONE, decay=0.5))
 
 

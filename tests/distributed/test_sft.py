@@ -61,7 +61,7 @@ def test_a_run_says_what_it_trains_on(whole):
     assert resolved["calculate-per-token-loss"] is True and resolved["train-epochs"] == 3
 
 
-def test_the_same_command_goes_on_to_the_bit(whole, toy, tmp_path):
+def test_the_same_command_resumes_to_the_bit(whole, toy, tmp_path):
     """Stopped within the second epoch; with the distributed optimizer below."""
     flags = [*toy, *PP2, *saved(tmp_path)]
     succeed(2, [*flags, "--exit-interval", "5"])
@@ -143,7 +143,7 @@ def test_another_scheme_is_refused(base, toy):
     )
 
 
-def test_going_on_with_other_data_is_refused(whole, chats, toy, tmp_path):
+def test_resuming_with_other_data_is_refused(whole, chats, toy, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("iter_*/*"))
     flags = [*toy, *PP2, *saved(tmp_path / "run"), "--sft-data-path", str(chats / "valid.jsonl")]
@@ -172,7 +172,7 @@ def test_dry_run_trains_nothing(toy, tmp_path):
     assert not list((tmp_path / "s").glob("iter*"))
 
 
-def test_a_held_out_share_and_what_is_left_out_is_said(chats, toy, tmp_path):
+def test_a_held_out_share_and_what_is_skipped_is_reported(chats, toy, tmp_path):
     broken = tmp_path / "broken.jsonl"
     long = json.dumps({"prompt": "b", "completion": "c" * 209})
     broken.write_text((chats / "train.jsonl").read_text() + '{"prompt": "a"\n' + long)

@@ -70,7 +70,7 @@ def spoil_a_weight(checkpoint):
         flip(path, place)
 
 
-def test_one_byte_anywhere_is_seen(run):
+def test_detects_one_changed_byte(run):
     checkpoint, draw = run / LAST, random.Random(7)
     assert damage(checkpoint, verify=True) is None
     found = pieces(checkpoint)
@@ -101,7 +101,7 @@ def test_the_archive_itself_may_be_damaged(run, place):
     assert "common.pt holds bytes that have changed" in str(damage(run / LAST, verify=True))
 
 
-def test_in_the_runs_own_directory_it_is_passed_over(whole, run, tiny):
+def test_in_the_runs_own_directory_it_is_skipped(whole, run, tiny):
     spoil_a_weight(run / LAST)
     save = ["--save", str(run), "--load", str(run), "--save-interval", "3", "--verify-checkpoint"]
     ended = succeed(2, [*tiny, *PP2, *save])
@@ -130,7 +130,7 @@ def test_elsewhere_it_is_refused(run, tiny, tmp_path):
     assert (run / LAST).is_dir()
 
 
-def test_one_thread_finds_what_many_do(run, monkeypatch):
+def test_one_thread_finds_the_same_as_many(run, monkeypatch):
     spoil_a_weight(run / LAST)
     found = damage(run / LAST, verify=True)
     monkeypatch.setattr(checksums, "_THREADS", 1)

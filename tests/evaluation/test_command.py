@@ -13,7 +13,7 @@ from tests.evaluation.conftest import write_dataset
 from tests.evaluation.runs import evaluate
 
 
-def test_what_it_says(checkpoints, asked, tmp_path):
+def test_prints_table(checkpoints, asked, tmp_path):
     flags = ["--load", str(checkpoints / "lns"), *asked, *PP2, "--output", str(tmp_path / "new" / "found.json")]
     first, last = evaluate(2, flags)
     assert "(lns) by stream: 3 sets, 26 documents, 2,687 tokens to predict in " in first.output
@@ -55,7 +55,7 @@ class Poison:
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_is_named(checkpoints, tmp_path):
+def test_names_document_of_nonfinite_loss(checkpoints, tmp_path):
     """One row of 32 of the second set holds the byte."""
     draw = np.random.default_rng(1)
     write_dataset(tmp_path / "good", [draw.integers(32, 90, 200)])
@@ -186,7 +186,7 @@ def test_bad_datasets(checkpoints, tmp_path, ids, made, pattern):
     refuse(1, ["--load", str(checkpoints / "lns"), "--eval-data", str(tmp_path / "bad")], pattern, entry="evaluate")
 
 
-def test_bad_lines_are_counted_and_left_out_where_asked(checkpoints, eval_data, tmp_path):
+def test_bad_lines_are_counted_and_skipped_where_asked(checkpoints, eval_data, tmp_path):
     lines = (eval_data / "mix.jsonl").read_text().splitlines()[:3]
     (tmp_path / "some.jsonl").write_text(
         "\n".join([lines[0], "{", '{"text": 7}', "", lines[1], '{"text": " "}']) + "\n"

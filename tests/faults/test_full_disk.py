@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_in_mid_save(tiny, tmp_path, disk, size):
     assert losses_of(roomy) == losses_of(whole)
 
 
-def test_an_event_that_cannot_be_written_is_said(disk, capsys):
+def test_an_event_that_cannot_be_written_is_reported(disk, capsys):
     small = disk(64)
     (small / "filler").write_bytes(b"x" * 64 * 1024)
     Events(str(small), 0).add("start", restarts=0)

@@ -126,7 +126,7 @@ WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "s
         ([sign(11, "computing", 1), sign(12, WAITING, 0)], [0]),  # the second stage waits before its first step
     ],
 )
-def test_who_keeps_the_others_waiting(signs, named):
+def test_names_rank_that_others_wait_for(signs, named):
     found = diagnose(dict(enumerate(signs)), LIMITS)
     assert (found.ranks if found else []) == named
 
@@ -179,7 +179,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize(("recorded", "named", "said"), RECORDED.values(), ids=RECORDED)
-def test_what_is_recorded_tells_who_is_waited_for(recorded, named, said):
+def test_flight_recorder_names_rank_that_others_wait_for(recorded, named, said):
     groups = {"0": [0, 1], "1": [0, 1]}
     at = [from_entries(list(entries), groups) for entries in recorded]
     told = [Collectives.read(json.loads(json.dumps(asdict(one)))) for one in at]
@@ -203,7 +203,7 @@ class Ended(Exception):
     pass
 
 
-def test_one_speaks_and_the_others_end_with_its_words(tmp_path, capsys):
+def test_all_ranks_end_with_one_message(tmp_path, capsys):
     """Two watches over one store: both see rank 2, which left a sign and no more."""
     store, codes = HashStore(), []
     store.set_timeout(timedelta(seconds=5))

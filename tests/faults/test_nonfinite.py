@@ -68,7 +68,7 @@ def test_a_fault_that_does_not_come_again_is_told_from_one_of_the_model(tiny, tm
     assert "computed again, the same step was finite" in errors[0]
 
 
-def test_a_step_left_out_changes_nothing_but_the_data(tiny, tmp_path):
+def test_a_step_skipped_changes_nothing_but_the_data(tiny, tmp_path):
     """Steps 3 and 6 are omitted: the weights are those of a run that never saw their data, and the run ends.
 
     With dropout: that a step is computed again to find the layer takes no random number from those that follow.
@@ -115,7 +115,7 @@ def succeed_with(world, flags, before):
     return ended
 
 
-def test_too_many_in_a_row_end_the_run(tiny, tmp_path):
+def test_stops_after_too_many_skipped_steps(tiny, tmp_path):
     flags = [*tiny, *SHORT, "--on-nonfinite", "skip", "--most-skipped-steps", "2", "--save", str(tmp_path)]
     ended = run_training_ranks(1, flags, before=BrokenLayer(1, (3, 5, 6, 7), rank=0))
     assert ended[0].code

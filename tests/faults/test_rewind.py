@@ -140,7 +140,7 @@ def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
     assert len(read_rewinds(tmp_path)) == 1
 
 
-def test_samples_are_passed_over_from_where_they_were_consumed():
+def test_samples_are_skipped_from_where_they_were_consumed():
     dataset = PassedOver(range(100), [Rewind(2, 1, 8, 4), Rewind(5, 2, 20, 8)])
     assert len(dataset) == 88
     assert [dataset[index] for index in (0, 7, 8, 19, 20, 87)] == [0, 7, 12, 23, 32, 99]
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_no_place_to_go(tmp_path):
         pending(arguments(tmp_path, to=2))
 
 
-def test_one_line_from_the_run(tiny, tmp_path):
+def test_run_reports_rewind_in_one_line(tiny, tmp_path):
     succeed(1, [*tiny, *SHORT, "--train-iters", "2", "--lr-decay-iters", "2", "--save", str(tmp_path / "s")])
     flags = [*tiny, *SHORT, "--save", str(tmp_path / "s"), "--load", str(tmp_path / "s")]
     refuse(1, [*flags, "--rewind-to", "1"], r"--rewind-to 1: no such checkpoint in .*, there are 2")

@@ -45,7 +45,7 @@ def test_two_spikes_are_two():
     assert told(losses) == [600, 640]
 
 
-def test_what_is_not_finite_is_for_others():
+def test_ignores_nonfinite_losses():
     losses = falling(300, 0.05)
     losses[200] = float("nan")
     losses[210] += 3.0

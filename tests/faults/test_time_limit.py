@@ -48,7 +48,7 @@ def stops_at(end: float, steps: list[float], save: str | None = None) -> float |
     return raised[0] if raised else None
 
 
-def test_what_a_step_and_a_save_need_is_left(tmp_path):
+def test_stops_with_time_for_a_step_and_a_save(tmp_path):
     # Steps of 10 s: at most 2 x 10 s + 30 s are needed, and 2 x 30 s for a save that was never seen.
     assert stops_at(3600, [10.0] * 400) == 3550
     assert stops_at(3600, [10.0] * 400, str(tmp_path)) == 3490
@@ -76,7 +76,7 @@ PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "60", "--lr-decay-iters", "60", "--eval-iters", "0", "--save-interval", "1000"]
 
 
-def test_a_run_stops_in_time_and_goes_on_exactly(tiny, tmp_path):
+def test_a_run_stops_in_time_and_resumes_exactly(tiny, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeed(2, [*tiny, *LONG, *PP2, "--save", str(whole)])
     flags = [*tiny, *LONG, *PP2, "--save", str(cut), "--load", str(cut)]

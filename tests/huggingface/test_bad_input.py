@@ -79,7 +79,7 @@ def test_an_unknown_architecture_names_the_known(model):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_carried_over_is_named(model, changes, said):
+def test_names_unsupported_parts(model, changes, said):
     change_config(model, **changes)
     refused(model, said)
 
@@ -135,7 +135,7 @@ def test_contradictory_wishes(model):
     refused(model.parent / "folded", "--unfolded-lns: .* says itself", unfolded_lns=True)
 
 
-def test_an_output_that_exists_is_left_alone(model, tmp_path):
+def test_an_output_that_exists_is_unchanged(model, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     with pytest.raises(ValueError, match="exists already"):
@@ -143,7 +143,7 @@ def test_an_output_that_exists_is_left_alone(model, tmp_path):
     assert (tmp_path / "out" / "mine").read_text() == "x"
 
 
-def test_no_disk_space(model, tmp_path, monkeypatch):
+def test_rejects_full_disk(model, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000})
     monkeypatch.setattr(atomic_directory.shutil, "disk_usage", lambda _: usage)
     refused(model, r"GB more, the disk has 0.00 GB free")

@@ -147,7 +147,7 @@ def test_unfolded_weights_back_to_pre_ln(authors, tmp_path):
     assert (megatron_logits(tmp_path / "pre_ln", ONE, tokens()) - expected_logits(authors)).abs().max() <= TOLERANCE
 
 
-def test_the_attention_window_is_said(tmp_path):
+def test_the_attention_window_is_reported(tmp_path):
     make_model("mistral", tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "sliding_window": 64}))

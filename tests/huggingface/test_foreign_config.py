@@ -74,7 +74,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_carried_over_is_refused_by_name(tmp_path, name):
+def test_rejects_unsupported_keys_by_name(tmp_path, name):
     model, changes, said = REFUSED[name]
     with pytest.raises(UserError, match=said):
         import_model(ImportJob(written(tmp_path, model, **changes), tmp_path / "out"))

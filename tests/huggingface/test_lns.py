@@ -207,7 +207,7 @@ def test_a_wrong_factor_is_seen(train, tmp_path, monkeypatch, mutant):
 
 @pytest.mark.parametrize("scheme", ["post_ln", "mix_ln", "deepnorm", "sandwich_ln"])
 @pytest.mark.slow_except("post_ln", "mix_ln")
-def test_what_no_stock_architecture_computes_is_refused(tiny, tmp_path, scheme):
+def test_rejects_schemes_without_stock_architecture(tiny, tmp_path, scheme):
     folder = tmp_path / "run"
     flags = [*tiny, "--norm-scheme", scheme, "--train-iters", "1", "--eval-iters", "0", "--save", str(folder)]
     succeed(1, [*flags, "--save-interval", "1"])

@@ -112,7 +112,7 @@ def test_every_reader_finds_the_end_of_an_answer(base, said, ends):
     assert tokens == {"eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": "x"}
 
 
-def test_what_a_tokenizer_gives_is_not_changed_by_it(base, tokenizer):
+def test_keeps_ids_of_tokenizer(base, tokenizer):
     side_files.agree(args(), base, {})
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (tokenizer, base))
     text = "How is <|im_start|> our Union?<|im_end|><|endoftext|>"
@@ -126,7 +126,7 @@ def test_a_template_that_writes_the_tokenizers_end_keeps_it(base):
     assert json.loads((base / "generation_config.json").read_text()) == {"eos_token_id": [EOS]}
 
 
-def test_an_end_that_is_no_token_is_told(base):
+def test_an_end_that_is_no_token_is_reported(base):
     config = {}
     [line] = side_files.agree(args(CHATML_UNMARKED.replace("<|im_end|>", "###")), base, config)
     assert "ends an answer with no special token" in line

@@ -68,7 +68,7 @@ def test_training_writes_what_the_table_reads(tiny, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_an_import_at_a_layout(tiny, tmp_path):
+def test_training_resumes_from_an_import_at_a_layout(tiny, tmp_path):
     """Import, two steps at TP 2 x PP 2, saved, resumed at one process, exported: nothing but flags of the recipe."""
     from tests.huggingface.models import make_model
 

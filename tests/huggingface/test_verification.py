@@ -100,7 +100,7 @@ def test_a_tensor_written_wrongly_is_refused(imported, monkeypatch):
     refused(checkpoint, logits, "model.norm.weight is not what was made", dtype="bfloat16")
 
 
-def test_too_little_memory_is_said(imported, monkeypatch):
+def test_reports_too_little_memory(imported, monkeypatch):
     checkpoint, logits = imported
     monkeypatch.setattr(verification, "_available", lambda: 1 << 20)
     said: list[str] = []
@@ -110,7 +110,7 @@ def test_too_little_memory_is_said(imported, monkeypatch):
     )
 
 
-def test_where_megatrons_model_is_not_built_it_is_said(imported):
+def test_reports_model_that_is_not_built(imported):
     checkpoint, _ = imported
 
     def unknown(_folder, _ids):
@@ -125,7 +125,7 @@ def test_where_megatrons_model_is_not_built_it_is_said(imported):
 
 
 @pytest.mark.parametrize("found", [torch.nan, 1.0002])
-def test_what_is_compared_is_the_share_of_the_largest(found):
+def test_compares_relative_to_largest_logit(found):
     expected = torch.ones(1, 4, 8)
     other = expected.clone()
     other[0, 2, 3] = found

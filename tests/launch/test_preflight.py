@@ -176,7 +176,7 @@ def test_a_machine_that_does_not_come_is_missed(hosts, text_data, tmp_path):
     assert flight.codes() == [1, 1]
 
 
-def test_a_machine_that_stops_on_the_way_is_named_and_the_rest_goes_on(hosts, text_data, tmp_path):
+def test_a_machine_that_stops_on_the_way_is_named_and_the_rest_resumes(hosts, text_data, tmp_path):
     flight = Preflight(hosts, text_data, tmp_path, [1, 2], flags=["--check-timeout", "8"])
     deadline = time.monotonic() + 60
     while "checking clocks" not in flight.said():

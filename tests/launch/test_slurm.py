@@ -121,7 +121,7 @@ def test_a_run_knows_the_end_of_its_job_without_a_signal(cluster, text_data, tmp
     assert told and told[0]["signal"] == "time limit" and told[0]["step"] > 0, log.read_text()[-3000:]
 
 
-def test_a_taken_port_is_passed_over_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):
+def test_a_taken_port_is_skipped_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):
     """The port that the job's number leads to belongs to another program: the next one is taken."""
     log = tmp_path / "out"
     options = ["--parsable", "--hold", "--nodes=2", "--ntasks-per-node=2", f"--output={log}"]

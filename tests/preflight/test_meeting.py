@@ -19,7 +19,7 @@ from tests.ports import free_port
 from tests.preflight.here import here
 
 
-def test_what_takes_too_long_is_left_alone():
+def test_check_ends_at_time_out():
     begun = time.monotonic()
     with pytest.raises(TimeoutError, match="no end within 0 s"):
         in_time(partial(time.sleep, 30), 0.2)
@@ -61,7 +61,7 @@ class Others:
             assert not thread.is_alive()
 
 
-def test_one_that_gives_no_answer_is_left_out_and_the_rest_goes_on():
+def test_continues_without_silent_machine():
     port, others = free_port(21000), Others()
 
     def member(node: str, pause: float) -> None:
@@ -86,7 +86,7 @@ def test_one_that_gives_no_answer_is_left_out_and_the_rest_goes_on():
     assert others.errors == {"c": "this process took too long for the check of one: the preflight continues without it"}
 
 
-def test_who_does_not_come_is_named_where_names_are_known():
+def test_names_missing_machines_of_slurm():
     head = Meeting(place("a", 3, True, ("a", "b", "c")), "127.0.0.1", free_port(22000), 5)
     missing = head.gather(0.5)
     assert missing == [["b", "not there within 0 s"], ["c", "not there within 0 s"]]
@@ -155,7 +155,7 @@ def test_the_table():
     assert any(line.startswith("FAIL c there: not there within 9 s") for line in lines)
 
 
-def test_what_fails_and_what_does_not():
+def test_states_that_fail():
     assert failed(results({"a": "FAIL"}), [])
     assert failed(results({"a": "OK"}), missing_findings([["c", "not there"]]))
     assert not failed(results({"a": "OK", "b": "WARN"}), [])

@@ -55,7 +55,7 @@ def test_rejects_missing_file_and_other_yaml(tmp_path):
         read_study(tmp_path / "list.yaml")
 
 
-def test_both_baselines_are_there_unless_left_out_by_name(tmp_path):
+def test_both_baselines_are_there_unless_skipped_by_name(tmp_path):
     assert study_of(tmp_path, arms=["lns"]).arms == ("pre_ln+normal", "pre_ln+scaled", "lns")
     assert study_of(tmp_path, arms=["lns"], **{"without-baselines": ["pre_ln+normal"]}).arms == ("pre_ln+scaled", "lns")
 

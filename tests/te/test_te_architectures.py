@@ -100,7 +100,7 @@ def torch_backend(name: str) -> list[dict]:
         for name, layout in CASES
     ],
 )
-def test_it_is_the_torch_backends_model(name, layout):
+def test_equals_model_of_torch_backend(name, layout):
     variant, extra = MORE[name]
     ranks = run_ranks(layout.world, worker, variant, (*TE, *extra), layout)
     expected = torch_backend(name)
@@ -142,6 +142,6 @@ def test_the_fused_down_projection_of_latent_attention(layout):
         (("--norm-scheme", "post_ln", *FUSER), "--use-transformer-engine-op-fuser"),
     ],
 )
-def test_what_cannot_be_is_refused(flags, named):
+def test_rejects_invalid_combinations(flags, named):
     with pytest.raises(WorkerError, match=f"UserError: .*{re.escape(named)}"):
         run_ranks(1, worker, Variant(()), (*TE, *flags), ONE)

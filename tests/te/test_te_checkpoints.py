@@ -29,7 +29,7 @@ CASES += [
 
 @pytest.mark.parametrize(("name", "back"), CASES)
 @pytest.mark.slow_except("lns from torch", "moe to torch", "mla from torch")
-def test_training_goes_on_with_another_backend(name, back, tiny, tmp_path):
+def test_training_resumes_with_another_backend(name, back, tiny, tmp_path):
     """4 steps with one, 4 with the other: the losses of 8 steps with one."""
     whole, other = tmp_path / "whole", tmp_path / "other"
     before, after = (list(TE), []) if back else ([], list(TE))

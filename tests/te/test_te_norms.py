@@ -101,7 +101,7 @@ def formula(name: str, kind: str, zero: bool, x: torch.Tensor, leaves: dict) -> 
 
 
 @pytest.mark.parametrize(("name", "kind", "zero"), CASES)
-def test_it_is_the_formula(name, kind, zero):
+def test_norm_equals_formula(name, kind, zero):
     found = outcome(name, kind, zero)
     assert {"output 0", "dx", "d gamma"} <= found.keys()
     assert ("d beta" in found) == (kind == "LayerNorm")
@@ -236,7 +236,7 @@ def test_weight_gradients_that_come_another_way(feature):
         assert relative(other, plain.double().cpu()) <= 1e-6
 
 
-def test_what_comes_in_between_micro_batches_sees_new_weights():
+def test_uses_new_weights_between_micro_batches():
     """Nothing of gamma is kept from one forward to the next, and a backward uses what its forward used."""
     module = norm(config("RMSNorm"))
     module.depth_factor = 0.5

@@ -29,7 +29,7 @@ def test_counts(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "K", "0", "-3", "1.5", "0.0001K", "nan", "inf", "12X", "1_000Q"])
-def test_no_counts(text):
+def test_rejects_invalid_counts(text):
     with pytest.raises(ValueError, match=re.escape(f"{text!r} is not a number of at least 1")):
         parse_count(text)
 
@@ -110,7 +110,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize(("flags", "expected"), LENGTHS.values(), ids=LENGTHS)
-def test_what_megatron_is_given(flags, expected):
+def test_flags_for_megatron(flags, expected):
     raw, resolved = resolve_command_line([*BASE, *flags])
     assert {name: getattr(raw, name) for name in expected} == expected
     check_schedule(raw)
@@ -226,7 +226,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "pattern"), WRONG.values(), ids=WRONG)
-def test_what_cannot_be(flags, pattern):
+def test_rejects_invalid_batches(flags, pattern):
     batch = [] if "--unset-batch" in flags else ["--global-batch-size", "8"]
     with pytest.raises(ValueError, match=pattern):
         raw, _ = resolve_command_line([*BASE, *batch, *(flag for flag in flags if flag != "--unset-batch")])
@@ -253,7 +253,7 @@ def test_the_command_line_wins_in_any_unit(recipe, flags, expected):
     assert {name: getattr(raw, name) for name in expected} == expected
 
 
-def test_stages_are_passed_over_whole():
+def test_stages_are_skipped_whole():
     """A step may reach past a stage of one sample."""
     sizes = BatchSizes(((0, 4), (5, 6), (6, 8)))
     assert [sizes.after(n) for n in range(4)] == [0, 4, 8, 16]

@@ -39,7 +39,7 @@ def test_sums_against_the_definitions():
     assert found["gradient norm"] == pytest.approx(3 * float(gradient.norm(dim=-1).square().mean().sqrt()), rel=1e-5)
 
 
-def test_where_it_went_wrong():
+def test_names_layer_of_nonfinite_value():
     fine = {"variance after": [1.0, 2.0, 3.0], "gradient norm": [1.0, 1.0, 1.0]}
     assert first_broken(fine) is None
     assert first_broken({**fine, "variance after": [1.0, math.nan, math.inf]}) == "those of layer 2's output"

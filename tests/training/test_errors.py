@@ -257,7 +257,7 @@ def raises_value_error(tree: ast.AST) -> bool:
     return any(ast.unparse(one.func if isinstance(one, ast.Call) else one) == "ValueError" for one in made)
 
 
-def test_what_is_meant_for_the_user_is_a_user_error():
+def test_raises_user_error_for_user_errors():
     found = {name for name, tree in sources() if raises_value_error(tree)}
     assert found == set(API)
 

@@ -240,7 +240,7 @@ def test_every_refusal_of_the_table_is_tried():
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, (kinds, _) in REFUSED.items() for kind in kinds])
-def test_what_does_not_go_together_is_refused(on_a_gpu, name, kind):
+def test_rejects_unsupported_combinations(on_a_gpu, name, kind):
     flag = next(row.flags[0] for row in TABLE if row.name == name)
     with pytest.raises(ValueError, match=rf"^{flag} does not go with --cuda-graph-impl {kind}: [^\n]+$"):
         check_graphs(given(kind, **REFUSED[name][1]))

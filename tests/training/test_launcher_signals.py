@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 VARIABLE = "PET_SIGNALS_TO_HANDLE"
 
 
-def test_sigusr1_is_for_the_ranks_where_nothing_else_is_said(monkeypatch):
+def test_sigusr1_is_for_the_ranks_where_nothing_else_is_reported(monkeypatch):
     """Plain torchrun dies of it, and its ranks go on alone."""
     monkeypatch.setenv(VARIABLE, "")
     monkeypatch.delenv(VARIABLE)

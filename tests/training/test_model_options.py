@@ -82,7 +82,7 @@ def test_every_name_is_an_option():
     assert not [one for one in (*MODEL, *TOKENIZER) if not any(matches(option, [one]) for option in options)]
 
 
-def test_what_another_flag_asks_for_goes_with_it():
+def test_keeps_flags_that_another_needs():
     """Each pair: the second is refused by Megatron without the first, and neither is of the model."""
     pairs = {
         "use-distributed-optimizer": "use-precision-aware-optimizer",

@@ -64,7 +64,7 @@ def test_progress_counts_training_time_and_eta_counts_everything(clock):
     assert lines[-1].endswith("ETA 0:00")
 
 
-def test_what_is_left_is_reckoned_in_samples(clock):
+def test_computes_eta_in_samples(clock):
     """Batches grow from 4 to 8 at step 6, and so do the seconds of a step."""
     consumed = [0]
     made, lines = writer(consumed=lambda: consumed[0], train_samples=60)

@@ -21,7 +21,7 @@ def check(*flags: str) -> None:
 @pytest.mark.parametrize(
     "flags", [[], ["--optimizer", "sgd"], ["--optimizer", "muon", "--bf16"], ["--optimizer", "lion"]]
 )
-def test_these_run(flags):
+def test_accepts_supported_optimizers(flags):
     check(*flags)
 
 
@@ -40,7 +40,7 @@ WRONG = {
 
 @needs_package
 @pytest.mark.parametrize(("flags", "line"), WRONG.values(), ids=WRONG)
-def test_these_do_not(flags, line):
+def test_rejects_unsupported_optimizers(flags, line):
     with pytest.raises(ValueError, match=re.escape(line)):
         check(*flags)
 

@@ -208,7 +208,7 @@ def test_resolved_arguments_are_the_same_on_every_machine(monkeypatch, backend):
     assert not MACHINE & set(yaml.safe_load(texts[0]))
 
 
-def test_what_was_asked_for_stays_in_the_resolved_arguments():
+def test_resolved_arguments_keep_requested_settings():
     flags = [
         "--recipe",
         str(RECIPES[0].parent / "debug.yaml"),

@@ -41,7 +41,7 @@ def test_a_directory_that_was_never_made_is_made_for_the_count(tmp_path):
 
 
 @pytest.mark.parametrize("why", ["Not a directory", "Is a directory", "No space left on device"])
-def test_where_tries_cannot_be_counted_there_are_none(tmp_path, why):
+def test_gives_up_if_retries_cannot_be_counted(tmp_path, why):
     save = tmp_path / "run"
     if why == "Not a directory":
         save.touch()
@@ -66,7 +66,7 @@ def test_a_finished_run_is_not_queued(tmp_path):
     assert decide(tmp_path, 3, JOB)[0] == AGAIN
 
 
-def test_a_torn_line_is_left_out(tmp_path):
+def test_a_torn_line_is_skipped(tmp_path):
     Events(str(tmp_path), 0).add("start")
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"time": "20')

@@ -55,7 +55,7 @@ def run_out(kept: Retention) -> None:
     every=st.none() | st.integers(1, 6),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_is_kept(tmp_path_factory, existing, choose, keep, every):
+def test_keeps_newest_and_multiples(tmp_path_factory, existing, choose, keep, every):
     tracked = sorted(existing)[choose % len(existing)]
     root = make(tmp_path_factory.mktemp("kept"), existing, tracker=str(tracked))
     for stranger in STRANGERS:
@@ -80,7 +80,7 @@ def test_without_a_tracker_to_go_by_nothing_is_deleted(tmp_path, tracker):
     assert names(tmp_path / "s") == {1, 2, 3}
 
 
-def test_it_looks_when_a_step_begins_and_deletes_only_after_a_save(tmp_path):
+def test_deletes_only_after_a_save(tmp_path):
     root = make(tmp_path / "s", [1, 2], tracker="2")
     kept = keeper(root, 2)
     kept.check_tracker()
@@ -93,7 +93,7 @@ def test_it_looks_when_a_step_begins_and_deletes_only_after_a_save(tmp_path):
     assert names(root) == {3, 4}
 
 
-def test_links_are_left_alone(tmp_path):
+def test_links_are_unchanged(tmp_path):
     root = make(tmp_path / "s", [2, 3], tracker="3")
     elsewhere = make(tmp_path / "other", [1])
     (root / iteration_name(1)).symlink_to(elsewhere / iteration_name(1))
@@ -174,7 +174,7 @@ def test_an_empty_tracker_with_nothing_complete(tmp_path):
         newest_whole(root)
 
 
-def test_damaged_checkpoints_are_passed_over_and_kept(tmp_path, capsys):
+def test_damaged_checkpoints_are_skipped_and_kept(tmp_path, capsys):
     root = make(tmp_path / "s", [2, 4], [6, 8], tracker="8")
     assert newest_whole(root)[0] == root / iteration_name(4)
     told = []
@@ -232,7 +232,7 @@ def test_saves_that_would_overwrite(tmp_path):
     check_save(first, None)
 
 
-def test_the_flag():
+def test_rejects_invalid_number_of_checkpoints():
     parser = build_parser()
     assert parser.parse_args(["--keep-last-checkpoints", "2"]).keep_last_checkpoints == 2
     for wrong in ("0", "-1", "x"):

@@ -198,7 +198,7 @@ def _other_words(tokens: np.ndarray) -> None:
     tokens[3] = 99
 
 
-def test_a_manifest_of_another_dataset_is_told(tmp_path):
+def test_a_manifest_of_another_dataset_is_reported(tmp_path):
     prefix = make(tmp_path, OLD)
     check_prefix(prefix)
     remade(prefix, _other_words)
@@ -220,7 +220,7 @@ def test_the_digest_is_of_documents_and_tokens(tmp_path):
     assert len({whole, changed, content_digest(prefix)}) == 3
 
 
-def test_machines_with_other_copies_of_the_data_are_told():
+def test_machines_with_other_copies_of_the_data_are_reported():
     votes = [
         {"rank": rank, "host": f"node{rank}", "versions": None, "mark": None, "data": {"d": digest}}
         for rank, digest in enumerate("aab")

@@ -79,7 +79,7 @@ def test_the_last_line_is_rank_0s_whoever_failed_first(tmp_path, last):
 
 @pytest.mark.parametrize(("kind", "name"), [("CommonError", ""), ("UserError", "rank 1 on {host}: ")])
 @pytest.mark.slow_except("CommonError-")
-def test_what_all_ranks_say_is_said_without_a_second_name(tmp_path, kind, name):
+def test_common_error_has_no_rank_name(tmp_path, kind, name):
     """Rank 0 does not come to speak, and rank 1 does in its place."""
     body = COMMON.format(last=1, kind="UserError").replace(
         "with one_line_endings", "if rank == 0: time.sleep(60)\nwith one_line_endings"
@@ -178,7 +178,7 @@ def test_numbers_that_are_right():
     assert torchrun_flags.endpoint(Namespace(rdzv_endpoint="node1"), 29400) == ("node1", 29400)
 
 
-def test_who_holds_a_port_is_one_line():
+def test_names_process_of_used_port():
     code = (
         "import socket, time\ns = socket.create_server(('', 0))\nprint(s.getsockname()[1], flush=True)\ntime.sleep(60)"
     )
@@ -248,7 +248,7 @@ class Gone(Head):
         (SaveError("[gloo/transport/...] on a full disk", may_pass=False), False),
     ],
 )
-def test_what_may_pass(error, passes):
+def test_classifies_temporary_errors(error, passes):
     assert may_pass(error) is passes
 
 
@@ -277,7 +277,7 @@ def test_endings(error, code, said):
     assert found[0] == code and found[1].startswith(said.format(host=socket.gethostname()))
 
 
-def test_where_head_went_a_rank_that_waited_to_speak_is_heard(monkeypatch):
+def test_reports_error_of_rank_after_lost_head(monkeypatch):
     """HEAD's agent ends with its own rank; ours may see that before our rank has spoken."""
     monkeypatch.setattr(Agent, "said", "rank 1 on node2: its data is missing")
     assert ending(DistError("x"), Namespace(max_restarts=10, nnodes="3"), Gone()) == (2, Agent.reason)

@@ -54,7 +54,7 @@ def test_unlike_blocks_are_not_averaged():
         (lambda: Plan.merging(3, 2, 2), "--merge 2 2: the first must come before the last"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, message):
+def test_rejects_invalid_removals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -117,7 +117,7 @@ def with_lists(name):
 
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("removed", [{2, 5}, {6}])
-def test_what_a_config_says_layer_by_layer_goes_with_its_layers(name, removed, tmp_path):
+def test_lists_per_layer_follow_their_layers(name, removed, tmp_path):
     """The directory loads whole, and computes what the whole model does with these blocks omitted where they stand."""
     tokens = text(2, 24)
     whole, shorter = with_lists(name), with_lists(name)

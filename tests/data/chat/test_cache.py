@@ -40,7 +40,7 @@ def test_the_second_time_nothing_is_tokenized(tmp_path, file, monkeypatch):
     assert [path.name[0] for path in (tmp_path / "cache").iterdir()] == ["c"]
 
 
-def test_what_differs_is_tokenized_anew(tmp_path, file):
+def test_tokenizes_again_after_change(tmp_path, file):
     read(tmp_path, file)
     hugging_face_tokenizer(tmp_path / "hf")
     others = [chat_format_of("NullTokenizer", None, 257, "raw")]

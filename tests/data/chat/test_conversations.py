@@ -124,14 +124,14 @@ def conversations(tmp_path, *lengths) -> str:
     return write(tmp_path / "x.jsonl", [{"prompt": "abc", "completion": "x" * (n - 1)} for n in lengths])
 
 
-def test_what_does_not_fit_is_an_error_that_counts(tmp_path):
+def test_counts_conversations_that_are_too_long(tmp_path):
     with pytest.raises(
         ValueError, match=r"2 of 4 conversations do not fit into --seq-length 8, the longest takes 11 .*:4\)"
     ):
         read_samples([conversations(tmp_path, 6, 7, 3, 9)], BYTES, Reading(8))
 
 
-def test_what_just_fits(tmp_path):
+def test_accepts_conversation_of_exact_length(tmp_path):
     """Nine tokens take eight positions: the last is only a label."""
     samples, counts = read_samples([conversations(tmp_path, 6)], BYTES, Reading(8))
     assert samples.positions().tolist() == [8] and counts.longest == 8 and samples.answer_tokens() == 6
@@ -149,7 +149,7 @@ def test_truncating_and_dropping_are_counted(tmp_path):
     assert (counts.kept, counts.truncated, counts.dropped) == (1, 0, 2)
 
 
-def test_nothing_left_is_an_error(tmp_path):
+def test_rejects_data_without_conversations(tmp_path):
     with pytest.raises(ValueError, match=r"no conversation is left to train on \(2 too long, 0 bad\)"):
         read_samples([conversations(tmp_path, 9, 10)], BYTES, Reading(4, too_long="drop"))
     with pytest.raises(ValueError, match=r"does not exist"):

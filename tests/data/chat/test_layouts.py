@@ -165,7 +165,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("record", "text"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_trained_as_it_says_is_refused(tmp_path, record, text):
+def test_rejects_unsupported_weights(tmp_path, record, text):
     with pytest.raises(BadLine, match=rf"x\.jsonl:1: .*{text}"):
         read(tmp_path, record)
 
