@@ -94,22 +94,22 @@ def train(
     if same and "seconds" in state:
         show(f"{name}: already trained, kept ({directory}; --fresh trains it again)")
         return _outcome(directory, state)
-    going_on = same and (directory / TRACKER).exists()
-    if not going_on:
+    resumes = same and (directory / TRACKER).exists()
+    if not resumes:
         if directory.exists():
             shutil.rmtree(directory)
         directory.mkdir(parents=True)
         record.write_text(yaml.safe_dump(wanted))
-    show(f"{name}: {'going on' if going_on else 'training'} on {processes} processes, log in {directory / 'log.txt'}")
+    show(f"{name}: {'resuming' if resumes else 'training'} on {processes} processes, log in {directory / 'log.txt'}")
     started = time.monotonic()
-    more = ["--load", str(directory)] if going_on else []
+    more = ["--load", str(directory)] if resumes else []
 
     def launch(watch: Show) -> None:
         run_training(processes, [*flags, *more], directory / "log.txt", watch, on_cpus=on_cpus)
 
     diverged = run_to_end(launch, lambda line: show(f"  [{name}] {line}"))
     seconds = time.monotonic() - started
-    state = {**wanted, "seconds": round(seconds, 1), "diverged": diverged, "resumed": going_on}
+    state = {**wanted, "seconds": round(seconds, 1), "diverged": diverged, "resumed": resumes}
     record.write_text(yaml.safe_dump(state))
     show(f"{name}: {f'diverged, {diverged}' if diverged else 'done'} after {seconds:.0f} s")
     return _outcome(directory, state)

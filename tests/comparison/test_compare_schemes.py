@@ -110,7 +110,7 @@ def test_a_stopped_run_resumes_and_ends_the_same(compared, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == 130
     said = run(line).stdout
-    assert "1/1 lns seed 1: going on" in said
+    assert "1/1 lns seed 1: resuming" in said
     went_on = read_metrics(tmp_path / "o" / "lns" / "seed_1" / "metrics.jsonl")
     whole = read_metrics(output / "lns" / "seed_1" / "metrics.jsonl")
     assert went_on.scalars[TRAIN_LOSS] == whole.scalars[TRAIN_LOSS]

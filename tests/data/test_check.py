@@ -157,4 +157,4 @@ def test_a_record_of_another_dataset(copy: Path, name: str, value: object) -> No
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, name: value}))
     message = complaint(copy)
-    assert f"{path} does not belong to {copy}.idx: it says {name} {value}, the index has {record[name]}" in message
+    assert f"{path} does not belong to {copy}.idx: it records {name} {value}, the index has {record[name]}" in message

@@ -166,4 +166,4 @@ def test_the_same_job_resumes(
         path = job.tokenizer.model / "tokenizer_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "x"}))
     preprocess(replace(job, workers=2, holdout_every=5))
-    assert "going on with the finished parts" in capsys.readouterr().err
+    assert "resuming with the finished parts" in capsys.readouterr().err

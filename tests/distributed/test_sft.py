@@ -209,7 +209,7 @@ BAD_FLAGS = {
     "unfused attention": (["--attention-backend", "unfused"], r"packing does not support --attention-backend unfused"),
     "prediction of several tokens": (["--mtp-num-layers", "1"], r"packing does not support --mtp-num-layers"),
     "Megatron's own": (["--sft"], r"fine-tuning does not support --sft \(Megatron's own"),
-    "warm-up of residuals": (["--residual-warmup-steps", "9"], r"--residual-warmup-steps \(it would begin anew"),
+    "warm-up of residuals": (["--residual-warmup-steps", "9"], r"--residual-warmup-steps \(it would start again"),
     "unknown template": (
         ["--chat-template", "chatlm"],
         r"--chat-template chatlm is no file, and none of alpaca, plain, raw",
@@ -222,7 +222,7 @@ BAD_FLAGS = {
     "epochs": (["--train-epochs", "0"], r"--train-epochs: '0' is not a number of at least 1"),
     "epochs and samples": (
         ["--train-epochs", "1", "--train-samples", "9"],
-        r"--train-epochs and --train-samples both say",
+        r"--train-epochs and --train-samples both set",
     ),
 }
 

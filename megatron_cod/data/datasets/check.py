@@ -86,7 +86,7 @@ def _compare(
     for name, value in found.items():
         if getattr(record, name) != value:
             raise UserError(
-                f"{record_path(prefix)} does not belong to {prefix}.idx: it says {name} {getattr(record, name)}, the index "
+                f"{record_path(prefix)} does not belong to {prefix}.idx: it records {name} {getattr(record, name)}, the index "
                 f"has {value}; {_REMAKE}"
             )
     if vocab_size is not None and record.vocab_size > vocab_size:
