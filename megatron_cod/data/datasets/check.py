@@ -86,8 +86,8 @@ def _compare(
     for name, value in found.items():
         if getattr(record, name) != value:
             raise UserError(
-                f"{record_path(prefix)} does not belong to {prefix}.idx: it records {name} {getattr(record, name)}, the index "
-                f"has {value}; {_REMAKE}"
+                f"{record_path(prefix)} does not belong to {prefix}.idx: it records {name} {getattr(record, name)}, the "
+                f"index has {value}; {_REMAKE}"
             )
     if vocab_size is not None and record.vocab_size > vocab_size:
         raise UserError(
