@@ -5,7 +5,7 @@
     python tools/compare_schemes.py --list
 
 Every arm sees the same tokens in the same order at the same seed. Arms are trained one after another; a stopped
-comparison goes on where it was when the command is repeated. An arm is a norm scheme, with flags after +:
+comparison continues where it was when the command is repeated. An arm is a norm scheme, with flags after +:
 lns+gamma-init, pre_ln+init-policy=normal (or pre_ln+normal), lns+lns-placement=attention, lns+residual-warmup-steps=50.
 What is written: results.md, results.csv, comparison.png, commands.sh, and a directory for every run.
 """

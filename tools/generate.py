@@ -78,7 +78,7 @@ def main() -> None:
         model, tokenizer = open_checkpoint(args.checkpoint, args.step, args.tokenizer, args.dtype)
     else:
         model, tokenizer = open_directory(args.model, args.tokenizer, args.dtype)
-    # A terminal is told which part is the model's.
+    # On a terminal, mark the model's part.
     if sys.stderr.isatty():
         print(args.prompt, file=sys.stderr)
     generated = answer if args.chat else generate

@@ -14,7 +14,7 @@ class PackedSamples(PackedSeqParams):
     """Megatron's parameters of the ``thd`` format, with the same facts on the host; no padding, no context parallelism."""
 
     def __init__(self, positions: Tensor, on_host: Tensor | None = None) -> None:
-        """positions: of each token [t] in its sample, on the device; a sample begins wherever they begin anew.
+        """positions: of each token [t] in its sample, on the device; a sample begins wherever they start again.
 
         on_host: the same in host memory, where the caller has them: then the device is not waited for.
         """

@@ -46,7 +46,7 @@ class Ratio:
 
 
 def interleave(steps: Mapping[str, Step], *, rounds: int, warmup: int, seed: int = 0) -> Laps:
-    """Run every step once a round, in an order drawn anew each round; the first ``warmup`` rounds are dropped."""
+    """Run every step once a round, in an order drawn again each round; the first ``warmup`` rounds are dropped."""
     order, draw = list(steps), random.Random(seed)
     laps: Laps = {name: [] for name in steps}
     gc.disable()  # a collection would fall on whoever runs when the counter is full

@@ -79,7 +79,7 @@ def clean(
     - such a one that is complete is renamed: a tracker may have been set back by hand, to be set forward again.
 
     spare: an iteration that is about to be loaded although no tracker names it (``--ckpt-step``); the tracker then stays
-    as it is. damaged: told of each damaged checkpoint and what is wrong with it. verify: look at all bytes as well.
+    as it is. damaged: called with each damaged checkpoint and the reason. verify: check all bytes too.
     Raises UserError where the tracker is corrupt or no checkpoint whole, OSError where something cannot be removed.
     """
     directory = Path(directory)

@@ -15,7 +15,7 @@ from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.launch.local_run import RunFailed, run_training
 
 DIVERGENCE_IS_A_RESULT = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode", "disabled")
-"""Flags of a run that is compared: a loss that is not finite ends it and is reported, not looked into."""
+"""Flags of a run that is compared: a loss that is not finite ends it and is reported, not inspected."""
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)

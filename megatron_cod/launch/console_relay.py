@@ -67,7 +67,7 @@ class Lines:
     def end(self, seconds: float) -> None:
         """On the sending rank: mark the end. On rank 0: wait for it, at most ``seconds``. On other ranks: nothing."""
         if self._store is not None:
-            with suppress(DistError, RuntimeError):  # nobody is there who waits for it
+            with suppress(DistError, RuntimeError):  # no process waits for it
                 self._send(_END)
         if self._thread is not None:
             self._give_up_at = time.monotonic() + seconds

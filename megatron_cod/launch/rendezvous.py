@@ -42,7 +42,7 @@ class Head:
         return f"{self.name}:{self.port}"
 
     def reach(self) -> None:
-        """Open the rendezvous' store on HEAD; elsewhere wait for it. UserError when it cannot be had in time."""
+        """Open the rendezvous' store on HEAD; elsewhere wait for it. UserError when it is not available in time."""
         if not self.is_here:
             self._wait()
         opened: list[Any] = []

@@ -17,14 +17,14 @@ Answers = Mapping[Member, Any]
 
 @dataclass
 class Here:
-    """One process of the preflight, and what it was told."""
+    """One process of the preflight, and its inputs."""
 
     meeting: Meeting
     settings: Namespace
     """The tool's flags."""
     head_address: str
     shared: dict[str, Any] = field(default_factory=dict)
-    """What HEAD told all: ``service`` and ``secret`` of its clock, ``port_error``, ``backend``, ``job``."""
+    """Data that HEAD sent to all: ``service`` and ``secret`` of its clock, ``port_error``, ``backend``, ``job``."""
     marks: list[Path] = field(default_factory=list)
     """Files to remove at the end."""
 

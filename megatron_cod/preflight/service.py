@@ -57,7 +57,7 @@ class Service:
 def ask(
     address: str, port: int, *, times: int = 1, seconds: float = 5.0, clock: Callable[[], float] = time.time
 ) -> list[Answer]:
-    """Ask so many times over one connection. OSError when nobody answers, or something that is not a service."""
+    """Ask so many times over one connection. OSError when no process answers, or something that is not a service."""
     answers = []
     with socket.create_connection((address, port), timeout=seconds) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

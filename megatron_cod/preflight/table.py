@@ -43,7 +43,7 @@ class Result:
 
 
 def open_service(port: int) -> dict[str, Any]:
-    """On HEAD: the clock and the port of the job's rendezvous in one, or why that port cannot be had."""
+    """On HEAD: the clock and the port of the job's rendezvous in one, or why that port is not available."""
     secret = secrets.token_hex(8)
     try:
         return {"service": Service("", port, secret).port, "secret": secret, "port_error": ""}

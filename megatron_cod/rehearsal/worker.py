@@ -97,7 +97,7 @@ def _short(args: MegatronArgs, job: Job) -> None:
     args.save_interval = args.exit_interval = args.exit_duration_in_mins = None
     args.async_save = args.use_checkpoint_args = False
     args.exit_signal_handler = False  # it asks all ranks, over backends that it knows
-    args.do_train = True  # ranks without data of their own are told by broadcast that there is some
+    args.do_train = True  # ranks without data learn by broadcast that there is some
     if job.mock_data:
         args.mock_data = True
         args.tokenizer_type, args.vocab_size, args.padded_vocab_size = (

@@ -22,7 +22,7 @@ class Norms:
     """The same layer with a depth factor on the input norms of some branches, of "attention" and "mlp" (see
     ``schemes.depth.DepthScaled``). UserError where it finds no norm."""
     deferred: Callable[[TransformerLayerSubmodules], TransformerLayerSubmodules]
-    """The same layer with input norms of their own that can be told to do nothing where Megatron calls them (see
+    """The same layer with separate input norms that can do nothing where Megatron calls them (see
     ``schemes.post_norm``)."""
 
 

@@ -34,7 +34,7 @@ class ResidualJoin(torch.nn.Module):
 
     warmup_steps: float = 0.0
     branch_weight: float | Tensor = 1.0
-    """A number; under CUDA graphs a tensor of ``GraphWeights``, which a replay reads anew."""
+    """A number; under CUDA graphs a tensor of ``GraphWeights``, which a replay reads again."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

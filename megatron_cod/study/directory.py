@@ -103,7 +103,7 @@ class StudyDirectory:
         return {job: path.read_text().strip() for job, path in paths.items() if path.exists()}
 
     def running(self, jobs: Iterable[Job]) -> list[Job]:
-        """Jobs with a live process: its sign of life is young."""
+        """Jobs with a live process: its heartbeat is young."""
         return [job for job in jobs if _age(self.root / job.folder / RUNNING) < SILENT_SECONDS]
 
     def drop_checkpoints(self, job: Job) -> None:

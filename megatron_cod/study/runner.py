@@ -68,7 +68,7 @@ def is_kept(directory: StudyDirectory, job: Job) -> bool:
 
 
 class Runner:
-    """One start of a study. A run that failed is not tried again in it; one that is stopped goes on at the next start."""
+    """One start of a study. A run that failed is not tried again in it; one that is stopped continues at the next start."""
 
     def __init__(self, directory: StudyDirectory, jobs: int, launch: Launch | None, show: Show) -> None:
         self._directory, self._show = directory, show

@@ -272,7 +272,7 @@ def test_a_long_replayed_validation_is_no_hang(mutant, code, tmp_path):
 def test_a_rank_that_stops_in_a_graphed_run_is_named(kind, tmp_path):
     run = graphed(kind, 2, tmp_path, *LONG, *SMALL, "--hang-timeout", "4", before=Stuck(1, 6, "stopped"))
     assert HUNG in [rank.code for rank in run.ranks]
-    assert "no sign of life for" in run.error and "from rank 1 on" in run.error, run.console[-3000:]
+    assert "no heartbeat for" in run.error and "from rank 1 on" in run.error, run.console[-3000:]
 
 
 @pytest.mark.slow

@@ -25,8 +25,8 @@ PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "2000", "--lr-decay-iters", "2000", "--eval-iters", "0", "--save-interval", "3"]
 
 CASES = {
-    "rank 1 stopped": (2, PP2, Stuck(1, 5, "stopped"), r"no sign of life for \d+ s from rank 1 on \S+ \(pid \d+, "),
-    "rank 0 stopped": (2, [], Stuck(0, 5, "stopped"), r"no sign of life for \d+ s from rank 0 on \S+ \(pid \d+, "),
+    "rank 1 stopped": (2, PP2, Stuck(1, 5, "stopped"), r"no heartbeat for \d+ s from rank 1 on \S+ \(pid \d+, "),
+    "rank 0 stopped": (2, [], Stuck(0, 5, "stopped"), r"no heartbeat for \d+ s from rank 0 on \S+ \(pid \d+, "),
     "loader of rank 1 stuck": (
         *(2, PP2, Stuck(1, 5, "loading")),
         r"no progress for \d+ s from rank 1 on \S+ \(pid \d+, loading data \(faults/mutants.py:\d+ __next__\)",
@@ -219,7 +219,7 @@ def test_all_ranks_end_with_one_message(tmp_path, capsys):
     for watch in watches:
         watch.stop()
     assert set(codes) == {HUNG}
-    assert capsys.readouterr().err.count("error: no sign of life") == 1
+    assert capsys.readouterr().err.count("error: no heartbeat") == 1
     assert [one["ranks"] for one in read_events(tmp_path)] == [[2]]
 
 

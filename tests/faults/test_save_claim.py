@@ -106,7 +106,7 @@ def test_another_machines_run_is_live_while_its_file_changes(tmp_path, claim):
     thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
-        with pytest.raises(UserError, match="on far, job 77, last sign of life 20"):
+        with pytest.raises(UserError, match="on far, job 77, last heartbeat 20"):
             check_no_other_run(str(tmp_path), _nothing)
     finally:
         over.set()

@@ -69,7 +69,7 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """Every conversation of the files, in order. Blank lines are nothing.
 
-    layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
+    layout: of ``LAYOUTS``, or "auto" to recognize it by each line's keys. bad: is called for each invalid line, which is
     then omitted; without it the first one raises ``BadLine``. say: see
     ``find_inputs``. UserError for files that are missing or damaged.
     """

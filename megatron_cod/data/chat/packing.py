@@ -41,7 +41,7 @@ def best_fit(lengths: Sequence[int] | np.ndarray, size: int) -> list[list[int]]:
 
 
 class Epochs:
-    """Rows of one epoch after the other, each shuffled anew."""
+    """Rows of one epoch after the other, each shuffled again."""
 
     def __init__(
         self, lengths: np.ndarray, size: int, *, pack: bool, seed: int | None, epochs: int | None = None

@@ -46,7 +46,7 @@ def changed_files(record: DatasetRecord, files: Mapping[str, str]) -> list[str]:
 
 def difference(record: DatasetRecord, given: TrainedWith) -> str | None:
     """In what the tokenizer of a dataset is not the one given, as the rest of a sentence about the dataset; None where
-    they agree as far as can be told."""
+    they agree as far as this is known."""
     if given.type == NUMBERS:
         return _of_numbers(record, given)
     made, changed = _made_with(record), changed_files(record, given.files)

@@ -24,7 +24,7 @@ class TokenSet:
     starts: np.ndarray
     """Where each document begins, and the end, [documents + 1]."""
     text_bytes: int | None
-    """UTF-8 bytes of the text; None where nobody knows them."""
+    """UTF-8 bytes of the text; None if unknown."""
 
     @property
     def documents(self) -> int:

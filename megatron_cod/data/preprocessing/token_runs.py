@@ -60,7 +60,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Commit:
-    """Content of a run's `.json`. `next` is the slice of the part and the place in it to go on at, None at the part's
+    """Content of a run's `.json`. `next` is the slice of the part and the place in it to continue at, None at the part's
     end; `input_bytes` counts bytes on disk read for the part so far. `examples` describe bad documents: file, byte at
     which the reading began, line counted from there, message."""
 

@@ -69,7 +69,7 @@ class WorkFolder:
             self._lock = None
 
     def begin(self, job: Mapping[str, Any], overwrite: bool) -> bool:
-        """Prepare for a job; true when finished parts of the same job are there to go on with.
+        """Prepare for a job; true when finished parts of the same job are there to continue with.
 
         Raises UserError when those of another job are, unless they are to be overwritten.
         """

@@ -110,7 +110,7 @@ def _read_table(source: InputFile, piece: Slice, keys: Sequence[str], resume: in
     for group in read_rows(source, keys, first, piece.end):
         places = list(range(group.place, group.place + len(group.rows)))
         lines = [place + 1 for place in places]
-        # Of a table's bytes on disk nobody knows which row they belong to: each counts the same.
+        # Which row the bytes of a table on disk belong to is unknown: each counts the same.
         position = piece.size * (places[-1] + 1 - piece.start) // (piece.end - piece.start)
         contents = cast(list[bytes | Row], group.rows)  # not a copy: who works through them empties the list
         yield RawBatch(source, 0, contents, places, lines, places[-1] + 1, position)

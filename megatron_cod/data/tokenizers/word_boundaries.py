@@ -4,12 +4,12 @@ SentencePiece, and Hugging Face tokenizers made like it, write a space as a mark
 No piece of the vocabulary has the mark behind another character, as long as the model was trained without pieces over
 several words: then no merge and no token reaches over a mark, and what is merged on one side depends on that side
 alone. This holds for BPE. A unigram model adds up scores along the whole text in single precision, and two splits of a
-word that are equally likely are told apart by rounding: it is left whole.
+word that are equally likely differ only by rounding: it stays whole.
 
 Byte-level BPE first splits the text by a regular expression. Where none of its alternatives can match a space behind
 something else than white space, a match ends before such a space, and the next begins at it. Looking ahead is done in
 one place only, behind white space. So the words' pieces are the text's pieces. The same holds behind a line end that
-stands alone between other characters, but for one alternative that goes on with a slash.
+stands alone between other characters, but for one alternative that continues with a slash.
 
 Hugging Face's form of T5's tokenizer splits at white space first and throws it away, so a word's tokens depend on nothing
 else, for unigram models too. What could reach over a space is the normalisation before that, which maps graphemes: a space

@@ -20,7 +20,7 @@ import numpy as np
 
 Ids = Sequence[int] | np.ndarray
 
-# In byte-level text, a line end that stands alone: behind it text begins anew. Elsewhere line ends stand by themselves.
+# In byte-level text, a line end that stands alone: behind it text begins again. Elsewhere line ends stand by themselves.
 _LINE_OF_BYTE_LEVEL = re.compile(r"\n(?<=\S\n)(?=[^\s/])")
 
 # A longer word is unlikely to come again. So many words take about 100 MB; those before them are remembered too. Half as
@@ -134,7 +134,7 @@ class WordByWord:
         return tokens
 
     def forget(self) -> None:
-        """Begin anew, with empty memories."""
+        """Begin again, with empty memories."""
         self._words, self._parts = _Memory(), _Memory()
 
     def _forget_some(self) -> None:

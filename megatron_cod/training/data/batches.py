@@ -150,7 +150,7 @@ def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[s
 
 
 def packed_batch(batch: Batch) -> tuple[Batch, PackedSamples]:
-    """A batch of rows [b, s] as one row [1, b * s], and where in it samples begin: wherever positions begin anew."""
+    """A batch of rows [b, s] as one row [1, b * s], and where in it samples begin: wherever positions start again."""
     flat: Batch = {name: None if one is None else one.reshape(1, -1) for name, one in batch.items()}
     positions, on_host = flat["position_ids"], flat.pop(ON_HOST, None)
     assert positions is not None

@@ -59,7 +59,7 @@ def problem(args: MegatronArgs) -> str | None:
 
 
 def check_hub_tokenizer(args: MegatronArgs) -> None:
-    """UserError for a tokenizer that cannot be had. args: the plain parse."""
+    """UserError for a tokenizer that is not available. args: the plain parse."""
     found = problem(args)
     if found:
         raise UserError(found)

@@ -16,7 +16,7 @@ class _Gaps:
 
     def __init__(self) -> None:
         self._gaps: list[tuple[int, int]] = []  # first sample, and the one after the last
-        # The index of the first sample after a gap, where those omitted are not counted; samples omitted up to there.
+        # The index of the first sample after a gap, where those omitted are not counted; samples omitted up to that point.
         self._after: list[int] = []
         self._left_out: list[int] = [0]
 

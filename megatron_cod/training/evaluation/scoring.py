@@ -183,7 +183,7 @@ class Scorer:
 
 
 def measure(job: Job, model: Sequence[torch.nn.Module], done: Callable[[int], None] = lambda _: None) -> Totals | None:
-    """All of a job; see ``Scorer.totals``. done: told of every call how many tokens it predicted. Collective."""
+    """All of a job; see ``Scorer.totals``. done: called with the number of tokens that each call predicted. Collective."""
     scorer = Scorer(job, model)
     for call in scorer.calls:
         done(scorer.run(call))

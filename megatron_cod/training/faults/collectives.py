@@ -42,7 +42,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Collectives:
-    """Of one rank, as its sign of life carries it."""
+    """Of one rank, as its heartbeat carries it."""
 
     groups: dict[str, Begun] = field(default_factory=dict)
     members: dict[str, list[int]] = field(default_factory=dict)
@@ -189,7 +189,7 @@ def different(ranks: dict[int, Collectives]) -> dict[int, str]:
 
 
 def waited_for(waits: list[Waits]) -> list[int]:
-    """Ranks that are waited for and wait for nobody; none where they wait for each other."""
+    """Ranks that are waited for and wait for no process; none where they wait for each other."""
     waiting = {one.rank for one in waits}
     return sorted({one.other for one in waits} - waiting)
 

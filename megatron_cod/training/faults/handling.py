@@ -29,7 +29,7 @@ def check_flags(args: MegatronArgs) -> None:
 
 
 def hang_limits(args: MegatronArgs) -> Limits:
-    """By default a hang is named well before the collectives' time-out, after which torch ends the job and names nobody."""
+    """By default a hang is named well before the collectives' time-out, when torch ends the job without a name."""
     set_up = 60.0 * args.distributed_timeout_minutes
     training = float(args.distributed_timeout_seconds_after_init or set_up)
     timeout = 0.5 * min(set_up, training) if args.hang_timeout is None else args.hang_timeout

@@ -46,7 +46,7 @@ class Limits:
     """Seconds after which silence is a hang."""
 
     timeout: float
-    """Without a sign of life, or without a forward step of any rank; a save is given three times as long."""
+    """Without a heartbeat, or without a forward step of any rank; a save is given three times as long."""
     set_up: float
     """The collectives' own time-out before the first step."""
     training: float

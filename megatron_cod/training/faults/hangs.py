@@ -1,9 +1,9 @@
 """A rank that stops answering ends the job with a message that names it, before the collectives' own time-out, which
-names nobody.
+names no process.
 
-Each rank has a thread that leaves a sign of life in the launch's key-value store: how many forward steps it has begun,
+Each rank has a thread that leaves a heartbeat in the launch's key-value store: how many forward steps it has begun,
 when, and what its main thread is doing. It reads the sign of the next rank (a stopped or lost process is found by its
-neighbour); and where nobody makes progress though all are alive, rank 0 reads all signs and names who keeps the others
+neighbour); and where no process makes progress though all are alive, rank 0 reads all signs and names who keeps the others
 waiting. The training itself pays one counter a forward step.
 """
 
@@ -93,7 +93,7 @@ class HangWatch:
                     seen, changed = sign.number, now
                 elif now - changed > self._limits.timeout:
                     self._write(
-                        store, Diagnosis([neighbour]), {neighbour: sign}, f"no sign of life for {now - changed:.0f} s"
+                        store, Diagnosis([neighbour]), {neighbour: sign}, f"no heartbeat for {now - changed:.0f} s"
                     )
                 if self._rank == 0 and now - self._since > self._decided_after():
                     self._decide(store)
@@ -107,7 +107,7 @@ class HangWatch:
         if self._replayed and collectives_begun() != self._collectives:
             self._collectives, self._since = collectives_begun(), time.monotonic()
         still = time.monotonic() - self._since
-        # Of a rank that goes on nobody asks.
+        # A rank that continues is not asked for its state.
         at = collectives_here() if number and still > self._interval else Collectives()
         waited = round(max(self._wait.observe(frame), at.oldest), 1)
         return Heartbeat(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
@@ -118,7 +118,7 @@ class HangWatch:
 
     def _decide(self, store: Any) -> None:
         signs = {rank: sign for rank in range(self._world) if (sign := _read(store, rank)) and sign.number}
-        # Where some are done nobody waits for the others.
+        # If some are done, the others are not waited for.
         found = diagnose(signs, self._limits) if len(signs) == self._world else None
         if found:
             self._write(store, found, signs, f"no progress for {signs[found.ranks[0]].still:.0f} s")

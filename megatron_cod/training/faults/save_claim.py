@@ -1,6 +1,6 @@
 """One running job per ``--save``: a second one, such as a job queued again while the old one still ends, is refused.
 
-Rank 0 keeps a small file there and writes it anew every few seconds. No lock is needed, which network file systems may not
+Rank 0 keeps a small file there and writes it again every few seconds. No lock is needed, which network file systems may not
 have, and none is left: a run is gone when its process is, or, where that cannot be asked, when its file no longer changes.
 """
 
@@ -76,13 +76,13 @@ def _is_live(save: str, found: dict[str, Any], log: Callable[[str], None]) -> bo
 
 
 def check_no_other_run(save: str | None, log: Callable[[str], None]) -> None:
-    """UserError where another run is alive in ``--save``, with its host, job and last sign of life. For rank 0."""
+    """UserError where another run is alive in ``--save``, with its host, job and last heartbeat. For rank 0."""
     found = _read(save) if save else None
     if save is None or found is None or not _is_live(save, found, log):
         return
     job = f", job {found['job']}" if found.get("job") else ""
     raise UserError(
-        f"--save {save} is in use by another run: process {found['pid']} on {found['host']}{job}, last sign of life "
+        f"--save {save} is in use by another run: process {found['pid']} on {found['host']}{job}, last heartbeat "
         f"{(_read(save) or found)['time']}; stop it first, or give another --save"
     )
 

@@ -56,7 +56,7 @@ def failed_saves(args: MegatronArgs) -> Iterator[None]:
     """Around the training: turn the errors of a save into a SaveError that says where the run would go on.
 
     Those of files, and the RuntimeErrors of torch's writers and of lost ranks. Others are a fault of ours, unless the disk
-    is full: then nobody knows what came of that.
+    is full: then its outcome is unknown.
     """
     save = args.save or ""  # without --save nothing is saved
     try:

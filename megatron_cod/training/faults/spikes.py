@@ -21,7 +21,7 @@ class LossSpikes:
     """Tells a spike: a loss more than ``factor`` standard deviations of its noise above the median of the last eight.
 
     The noise is that of the differences from step to step, by their median absolute deviation: neither the fall of the loss
-    nor an earlier spike widens the band. It counts as at least 1% of the loss, for losses that hardly move. A spike is told
+    nor an earlier spike widens the band. It is at least 1% of the loss, for losses that hardly move. A spike is reported
     once, at its first step.
     """
 

@@ -77,7 +77,7 @@ class FineTuning:
         return forward_step(data_iterator, model, packed=get_args().sft_packing)
 
     def check_data(self, args: FineTuningArgs, vocabulary: int | None) -> None:
-        """UserError for ids beyond the model's vocabulary, and for a run that would go on with other data."""
+        """UserError for ids beyond the model's vocabulary, and for a run that would continue with other data."""
         data = self._data
         assert data is not None
         largest = max(int(part.ids.max()) for part in (data.train, data.valid) if part is not None)

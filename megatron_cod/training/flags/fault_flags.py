@@ -60,7 +60,7 @@ def add_fault_options(group: Any) -> None:
         "--hang-timeout",
         type=_not_negative(float),
         metavar="SECONDS",
-        help="end the job, naming the rank, when one gives no sign of life or keeps all others waiting for so long; 0: "
+        help="end the job, naming the rank, when one gives no heartbeat or keeps all others waiting for so long; 0: "
         "never (default: half of --distributed-timeout-minutes)",
     )
     group.add_argument(

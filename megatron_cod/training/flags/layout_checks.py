@@ -59,7 +59,7 @@ def _check_sizes(args: MegatronArgs) -> None:
 
 
 def _check_context(args: MegatronArgs) -> None:
-    """UserError for what context parallelism cannot be had with. args: the plain parse."""
+    """UserError for flags without context parallelism. args: the plain parse."""
     cp = args.context_parallel_size
     if args.hybrid_context_parallel:
         raise UserError("--hybrid-context-parallel is not supported; --context-parallel-size alone is")
@@ -153,7 +153,7 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
 
 
 def _rows_for(args: MegatronArgs, rows: int) -> str:
-    """How to get so many rows: those of a checkpoint are as many as it has, but for an import, which can be made anew."""
+    """How to get so many rows: those of a checkpoint are as many as it has, but for an import, which can be made again."""
     if checkpoint_to_load(args) is None:
         return f": give --padded-vocab-size {rows}"
     return (

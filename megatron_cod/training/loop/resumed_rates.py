@@ -20,7 +20,7 @@ _RATES = ("max_lr", "min_lr")
 
 
 class ResumedRates(Observer):
-    """Lets Megatron's optimizer go on with groups of other rates, where a flag says whose rates are meant."""
+    """Lets Megatron's optimizer continue with groups of other rates, where a flag says whose rates are meant."""
 
     def __init__(self, keeps_saved: bool) -> None:
         self._keeps_saved = keeps_saved

@@ -3,7 +3,7 @@
 A training step begins where Megatron zeroes the gradients: the first thing it does in each, on every rank, with DDP and
 either FSDP, and outside of any CUDA graph. The forward step that Megatron calls would not do: a graph of the whole
 iteration is replayed without it. A forward step begins in that function, where it runs. The gradients are ready where
-Megatron has finished them, which it does within a graph of the whole iteration, where nobody can wait for them.
+Megatron has finished them, which it does within a graph of the whole iteration, where no process can wait for them.
 """
 
 from collections.abc import Callable, Iterable

@@ -33,7 +33,7 @@ _SECONDS_AFTER_A_FAILURE = 2.0
 
 
 def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
-    """UserError where W&B is asked for and not to be had on the last rank, which talks to it. args: the plain parse."""
+    """UserError if W&B is requested and not installed on the last rank, which uses it. args: the plain parse."""
     if not args.wandb_project or rank != world - 1:
         return
     try:

@@ -159,7 +159,7 @@ class FixedSets:
         if inner is None or not extent.samples:
             return None
         rows = extent.batches * self._batch
-        if args.dataloader_type == "cyclic":  # draws the order of each epoch anew: one epoch is one evaluation
+        if args.dataloader_type == "cyclic":  # draws the order of each epoch again: one epoch is one evaluation
             args.consumed_valid_samples -= args.consumed_valid_samples % rows
             return FixedSet(inner, extent.samples, rows, rows)
         return FixedSet(inner, extent.samples, rows, args.consumed_valid_samples + rows * _ENOUGH)
