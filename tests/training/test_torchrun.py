@@ -279,5 +279,5 @@ def test_endings(error, code, said):
 
 def test_reports_error_of_rank_after_lost_head(monkeypatch):
     """HEAD's agent ends with its own rank; ours may see that before our rank has spoken."""
-    monkeypatch.setattr(Agent, "said", "rank 1 on node2: its data is missing")
+    monkeypatch.setattr(Agent, "reason", "rank 1 on node2: its data is missing")
     assert ending(DistError("x"), Namespace(max_restarts=10, nnodes="3"), Gone()) == (2, Agent.reason)
