@@ -1,4 +1,4 @@
-"""Train one arm in a directory of its own: kept when finished, gone on with when stopped, reported when it diverges."""
+"""Train one arm in a directory of its own: kept when finished, resumed when stopped, reported when it diverges."""
 
 import math
 import re
@@ -82,7 +82,7 @@ def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
 def train(
     name: str, processes: int, flags: list[str], directory: Path, *, fresh: bool, show: Show, on_cpus: bool = False
 ) -> Outcome:
-    """Train an arm, or keep it when the same command finished before. A stopped run goes on from its last checkpoint.
+    """Train an arm, or keep it when the same command finished before. A stopped run resumes from its last checkpoint.
 
     flags: the command line after ``python -m megatron_cod.training.pretrain``, with ``--save directory``. A directory of
     another command is replaced. on_cpus: hide the GPUs from it. Raises RunFailed when the run fails for another reason than

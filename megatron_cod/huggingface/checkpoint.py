@@ -54,7 +54,7 @@ class MegatronCheckpoint:
         return self._slice(unit).dtype
 
     def check(self, wanted: list[Unit], arch: Architecture) -> list[str]:
-        """Notes on what is left out. UserError that names every missing, unexpected or misshapen tensor."""
+        """Notes on what is omitted. UserError that names every missing, unexpected or misshapen tensor."""
         used: set[tuple[str, int | None]] = set()
         faults = []
         for unit in wanted:
@@ -73,7 +73,7 @@ class MegatronCheckpoint:
         notes = []
         prediction = [name for name in extra if name.startswith("mtp.")]
         if prediction:
-            notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+            notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
         unknown = [name for name in extra if name not in prediction and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:

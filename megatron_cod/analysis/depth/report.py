@@ -17,7 +17,7 @@ RESULT = "depth.json"
 
 _MEANING = """
 <p>Every figure is measured on the tokens named above; bars are standard errors over sequences. The heat map shows raw
-arccos(cosine)/pi, not normalised by row. Blocks that are left out, swapped or replaced keep the depth factor of their own
+arccos(cosine)/pi, not normalised by row. Blocks that are omitted, swapped or replaced keep the depth factor of their own
 place. Linear maps are fitted on other tokens than those judged on. A summary counts blocks over fixed thresholds; look at
 the curves before believing a count.</p>
 """
@@ -43,7 +43,7 @@ def table_rows(found: dict[str, Any]) -> list[dict[str, float | int | bool | Non
         if "stream" in found:
             after = found["stream"][number]
             row["variance after"] = after["variance"]["mean"]
-            row["variance after, first token left out"] = after["variance_without_first"]["mean"]
+            row["variance after, without the first token"] = after["variance_without_first"]["mean"]
             row["largest / median"] = after["largest_over_median"]
         if "angle, last token" in found:
             row["angle to next"] = found["angle, last token"]["mean"][number - 1][number]
