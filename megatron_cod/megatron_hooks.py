@@ -90,7 +90,7 @@ HOOKED = (
         "forward pre-hook of the output layer",
         "registered",
         "a model of lower precision computes its logits in fp32 in a validation",
-        ("training/validation/fp32_logits.py Fp32Logits.model_built: layer.register_forward_pre_hook",),
+        ("training/validation/fp32_logits.py raise_logits: layer.register_forward_pre_hook",),
     ),
     Hooked(
         "gradient hooks of a layer's output",
