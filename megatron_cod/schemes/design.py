@@ -81,6 +81,15 @@ class BlockDesign:
         classes = {**NUMBERED, **self.scheme.layer}
         return ModuleSpec(module=classes[spec.module], params=params, submodules=submodules)
 
+    def attach(self, chunk: Any) -> None:
+        """Give a built model chunk what its layers share. UserError for a chunk without layers."""
+        if self.scheme.attach is None:
+            return
+        numbers = [global_layer_number(layer) for layer in chunk.decoder.layers]
+        if not numbers:
+            raise UserError(f"--norm-scheme {self.scheme.name} needs a layer in every pipeline stage")
+        self.scheme.attach(chunk, self.options, numbers)
+
     def bind(self, layer: Any) -> None:
         """Set in a built layer what depends on its number."""
         number, config = global_layer_number(layer), layer.config

@@ -34,12 +34,19 @@ VARIANTS = {
     "sandwich_ln": (Variant("sandwich_ln"), []),
     "layerscale": (Variant("layerscale"), []),
     "skipinit": (Variant("skipinit"), []),
+    "layer_rope": (Variant("layer_rope"), []),
+    "layer_rope peri": (
+        Variant("layer_rope", peri=True, base=1e4),
+        ["--layer-rope-peri", "--layer-rope-base", "1e4"],
+    ),
     "pre_ln warm-up": (Variant("pre_ln", warmup=2), ["--residual-warmup-steps", "2"]),
     "lns warm-up": (Variant("lns", warmup=2), ["--residual-warmup-steps", "2"]),
     "post_ln warm-up": (Variant("post_ln", warmup=2), ["--residual-warmup-steps", "2"]),
     "sandwich_ln warm-up": (Variant("sandwich_ln", warmup=2), ["--residual-warmup-steps", "2"]),
 }
 AT = {name: (ONE, FOUR_SP if "sandwich" in name or "scale" in name or "skip" in name else FOUR) for name in VARIANTS}
+AT["layer_rope"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4))
+AT["layer_rope peri"] = (ONE, FOUR_SP)
 AT["mix_ln 4"] += (VIRTUAL,)
 AT["mix_ln 5"] += (VIRTUAL,)
 CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
@@ -94,6 +101,8 @@ def against_the_oracle(results: list[dict], name: str, layout: Layout, decay: fl
     "skipinit-tp2 pp2 sequence-parallel",
     "mix_ln 4-pp2 vp2",
     "lns-one",
+    "layer_rope-one",
+    "layer_rope-pp2 vp2",
 )
 def test_the_scheme_agrees_with_the_oracle(name, layout):
     found = differences(name, layout)
