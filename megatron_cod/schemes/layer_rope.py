@@ -7,6 +7,7 @@ theta_j(l) = exp(a_rot + b_rot ln l) base^(-2j/h). The real vector multiplies ch
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,8 +21,8 @@ from megatron_cod.errors import UserError
 from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
-from megatron_cod.schemes.row import NotFoldable, Scheme
-from megatron_cod.schemes.shared_gains import SharedGain, SharedGains, attach_shared_gains
+from megatron_cod.schemes.row import Foldable, Scheme, Site
+from megatron_cod.schemes.shared_gains import NAME, SharedGain, SharedGains, attach_shared_gains
 
 SITES = ("attention_in", "mlp_in", "attention_out", "mlp_out")
 
@@ -128,6 +129,19 @@ def _attach(chunk: Any, options: LayerRopeOptions, numbers: list[int]) -> None:
             taker.take(getattr(gains, site), number, options.layer_rope_base)
 
 
+_AT = {
+    Site.ATTENTION_NORM: "attention_in",
+    Site.MLP_NORM: "mlp_in",
+    Site.ATTENTION_OUTPUT: "attention_out",
+    Site.MLP_OUTPUT: "mlp_out",
+}
+
+
+def _stock_gain(shared: Mapping[str, Tensor], site: Site, layer: int, options: LayerRopeOptions) -> Tensor:
+    gamma, numbers = (shared[f"{NAME}.{_AT[site]}.{name}"].float() for name in ("gamma", "numbers"))
+    return layer_gain(gamma, numbers, layer, options.layer_rope_base)
+
+
 def _unsupported(config: TransformerConfig, _backend: str, _options: Any) -> list[str]:
     asked = {
         "--normalization LayerNorm (its gains are those of RMSNorm)": config.normalization != "RMSNorm",
@@ -164,5 +178,9 @@ LAYER_ROPE = Scheme(
     layer_parameters=lambda _hidden, norm: -2 * norm,
     chunk_parameters=lambda hidden: len(SITES) * (hidden + 4),
     unsupported=_unsupported,
-    stock=NotFoldable("its gains are shared by all layers"),
+    stock=Foldable(
+        shared=tuple(f"{NAME}.{site}.{name}" for site in SITES for name in ("gamma", "numbers")),
+        gain=_stock_gain,
+        refused=lambda options: "it has a second norm behind each branch" if options.layer_rope_peri else None,
+    ),
 )

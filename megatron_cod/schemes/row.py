@@ -39,6 +39,13 @@ class Foldable:
     learned: Mapping[Site, str] = field(default_factory=dict)
     """Parameters, [h] or [1], that multiply the output of a branch: output site -> their name in the layer
     (``self_attn_bda.scale``)."""
+    shared: tuple[str, ...] = ()
+    """Parameters of the decoder that all layers share (``shared_gains.mlp_in.gamma``)."""
+    gain: Callable[[Mapping[str, Any], Site, int, Any], Any] | None = None
+    """(the shared ones by name, site, l, options) -> the gain [h] in layer l: the weight of a norm that has none of its
+    own, or what multiplies a branch's output."""
+    refused: Callable[[Any], str | None] = lambda _options: None
+    """Options -> why the scheme with these is no stock model, or None."""
 
 
 @dataclass(frozen=True)
