@@ -204,6 +204,8 @@ def _check_options(design: BlockDesign, num_layers: int | None) -> None:
             raise UserError(f"{flag_of(one.name)} {value} is none of {', '.join(choices)}")
     if design.scheme.check is not None:
         design.scheme.check(design.options, num_layers)
+    if design.common.gamma_init and not design.scheme.own_gammas:
+        raise UserError(f"--gamma-init does not go with --norm-scheme {design.scheme.name}: its norms have no gammas")
     steps = design.common.residual_warmup_steps
     if steps is not None and steps < 1:
         raise UserError(f"--residual-warmup-steps {steps} must be at least 1")

@@ -156,9 +156,6 @@ def _unsupported(config: TransformerConfig, _backend: str, _options: Any) -> lis
 def _check(options: LayerRopeOptions, _layers: int | None) -> None:
     if not (options.layer_rope_base > 1 and math.isfinite(options.layer_rope_base)):
         raise UserError(f"--layer-rope-base {options.layer_rope_base} must be above 1")
-    for value in options.start():
-        if not math.isfinite(value):
-            raise UserError(f"the start values of layer_rope must be finite, found {value}")
 
 
 LAYER_ROPE = Scheme(
@@ -170,6 +167,7 @@ LAYER_ROPE = Scheme(
     overlay=layer_rope_overlay,
     attach=_attach,
     shares_parameters=True,
+    own_gammas=False,
     check=_check,
     recorded=lambda _config, options: {
         "layer_rope_base": options.layer_rope_base,

@@ -102,6 +102,8 @@ class Scheme:
     wrapped."""
     shares_parameters: bool = False
     """Whether every chunk has a copy of the same parameters, whose gradients are summed over pipeline stages."""
+    own_gammas: bool = True
+    """Whether the input norms of a layer have weights of their own."""
     chunk_parameters: Callable[[int], int] = lambda _hidden: 0
     """Hidden size -> parameters that it adds to each model chunk."""
     check: Callable[[Any, int | None], None] | None = None

@@ -1,6 +1,7 @@
 """LayerRoPE in runs: one value of the shared gains on all stages, resumed, resharded, exported; wrong ones are caught."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -55,9 +56,9 @@ def test_a_checkpoint_holds_the_gains_once(whole):
         (2, PP2_VPP2, 0.0),
         (1, [], 1e-5),
         pytest.param(2, TP2_SP, 1e-5, marks=pytest.mark.slow),
-        pytest.param(4, [*PP2_VPP2, *DISTRIBUTED[:3], "--clip-grad", "1.0"], 1e-5, marks=pytest.mark.slow),
+        pytest.param(4, [*PP2_VPP2, "--micro-batch-size", "1"], 1e-5, marks=pytest.mark.slow),
     ],
-    ids=["same", "one process", "tp2", "dp2 distributed optimizer"],
+    ids=["same", "one process", "tp2", "dp2"],
 )
 def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, layout, tolerance):
     stopped = at_step_4(whole, tmp_path / "stopped")
@@ -91,15 +92,13 @@ def test_exports_to_a_stock_llama(whole, tmp_path):
 
 def not_summed() -> None:
     """The mutant: stages keep the gradients of their own layers."""
-    from megatron.core.distributed import finalize_model_grads as module
-
+    module = sys.modules["megatron.core.distributed.finalize_model_grads"]
     module._allreduce_conditional_embedding_grads = lambda *rest, **kwargs: None
 
 
 def summed_for_each_chunk() -> None:
     """The mutant: virtual stages are summed twice."""
-    from megatron.core.distributed import finalize_model_grads as module
-
+    module = sys.modules["megatron.core.distributed.finalize_model_grads"]
     right = module._allreduce_conditional_embedding_grads
 
     def twice(*rest, **kwargs):
@@ -163,10 +162,10 @@ def test_a_wrong_implementation_is_outside_the_tolerances(name):
     ("flags", "says"),
     [
         (["--layer-rope-base", "0.5"], "--layer-rope-base 0.5 must be above 1"),
-        (["--layer-rope-scale", "nan"], "must be finite"),
+        (["--layer-rope-scale", "nan"], "must be a finite number"),
         (["--normalization", "LayerNorm"], "--normalization LayerNorm"),
         (["--mtp-num-layers", "1"], "--mtp-num-layers"),
-        (["--gamma-init"], "gamma-init"),
+        (["--gamma-init"], "--gamma-init does not go with --norm-scheme layer_rope"),
     ],
 )
 def test_bad_input_is_one_line(tiny, flags, says):
