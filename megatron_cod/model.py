@@ -56,9 +56,7 @@ class SchemeModelBuilder(GPTModelBuilder):
         model: Any = self._model_config
         config = model.transformer
         if not config.mtp_num_layers or not isinstance(model.transformer_layer_spec, partial):
-            chunk = super().build_model(pg_collection, pre_process, post_process, vp_stage)
-            model.design.attach(chunk)
-            return chunk
+            return super().build_model(pg_collection, pre_process, post_process, vp_stage)
         virtual_size = config.virtual_pipeline_model_parallel_size
         if pre_process is None:
             pre_process = is_vp_first_stage(vp_stage, virtual_size) and is_pp_first_stage(pg_collection.pp)
@@ -119,8 +117,9 @@ def attach_design(
         else:
             ours = own_layers or chosen.transformer_impl == "local"
             ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
-    if design.scheme.shares_parameters:
+    if design.scheme.attach is not None:
         transformer.has_cond_embedder = True  # Megatron then sums the gradients of copies over stages
+        config.pre_wrap_hooks.append(design.attach)
     if design.streams > 1:
         _fit_transfers_to_streams(transformer)
     if ours:

@@ -141,8 +141,8 @@ def mtp_count(args: MegatronArgs) -> Count:
 
 
 def shared_count(args: MegatronArgs) -> Count:
-    """What all layers share: a copy in every chunk."""
-    return Count(whole=get_scheme(args.norm_scheme).chunk_parameters(args.hidden_size))
+    """What all layers share: a copy in the first chunk of every stage."""
+    return Count(whole=get_scheme(args.norm_scheme).stage_parameters(args.hidden_size))
 
 
 def chunk_count(args: MegatronArgs, chunk: StagePlan) -> Count:
@@ -151,7 +151,8 @@ def chunk_count(args: MegatronArgs, chunk: StagePlan) -> Count:
     count = Count()
     for number in chunk.layers:
         count += layer_count(args, pattern[number - 1])
-    count += shared_count(args)
+    if not chunk.virtual_stage:
+        count += shared_count(args)
     count += mtp_count(args).times(len(chunk.mtp))
     if chunk.embedding or chunk.mtp:
         count += embedding_count(args)

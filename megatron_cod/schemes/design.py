@@ -81,14 +81,16 @@ class BlockDesign:
         classes = {**NUMBERED, **self.scheme.layer}
         return ModuleSpec(module=classes[spec.module], params=params, submodules=submodules)
 
-    def attach(self, chunk: Any) -> None:
-        """Give a built model chunk what its layers share. UserError for a chunk without layers."""
-        if self.scheme.attach is None:
-            return
-        numbers = [global_layer_number(layer) for layer in chunk.decoder.layers]
-        if not numbers:
-            raise UserError(f"--norm-scheme {self.scheme.name} needs a layer in every pipeline stage")
-        self.scheme.attach(chunk, self.options, numbers)
+    def attach(self, chunks: list[Any]) -> list[Any]:
+        """Give the built chunks of this stage what their layers share. UserError where the first one has no layer."""
+        assert self.scheme.attach is not None
+        if not chunks[0].decoder.layers:
+            raise UserError(
+                f"--norm-scheme {self.scheme.name} needs a layer in the first chunk of every pipeline stage"
+            )
+        layers = [(layer, global_layer_number(layer)) for chunk in chunks for layer in chunk.decoder.layers]
+        self.scheme.attach(chunks[0].decoder, layers, self.options)
+        return chunks
 
     def bind(self, layer: Any) -> None:
         """Set in a built layer what depends on its number."""

@@ -22,7 +22,7 @@ from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
 from megatron_cod.schemes.row import Foldable, Scheme, Site
-from megatron_cod.schemes.shared_gains import NAME, SharedGain, SharedGains, attach_shared_gains
+from megatron_cod.schemes.shared_gains import NAME, SharedGain, attach_shared_gains
 
 SITES = ("attention_in", "mlp_in", "attention_out", "mlp_out")
 
@@ -121,9 +121,9 @@ def layer_rope_overlay(
     return with_joins(unfused, config, SharedGainJoin, peri=options.layer_rope_peri)
 
 
-def _attach(chunk: Any, options: LayerRopeOptions, numbers: list[int]) -> None:
-    gains: SharedGains = attach_shared_gains(chunk, dict.fromkeys(SITES, options.start()))
-    for layer, number in zip(chunk.decoder.layers, numbers, strict=True):
+def _attach(decoder: Any, layers: list[tuple[Any, int]], options: LayerRopeOptions) -> None:
+    gains = attach_shared_gains(decoder, dict.fromkeys(SITES, options.start()))
+    for layer, number in layers:
         takers = (layer.input_layernorm, layer.pre_mlp_layernorm, layer.self_attn_bda, layer.mlp_bda)
         for site, taker in zip(SITES, takers, strict=True):
             taker.take(getattr(gains, site), number, options.layer_rope_base)
@@ -166,7 +166,6 @@ LAYER_ROPE = Scheme(
     options=LayerRopeOptions,
     overlay=layer_rope_overlay,
     attach=_attach,
-    shares_parameters=True,
     own_gammas=False,
     check=_check,
     recorded=lambda _config, options: {
@@ -174,7 +173,7 @@ LAYER_ROPE = Scheme(
         "layer_rope_peri": options.layer_rope_peri,
     },
     layer_parameters=lambda _hidden, norm: -2 * norm,
-    chunk_parameters=lambda hidden: len(SITES) * (hidden + 4),
+    stage_parameters=lambda hidden: len(SITES) * (hidden + 4),
     unsupported=_unsupported,
     stock=Foldable(
         shared=tuple(f"{NAME}.{site}.{name}" for site in SITES for name in ("gamma", "numbers")),

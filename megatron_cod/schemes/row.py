@@ -97,15 +97,13 @@ class Scheme:
     streams: Callable[[Any], int] = lambda _options: 1
     """Options -> n, how many residual streams a model has: [s, n b, h] between its blocks. The scheme's layer class makes
     n of one in the first block, and one of n in the last. Transfers between pipeline stages and the rehearsal read it."""
-    attach: Callable[[Any, Any, list[int]], None] | None = None
-    """(model chunk, options, global numbers of its layers) -> gives a built chunk what its layers share, before it is
-    wrapped."""
-    shares_parameters: bool = False
-    """Whether every chunk has a copy of the same parameters, whose gradients are summed over pipeline stages."""
+    attach: Callable[[Any, list[tuple[Any, int]], Any], None] | None = None
+    """(decoder of a pipeline stage's first chunk, the layers of all of its chunks with their global numbers, options) ->
+    gives the stage its copy of the parameters that all layers share, before the chunks are wrapped."""
     own_gammas: bool = True
     """Whether the input norms of a layer have weights of their own."""
-    chunk_parameters: Callable[[int], int] = lambda _hidden: 0
-    """Hidden size -> parameters that it adds to each model chunk."""
+    stage_parameters: Callable[[int], int] = lambda _hidden: 0
+    """Hidden size -> parameters that it adds to the first chunk of each pipeline stage."""
     check: Callable[[Any, int | None], None] | None = None
     """(options, number of layers or None) -> raises UserError for a value that an option cannot have."""
     recorded: Callable[[Any, Any], dict[str, Any]] = _records_options

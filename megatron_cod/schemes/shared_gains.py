@@ -1,8 +1,8 @@
-"""Parameters that all layers share, one copy a model chunk: gains [h], each with numbers that say how layers differ.
+"""Parameters that all layers share, one copy a pipeline stage: gains [h], each with numbers that say how layers differ.
 
-Pipeline stages and virtual stages hold equal copies. Megatron sums the gradients of such copies over stages (its
-``_allreduce_conditional_embedding_grads``) for parameters marked ``pipeline_parallel``, where the configuration has
-``has_cond_embedder``; once a step, whatever the number of virtual stages.
+The first chunk of a stage owns the copy; layers of its other chunks, under virtual stages, use it too. Megatron sums the
+gradients of such copies over stages (its ``_allreduce_conditional_embedding_grads``) for parameters marked
+``pipeline_parallel``, where the configuration has ``has_cond_embedder``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from megatron.core.transformer.utils import make_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 NAME = "shared_gains"
-"""Of the module in a chunk's decoder, and so in checkpoint keys: ``decoder.shared_gains.SITE.gamma``."""
+"""Of the module in the decoder, and so in checkpoint keys: ``decoder.shared_gains.SITE.gamma``."""
 
 
 class SharedGain(torch.nn.Module):
@@ -49,17 +49,18 @@ def _in_fp32(before: Tensor, after: Tensor) -> Tensor:
 class SharedGains(torch.nn.Module):
     """The shared gains of a model, by site: one copy of them."""
 
-    def __init__(self, config: Any, starts: Mapping[str, tuple[float, ...]], vp_stage: int | None) -> None:
-        """starts: site -> the numbers' start values. vp_stage: of the chunk that holds this copy."""
+    def __init__(self, config: Any, starts: Mapping[str, tuple[float, ...]]) -> None:
+        """starts: site -> the numbers' start values."""
         super().__init__()
-        self._copy = _copy_number(config, vp_stage)
+        stages = config.pipeline_model_parallel_size
+        self._stage = parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0
         for site, start in starts.items():
             self.add_module(site, SharedGain(config.hidden_size, start))
         for parameter in self.parameters():
             parameter.pipeline_parallel = True  # type: ignore[attr-defined]
             # A bucket of its own: the distributed optimizer then cuts all copies alike, before they are summed.
             parameter.shared_embedding = True  # type: ignore[attr-defined]
-            parameter.shared = self._copy > 0  # type: ignore[attr-defined]  # one copy counts in the gradient norm
+            parameter.shared = self._stage > 0  # type: ignore[attr-defined]  # one copy counts in the gradient norm
             parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def sharded_state_dict(
@@ -70,21 +71,14 @@ class SharedGains(torch.nn.Module):
         data_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
         return {
             prefix + name: make_sharded_tensor_for_checkpoint(
-                parameter, prefix + name, replica_id=(self._copy, tensor_rank, data_rank)
+                parameter, prefix + name, replica_id=(self._stage, tensor_rank, data_rank)
             )
             for name, parameter in self.named_parameters()
         }
 
 
-def _copy_number(config: Any, vp_stage: int | None) -> int:
-    """0 in the first chunk of the first stage, another number in each other chunk."""
-    stages = config.pipeline_model_parallel_size
-    rank = parallel_state.get_pipeline_model_parallel_rank() if stages > 1 else 0
-    return int(rank + stages * (vp_stage or 0))
-
-
-def attach_shared_gains(chunk: Any, starts: Mapping[str, tuple[float, ...]]) -> SharedGains:
-    """Give a built model chunk its copy, before it is wrapped."""
-    gains = SharedGains(chunk.config, starts, getattr(chunk, "vp_stage", None))
-    chunk.decoder.add_module(NAME, gains)
+def attach_shared_gains(decoder: Any, starts: Mapping[str, tuple[float, ...]]) -> SharedGains:
+    """Give the decoder of a stage's first chunk the stage's copy, before it is wrapped."""
+    gains = SharedGains(decoder.config, starts)
+    decoder.add_module(NAME, gains)
     return gains
