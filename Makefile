@@ -19,7 +19,7 @@ help:
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
-	@echo 'make check        ruff, mypy, import contract'
+	@echo 'make check        ruff, mypy, import contracts; words, links and commands of the docs'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
 
@@ -64,6 +64,7 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/docs tests/test_repository.py
 
 format: venv
 	$(BIN)/ruff check --fix .

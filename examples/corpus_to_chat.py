@@ -33,7 +33,7 @@ from megatron_cod.errors import UserError, run_tool
 from megatron_cod.launch.local_run import launch_command, on_cpus_instead
 
 ROOT = Path(__file__).resolve().parents[1]
-say = partial(print, flush=True)
+show = partial(print, flush=True)
 Command = list[str]
 
 
@@ -61,7 +61,7 @@ class Chain:
         too_few = on_cpus_instead(args.processes)
         self.ranks = 1 if too_few else args.processes
         if too_few:
-            say(f"{too_few}. Training in one process")
+            show(f"{too_few}. Training in one process")
 
     def stages(self) -> dict[str, Callable[[], Iterator[Command]]]:
         """Name -> its commands, in order."""
@@ -203,7 +203,7 @@ class Memory(threading.Thread):
 
 def run(command: Command, log: Path) -> int:
     """The command to its end, its output shown and kept; returns the most memory it held. UserError when it fails."""
-    say("$ " + shlex.join(command))
+    show("$ " + shlex.join(command))
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("a") as file:
         process = subprocess.Popen(
@@ -215,7 +215,7 @@ def run(command: Command, log: Path) -> int:
         try:
             for line in process.stdout:
                 file.write(line)
-                say(line, end="")
+                show(line, end="")
             code = process.wait()
         finally:
             peak = memory.stop()
@@ -251,14 +251,14 @@ def main() -> None:
         done = kept["done"]
     for name, commands in Chain(args).stages().items():
         if name in done:
-            say(f"== {name}: kept, {done[name]['seconds']:.0f} s")
+            show(f"== {name}: kept, {done[name]['seconds']:.0f} s")
             continue
-        say(f"== {name}")
+        show(f"== {name}")
         begun = time.monotonic()
         peaks = [run(command, args.output / f"{name}.log") for command in commands()]
         done[name] = {"seconds": time.monotonic() - begun, "peak_bytes": max(peaks)}
         record.write_text(json.dumps({"asked": asked, "done": done}, indent=2) + "\n")
-    say("\n" + "\n".join(table(done)))
+    show("\n" + "\n".join(table(done)))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from megatron_cod.launch.local_run import RunFailed, on_cpus_instead, run_traini
 from megatron_cod.training.flags.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-say = partial(print, flush=True)
+log = partial(print, flush=True)
 MODEL = ("num-layers", "hidden-size", "ffn-hidden-size", "num-attention-heads", "norm-scheme")
 
 
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("runs/fine_tuning"), help="directory (%(default)s)")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "sft_debug.yaml")
     parser.add_argument("--epochs", type=int, default=3, help="passes over the questions (%(default)s)")
-    parser.add_argument("--processes", type=int, help="processes; data-parallel unless told (2)")
+    parser.add_argument("--processes", type=int, help="processes; data-parallel by default (2)")
     parser.add_argument("flags", nargs="*", help="Megatron flags, after --")
     args = parser.parse_args()
     args.why_on_cpus = on_cpus_instead(2) if args.processes is None else None
@@ -72,26 +72,26 @@ def loss_of_the_base(args: argparse.Namespace, flags: list[str]) -> float:
 def main() -> None:
     args = parse_args()
     if args.why_on_cpus:
-        say(f"{args.why_on_cpus}. Training on {args.processes} CPU processes; on the GPU: --processes 1")
+        log(f"{args.why_on_cpus}. Training on {args.processes} CPU processes; on the GPU: --processes 1")
     flags, run = common_flags(args), args.output / "run"
     try:
         before = loss_of_the_base(args, flags)
         more = ["--train-epochs", str(args.epochs), "--save", str(run), "--save-interval", "100000"]
-        run_training(args.processes, [*flags, *more], args.output / "sft.log", say, "sft", bool(args.why_on_cpus))
+        run_training(args.processes, [*flags, *more], args.output / "sft.log", log, "sft", bool(args.why_on_cpus))
     except RunFailed as error:
         raise UserError(str(error).removeprefix("error: ")) from None
     after = read_metrics(run / "metrics.jsonl").series(VALID_LOSS)[1][-1]
-    say("\nloss per token of the 40 answers held out:")
+    log("\nloss per token of the 40 answers held out:")
     for when, loss in {"before": before, "after": after}.items():
-        say(f"  {when:6} {loss:.4f}, perplexity {perplexity(loss):.2f}")
-    export_model(ExportJob(run, args.output / "hf"), say)
+        log(f"  {when:6} {loss:.4f}, perplexity {perplexity(loss):.2f}")
+    export_model(ExportJob(run, args.output / "hf"), log)
     model, tokenizer = open_directory(args.output / "hf")
     model.to(device_named(None))
     lines = (args.output / "data" / "sotu_valid.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines[::20]:
         question = json.loads(line)["prompt"]
-        say(f"\n{question}\n  -> {answer(model, tokenizer, question, 80)}")
-    say(f"\nask it more: python tools/generate.py --model {args.output / 'hf'} --chat 'Continue this speech of ...'")
+        log(f"\n{question}\n  -> {answer(model, tokenizer, question, 80)}")
+    log(f"\nask it more: python tools/generate.py --model {args.output / 'hf'} --chat 'Continue this speech of ...'")
 
 
 if __name__ == "__main__":

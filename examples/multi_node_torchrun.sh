@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on several machines without a scheduler. Run the same line on every one of them, within RENDEZVOUS_TIMEOUT:
 #   HEAD=node1 NODES=2 examples/multi_node_torchrun.sh --pipeline-model-parallel-size 2
-# A process that dies takes its node through a restart, and all go on from the newest checkpoint; a node may go and come
+# A process that dies takes its node through a restart, and all resume from the newest checkpoint; a node may go and come
 # back. HEAD holds the rendezvous: when it goes, all end, and the line is to be run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."

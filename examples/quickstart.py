@@ -25,7 +25,7 @@ from megatron_cod.launch.local_run import RunFailed, on_cpus_instead
 from megatron_cod.training.flags.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-say = partial(print, flush=True)
+log = partial(print, flush=True)
 ARMS = {"lns": ("lns", "normal"), "pre_ln plain": ("pre_ln", "normal"), "pre_ln scaled": ("pre_ln", "scaled")}
 
 
@@ -107,7 +107,7 @@ def main() -> None:
         return
     why = None if args.layout_given else on_cpus_instead(processes)
     if why:
-        say(f"{why}. Training on {processes} CPU processes; in one process on the GPU: --pp 1")
+        log(f"{why}. Training on {processes} CPU processes; in one process on the GPU: --pp 1")
     args.output.mkdir(parents=True, exist_ok=True)
     prefix = args.data or prepare_sample(args.output / "data")
     runs = {}
@@ -115,7 +115,7 @@ def main() -> None:
         for name in ARMS:
             directory = args.output / name.replace(" ", "_")
             flags = arm_flags(args, name, prefix, directory, steps)
-            runs[name] = train(name, processes, flags, directory, fresh=args.fresh, show=say, on_cpus=bool(why)).metrics
+            runs[name] = train(name, processes, flags, directory, fresh=args.fresh, show=log, on_cpus=bool(why)).metrics
     except RunFailed as error:
         raise UserError(str(error).removeprefix("error: ")) from None
     used = load_recipe(args.output / "lns" / "resolved_args.yaml")  # with the flags given after --

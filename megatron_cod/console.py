@@ -1,5 +1,4 @@
-"""The console, for what a user is to see. Where what a process prints goes to a file (``launch/rank_logs.py``), these
-lines go to both."""
+"""The console. If the output of a process goes to a file (``launch/rank_logs.py``), these lines go to both."""
 
 from __future__ import annotations
 
@@ -12,24 +11,24 @@ _err: TextIO | None = None
 
 
 def keep(out: TextIO, err: TextIO) -> None:
-    """From here on the console is these streams; ``sys.stdout`` and ``sys.stderr`` lead elsewhere."""
+    """Use these streams as the console; ``sys.stdout`` and ``sys.stderr`` are redirected."""
     global _out, _err
     _out, _err = out, err
 
 
-def note(text: str) -> None:
-    """Print in the file alone, where there is one: the console has it from another rank."""
+def log_to_file(text: str) -> None:
+    """Print only to the file, if there is one: another rank prints the line to the console."""
     if _out is not None:
         print(text, flush=True)
 
 
-def show(text: str) -> None:
+def print_line(text: str) -> None:
     """Print on standard output."""
     _print(text, _out, sys.stdout)
 
 
-def speak(text: str) -> None:
-    """Print on standard error, after what was shown before."""
+def print_error(text: str) -> None:
+    """Print on standard error, after earlier lines of standard output."""
     if _err is None:
         sys.stdout.flush()
     _print(text, _err, sys.stderr)
@@ -41,10 +40,10 @@ def _print(text: str, console: TextIO | None, stream: TextIO) -> None:
     print(text, file=stream, flush=True)
 
 
-def say(text: str) -> None:
+def log_rank0(text: str) -> None:
     """Print a line of the log, on rank 0."""
     if this_rank() == 0:
-        show(text)
+        print_line(text)
 
 
 def this_rank() -> int:

@@ -1,4 +1,4 @@
-"""Who holds which global layers: gather it from every pipeline stage, prove it, print it.
+"""The depth map: gathered from every pipeline stage, checked, printed.
 
 Megatron accepts some layouts that build the wrong layers, and a wrong index moves the loss by a part in a thousand:
 so nothing trains before the stages of each pipeline replica hold exactly 1..L between them.
@@ -139,5 +139,5 @@ def refuse_wrong_depth(
         torch.distributed.all_gather_object(faults, fault)
         raise DepthMapError(next(text for text in faults if text))
     if torch.distributed.get_rank() == 0:
-        console.show(format_depth_map(stages))
+        console.print_line(format_depth_map(stages))
     return model

@@ -1,4 +1,4 @@
-"""How a program ends: an error meant for the user is one line, a fault of ours keeps its traceback.
+"""How programs end: a user error is one line, a fault of this package keeps its traceback.
 
 ``ending`` is the one place that tells them apart. The tools end by it (``run_tool``), and training, evaluation and the
 rehearsal's ranks (``launch/exit_codes.py``). Imports nothing but the standard library, so that all code can raise these.
@@ -21,7 +21,7 @@ USER_ERROR = 2
 MAY_PASS = 1
 """Exit code of a run that may go well when it is started again: another rank was lost, say. Also that of a fault."""
 INTERRUPTED = 130
-REPORT = "please report it, with the traceback (CONTRIBUTING.md says how)"
+REPORT = "please report it, with the traceback (see CONTRIBUTING.md)"
 
 
 class UserError(ValueError):
@@ -84,7 +84,7 @@ def one_line(error: BaseException) -> str:
     if not frames:
         return type(error).__name__
     condition = (frames[-1].line or "").removeprefix("assert ")
-    return f"the arguments do not fit together, Megatron asks for: {condition}"
+    return f"the arguments do not fit together, Megatron requires: {condition}"
 
 
 def _is_a(error: BaseException, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Layer specs with a norm scheme laid over whatever Megatron would build.
+"""Layer specs with a norm scheme applied to whatever Megatron would build.
 
 In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (then the scheme, plain initialisation and
 the start-up depth check all come with the spec; see docs/megatron_lm.md).
@@ -47,7 +47,7 @@ def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: 
     asked += design.scheme.unsupported(config, backend.name, design.options)
     if asked:
         raise UserError(
-            f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; leave that out "
+            f"--norm-scheme {design.scheme.name} does not support {', '.join(asked)} yet; omit that "
             f"(backend: {backend.name})"
         )
 
@@ -74,15 +74,15 @@ def scheme_block_spec(
         vp_stage=vp_stage,
         pp_rank=pp_rank,
     )
-    layers = [_laid_over(spec, config, design, chosen) for spec in stock.layer_specs]
+    layers = [_with_design(spec, config, design, chosen) for spec in stock.layer_specs]
     # The final norm is scaled under no scheme here.
     final = chosen.norms.plain if design.scheme.final_norm else None
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final)
 
 
-def _laid_over(spec: ModuleSpec, config: TransformerConfig, design: BlockDesign, backend: Backend) -> ModuleSpec:
+def _with_design(spec: ModuleSpec, config: TransformerConfig, design: BlockDesign, backend: Backend) -> ModuleSpec:
     prepared = replace(spec, submodules=backend.prepared(spec.submodules, config))
-    return design.laid_over(prepared, config, backend.norms)
+    return design.applied_to(prepared, config, backend.norms)
 
 
 def scheme_mtp_spec(
@@ -100,7 +100,7 @@ def scheme_mtp_spec(
         normalization=config.normalization,
         qk_l2_norm=config.qk_l2_norm,
     )
-    inner: Any = _laid_over(stock[-1], config, design, chosen)
+    inner: Any = _with_design(stock[-1], config, design, chosen)
     block = get_gpt_mtp_block_spec_for_backend(
         config, TransformerBlockSubmodules(layer_specs=[inner]), chosen.spec_provider(), vp_stage=vp_stage
     )

@@ -2,7 +2,7 @@
 
 Names that are replaced as a whole are rows of ``cpu.ADAPTED`` and ``torch_only.TORCH_ADAPTED``. ``HOOKED`` has the
 rest: attributes of single objects, settings of Megatron's that are functions, hooks of modules. A test scans the sources
-for both and fails on what stands in no table.
+for both and fails on what is in no table.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ HOOKED = (
     Hooked(
         "`step` of the optimizer",
         "set on this one object for one step",
-        "a step that is not finite is left out, as Megatron's loss scaler leaves one out",
+        "a step that is not finite is skipped, as Megatron's loss scaler skips one",
         (
             "training/faults/nonfinite.py before_step: optimizer.step",
-            "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
+            "training/faults/nonfinite.py before_step.checked_first: optimizer.step",
         ),
     ),
     Hooked(
@@ -259,7 +259,7 @@ HOOKED = (
         "`P2PCommunicator._communicate_shapes`",
         "replaced",
         "one rank of a pipeline is alone: nobody sends it the shapes",
-        ("rehearsal/worker.py _tell_shapes: P2PCommunicator._communicate_shapes",),
+        ("rehearsal/worker.py _give_shapes: P2PCommunicator._communicate_shapes",),
         "rehearsal",
     ),
     Hooked(

@@ -99,7 +99,7 @@ def attach_design(
 ) -> None:
     """Put a design and the depth check on ``config`` in place.
 
-    The design is laid over Megatron's spec on the backend that ``--transformer-impl`` names; what it cannot carry is
+    The design is applied to Megatron's spec on the backend that ``--transformer-impl`` names; what it cannot carry is
     refused with a UserError. Stock layers are left to Megatron there, and on every backend but the torch one, unless
     ``own_layers`` asks for those of our spec.
     """

@@ -72,7 +72,7 @@ def split_from_args(args: MegatronArgs) -> PipelineSplit:
         if dealt % (pp * per_chunk):
             raise LayoutError(f"{dealt} layers do not divide over {PP} {pp} x {asked[-1]} {per_chunk}")
     if len(asked) > 1:
-        raise LayoutError(f"{' and '.join(asked)} both say how the pipeline is cut; give one of them")
+        raise LayoutError(f"{' and '.join(asked)} both set how the pipeline is cut; give one of them")
     virtual = args.num_virtual_stages_per_pipeline_rank or 1
     return PipelineSplit(
         num_layers=layers,
@@ -148,7 +148,7 @@ def _uneven(split: PipelineSplit) -> list[int]:
     left = split.num_layers - (split.first or 0) - (split.last or 0)
     if middle == 0 and split.virtual_size > 1:
         raise LayoutError(
-            f"{FIRST} with {LAST} and virtual stages at {PP} 2 makes Megatron divide by zero; leave one of the two out, "
+            f"{FIRST} with {LAST} and virtual stages at {PP} 2 makes Megatron divide by zero; omit one of the two, "
             f"or use {LAYOUT}"
         )
     if left < 0 or bool(left) != bool(middle) or (middle and left % middle):

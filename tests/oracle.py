@@ -1,6 +1,6 @@
-"""An independent Llama in plain PyTorch, Hugging Face names, no Megatron import: what the Megatron model is held against.
+"""An independent Llama in plain PyTorch, Hugging Face names, no Megatron import: what the Megatron model is compared with.
 
-Written from the formulas (RMSNorm, RoPE with half rotation, SwiGLU, LayerNorm Scaling), and itself held against vectors
+Written from the formulas (RMSNorm, RoPE with half rotation, SwiGLU, LayerNorm Scaling), and itself compared with vectors
 that a third implementation computed in float64 (tests/vectors).
 """
 

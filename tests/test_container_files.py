@@ -9,8 +9,8 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 
+from tests.commands import tool
 from tests.conftest import ROOT
-from tests.test_examples import tool
 
 DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
 

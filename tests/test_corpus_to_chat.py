@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from megatron_cod.data.sample_corpus import sample_corpus_path
+from tests.commands import run
 from tests.conftest import ROOT, TINY
-from tests.test_readme import run
 
 EXAMPLE = [sys.executable, str(ROOT / "examples" / "corpus_to_chat.py")]
 STAGES = ["tokenizer", "preprocessing", "pretraining", "evaluation", "export", "fine-tuning", "question"]

@@ -1,20 +1,11 @@
 """The CPU path: its names exist, it does not touch a machine with a GPU, and it does not tax every call."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 
 from megatron_cod.adaptations import cpu
 from megatron_cod.adaptations.table import Adapted, missing_names
-
-
-def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.commands import run_python
 
 
 def test_every_adapted_name_is_still_there():

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.preflight import job
+from tests.commands import tool
 from tests.conftest import ROOT
 from tests.launch.runs import events_of, steps_done, wait_for
 from tests.ports import free_port
@@ -23,12 +24,6 @@ from tests.ports import free_port
 SCRIPTS = sorted([*ROOT.glob("examples/**/*.sh"), *ROOT.glob("examples/**/*.sbatch")])
 SHELL = [*SCRIPTS, *sorted(ROOT.glob("tools/*.sh"))]
 JOBS = ["pretrain.sbatch", "pretrain_container.sbatch"]
-
-
-def tool(name: str) -> str:
-    found = Path(sys.executable).with_name(name)
-    assert found.is_file(), f"{name} is in the dev extras"
-    return str(found)
 
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)

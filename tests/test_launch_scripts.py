@@ -179,10 +179,10 @@ def test_a_job_is_asked_for_by_its_own_name(tmp_path, variables, name):
 )
 def test_a_job_that_is_given_up_is_no_success(tmp_path, ranks, answer, code, queued):
     """srun may return 0 when a node is lost."""
-    say = (
+    log = (
         'case $* in "show hostnames"*) echo n1;; "show node"*) echo "A=1 NodeAddr=127.0.0.1 B=2";; *) echo "$@";; esac'
     )
-    for name, what in {"srun": f"exit {ranks}", "scontrol": say, "squeue": "echo", "sleep": "true"}.items():
+    for name, what in {"srun": f"exit {ranks}", "scontrol": log, "squeue": "echo", "sleep": "true"}.items():
         program(tmp_path / name, f"#!/usr/bin/env bash\n{what}\n")
     python = program(tmp_path / "python", f"#!/usr/bin/env bash\nexit {answer}\n")
     variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x", "SLURM_JOB_NODELIST": "n1"}

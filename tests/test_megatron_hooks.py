@@ -32,7 +32,7 @@ OURS = {
     "training/validation/evaluations.py *: writer.is_silent": "our own writer",
     "training/data/batches.py _only: config.*": "a configuration of datasets that is made here",
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm": "our own run",
-    "training/torchrun.py Agent._invoke_run: Agent.said": "our own class",
+    "training/torchrun.py Agent._invoke_run: Agent.reason": "our own class",
     "schemes/depth.py bind_depth_factor: carrier.depth_factor": "our own norms and joins",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual": "our own norm",
     "schemes/residual.py *: join.*": "our own joins",

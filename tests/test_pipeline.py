@@ -186,7 +186,7 @@ REFUSED = {
     "stages": ({"pipeline_model_parallel_layout": "Et*4|t*2|t*2L"}, "has 3 stages, not a multiple of"),
     "two ways": (
         {"pipeline_model_parallel_layout": "Et*4|t*4L", "num_virtual_stages_per_pipeline_rank": 1},
-        "both say how the pipeline is cut",
+        "both set how the pipeline is cut",
     ),
     "layout and counts": (
         {"pipeline_model_parallel_layout": "Et*4|t*4L", "decoder_first_pipeline_num_layers": 4},

@@ -1,31 +1,14 @@
 """What the README tells a user to run, run: the quick start at toy size, the training command, help texts."""
 
-import os
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from megatron_cod.analysis.metrics import read_metrics
+from tests.commands import TOY, readme_commands, run
 from tests.conftest import ROOT
-
-TOY = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--eval-iters", "1"]
-
-
-def run(command: list[str], cwd: Path, expect: int = 0, timeout: float = 300) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
-    assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout + done.stderr
-
-
-def readme_commands() -> list[str]:
-    """The indented commands of the README, continued lines joined."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Promises of the house that a test can keep."""
 
 import ast
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +13,40 @@ def tracked() -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
-def test_files_are_short():
-    sizes = {name: len((ROOT / name).read_text().splitlines()) for name in tracked() if name.endswith(".py")}
-    assert max(sizes.values()) <= 600
-    assert statistics.median(n for name, n in sizes.items() if name.startswith("megatron_cod/")) < 200
+MOST_LINES = 300
+LONGER = {
+    "megatron_cod/megatron_hooks.py",  # one table
+    "megatron_cod/training/flags/void.py",  # one table
+    "tests/analysis/test_compare.py",
+    "tests/data/test_preprocess.py",
+    "tests/data/test_resume.py",
+    "tests/gpu_emulation/preload/fakecuda.py",  # one table of functions
+}
+"""Files above the limit: this list must not grow, and a file that is divided leaves it."""
+
+
+def longer_than(most: int, texts: dict[str, str]) -> set[str]:
+    return {name for name, text in texts.items() if len(text.splitlines()) > most}
+
+
+def test_files_have_at_most_300_lines():
+    texts = {name: (ROOT / name).read_text() for name in tracked() if name.endswith(".py") and (ROOT / name).exists()}
+    assert longer_than(MOST_LINES, texts) == LONGER
+
+
+def test_finds_long_file():
+    assert longer_than(2, {"a.py": "1\n2\n3\n", "b.py": "1\n2\n"}) == {"a.py"}
+
+
+def test_no_test_file_imports_another():
+    """Helpers are in modules of their own, so that a test file can change without its importers."""
+    for name in tracked():
+        if name.startswith("tests/") and name.endswith(".py") and (ROOT / name).exists():
+            for module in imported(name):
+                assert not (module.startswith("tests.") and module.rpartition(".")[2].startswith("test_")), (
+                    name,
+                    module,
+                )
 
 
 def test_texts_are_ascii():

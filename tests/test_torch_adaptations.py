@@ -4,7 +4,7 @@ import pytest
 
 from megatron_cod.adaptations import cpu, torch_only
 from megatron_cod.adaptations.table import missing_names
-from tests.test_cpu import run_python
+from tests.commands import run_python
 
 ROWS = torch_only.TORCH_ADAPTED
 

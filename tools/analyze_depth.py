@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="default: all; the first are the cheapest"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="load model and text, say what would be done, do nothing"
+        "--dry-run", action="store_true", help="load model and text, print what would be done, do nothing"
     )
     return parser
 
@@ -91,7 +91,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
     device = device_named(args.device)
     model, tokenizer = _opened(args)
     fit = args.fit_tokens if "usefulness" in args.metrics else 0
-    sizes = {"length": args.seq_length, "batch": args.batch, "judge": args.tokens, "fit": fit}
+    sizes = {"length": args.seq_length, "batch": args.batch, "evaluation": args.tokens, "fit": fit}
     judging, fitting = split_text(args.data, tokenizer, vocab=model.vocab_size, **sizes)
     facts = {
         "model": args.name or args.model.resolve().name,
@@ -105,7 +105,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     model.to(device)
     budget = Budget(
-        judge=[batch.to(device) for batch in judging],
+        evaluation=[batch.to(device) for batch in judging],
         fit=[batch.to(device) for batch in fitting],
         jacobian_draws=args.jacobian_draws,
         seed=args.seed,

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         choices=["transformer_engine", "apex", "torch"],
-        help="all in one run, interleaved; what is not installed is named and left out (default: the automatic one)",
+        help="all in one run, interleaved; what is not installed is listed and skipped (default: the automatic one)",
     )
     schemes.add_argument(
         "--peak-tflops",

@@ -16,23 +16,21 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from megatron_cod.analysis.compare_text import WORST, checkpoint_text, conclusion, metrics_text, plain
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from megatron_cod.analysis.compare import CheckpointResult, MetricsResult, Tolerance
+    from megatron_cod.analysis.compare import CheckpointResult, MetricsResult
 
-_WORST = 20
 _METRICS = "metrics.jsonl"
-# Where a run ran and wrote: on one line, since they are expected to differ.
-_PLACES = ("parallel", "rank", "world", "path", "dir", "save", "load", "shards", "pipeline", "stages", "address")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "states, which are tiny",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--all", action="store_true", help=f"every tensor of every layer, not the worst {_WORST}")
+    output.add_argument("--all", action="store_true", help=f"every tensor of every layer, not the worst {WORST}")
     output.add_argument("--json", metavar="FILE", help="write everything, machine-readable")
     return parser
 
@@ -127,123 +125,6 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _number(value: float) -> str:
-    return "0" if value == 0 else f"{value:.3e}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need be; the first one flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _few(items: list[Any]) -> str:
-    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
-
-
-def _metrics_text(result: MetricsResult) -> str:
-    lines = [f"Metrics: {len(result.steps)} common training steps, {result.steps[0]}..{result.steps[-1]}"]
-    for side, steps, tags in zip("AB", result.steps_only, result.tags_only, strict=True):
-        if steps:
-            lines.append(f"  only {side} has training steps {_few(steps)}")
-        if tags:
-            lines.append(f"  only {side} has: {_few(tags)}")
-    body = [("", "points", "first differing step", "max abs diff", "at step", "both NaN")]
-    for row in result.rows:
-        first = "" if row.first_step is None else str(row.first_step)
-        worst = str(row.worst_step) if row.max_abs_diff else ""
-        nans = str(row.nan_steps or "")
-        body.append((row.tag, str(row.steps), first, _number(row.max_abs_diff), worst, nans))
-    lines.append(_table(body))
-    if result.first_step is None:
-        lines.append("  the losses do not differ")
-    else:
-        row = next(row for row in result.rows if row.first_step == result.first_step and row.first_values)
-        a, b = row.first_values or (0.0, 0.0)
-        lines.append(f"  first differing step: {result.first_step} ({row.tag}: {a!r} in A, {b!r} in B)")
-    return "\n".join(lines)
-
-
-def _layers_table(result: CheckpointResult) -> str:
-    """The largest difference of each layer, by weights and kind of optimizer state."""
-    most: dict[tuple[int | None, str], float] = {}
-    for row in result.rows:
-        most[row.layer, row.kind] = max(most.get((row.layer, row.kind), 0.0), row.max_abs_diff)
-    kinds = sorted({kind for _, kind in most}, key=lambda kind: (kind != "weights", kind))
-    layers = sorted({layer for layer, _ in most}, key=lambda layer: layer or math.inf)
-    body = [["max abs diff by layer", *kinds]]
-    for layer in layers:
-        cells = [_number(most[layer, kind]) if (layer, kind) in most else "" for kind in kinds]
-        body.append(["no layer" if layer is None else f"layer {layer}", *cells])
-    return _table(body)
-
-
-def _checkpoint_text(result: CheckpointResult, show_all: bool) -> str:
-    differ = [row for row in result.rows if not row.equal]
-    lines = [f"Checkpoints: step {result.steps[0]} of A, step {result.steps[1]} of B"]
-    lines += [f"  differs: {problem}" for problem in result.problems]
-    lines += [f"  note: {note}" for note in result.notes]
-    lines.append(f"  {len(result.rows)} tensors counted per layer, {len(differ)} differ")
-    # Those that fail first, then by size.
-    worst = sorted(result.rows, key=lambda row: (row.equal, -row.max_abs_diff))
-    shown = result.rows if show_all else [row for row in worst if row.max_abs_diff or row.note or row.nans][:_WORST]
-    if shown:
-        body = [("tensor", "layer", "max abs diff", "largest abs value", "", "")]
-        for row in shown:
-            nans = f"{row.nans} NaN in both" if row.nans else ""
-            remark = ", ".join(filter(None, [nans, row.note]))
-            state = "" if row.equal else "differs"
-            layer = str(row.layer or "-")
-            body.append((row.name, layer, _number(row.max_abs_diff), _number(row.largest), state, remark))
-        lines += ["", _table(body)]
-    if any(row.max_abs_diff for row in result.rows):
-        lines += ["", _layers_table(result)]
-    places = [name for name in result.arguments if any(word in name for word in _PLACES)]
-    for name in [name for name in result.arguments if name not in places]:
-        a, b = result.arguments[name]
-        lines.append(f"  saved argument {name}: {a} in A, {b} in B")
-    if places:
-        lines.append(f"  saved arguments of layout and place that differ: {', '.join(places)}")
-    return "\n".join(lines)
-
-
-def _verdict(metrics: MetricsResult | None, checkpoints: CheckpointResult | None, tolerance: Tolerance) -> str:
-    reasons = []
-    if checkpoints and checkpoints.schemes[0] != checkpoints.schemes[1]:
-        reasons.append("another norm scheme")
-    if metrics and not metrics.equal:
-        losses = "" if metrics.first_step is None else f", losses from step {metrics.first_step}"
-        reasons.append(f"{sum(row.first_step is not None for row in metrics.rows)} scalars{losses}")
-    if checkpoints and (count := sum(not row.equal for row in checkpoints.rows)):
-        reasons.append(f"{count} of {len(checkpoints.rows)} tensors")
-    if checkpoints and checkpoints.problems:
-        reasons.append(f"{len(checkpoints.problems)} differences that are not of values")
-    if reasons:
-        return "DIFFERENT: " + "; ".join(reasons)
-    most = max(result.max_abs_diff for result in (metrics, checkpoints) if result)
-    if most == 0:
-        return "EQUAL to the bit"
-    absolute = f"{tolerance.absolute:g}" if tolerance.absolute else ""
-    relative = f"{tolerance.relative:g} of the largest value" if tolerance.relative else ""
-    allowed = " + ".join(filter(None, (absolute, relative)))
-    return f"EQUAL within {allowed}, not to the bit: the largest difference is {most:.3e}"
-
-
-def _plain(value: Any) -> Any:
-    """For JSON, which has no infinity and no NaN: those become text, as does what is no plain value."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
-
-
 def main() -> None:
     args = _parser().parse_args()
     if args.json and not Path(args.json).parent.is_dir():  # now, not after an hour of reading
@@ -266,7 +147,7 @@ def main() -> None:
         texts.append("Metrics: not compared (--checkpoints-only)")
     elif a.metrics and b.metrics:
         metrics = compare_metrics(read_metrics(a.metrics), read_metrics(b.metrics), tolerance)
-        texts.append(_metrics_text(metrics))
+        texts.append(metrics_text(metrics))
     elif pair is None:
         raise UserError(f"{b.name if a.metrics else a.name} has no {_METRICS}")
     else:
@@ -275,14 +156,14 @@ def main() -> None:
         opened = Checkpoint(pair[0]), Checkpoint(pair[1])
         with _bar() as progress:
             checkpoints = compare_checkpoints(*opened, tolerance, progress)
-        texts.append(_checkpoint_text(checkpoints, args.all))
+        texts.append(checkpoint_text(checkpoints, args.all))
         if checkpoints.schemes[0] != checkpoints.schemes[1]:
             texts.insert(1, "NORM SCHEME DIFFERS: {} in A, {} in B".format(*checkpoints.schemes))
     else:
         texts.append(
             "Checkpoints: not compared" + (" (--metrics-only)" if args.metrics_only else ", not on both sides")
         )
-    print("\n\n".join([*texts, _verdict(metrics, checkpoints, tolerance)]))
+    print("\n\n".join([*texts, conclusion(metrics, checkpoints, tolerance)]))
     results: dict[str, MetricsResult | CheckpointResult] = {}
     results |= {"metrics": metrics} if metrics else {}
     results |= {"checkpoints": checkpoints} if checkpoints else {}
@@ -293,7 +174,7 @@ def main() -> None:
         content |= {name: asdict(result) | {"equal": result.equal} for name, result in results.items()}
         if metrics:
             content["metrics"]["first_step"] = metrics.first_step
-        Path(args.json).write_text(json.dumps(_plain(content), indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(plain(content), indent=1) + "\n")
     if not equal:
         sys.exit(1)
 

@@ -31,7 +31,7 @@ from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.flags.recipes import load_recipe, recipe_flags
 
-say = partial(print, flush=True)
+log = partial(print, flush=True)
 
 
 def all_arms() -> str:
@@ -42,7 +42,7 @@ def all_arms() -> str:
 class _List(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         for row in SCHEMES.values():
-            say(f"{row.name:12} {row.block:48} {row.default_init:9} {row.reference}")
+            log(f"{row.name:12} {row.block:48} {row.default_init:9} {row.reference}")
         parser.exit()
 
 
@@ -134,7 +134,7 @@ def main() -> None:
         for flags in lines.values()
     ]
     if args.dry_run:
-        say("\n".join(commands))
+        log("\n".join(commands))
         return
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "commands.sh").write_text("\n".join(commands) + "\n")
@@ -145,11 +145,11 @@ def main() -> None:
         for index, (arm, seed, directory) in enumerate(runs, 1):
             name = f"{index}/{len(runs)} {arm.name} seed {seed}"
             outcomes[arm.name][seed] = train(
-                name, processes, lines[arm.name, seed], directory, fresh=args.fresh, show=say
+                name, processes, lines[arm.name, seed], directory, fresh=args.fresh, show=log
             )
     except RunFailed as error:
         raise UserError(f"{name}: {str(error).removeprefix('error: ')}") from None
-    say(
+    log(
         f"\n{report(args, outcomes, steps)}\nwritten: {args.output}/results.md, results.csv, comparison.png, commands.sh"
     )
 

@@ -47,7 +47,7 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     )
     parser.add_argument("--vocab-size", type=int, metavar="N", help="keep so many rows of the padded vocabulary")
     parser.add_argument(
-        "--no-fold", action="store_true", help="leave the depth factors out: stock loaders then compute something else"
+        "--no-fold", action="store_true", help="omit the depth factors: stock loaders then compute something else"
     )
     parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="X", help="size of a file (%(default)s)")
     return parser
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -119,7 +119,7 @@ def _export(args: argparse.Namespace) -> None:
             dry_run=args.dry_run,
             verify=not args.no_verify,
         ),
-        _say,
+        _log,
         _megatron(),
     )
     folded = ", factors folded into the weights" if found.folded and not found.scheme.is_stock else ""
@@ -140,7 +140,7 @@ def _import(args: argparse.Namespace) -> None:
         dry_run=args.dry_run,
         verify=not args.no_verify,
     )
-    found = import_model(job, _say, _megatron())
+    found = import_model(job, _log, _megatron())
     would = "would be " if args.dry_run else ""
     print(f"{args.output}: {would}{found.arch.family} as {found.scheme.scheme}, {found.bytes / 1e9:.3f} GB")
     if args.dry_run:

@@ -5,6 +5,7 @@
     python tools/depth_study.py recipes/studies/cpu_1m.yaml --status
     python tools/depth_study.py recipes/studies/cpu_1m.yaml --report      # also written when a start of the study ends
     python tools/depth_study.py recipes/studies/gpu_10m.yaml --slurm      # write an array of the runs that are known
+    python tools/depth_study.py recipes/studies/cpu_1m.yaml --report --raw docs/results/cpu_1m --output again
 
 Every arm is tuned over the same grid of rates, which grows where the best rate is at its edge, and runs again with fresh
 seeds at its best rate; docs/studies.md has the keys of a study file and what the report's columns mean.
@@ -32,10 +33,14 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     actions.add_argument("--status", action="store_true", help="print what is done, running and failed")
     actions.add_argument("--report", action="store_true", help="write the report of what is there")
     actions.add_argument("--slurm", action="store_true", help="write a Slurm array of the runs that are known")
-    actions.add_argument("--task", type=int, metavar="N", help="run the N-th run of that array (from 0)")
+    parser.add_argument(
+        "--raw", type=Path, metavar="DIR", help="with --report: the records of another report, not runs"
+    )
     args = parser.parse_args(command_line)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
+    if args.raw and not args.report:
+        raise UserError("--raw goes with --report")
     args.output = args.output or Path("runs/studies") / args.study.stem
     return args
 
@@ -47,12 +52,12 @@ def main() -> None:
         command.plan()
     elif args.status:
         command.status()
+    elif args.raw:
+        command.report_of(args.raw)
     elif args.report:
         command.report()
     elif args.slurm:
         command.slurm()
-    elif args.task is not None:
-        command.task(args.task)
     else:
         command.run()
 

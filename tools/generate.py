@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
     add_import_flag(parser)
-    parser.add_argument("prompt", help="text to go on from")
+    parser.add_argument("prompt", help="text to resume from")
     parser.add_argument(
         "--chat",
         action="store_true",
@@ -81,8 +81,8 @@ def main() -> None:
     # A terminal is told which part is the model's.
     if sys.stderr.isatty():
         print(args.prompt, file=sys.stderr)
-    speak = answer if args.chat else generate
-    print(speak(model.to(device), tokenizer, args.prompt, args.max_new_tokens, sampling))
+    generated = answer if args.chat else generate
+    print(generated(model.to(device), tokenizer, args.prompt, args.max_new_tokens, sampling))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from megatron_cod.data.datasets.inspect import Decode
     from megatron_cod.training.start.loader_preview import Feed
 
-say = partial(print, flush=True)
+log = partial(print, flush=True)
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,25 +55,25 @@ def show_dataset(prefix: str, args: argparse.Namespace) -> None:
 
     summary, index = check_prefix(prefix), open_index(prefix)
     record = summary.record
-    say(f"{prefix}: {summary.documents:,} documents, {summary.tokens:,} tokens of {summary.dtype}")
+    log(f"{prefix}: {summary.documents:,} documents, {summary.tokens:,} tokens of {summary.dtype}")
     decode: Decode | None = None
     if record is None:
-        say("  no .json beside it: made by another tool; its tokenizer is not known, so ids are shown")
+        log("  no .json beside it: made by another tool; its tokenizer is not known, so ids are shown")
     else:
         decode, why = decoder(record)
-        say(f"  made with {record.tokenizer_type} {record.tokenizer_model or ''}, {record.vocab_size:,} ids")
-        say(f"  from {len(record.inputs)} file(s), {record.text_bytes:,} bytes of text; left out in the whole run: "
+        log(f"  made with {record.tokenizer_type} {record.tokenizer_model or ''}, {record.vocab_size:,} ids")
+        log(f"  from {len(record.inputs)} file(s), {record.text_bytes:,} bytes of text; skipped in the whole run: "
             f"{record.empty:,} empty, {record.bad:,} bad, {record.duplicates:,} duplicates")  # fmt: skip
-        say(f"  options {', '.join(f'{name}={value}' for name, value in record.options.items())}")
-        say(f"  train with {' '.join(record.training_arguments)}")
+        log(f"  options {', '.join(f'{name}={value}' for name, value in record.options.items())}")
+        log(f"  train with {' '.join(record.training_arguments)}")
         if decode is None:
-            say(f"  {why}; so ids are shown")
-    say(f"  documents: {length_summary(index.lengths)}")
+            log(f"  {why}; so ids are shown")
+    log(f"  documents: {length_summary(index.lengths)}")
     for line in length_histogram(index.lengths):
-        say(f"  {line}")
+        log(f"  {line}")
     for sample in some_documents(prefix, index, args.samples, args.seed, args.characters):
         text = " ".join(map(str, sample.ids)) if decode is None else decode(sample.ids)
-        say(f"  document {sample.number:,} ({sample.length:,} tokens): {text[: args.characters]!r}")
+        log(f"  document {sample.number:,} ({sample.length:,} tokens): {text[: args.characters]!r}")
 
 
 def show_step(feed: Feed, args: argparse.Namespace) -> None:
@@ -82,29 +82,29 @@ def show_step(feed: Feed, args: argparse.Namespace) -> None:
 
     decoders: dict[str, Decode | None] = {}
     rows = list(feed.rows(args.step, args.dp_rank))
-    say(f"step {args.step}, data-parallel replica {args.dp_rank} of {feed.replicas}: {len(rows)} rows")
+    log(f"step {args.step}, data-parallel replica {args.dp_rank} of {feed.replicas}: {len(rows)} rows")
     for row in rows:
         if row.source not in decoders:
             record = None if args.ids else read_record(row.source)
             decoders[row.source], why = (None, "") if record is None else decoder(record)
             if why:
-                say(f"  {row.source}: {why}; so ids are shown")
+                log(f"  {row.source}: {why}; so ids are shown")
         decode = decoders[row.source]
         digest = hashlib.sha256(row.tokens.astype("<i8").tobytes()).hexdigest()[:16]
         trained = int(row.loss_mask.sum())
-        say(f"  micro-batch {row.micro_batch}, sample {row.sample:,} of {row.source}, sha256 {digest}, "
+        log(f"  micro-batch {row.micro_batch}, sample {row.sample:,} of {row.source}, sha256 {digest}, "
             f"{len(row.tokens)} tokens, {trained} in the loss")  # fmt: skip
         if decode is None:
-            say(f"    {' '.join(map(str, row.tokens.tolist()))}")
+            log(f"    {' '.join(map(str, row.tokens.tolist()))}")
         else:
-            say(f"    {decode(row.tokens.tolist())[: args.characters]!r}")
+            log(f"    {decode(row.tokens.tolist())[: args.characters]!r}")
 
 
 def show_shares(feed: Feed, steps: int) -> None:
     shares = feed.shares(steps)
-    say(f"{'asked':>8} {'actual':>8}  source (steps 1 to {steps})")
+    log(f"{'asked':>8} {'actual':>8}  source (steps 1 to {steps})")
     for name, asked, actual in zip(feed.sources(), feed.asked_shares(), shares, strict=True):
-        say(f"{asked:>8.3%} {actual:>8.3%}  {name}")
+        log(f"{asked:>8.3%} {actual:>8.3%}  {name}")
 
 
 def main() -> None:

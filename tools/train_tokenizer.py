@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from megatron_cod.data.reading.skipped import told
+from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.errors import run_tool
 
 
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     data.add_argument(
         "--skip-bad-lines",
         action="store_true",
-        help="leave out and count what cannot be read, instead of ending with an error",
+        help="skip and count unreadable documents instead of stopping with an error",
     )
     data.add_argument("--overwrite", action="store_true", help="replace existing output")
 
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         help="identity keeps text and spaces; the others collapse spaces too (default %(default)s)",
     )
 
-    special = parser.add_argument_group("special pieces, with ids 0, 1, ... in this order; '' leaves one out")
+    special = parser.add_argument_group("special pieces, with ids 0, 1, ... in this order; '' omits one")
     special.add_argument("--unk-piece", default="<unk>", help="default %(default)s")
     special.add_argument("--bos-piece", default="<s>", help="default %(default)s")
     special.add_argument("--eos-piece", default="</s>", help="Megatron's end of document (default %(default)s)")
@@ -91,8 +91,8 @@ def main() -> None:
     else:
         print(f"bytes per token  {result.bytes_per_token:.2f} on {result.holdout_bytes} held-out bytes")
     if result.bad_count:
-        print(f"left out         {result.bad_count} bad lines")
-        for line in told(result.bad, result.bad_count):
+        print(f"skipped          {result.bad_count} bad lines")
+        for line in skipped_lines(result.bad, result.bad_count):
             print(line)
     print(f"time             {result.seconds:.1f} s")
     print(f"files            {result.model}\n                 {result.vocab}")

@@ -236,7 +236,7 @@ def _pairs(a: Checkpoint, b: Checkpoint, result: CheckpointResult) -> dict[Name,
 
 
 def _vocabulary(common: tuple[dict[str, Any], dict[str, Any]]) -> int | None:
-    """The tokenizer's size where both say the same."""
+    """The tokenizer's size where both set the same."""
     ours, theirs = (getattr(state.get("args"), "vocab_size", None) for state in common)
     return ours if ours == theirs else None
 

@@ -66,7 +66,7 @@ class Metrics:
 def read_metrics(path: str | Path) -> Metrics:
     """Read a metrics file; the last line of a (step, name) wins, since a resumed run writes its steps again.
 
-    A torn last line (the run was killed while writing) is left out. Raises UserError for a file that is not metrics.
+    A torn last line (the run was killed while writing) is omitted. Raises UserError for a file that is not metrics.
     """
     found: dict[str, dict[int, float]] = {}
     lines = Path(path).read_text(errors="replace").splitlines()

@@ -24,7 +24,7 @@ class Backend:
     """The ``--transformer-impl`` that Megatron builds its specs from."""
     norms: Norms
     prepared: Callable[[TransformerLayerSubmodules, TransformerConfig], TransformerLayerSubmodules]
-    """Megatron's submodules of a layer -> those that a scheme is laid over."""
+    """Megatron's submodules of a layer -> those that a scheme is applied to."""
     unsupported: Callable[[TransformerConfig], dict[str, bool]]
     """Flag -> whether it is set, for what no scheme of ours can do here."""
     spec_provider: Callable[[], BackendSpecProvider]

@@ -116,7 +116,7 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
 
 
 def _prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
-    """With our norms in all places, and the op fuser's MLP where it was asked for: Megatron's block specs leave it out."""
+    """With our norms in all places, and the op fuser's MLP where it was asked for: Megatron's block specs omit it."""
     attention: Any = submodules.self_attention
     inner = attention.submodules
     in_attention = {

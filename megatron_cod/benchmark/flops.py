@@ -20,7 +20,7 @@ def matrix_parameters(model: torch.nn.Module) -> int:
     total = 0
     for name, parameter in model.named_parameters():
         if "experts" in name:
-            raise UserError("MFU of mixtures of experts is not counted; leave out --peak-tflops")
+            raise UserError("MFU of mixtures of experts is not counted; omit --peak-tflops")
         if parameter.dim() == 2 and "word_embeddings" not in name:
             total += parameter.numel()
     return total

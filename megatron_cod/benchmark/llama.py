@@ -116,7 +116,7 @@ class TransformersLlama:
     def step(self, batches: Sequence[dict[str, Tensor]], clock: Callable[[], float]) -> Lap:
         """Forward, transformers' own loss, backward, AdamW; ``batches`` holds one micro-batch."""
         (batch,) = batches
-        torch.cuda.synchronize()  # nothing to wait for on a CPU, where adaptations/cpu.py stands in
+        torch.cuda.synchronize()  # nothing to wait for on a CPU, where adaptations/cpu.py replaces it
         start = clock()
         self.optimizer.zero_grad()
         labels = batch["labels"]

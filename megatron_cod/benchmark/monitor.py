@@ -18,11 +18,11 @@ INTERVAL = 100
 AIM = 0.01
 
 
-def _at_each_call(step: Callable[..., Any], look: Callable[[], None]) -> Callable[..., Any]:
+def _at_each_call(step: Callable[..., Any], measure: Callable[[], None]) -> Callable[..., Any]:
     """The step with a look before it: here each call is a training step of its own."""
 
     def watched(*rest: Any) -> Any:
-        look()
+        measure()
         return step(*rest)
 
     return watched

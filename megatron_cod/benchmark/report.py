@@ -63,7 +63,7 @@ class Report:
             for row in self.rows
         ]
         table = [head, *body]
-        # Columns that nothing fills are left out.
+        # Columns that nothing fills are omitted.
         filled = [place for place in range(len(head)) if place < 2 or any(row[place] for row in body)]
         return [tuple(row[place] for place in filled) for row in table]
 

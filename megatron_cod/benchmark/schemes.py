@@ -109,7 +109,7 @@ def compare_schemes(
     notes = [
         *(f"{name}: skipped, {why}" for name, why in reasons.items()),
         *arms.notes,
-        *_verdicts(laps, chosen or [None]),
+        *_ratios(laps, chosen or [None]),
     ]
     rows = _rows(args, arms, laps, reference, peak_tflops(peak))
     appendix = _operators(arms, batches[0][0], reference, args) if profile else ""
@@ -127,7 +127,7 @@ def _rows(args: MegatronArgs, arms: _Arms, laps: Laps, reference: str, peak: flo
     return rows
 
 
-def _verdicts(laps: Laps, backends: Sequence[str | None]) -> list[str]:
+def _ratios(laps: Laps, backends: Sequence[str | None]) -> list[str]:
     """A line a backend: LNS against Pre-LN of the same backend."""
     lines = []
     for backend in backends:

@@ -70,7 +70,7 @@ def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) 
         theirs, ours = getattr(saved, name, None), getattr(args, name, None)
         if theirs is not None and ours is not None and theirs != ours:
             flag = "--" + name.replace("_", "-")
-            raise UserError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run asks for {ours}")
+            raise UserError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run has {ours}")
     changed = check_function(checkpoint, saved, args, args.override_model_check)
     # Megatron takes the weights alone of a release, and of --pretrained-checkpoint where --load holds nothing.
     is_resumed = checkpoint.name != RELEASE and same_directory(str(checkpoint.parent), args.load)
@@ -104,15 +104,15 @@ def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs
         return []
     if theirs["norm_scheme"] != ours["norm_scheme"]:
         scheme = theirs["norm_scheme"]
-        line = f"checkpoint {checkpoint} was trained with --norm-scheme {scheme}, this run asks for {args.norm_scheme}"
-        way_out = f"use {scheme}, or --override-scheme-check if you mean it"
+        line = f"checkpoint {checkpoint} was trained with --norm-scheme {scheme}, this run has {args.norm_scheme}"
+        remedy = f"use {scheme}, or --override-scheme-check if you mean it"
     else:
         differ = [f"{name} {theirs[name]} (this run: {ours[name]})" for name in ours if theirs[name] != ours[name]]
         line = f"checkpoint {checkpoint} was trained with {args.norm_scheme} of {', '.join(differ)}"
-        way_out = "give the same, or --override-scheme-check if you mean it"
+        remedy = "give the same, or --override-scheme-check if you mean it"
     if not override:
-        raise UserError(f"{line}; {way_out}")
-    return [f"WARNING: {line}; loading it all the same (--override-scheme-check)"]
+        raise UserError(f"{line}; {remedy}")
+    return [f"WARNING: {line}; loading it anyway (--override-scheme-check)"]
 
 
 def differences(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs) -> list[str]:

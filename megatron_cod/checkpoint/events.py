@@ -1,4 +1,4 @@
-"""What happened to a run, a line an event, in ``events.jsonl`` beside its checkpoints."""
+"""``events.jsonl`` beside the checkpoints: one line per event of a run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Events:
         self._rank = rank
 
     def add(self, event: str, **facts: Any) -> None:
-        """What all ranks know: one line, {"time", "event", ...}, written by rank 0."""
+        """An event known to all ranks: one line, {"time", "event", ...}, written by rank 0."""
         if self._rank == 0:
             self.add_here(event, **facts)
 
     def add_first(self, event: str, **facts: Any) -> None:
-        """What the first rank that meets it writes: the others fail since that one did."""
+        """An event written by the first rank that meets it: the others fail because of that one."""
         if self._path is None:
             return
         since = [one.get("event") for one in reversed(read_events(self._path.parent))]
@@ -35,18 +35,18 @@ class Events:
             self.add_here(event, rank=self._rank, host=this_host(), **facts)
 
     def add_here(self, event: str, **facts: Any) -> None:
-        """What this rank alone knows."""
+        """An event known to this rank only."""
         if self._path is None:
             return
         line = _line(event, facts)
         try:
             _append(self._path, line)
         except OSError as error:  # on a full disk what happened to the run matters more than the note of it
-            console.speak(f"WARNING: {self._path} cannot be written ({error}): {line}")
+            console.print_error(f"WARNING: {self._path} cannot be written ({error}): {line}")
 
 
 def record(save: Path, event: str, **facts: Any) -> None:
-    """For who counts on the line being there: OSError when it cannot be written."""
+    """Write an event that must be recorded: OSError if it cannot be written."""
     _append(save / EVENTS, _line(event, facts))
 
 
@@ -63,7 +63,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def read_events(save: Path) -> list[dict[str, Any]]:
-    """The events of a run, a torn last line left out; none where there is no file."""
+    """The events of a run, a torn last line omitted; none where there is no file."""
     path = save / EVENTS
     found = []
     for line in path.read_text().splitlines() if path.is_file() else []:

@@ -71,12 +71,12 @@ class Difference:
 
     @property
     def fits(self) -> bool:
-        """Whether the tensors are the same all the same."""
+        """Whether the tensors are the same anyway."""
         return self.field not in TENSORS
 
     def __str__(self) -> str:
         name = "" if self.flag == "--" + self.field.replace("_", "-") else f" ({self.field})"
-        return f"{self.flag}{name} {self.saved}, this run asks for {self.asked}"
+        return f"{self.flag}{name} {self.saved}, this run has {self.asked}"
 
 
 def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:

@@ -43,7 +43,7 @@ def check_optimizer_layout(
     if theirs != ours:
         raise UserError(
             f"checkpoint {checkpoint} was saved {'with' if theirs else 'without'} --use-distributed-optimizer, and its "
-            f"optimizer state only loads so: {'give' if theirs else 'leave out'} that flag, or give --no-load-optim"
+            f"optimizer state only loads so: {'give' if theirs else 'omit'} that flag, or give --no-load-optim"
         )
     _check_experts(checkpoint, saved, args)
     kind = content.get("distrib_optim_sharding_type")

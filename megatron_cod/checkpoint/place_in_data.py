@@ -1,4 +1,4 @@
-"""A resumed run's place in its data: a number of samples, which means the same only in the same order."""
+"""Whether a resumed run continues at the same place in its data: a number of samples, which needs the same order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_place_in_data(checkpoint: Path, saved: argparse.Namespace, args: Megat
     step = int(checkpoint.name.removeprefix("iter_"))
     if step not in (args.phase_transition_iterations or []):
         raise UserError(
-            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run asks for {args.seq_length}: its place "
+            f"checkpoint {checkpoint} was trained at --seq-length {theirs}, this run has {args.seq_length}: its place "
             f"in the data is counted in samples; to begin a phase there, give --phase-transition-iterations {step}"
         )
 

@@ -10,11 +10,11 @@ from typing import Any
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 
-_WAYS_OUT = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
+_REMEDIES = "give --override-opt_param-scheduler for this one, --use-checkpoint-opt_param-scheduler for the saved one"
 
 
 def _scheduler_of(args: MegatronArgs) -> dict[str, Any]:
-    """What Megatron's scheduler saves, reckoned from arguments as ``training.get_optimizer_param_scheduler`` does."""
+    """What Megatron's scheduler saves, computed from arguments as ``training.get_optimizer_param_scheduler`` does."""
     unit = "iters" if args.train_iters and not args.train_samples else "samples"
     batch = args.global_batch_size if unit == "iters" else 1
     length = getattr(args, f"train_{unit}") or 0
@@ -54,10 +54,10 @@ def check_resumed_schedule(
 
     saved, state: the checkpoint's arguments, and what else it holds beside the tensors. args: after validation.
     """
-    asks: Any = args
-    if args.no_load_optim or args.finetune or asks.override_opt_param_scheduler:
+    raw: Any = args
+    if args.no_load_optim or args.finetune or raw.override_opt_param_scheduler:
         return
-    if asks.use_checkpoint_opt_param_scheduler:
+    if raw.use_checkpoint_opt_param_scheduler:
         return
     before, now = state.get("opt_param_scheduler"), _scheduler_of(args)
     if not before:
@@ -65,12 +65,14 @@ def check_resumed_schedule(
     differ = [name for name in now if name in before and before[name] != now[name]]
     if differ:
         raise UserError(
-            f"checkpoint {checkpoint} was trained with {_told(differ, before, now, saved, args)}, another schedule of the "
-            f"learning rate: {_WAYS_OUT}"
+            f"checkpoint {checkpoint} was trained with {_described(differ, before, now, saved, args)}, another schedule of "
+            f"the learning rate: {_REMEDIES}"
         )
 
 
-def _told(differ: list[str], before: Mapping[str, Any], now: Mapping[str, Any], saved: Any, args: MegatronArgs) -> str:
+def _described(
+    differ: list[str], before: Mapping[str, Any], now: Mapping[str, Any], saved: Any, args: MegatronArgs
+) -> str:
     flags: dict[str, tuple[Any, Any]] = {}
     for name in differ:
         found = {

@@ -1,4 +1,4 @@
-"""Old checkpoints and interrupted saves: what is removed from ``--save``, when, and in which order.
+"""Removal of old checkpoints and interrupted saves from ``--save``.
 
 Two rules hold at any moment, also when the process is killed: the checkpoint that the tracker names is never touched,
 and nothing is taken apart under a name that a loader takes.
@@ -23,7 +23,7 @@ from megatron_cod.checkpoint.directory import (
 DELETING = ".deleting-"
 DAMAGED = "damaged-"
 UNTRACKED = "untracked-"
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def hide(path: Path) -> Path:
@@ -41,7 +41,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(hide(path))
 
 
-def _repair(directory: Path, text: str | None, say: Say, told: Callable[[Path, str], None], verify: bool) -> str:
+def _repair(directory: Path, text: str | None, log: Log, on_damaged: Callable[[Path, str], None], verify: bool) -> str:
     """Have the tracker name the newest whole checkpoint, and put damaged ones aside; what the tracker says then."""
     checkpoint, damaged = newest_whole(directory, verify)
     assert checkpoint is not None
@@ -50,21 +50,21 @@ def _repair(directory: Path, text: str | None, say: Say, told: Callable[[Path, s
     if number != text:
         write_tracker(directory, number)
     if not text:
-        say(f"{directory / TRACKER} was empty, a save was interrupted: it names {checkpoint.name} now")
+        log(f"{directory / TRACKER} was empty, a save was interrupted: it names {checkpoint.name} now")
     for path, why in damaged.items():
         aside = path.with_name(DAMAGED + path.name)
         if path.is_dir():
             if aside.exists():
                 _remove(aside)
             path.rename(aside)
-        say(f"WARNING: {why}; going on from {checkpoint.name}, and keeping the damaged one as {aside.name}")
-        told(path, why)
+        log(f"WARNING: {why}; resuming from {checkpoint.name}, and keeping the damaged one as {aside.name}")
+        on_damaged(path, why)
     return number
 
 
 def clean(
     directory: str | Path,
-    say: Say,
+    log: Log,
     spare: int | None = None,
     damaged: Callable[[Path, str], None] = lambda path, why: None,
     verify: bool = False,
@@ -89,20 +89,20 @@ def clean(
         shutil.rmtree(leftover)
     text = read_tracker(directory)
     if spare is None and text not in (None, RELEASE):
-        text = _repair(directory, text, say, damaged, verify)
+        text = _repair(directory, text, log, damaged, verify)
     tracked = -1 if not text or text == RELEASE else int(text)
     for iteration, path in iterations(directory).items():
         if iteration <= tracked or iteration == spare:
             continue
         if not is_complete(path):
             _remove(path)
-            say(f"removed an interrupted save: {path}")
+            log(f"removed an interrupted save: {path}")
             continue
         aside = path.with_name(UNTRACKED + path.name)
         if aside.exists():
             _remove(aside)
         path.rename(aside)
-        say(f"{path} is complete but newer than {TRACKER}: not loaded, kept as {aside.name}")
+        log(f"{path} is complete but newer than {TRACKER}: not loaded, kept as {aside.name}")
 
 
 def surplus(directory: str | Path, keep: int, every: int | None = None) -> list[Path]:

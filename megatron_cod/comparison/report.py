@@ -12,7 +12,7 @@ from megatron_cod.comparison.runs import Outcome
 
 @dataclass(frozen=True)
 class Row:
-    """One arm over its seeds. Losses in nats per token; those of diverged seeds are left out of the means."""
+    """One arm over its seeds. Losses in nats per token; those of diverged seeds are omitted from the means."""
 
     name: str
     valid: tuple[float, ...]
@@ -59,7 +59,7 @@ def noise(deviation: float, one: Row, other: Row) -> float:
     return 2.0 * deviation * (1 / len(one.valid) + 1 / len(other.valid)) ** 0.5
 
 
-def _verdict(row: Row, best: Row | None, deviation: float | None) -> str:
+def _conclusion(row: Row, best: Row | None, deviation: float | None) -> str:
     if row.mean is None or best is None or best.mean is None:
         return "diverged"
     note = f", {len(row.diverged)} diverged" if row.diverged else ""
@@ -88,7 +88,7 @@ def table(rows: Sequence[Row]) -> str:
             variance = "-" if row.variance is None else f"{row.variance:.3g}"
             cells = [row.name, f"{row.mean:.4f}", spread, f"{perplexity(row.mean):.2f}"]
             cells += [f"{statistics.fmean(row.train):.4f}", variance]
-        lines.append("| " + " | ".join([*cells, _verdict(row, best, deviation)]) + " |")
+        lines.append("| " + " | ".join([*cells, _conclusion(row, best, deviation)]) + " |")
     lines.append("")
     if deviation is None:
         lines.append("One seed each: nothing here says how much of a difference is noise.")

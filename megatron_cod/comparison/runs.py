@@ -1,4 +1,4 @@
-"""Train one arm in a directory of its own: kept when finished, gone on with when stopped, reported when it diverges."""
+"""Train one arm in a directory of its own: kept when finished, resumed when stopped, reported when it diverges."""
 
 import math
 import re
@@ -19,7 +19,7 @@ DIVERGENCE_IS_A_RESULT = ("--no-check-for-nan-in-loss-and-grad", "--rerun-mode",
 RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)
-_STOPPED = re.compile(r"step \d+: .* is not finite")
+STOPPED = re.compile(r"step \d+: .* is not finite")
 """How a run says that it ended itself for that (training/faults/nonfinite.py)."""
 
 Show = Callable[[str], None]
@@ -72,7 +72,7 @@ def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
     except _Diverged as error:
         return str(error)
     except RunFailed as error:
-        found = _STOPPED.search(str(error))
+        found = STOPPED.search(str(error))
         if found is None:
             raise
         return found[0]
@@ -82,7 +82,7 @@ def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
 def train(
     name: str, processes: int, flags: list[str], directory: Path, *, fresh: bool, show: Show, on_cpus: bool = False
 ) -> Outcome:
-    """Train an arm, or keep it when the same command finished before. A stopped run goes on from its last checkpoint.
+    """Train an arm, or keep it when the same command finished before. A stopped run resumes from its last checkpoint.
 
     flags: the command line after ``python -m megatron_cod.training.pretrain``, with ``--save directory``. A directory of
     another command is replaced. on_cpus: hide the GPUs from it. Raises RunFailed when the run fails for another reason than

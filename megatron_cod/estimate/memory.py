@@ -91,7 +91,7 @@ def optimizer_bytes(args: MegatronArgs) -> int:
 
 
 def checkpoint_bytes(args: MegatronArgs, parameters: int) -> int:
-    """Bytes of a checkpoint of a model with so many parameters: weights, and optimizer states unless left out."""
+    """Bytes of a checkpoint of a model with so many parameters: weights, and optimizer states unless omitted."""
     return parameters * (element_size(args.params_dtype) + (0 if args.no_save_optim else optimizer_bytes(args)))
 
 

@@ -13,7 +13,7 @@ from megatron_cod.schemes.table import get_scheme
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters of a part of the model, told apart by how ranks share them."""
+    """Parameters of a part of the model, divided by how ranks share them."""
 
     split: int = 0
     """Divided over tensor-parallel ranks."""

@@ -72,7 +72,7 @@ class MegatronCheckpoint:
         made: Callable[[Unit], bool] = lambda _: False,
         shared: Sequence[str] = (),
     ) -> list[str]:
-        """Notes on what is left out. UserError that names every missing, unexpected or misshapen tensor.
+        """Notes on what is omitted. UserError that names every missing, unexpected or misshapen tensor.
 
         made: whether a unit is not stored but made of the tensors ``shared``.
         """
@@ -96,7 +96,7 @@ class MegatronCheckpoint:
         notes = []
         prediction = [name for name in extra if name.startswith("mtp.")]
         if prediction:
-            notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+            notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
         unknown = [name for name in extra if name not in (*prediction, *shared) and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:

@@ -1,4 +1,4 @@
-"""What lies beside the weights: tokenizer and generation files, our key in the config, and the unfolded originals."""
+"""Files beside the weights: tokenizer and generation files, our key in the config, and the unfolded originals."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def tokens_in(folder: Path) -> int:
 
     try:
         return len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception:  # it is copied all the same, and training says what is wrong with it
+    except Exception:  # it is copied anyway, and training says what is wrong with it
         return 0
 
 
@@ -139,8 +139,8 @@ def copy_tokenizer_of(args: Namespace, target: Path) -> list[str]:
         return []
     shutil.copyfile(path, target / "tokenizer.model")
     # Megatron's SentencePiece tokenizers add no special tokens by themselves.
-    said = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": False}
-    (target / "tokenizer_config.json").write_text(json.dumps(said, indent=2) + "\n")
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "add_eos_token": False, "legacy": False}
+    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     if _reads_alike(path, target):
         return ["tokenizer.model", "tokenizer_config.json"]
     for name in ("tokenizer.model", "tokenizer_config.json"):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
+from megatron_cod.huggingface.export_job import DTYPES, Exported, ExportJob
 from megatron_cod.huggingface.families.architecture import Architecture
 from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
@@ -41,54 +41,12 @@ from megatron_cod.huggingface.verification import (
 from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import PRE_LN
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
 # What a config of another model would say of RoPE and precision, and must not once ours has said it.
 _OVERRIDDEN = (
     *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
     "layer_types",
 )
-
-
-@dataclass(frozen=True)
-class ExportJob:
-    """What the user asked for."""
-
-    checkpoint: Path
-    output: Path
-    step: int | None = None
-    dtype: str | None = None
-    """Of ``DTYPES``; None keeps each tensor's own."""
-    fold: bool = True
-    family: str | None = None
-    vocab: int | None = None
-    like: Path | None = None
-    """A Hugging Face directory whose tokenizer, generation files and further config keys are taken over."""
-    shard_bytes: int = 5_000_000_000
-    dry_run: bool = False
-    """Check everything, write nothing."""
-    verify: bool = True
-    """Load what was written, and compare it with Megatron's own model where ``export_model`` is given that."""
-
-
-@dataclass
-class Exported:
-    """A checkpoint as stock Hugging Face tensors, made one unit at a time."""
-
-    arch: Architecture
-    scheme: Folding
-    folded: bool
-    config: dict[str, Any]
-    parcels: list[Parcel]
-    originals: dict[str, Callable[[], Tensor]]
-    """The norms before folding, by the name of the folded one."""
-    args: Namespace
-    notes: list[str] = field(default_factory=list)
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of the whole model."""
-        for parcel in self.parcels:
-            yield from zip(parcel.names, parcel.make(), strict=True)
 
 
 def _plain_norm(checkpoint: MegatronCheckpoint, unit: Unit) -> Tensor:
@@ -207,7 +165,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def export_model(
-    job: ExportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+    job: ExportJob, log: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
 ) -> Exported:
     """Write ``job.output``, and read it again before it gets that name.
 
@@ -225,7 +183,7 @@ def export_model(
         like=_other_keys(read_json(like / "config.json"), job.family) if like else None,
     )
     for note in found.notes:
-        say(note if note.startswith("WARNING") else f"note: {note}")
+        log(note if note.startswith("WARNING") else f"note: {note}")
     if job.dry_run:
         return found
     planned = shards(found.parcels, job.shard_bytes)
@@ -249,16 +207,16 @@ def export_model(
     if not set(copied) & set(companions.TOKENIZER_FILES):
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
-        say(f"note: {note}")
+        log(f"note: {note}")
     if like is None:
         side_files.name_ids(found.args, part.folder, found.config)
     for line in side_files.agree(found.args, part.folder, found.config):
-        say(f"note: {line}")
+        log(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
     try:
         _check_files(part.folder, found.parcels)
         if job.verify:
-            say(_verified(part.folder, found, path, megatron, job.fold))
+            log(_verified(part.folder, found, path, megatron, job.fold))
     except UserError:
         part.discard()
         raise
@@ -287,7 +245,7 @@ def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: Megatro
         return loads
     try:
         expected = megatron(checkpoint, tokens)
-    except Exception as error:  # this machine may lack what the run had; the result may be right all the same
+    except Exception as error:  # this machine may lack what the run had; the result may be right anyway
         return f"{loads}, which is not built here: {one_line(error)[:200]}"
     exact = all(dtype == torch.float32 for parcel in found.parcels for dtype in parcel.dtypes)
     if exact:

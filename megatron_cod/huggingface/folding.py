@@ -114,7 +114,7 @@ def foldable_schemes() -> list[str]:
 
 
 def unfoldable_schemes() -> list[str]:
-    """The schemes that an existing stock model can be taken for: with nothing learned that it does not have."""
+    """The schemes that an existing stock model can be treated as: with nothing learned that it does not have."""
     return [name for name, stock in _foldable() if not stock.learned and stock.gain is None]
 
 

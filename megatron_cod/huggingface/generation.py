@@ -101,8 +101,8 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
     with bad_input(folder / "config.json"):
         vocab = int(config.get("vocab_size") or 0)
     found = _tokenizer([folder], vocab, tokenizer)
-    said = config.get(companions.KEY)
-    if isinstance(said, dict) and not said.get("folded", True):
+    recorded = config.get(companions.KEY)
+    if isinstance(recorded, dict) and not recorded.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
@@ -172,7 +172,7 @@ def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch
 def go_on(
     model: Any, ids: Sequence[int], count: int, sampling: Sampling | None, ends: Collection[int | None]
 ) -> list[int]:
-    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is left out, or the model's longest sequence ends it.
+    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is omitted, or the model's longest sequence ends it.
 
     Raises UserError for a prompt of no tokens, or too many.
     """
@@ -204,9 +204,7 @@ def answer(model: Any, tokenizer: Any, question: str, count: int, sampling: Samp
     """What the model answers a user, under its tokenizer's chat template. UserError where that has none."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
-        raise UserError(
-            "the tokenizer has no chat template, which a fine-tuned checkpoint brings along; leave --chat out"
-        )
+        raise UserError("the tokenizer has no chat template, which a fine-tuned checkpoint brings along; omit --chat")
     encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)
     chat = ChatFormat(encoder, template)
     ids = chat.prompt([{"role": "user", "content": question}])

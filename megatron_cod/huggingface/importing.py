@@ -51,7 +51,7 @@ class ImportJob:
     model: Path
     output: Path
     as_scheme: str | None = None
-    """A scheme that stock weights can be taken for; None is pre_ln, or for unfolded weights the scheme they are of."""
+    """A scheme that stock weights can be treated as; None is pre_ln, or for unfolded weights the scheme they are of."""
     unfolded_lns: bool = False
     """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
     padded_vocab: int | None = None
@@ -76,12 +76,12 @@ class Outcome:
 
 def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
     """(scheme of the stored numbers, scheme to write). UserError for contradictory options."""
-    said = config.get(companions.KEY)
+    recorded = config.get(companions.KEY)
     stock = folding(PRE_LN, layers)
-    made = folding_of(said, layers) if isinstance(said, dict) else stock
-    folded = not isinstance(said, dict) or bool(said.get("folded", True))
-    if job.unfolded_lns and isinstance(said, dict) and folded:
-        raise UserError(f"--unfolded-lns: {job.model} says itself that its depth factors are folded in")
+    made = folding_of(recorded, layers) if isinstance(recorded, dict) else stock
+    folded = not isinstance(recorded, dict) or bool(recorded.get("folded", True))
+    if job.unfolded_lns and isinstance(recorded, dict) and folded:
+        raise UserError(f"--unfolded-lns: {job.model} records that its depth factors are folded in")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
@@ -105,7 +105,7 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
     behind = tuple(f"model.layers.{arch.layers + k}." for k in range(8)) if arch.latent is not None else ()
     prediction = [name for name in extra if behind and name.startswith(behind)]
     if prediction:
-        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are left out")
+        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
     extra = [name for name in extra if name not in prediction]
     missing = sorted(expected.keys() - source.shapes.keys())
     if missing:
@@ -114,7 +114,7 @@ def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> li
         faults.append(f"not known in {arch.family}: {named(extra)}")
     wrong = [name for name in expected if source.shapes.get(name, expected[name]) != expected[name]]
     for name in wrong[:_MOST_SHAPES]:
-        faults.append(f"{name} is {list(source.shapes[name])}, the config says {list(expected[name])}")
+        faults.append(f"{name} is {list(source.shapes[name])}, the config has {list(expected[name])}")
     if len(wrong) > _MOST_SHAPES:
         faults.append(f"and {len(wrong) - _MOST_SHAPES} more of other shapes")
     if faults:
@@ -134,7 +134,7 @@ def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> a
 
 
 def import_model(
-    job: ImportJob, say: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
+    job: ImportJob, log: Callable[[str], None] = lambda _: None, megatron: MegatronLogits | None = None
 ) -> Outcome:
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
@@ -160,7 +160,7 @@ def import_model(
     pieces = plan_pieces(source, wanted, arch, Change(held, scheme, originals), lost.append)
     notes += originals.notes()
     for note in notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     outcome = Outcome(job.output, arch, scheme, len(pieces), sum(piece.bytes for piece in pieces), notes)
     if job.dry_run:
         return outcome
@@ -176,7 +176,7 @@ def import_model(
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:
-            say(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
+            log(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
     except UserError:
         part.discard()
         raise
@@ -186,7 +186,7 @@ def import_model(
             f"{sum(lost)} elements have no fp32 number that the factor brings back to them exactly: those are "
             f"off by one unit in the last place"
         )
-        say(f"note: {notes[-1]}")
+        log(f"note: {notes[-1]}")
     return outcome
 
 
@@ -231,7 +231,7 @@ def _verified(
     del model
     try:
         found = megatron(folder, tokens)
-    except Exception as error:  # this machine may lack what a run needs; the result may be right all the same
+    except Exception as error:  # this machine may lack what a run needs; the result may be right anyway
         return f"not verified: Megatron's model is not built here: {one_line(error)[:200]}"
     return "verified: " + compare(expected, found, "transformers and Megatron")
 

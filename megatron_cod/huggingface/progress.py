@@ -1,4 +1,4 @@
-"""How far a conversion is: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress of a conversion: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 

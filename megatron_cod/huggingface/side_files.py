@@ -40,14 +40,16 @@ def agree(args: Namespace, folder: Path, config: dict[str, Any]) -> list[str]:
         return ["without a tokenizer the files do not say at which token an answer ends; --like DIR brings one"]
     answer, ends = chat.answer_end(), sorted(chat.ends())
     last = ends if answer is None else [chat.encoder.specials[answer], *ends]
-    _edit(folder / _TOKENIZER_CONFIG, lambda said: said | {"chat_template": template})
+    _edit(folder / _TOKENIZER_CONFIG, lambda config: config | {"chat_template": template})
     if answer is not None and not chat.template.reads("eos_token"):
         # Nothing else reads the tokenizer's own end, and a program that knows that one alone is to stop there.
         for name in (_TOKENIZER_CONFIG, _SPECIAL_TOKENS):
-            _edit(folder / name, lambda said: said | {"eos_token": _renamed(said.get("eos_token"), answer)})
+            _edit(folder / name, lambda config: config | {"eos_token": _renamed(config.get("eos_token"), answer)})
     if last:
         config["eos_token_id"] = last[0]
-        _edit(folder / GENERATION, lambda said: said | {"eos_token_id": _once([*last, *_listed(said)])}, create=True)
+        _edit(
+            folder / GENERATION, lambda config: config | {"eos_token_id": _once([*last, *_listed(config)])}, create=True
+        )
     if answer is not None:
         return []
     return [
@@ -92,7 +94,7 @@ def name_ids(args: Namespace, folder: Path, config: dict[str, Any]) -> None:
     config |= {name: found.get(name) for name in _IDS}
     _edit(
         folder / GENERATION,
-        lambda said: {key: said[key] for key in said if not key.endswith("_token_id")} | _given(found),
+        lambda config: {key: config[key] for key in config if not key.endswith("_token_id")} | _given(found),
     )
 
 
@@ -105,10 +107,10 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], create
     if not path.is_file() and not create:
         return
     with bad_input(path):
-        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(said, dict):
-        raise UserError(f"{path} holds a {type(said).__name__}, not an object")
-    path.write_text(json.dumps(change(said), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}, not an object")
+    path.write_text(json.dumps(change(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _renamed(token: Any, text: str) -> Any:
@@ -116,8 +118,8 @@ def _renamed(token: Any, text: str) -> Any:
     return {**token, "content": text} if isinstance(token, dict) else text
 
 
-def _listed(said: dict[str, Any]) -> list[int]:
-    found = said.get("eos_token_id")
+def _listed(config: dict[str, Any]) -> list[int]:
+    found = config.get("eos_token_id")
     return found if isinstance(found, list) else [] if found is None else [found]
 
 

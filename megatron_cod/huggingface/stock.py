@@ -77,7 +77,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
         moe_pad_expert_input_to_capacity moe_token_drop_policy
         """,
     "what a folded field was derived from": "mup_width_mult mup_base_hidden_size mup_base_head_dim mup_attn_scale_power",
-    "of prediction layers, which are left out": "mtp_num_layers mtp_use_repeated_layer mtp_hybrid_override_pattern",
+    "of prediction layers, which are omitted": "mtp_num_layers mtp_use_repeated_layer mtp_hybrid_override_pattern",
     "in which precision products were": "quant_recipe",
 }
 """Why these may have any value -> the fields."""

@@ -1,4 +1,4 @@
-"""What was written is read again before it gets its name: whole, and computing what it was made from."""
+"""Verification of the output before it gets its name: complete, and computing the same as its source."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def check_whole(report: Mapping[str, Any], what: object, left_over: bool = True)
     """UserError for transformers' report of tensors that are missing, misshapen or, with ``left_over``, not used."""
     kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if left_over else []))
     faults = {kind: report.get(kind) for kind in kinds}
-    said = [f"{kind.split('_')[0]}: {named(map(_name, found))}" for kind, found in faults.items() if found]
-    said += [str(one) for one in report.get("error_msgs") or ()]
-    if said:
-        raise NotTheSame(f"{what} does not load whole in transformers ({'; '.join(said)})")
+    reasons = [f"{kind.split('_')[0]}: {named(map(_name, found))}" for kind, found in faults.items() if found]
+    reasons += [str(one) for one in report.get("error_msgs") or ()]
+    if reasons:
+        raise NotTheSame(f"{what} does not load whole in transformers ({'; '.join(reasons)})")
 
 
 def _name(found: Any) -> str:

@@ -1,7 +1,7 @@
-"""The lines of the rank that has the losses, on the console of rank 0.
+"""Prints the lines of the last rank on the console of rank 0.
 
-The last rank has them, as in Megatron, and rank 0 has the word. The lines go through the launch's key-value store and a
-thread of rank 0, so that no rank ever waits for another on account of a line.
+Losses live on the last rank; rank 0 owns the console. The lines go through the launch's key-value store and a thread of
+rank 0, so no rank waits for another to print a line.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _END = "end"
 
 
 class Lines:
-    """``tell`` on the last rank; rank 0 prints what is told. Until ``attach``, and on one rank, each prints its own."""
+    """``send`` on the last rank; rank 0 prints the lines. Before ``attach``, and with one rank, each prints its own."""
 
-    def __init__(self, show: Callable[[str], None] = console.show) -> None:
+    def __init__(self, show: Callable[[str], None] = console.print_line) -> None:
         """show: prints on the console of this process."""
         self._show = show
         self._store: Any = None
@@ -51,12 +51,12 @@ class Lines:
         else:
             self._store = store
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         """A line for the console."""
         if self._store is None:
             self._show(line)
             return
-        console.note(line)
+        console.log_to_file(line)
         try:
             self._send("=" + line)
         except (DistError, RuntimeError) as error:  # rank 0 and its store are gone; this rank will end too
@@ -65,7 +65,7 @@ class Lines:
             self._show(line)
 
     def end(self, seconds: float) -> None:
-        """On the rank that tells: that was all. On rank 0: wait for it, at most so long. Elsewhere nothing."""
+        """On the sending rank: mark the end. On rank 0: wait for it, at most ``seconds``. On other ranks: nothing."""
         if self._store is not None:
             with suppress(DistError, RuntimeError):  # nobody is there who waits for it
                 self._send(_END)

@@ -41,7 +41,7 @@ def check_driver() -> None:
 
 
 def _are_hidden() -> bool:
-    """Whether the user hides all GPUs: CUDA leaves out -1 and all after it."""
+    """Whether the user hides all GPUs: CUDA omits -1 and all after it."""
     visible = os.environ.get(_HIDDEN)
     return visible is not None and visible.split(",")[0].strip() in ("", "-1")
 

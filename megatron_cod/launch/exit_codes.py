@@ -1,4 +1,4 @@
-"""How a distributed run ends on bad input: one clear line, from one rank, exit code not 0, no hang."""
+"""How a distributed run ends on bad input: one line, from one rank, a nonzero exit code, no hang."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from megatron_cod.launch import rank_logs
 _GRACE_SECONDS = 8.0
 
 
-def _tell_launcher(message: str, speaks_in: float) -> None:
+def _report_to_launcher(message: str, delay: float) -> None:
     """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``).
 
     torchrun's own last line is that of the earliest time: the time is when this rank speaks, in ``speaks_in`` seconds.
@@ -27,7 +27,7 @@ def _tell_launcher(message: str, speaks_in: float) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         with suppress(OSError), open(path, "w") as file:
-            json.dump({"message": message, "timestamp": int(time.time() + speaks_in)}, file)
+            json.dump({"message": message, "timestamp": int(time.time() + delay)}, file)
 
 
 def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> NoReturn:
@@ -44,9 +44,9 @@ def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> 
     # In training it asks for a save, of which there is none now; the launcher is to see our code, not the signal.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
     if exit_code == USER_ERROR:
-        _tell_launcher(message, wait)
+        _report_to_launcher(message, wait)
     time.sleep(wait)
-    console.speak(f"error: {message}")
+    console.print_error(f"error: {message}")
     # Not sys.exit: process groups and loader threads of a half-started run must not hold the exit up.
     os._exit(exit_code)
 

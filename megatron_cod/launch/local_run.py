@@ -1,4 +1,4 @@
-"""Start a training run as torchrun would, and pass its progress lines on. For tools that train several runs."""
+"""Start a training run like torchrun does and print its progress lines, for tools that train several runs."""
 
 import os
 import subprocess

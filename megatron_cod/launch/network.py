@@ -1,4 +1,4 @@
-"""Names, addresses and ports, as this machine sees them."""
+"""Host names, addresses and ports on this machine."""
 
 import socket
 

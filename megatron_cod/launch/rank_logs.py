@@ -1,4 +1,4 @@
-"""A file for each rank, with all that it prints; the console for what a user is to see (``console.py``).
+"""A log file per rank with all its output; the console gets the important lines (``console.py``).
 
 Megatron prints some 800 lines of arguments on rank 0 and a long line a step on the last rank, and every rank its warnings:
 all that goes to ``rank_00000.log`` and so on, with the lines of the console among it.
@@ -23,7 +23,7 @@ _file: Path | None = None
 class _Log(io.TextIOWrapper):
     """A rank's file as a stream. On a full disk a line of it is lost, and the run is not."""
 
-    told = False
+    warned = False
 
     def write(self, text: str) -> int:
         try:
@@ -38,9 +38,9 @@ class _Log(io.TextIOWrapper):
             self._lost(error, 0)
 
     def _lost(self, error: OSError, length: int) -> int:
-        if not _Log.told:
-            _Log.told = True
-            console.speak(f"WARNING: {_file} cannot be written ({error.strerror or error}); lines of it are lost")
+        if not _Log.warned:
+            _Log.warned = True
+            console.print_error(f"WARNING: {_file} cannot be written ({error.strerror or error}); lines of it are lost")
         return length
 
 
@@ -80,7 +80,7 @@ def is_redirected() -> bool:
 
 
 def report_failures() -> None:
-    """From here on, an exception that ends this process is told on the console too; its traceback is in the file."""
+    """Report an exception that ends this process on the console too; its traceback is in the file."""
     sys.excepthook = _report
 
 
@@ -90,4 +90,4 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     found = ending(error, Phase.TRAINING)
     text = found.line if found.is_fault else f"{kind.__name__}: {found.line[:300]}"
     where = f"its log: {_file}" if _file else "its traceback is above"
-    console.speak(f"rank {os.environ.get('RANK', '0')} failed: {text} ({where})")
+    console.print_error(f"rank {os.environ.get('RANK', '0')} failed: {text} ({where})")

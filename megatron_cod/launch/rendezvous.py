@@ -1,4 +1,4 @@
-"""HEAD, the machine that holds torchrun's rendezvous: found or waited for before torchrun starts, so that what is wrong
+"""HEAD, the machine with torchrun's rendezvous: found or waited for before torchrun starts, so that what is wrong
 with it is one line and not a traceback."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_cod.launch.torchrun_flags import endpoint, rendezvous_settings
 
 _DEFAULT_PORT = 29400  # torchrun's
 _MACHINES = "megatron_cod/machines"
-_SAY_AFTER_SECONDS = 5.0
+_REPORT_AFTER_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 
 
@@ -49,7 +49,7 @@ class Head:
         opening = threading.Thread(target=self._open, args=(opened,), daemon=True)
         opening.start()
         opening.join(_ANSWER_SECONDS)
-        if not opened:  # TCPStore waits for ever for the answer of a server that is none
+        if not opened:  # TCPStore waits forever for the answer of a server that is none
             raise UserError(f"what listens at {self} is not a rendezvous: does another program hold that port?")
         if isinstance(opened[0], Exception):
             if self.is_here and "EADDRINUSE" in str(opened[0]):
@@ -67,7 +67,7 @@ class Head:
             opened.append(error)
 
     def _wait(self) -> None:
-        begun, said = time.monotonic(), False
+        begun, reported = time.monotonic(), False
         while True:
             try:
                 with socket.create_connection((self.name, self.port), timeout=2.0):
@@ -80,9 +80,9 @@ class Head:
                     f"HEAD did not answer at {self} within {self.seconds:.0f} s ({why}): does this script run there, and "
                     f"does a firewall leave the port open?"
                 )
-            if waited > _SAY_AFTER_SECONDS and not said:
+            if waited > _REPORT_AFTER_SECONDS and not reported:
                 print(f"waiting up to {self.seconds:.0f} s for HEAD at {self}: {why}", file=sys.stderr, flush=True)
-                said = True
+                reported = True
             time.sleep(0.5)
 
     def machines(self) -> list[str]:

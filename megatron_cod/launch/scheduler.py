@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 def restarts() -> int:
     """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
-    told = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
-    return max(int(count) for count in told if count.isdigit())
+    counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+    return max(int(count) for count in counts if count.isdigit())
 
 
 def this_host() -> str:

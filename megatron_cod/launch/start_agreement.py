@@ -24,7 +24,7 @@ from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
 
 _AGREED = "agreed"
-_MAY_PASS = "may pass: "
+_TEMPORARY = "may pass: "
 """Before the line of a rank that failed by no fault of who started the run."""
 _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
@@ -93,11 +93,11 @@ class _Meeting:
                 given.append(json.loads(store.get(key)))
         return given, absent
 
-    def decide(self, verdict: str, seconds: float) -> str:
+    def decide(self, decision: str, seconds: float) -> str:
         """Give a verdict; returns the one that counts, which is the first."""
-        return self._connect(seconds).compare_set(f"{self._keys}/verdict", "", verdict).decode()
+        return self._connect(seconds).compare_set(f"{self._keys}/verdict", "", decision).decode()
 
-    def verdict(self, seconds: float) -> str:
+    def decision(self, seconds: float) -> str:
         store, key = self._connect(seconds), f"{self._keys}/verdict"
         try:
             store.wait([key], timedelta(seconds=seconds))
@@ -115,7 +115,7 @@ class _Meeting:
                 known = self._store.add(f"{self._keys}/known", 0)
 
 
-def judge(votes: list[dict[str, Any]], absent: list[int], save: str | None, seconds: float) -> str:
+def compare_votes(votes: list[dict[str, Any]], absent: list[int], save: str | None, seconds: float) -> str:
     """The verdict on all votes: ``agreed``, or the line to end with.
 
     votes: {"rank", "host", "versions", "mark", "data"}; the last three are None but for one rank a machine.
@@ -158,22 +158,22 @@ def _other_data(votes: list[dict[str, Any]]) -> str | None:
 
 def _agree(meeting: _Meeting, args: MegatronArgs) -> None:
     seconds = 60.0 * args.distributed_timeout_minutes
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"  # for its machine
-    mark = leave_mark(args.save) if args.save and speaks else None
+    reports = os.environ.get("LOCAL_RANK", "0") == "0"  # for its machine
+    mark = leave_mark(args.save) if args.save and reports else None
     try:
-        facts = {"rank": meeting.rank, "host": socket.gethostname(), "versions": versions_here() if speaks else None}
+        facts = {"rank": meeting.rank, "host": socket.gethostname(), "versions": versions_here() if reports else None}
         facts["data"] = getattr(args, "data_content", None)
         meeting.vote(facts | {"mark": mark.name if mark else None}, seconds)
         if meeting.rank == 0:
             votes, absent = meeting.votes(seconds)
-            verdict = meeting.decide(judge(votes, absent, args.save, seconds), seconds)
+            decision = meeting.decide(compare_votes(votes, absent, args.save, seconds), seconds)
         else:
-            verdict = meeting.verdict(seconds)
+            decision = meeting.decision(seconds)
     finally:
         if mark:
             Path(mark).unlink(missing_ok=True)
-    if verdict != _AGREED:
-        raise CommonError(verdict.removeprefix(_MAY_PASS), may_pass=verdict.startswith(_MAY_PASS) or None)
+    if decision != _AGREED:
+        raise CommonError(decision.removeprefix(_TEMPORARY), may_pass=decision.startswith(_TEMPORARY) or None)
 
 
 @contextmanager
@@ -205,6 +205,6 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
             found = ending(error, Phase.START)
             line = f"rank {meeting.rank} on {socket.gethostname()}: {found.line}"
             with suppress(DistError, UserError):  # it is this rank's own error that counts
-                meeting.decide(_MAY_PASS * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
+                meeting.decide(_TEMPORARY * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
                 meeting.leave()
         raise

@@ -1,4 +1,4 @@
-"""What runs on a machine, in versions, and where machines differ."""
+"""Versions of the software on a machine, and differences between machines."""
 
 import functools
 import hashlib
@@ -34,7 +34,7 @@ def _installed(name: str) -> str | None:
 
 
 def versions_here() -> dict[str, str]:
-    """Name -> version of everything that is there; names that are not there are left out."""
+    """Name -> version of everything that is there; names that are not there are omitted."""
     driver = re.search(r"Module\s+([\d.]+)", _DRIVER.read_text()) if _DRIVER.is_file() else None
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else None
     found = {

@@ -1,1 +1,1 @@
-"""Looks at the machines of a job before it starts: one check a file, a table of them in ``table.py``."""
+"""Checks the machines of a job before it starts: one check per file, listed in ``table.py``."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 from megatron_cod.preflight.member_channel import Member
 
 _MIB = 1 << 20
@@ -84,7 +84,7 @@ def _seconds(group: Any, buffer: torch.Tensor) -> float:
     return timed(max(1, min(_MOST_CALLS, int(_MEASURE_SECONDS / once))))
 
 
-def look(here: Here) -> dict[str, float]:
+def collect(here: Here) -> dict[str, float]:
     """Name of a partition -> seconds of one all_reduce in this rank's group of it."""
     meeting, backend = here.meeting, here.shared["backend"]
     if len(meeting.members) < 2:
@@ -112,11 +112,11 @@ def look(here: Here) -> dict[str, float]:
     return found
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Fails below ``--min-bandwidth`` (bus, GB/s); warns of a machine whose best pair is below half of the best of all."""
     members, size = list(answers), here.settings.size_mib * _MIB
     if len(members) < 2:
-        return Verdict(
+        return Outcome(
             [Finding(one.node, "bandwidth", SKIP, "one process") for one in members], "one process: not measured"
         )
     figures: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ def judge(answers: Answers, here: Here) -> Verdict:
         node: max((one["bus"] for one in between if node in one["nodes"]), default=None) for node in _nodes(members)
     }
     findings = [_finding(node, bus, max(filter(None, best.values()), default=0.0), here) for node, bus in best.items()]
-    return Verdict(findings, _line(figures, between, best, here), {"all_reduce": figures})
+    return Outcome(findings, _line(figures, between, best, here), {"all_reduce": figures})
 
 
 def _nodes(members: Sequence[Member]) -> list[str]:

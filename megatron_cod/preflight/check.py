@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.preflight.findings import Verdict
+from megatron_cod.preflight.findings import Outcome
 from megatron_cod.preflight.member_channel import Meeting, Member
 
 Answers = Mapping[Member, Any]
@@ -41,8 +41,8 @@ class Check:
     name: str
     seconds: float
     """Time-out of the look."""
-    look: Callable[[Here], Any]
+    collect: Callable[[Here], Any]
     """UserError or OSError: the machine fails the check, with that line."""
-    judge: Callable[[Answers, Here], Verdict]
+    compare: Callable[[Answers, Here], Outcome]
     everyone: bool = False
     """Whether each process looks, not only the first of each machine."""

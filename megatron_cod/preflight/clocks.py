@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Outcome
 from megatron_cod.preflight.service import Answer, ask
 
 _SAMPLES = 16
@@ -19,14 +19,14 @@ def offset(answers: Sequence[Answer]) -> tuple[float, float]:
     return (best.sent + best.received) / 2 - best.time, (best.received - best.sent) / 2
 
 
-def look(here: Here) -> tuple[float, float]:
+def collect(here: Here) -> tuple[float, float]:
     """This machine's offset, and its error."""
     if here.meeting.place.is_head:
         return 0.0, 0.0
     return offset(ask(here.head_address, here.shared["service"], times=_SAMPLES, clock=time.time))
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Above ``--max-clock-offset`` a machine fails, above a tenth of it there is a warning."""
     limit = here.settings.max_clock_offset
     findings = []
@@ -39,4 +39,4 @@ def judge(answers: Answers, here: Here) -> Verdict:
         (ahead for ahead, _ in answers.values()), default=0.0
     )
     figures = {"offset_seconds": {member.node: ahead for member, (ahead, _) in answers.items()}}
-    return Verdict(findings, f"{apart * 1000:.1f} ms apart at most", figures)
+    return Outcome(findings, f"{apart * 1000:.1f} ms apart at most", figures)

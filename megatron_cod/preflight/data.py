@@ -8,10 +8,10 @@ from typing import Any
 
 from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Outcome
 
 
-def look(here: Here) -> dict[str, Any]:
+def collect(here: Here) -> dict[str, Any]:
     """Prefix -> [documents, tokens]; UserError, naming it, for one that is damaged or missing."""
     for name in here.job.get("files", []):
         with Path(name).open("rb") as file:
@@ -23,10 +23,10 @@ def look(here: Here) -> dict[str, Any]:
     return found
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """A machine fails whose datasets have other sizes than most machines' under the same names."""
     if not here.job.get("prefixes"):
-        return Verdict([Finding(one.node, "data", SKIP, "no data given") for one in answers], "none given: not checked")
+        return Outcome([Finding(one.node, "data", SKIP, "no data given") for one in answers], "none given: not checked")
     usual = Counter(repr(sorted(found.items())) for found in answers.values()).most_common(1)[0][0]
     findings = []
     for member, found in answers.items():
@@ -39,4 +39,4 @@ def judge(answers: Answers, here: Here) -> Verdict:
         hint = "copy the files again, or train from a shared file system"
         findings.append(Finding(member.node, "data", FAIL, f"not what most machines have: {sizes}", hint))
     sizes = next(iter(answers.values()))
-    return Verdict(findings, f"{len(sizes)} datasets, {sum(tokens for _, tokens in sizes.values()):,} tokens")
+    return Outcome(findings, f"{len(sizes)} datasets, {sum(tokens for _, tokens in sizes.values()):,} tokens")

@@ -1,4 +1,4 @@
-"""What a check has to say of a node."""
+"""The findings of a check about a node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """What a check found: a cell for each node it has something to say of, a line of figures, and those for programs."""
 
     findings: list[Finding]

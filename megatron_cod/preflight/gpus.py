@@ -11,7 +11,7 @@ import torch
 
 from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 
 _QUERY = "index,name,memory.total,memory.used,ecc.errors.uncorrected.volatile.total"
 _BUSY_MIB = 1024  # above this another program uses the GPU
@@ -43,7 +43,7 @@ def seen_by_torch() -> list[dict[str, Any]]:
     ]
 
 
-def look(here: Here) -> dict[str, Any]:
+def collect(here: Here) -> dict[str, Any]:
     """GPUs of this machine, how many of them torch sees, and how many processes were started beside this."""
     mine = [one for one in here.meeting.members if one.node == here.meeting.me.node]
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -87,10 +87,10 @@ def _kind(answer: dict[str, Any]) -> tuple[int, str]:
     return len(answer["gpus"]), " and ".join(names) or "no GPU"
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Fails on what a job would fail on; nothing to check where no machine has any."""
     if not any(answer["gpus"] for answer in answers.values()):
-        return Verdict(
+        return Outcome(
             [Finding(one.node, "gpus", SKIP, "no GPU") for one in answers], "none, by nvidia-smi and torch: not checked"
         )
     kind = Counter(map(_kind, answers.values())).most_common(1)[0][0]
@@ -98,7 +98,7 @@ def judge(answers: Answers, here: Here) -> Verdict:
     for member, answer in answers.items():
         fails, warns = _wrong(answer, kind)
         state = FAIL if fails else WARN if warns else OK
-        hint = "leave the machine out, or have it looked after" if fails else "is that meant?" if warns else ""
+        hint = "remove the machine, or have it repaired" if fails else "is that meant?" if warns else ""
         findings.append(Finding(member.node, "gpus", state, "; ".join(fails + warns) or "in order", hint))
     memory = min((gpu["total"] for answer in answers.values() for gpu in answer["gpus"]), default=0)
     figures = {
@@ -106,4 +106,4 @@ def judge(answers: Answers, here: Here) -> Verdict:
         "gpus": {one.node: answer["gpus"] for one, answer in answers.items()},
         "one_for_each_process": all(answer["processes"] <= answer["seen"] for answer in answers.values()),
     }
-    return Verdict(findings, f"{kind[0]} x {kind[1]} a machine, {memory:,} MiB each", figures)
+    return Outcome(findings, f"{kind[0]} x {kind[1]} a machine, {memory:,} MiB each", figures)

@@ -15,7 +15,7 @@ import psutil
 
 from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Outcome
 from megatron_cod.preflight.service import Service, ask
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
@@ -23,7 +23,7 @@ _NEIGHBOUR_SECONDS = 15.0
 
 
 def interface_addresses() -> dict[str, list[str]]:
-    """Interface -> its addresses, IPv4 first; link-local ones left out."""
+    """Interface -> its addresses, IPv4 first; link-local ones omitted."""
     found: dict[str, list[str]] = {}
     for name, entries in psutil.net_if_addrs().items():
         wanted = [one.address for one in entries if one.family in (socket.AF_INET, socket.AF_INET6)]
@@ -78,7 +78,7 @@ def choose(
     )
 
 
-def look(here: Here) -> dict[str, Any]:
+def collect(here: Here) -> dict[str, Any]:
     """The interface, and whether the next machine's is reached from here."""
     meeting = here.meeting
     firsts = meeting.firsts
@@ -112,7 +112,7 @@ def look(here: Here) -> dict[str, Any]:
     }
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Fails without an interface, and where the one before cannot reach it; warns of settings and MTUs that differ."""
     unreached = {
         one["neighbour"]: (member.node, one["unreached"]) for member, one in answers.items() if one["unreached"]
@@ -132,7 +132,7 @@ def judge(answers: Answers, here: Here) -> Verdict:
             text = _words(_setting(one))
         findings.append(Finding(member.node, "interfaces", state, text, hint))
     figures = {member.node: one for member, one in answers.items()}
-    return Verdict(findings, _words(usual), {"interfaces": figures})
+    return Outcome(findings, _words(usual), {"interfaces": figures})
 
 
 def _setting(answer: Mapping[str, Any]) -> tuple[str, str, Any]:

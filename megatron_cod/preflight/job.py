@@ -1,4 +1,4 @@
-"""The job that is about to start, gone through in a process of its own on HEAD: its plan, and what it reads and writes.
+"""Rehearsal of the job in a separate process on HEAD: its plan, and the files that it reads and writes.
 
 A process of its own: without a GPU, Megatron is adapted in place (``adaptations/cpu.py``), and the preflight measures.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 
 _NEARLY_FULL = 0.9
 
@@ -85,23 +85,23 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
     }
 
 
-def look(here: Here) -> bool:
+def collect(here: Here) -> bool:
     """Nothing is to be seen on the machines: HEAD has the answer already."""
     return True
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Fails where the launch would be refused, or a rank needs more memory than the smallest GPU has."""
     job, head = here.job, here.meeting.me
     nodes = [member.node for member in answers if member != head]
     others = [Finding(node, "job", SKIP, "gone through on HEAD") for node in nodes]
     if not job:
-        return Verdict(
+        return Outcome(
             [Finding(head.node, "job", SKIP, "no flags of a launch"), *others], "no launch given: not rehearsed"
         )
     if job["error"]:
-        hint = "tools/rehearse.py with the same flags says it without the machines"
-        return Verdict([Finding(head.node, "job", FAIL, f"would be refused: {job['error']}", hint), *others])
+        hint = "tools/rehearse.py with the same flags tests it without the machines"
+        return Outcome([Finding(head.node, "job", FAIL, f"would be refused: {job['error']}", hint), *others])
     need, there = job["memory_bytes"], here.shared.get("gpu_memory_bytes")
     state, hint = OK, ""
     text = f"a rank needs about {need / (1 << 30):.2f} GiB"
@@ -109,7 +109,7 @@ def judge(answers: Answers, here: Here) -> Verdict:
         text += f" of {there / (1 << 30):.2f} GiB"
         state = FAIL if need > there else WARN if need > _NEARLY_FULL * there else OK
         hint = "" if state == OK else "more parallelism, --recompute-granularity, a smaller --micro-batch-size"
-    return Verdict([Finding(head.node, "job", state, text, hint), *others], job["plan"], job)
+    return Outcome([Finding(head.node, "job", state, text, hint), *others], job["plan"], job)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How the processes of a preflight find each other and keep step, and how one that is lost is noticed and named.
+"""How the processes of a preflight find each other and stay in step, and how a lost one is detected and named.
 
 All of it goes through one key-value store on HEAD. After each check HEAD says who is still there; a process that has not
 answered by then is out, and the checks that follow are made without it.
@@ -55,7 +55,7 @@ def in_time(function: Callable[[], Any], seconds: float) -> Any:
     return value
 
 
-def told_apart(places: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+def distinct_names(places: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """(node, local process) of each, where machines of one name become ``node``, ``node#2`` and so on."""
     seen: Counter[tuple[str, int]] = Counter()
     apart = []
@@ -102,7 +102,7 @@ class Meeting:
         while self.store.add("came", 0) < place.world and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
         came = [json.loads(self.store.get(f"came/{one}")) for one in range(1, self.store.add("came", 0) + 1)]
-        named = told_apart([(node, local) for node, local, _ in came])
+        named = distinct_names([(node, local) for node, local, _ in came])
         head = next(node for (node, _), (_, _, is_head) in zip(named, came, strict=True) if is_head)
         order = sorted(range(len(named)), key=lambda one: (named[one][0] != head, named[one]))
         members = [
@@ -164,7 +164,9 @@ class Meeting:
         if not self.place.is_head:
             left = self._get(f"left/{key}", 2 * seconds + 30.0)
             if self.rank not in left:
-                raise UserError(f"this process took too long for the check of {key}: the preflight goes on without it")
+                raise UserError(
+                    f"this process took too long for the check of {key}: the preflight continues without it"
+                )
             self.members = [member for member in self.members if member.rank in left]
             return {}
         answers: dict[int, Any] = {}

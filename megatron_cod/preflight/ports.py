@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, Finding, Outcome
 from megatron_cod.preflight.service import ask
 
 
-def look(here: Here) -> str:
+def collect(here: Here) -> str:
     """What is wrong, or nothing."""
     port, where = here.settings.port, f"{here.settings.head}:{here.settings.port}"
     if here.meeting.place.is_head:
@@ -21,7 +21,7 @@ def look(here: Here) -> str:
     return "" if answer.secret == here.shared["secret"] else f"another preflight answers at {where}"
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """Fails where the port is taken, or somebody does not get through to it."""
     findings = []
     for member, wrong in answers.items():
@@ -33,4 +33,4 @@ def judge(answers: Answers, here: Here) -> Verdict:
             findings.append(Finding(member.node, "ports", FAIL, wrong, hint))
         else:
             findings.append(Finding(member.node, "ports", OK, "free" if member.rank == 0 else "reached"))
-    return Verdict(findings, f"rendezvous at {here.settings.head}:{here.settings.port}")
+    return Outcome(findings, f"rendezvous at {here.settings.head}:{here.settings.port}")

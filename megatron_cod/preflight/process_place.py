@@ -1,4 +1,4 @@
-"""Where a process of the preflight stands: from Slurm, from torchrun, or from what it was told."""
+"""The place of a preflight process (machine, number), from Slurm, torchrun or its flags."""
 
 from __future__ import annotations
 

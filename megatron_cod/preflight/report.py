@@ -17,7 +17,7 @@ def _nodes(findings: Sequence[Finding]) -> list[str]:
 
 
 def _all(results: Sequence[Result], missing: Sequence[Finding]) -> list[Finding]:
-    return [*missing, *(finding for result in results for finding in result.verdict.findings)]
+    return [*missing, *(finding for result in results for finding in result.outcome.findings)]
 
 
 def failed(results: Sequence[Result], missing: Sequence[Finding]) -> bool:
@@ -35,7 +35,7 @@ def format_table(results: Sequence[Result], missing: Sequence[Finding]) -> str:
     """Machines down, checks across; then a line for each cell that is not OK, and the figures of each check."""
     findings = _all(results, missing)
     checks = [result.check for result in results]
-    nodes = _nodes([finding for result in results for finding in result.verdict.findings])
+    nodes = _nodes([finding for result in results for finding in result.outcome.findings])
     nodes += [node for node in _nodes(missing) if node not in nodes]
     rows = {
         node: [worst([f.state for f in findings if (f.node, f.check) == (node, check)]) for check in checks]
@@ -53,7 +53,7 @@ def format_table(results: Sequence[Result], missing: Sequence[Finding]) -> str:
     if len(shown) < len(nodes):
         lines.append(f"{len(nodes) - len(shown)} more machines, all in order")
     lines.append("")
-    lines += [f"{result.check}: {result.verdict.line}" for result in results if result.verdict.line]
+    lines += [f"{result.check}: {result.outcome.line}" for result in results if result.outcome.line]
     marked = [finding for finding in findings if finding.state in (WARN, FAIL)]
     if marked:
         lines.append("")
@@ -68,6 +68,6 @@ def as_json(results: Sequence[Result], missing: Sequence[Finding]) -> dict[str, 
     return {
         "passed": not failed(results, missing),
         "findings": [vars(finding) for finding in _all(results, missing)],
-        "figures": {result.check: dict(result.verdict.figures) for result in results},
-        "lines": {result.check: result.verdict.line for result in results},
+        "figures": {result.check: dict(result.outcome.figures) for result in results},
+        "lines": {result.check: result.outcome.line for result in results},
     }

@@ -13,7 +13,7 @@ import psutil
 from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 
 _WRITTEN_WITHIN_SECONDS, _SEEN_WITHIN_SECONDS = 20.0, 10.0
 _MARGIN = 1.2
@@ -26,7 +26,7 @@ def _filesystem(directory: Path) -> str:
     return next((mounts[path] for path in [directory, *directory.parents] if path in mounts), "unknown")
 
 
-def look_shared(here: Here) -> dict[str, Any]:
+def collect_shared(here: Here) -> dict[str, Any]:
     """Leave a mark, look for everyone's. Returns the machines whose mark is not seen."""
     save = here.job.get("save")
     if not save:
@@ -48,10 +48,10 @@ def look_shared(here: Here) -> dict[str, Any]:
     }
 
 
-def judge_shared(answers: Answers, here: Here) -> Verdict:
+def compare_shared(answers: Answers, here: Here) -> Outcome:
     """A machine fails that does not see what HEAD wrote, or whose mark HEAD does not see."""
     if not here.job.get("save"):
-        return Verdict(
+        return Outcome(
             [Finding(one.node, "save", SKIP, "no --save") for one in answers], "no --save given: not checked"
         )
     head = here.meeting.me
@@ -65,10 +65,10 @@ def judge_shared(answers: Answers, here: Here) -> Verdict:
         hint = "mount a shared file system there, and give its path" if state == FAIL else ""
         findings.append(Finding(member.node, "save", state, text, hint))
     slowest = max(answer["seconds"] for answer in answers.values())
-    return Verdict(findings, f"{here.job['save']}, all marks seen within {slowest:.1f} s" if slowest < 10 else "")
+    return Outcome(findings, f"{here.job['save']}, all marks seen within {slowest:.1f} s" if slowest < 10 else "")
 
 
-def look_disk(here: Here) -> dict[str, Any]:
+def collect_disk(here: Here) -> dict[str, Any]:
     """Free bytes and files, and how many checkpoints are there already."""
     save = here.job.get("save")
     if not save or not Path(save).is_dir():
@@ -85,7 +85,7 @@ def bytes_needed(job: dict[str, Any], present: int) -> int | None:
     return int(size * max(min(limits) - present, 1))
 
 
-def judge_disk(answers: Answers, here: Here) -> Verdict:
+def compare_disk(answers: Answers, here: Here) -> Outcome:
     """Fails where the checkpoints do not fit. Quotas are not seen."""
     findings, need = [], None
     for member, answer in answers.items():
@@ -100,4 +100,4 @@ def judge_disk(answers: Answers, here: Here) -> Verdict:
         findings.append(Finding(member.node, "disk", state, text, hint))
     size = here.job.get("checkpoint_bytes")
     line = f"a checkpoint takes {size / GIB:,.3f} GiB, those to come {need / GIB:,.3f} GiB" if size and need else ""
-    return Verdict(findings, line, {"checkpoint_bytes": size, "needed_bytes": need})
+    return Outcome(findings, line, {"checkpoint_bytes": size, "needed_bytes": need})

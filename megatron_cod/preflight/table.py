@@ -13,22 +13,22 @@ import torch
 from megatron_cod.launch.network import holder
 from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, versions
 from megatron_cod.preflight.check import Check, Here
-from megatron_cod.preflight.findings import FAIL, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, Finding, Outcome
 from megatron_cod.preflight.job import JobProcess
 from megatron_cod.preflight.member_channel import Member, in_time
 from megatron_cod.preflight.service import Service
 
 CHECKS = (
-    Check("versions", 60, versions.look, versions.judge),
-    Check("clocks", 20, clocks.look, clocks.judge),
-    Check("ports", 20, ports.look, ports.judge),
-    Check("interfaces", 30, interfaces.look, interfaces.judge),
-    Check("gpus", 30, gpus.look, gpus.judge),
-    Check("bandwidth", 120, bandwidth.look, bandwidth.judge, everyone=True),
-    Check("save", 45, save.look_shared, save.judge_shared),
-    Check("disk", 20, save.look_disk, save.judge_disk),
-    Check("data", 300, data.look, data.judge),
-    Check("job", 10, job.look, job.judge),
+    Check("versions", 60, versions.collect, versions.compare),
+    Check("clocks", 20, clocks.collect, clocks.compare),
+    Check("ports", 20, ports.collect, ports.compare),
+    Check("interfaces", 30, interfaces.collect, interfaces.compare),
+    Check("gpus", 30, gpus.collect, gpus.compare),
+    Check("bandwidth", 120, bandwidth.collect, bandwidth.compare, everyone=True),
+    Check("save", 45, save.collect_shared, save.compare_shared),
+    Check("disk", 20, save.collect_disk, save.compare_disk),
+    Check("data", 300, data.collect, data.compare),
+    Check("job", 10, job.collect, job.compare),
 )
 JOB_SECONDS = 240.0
 _SLACK_SECONDS = 10.0
@@ -39,7 +39,7 @@ class Result:
     """What one check found, on HEAD."""
 
     check: str
-    verdict: Verdict
+    outcome: Outcome
 
 
 def open_service(port: int) -> dict[str, Any]:
@@ -68,36 +68,36 @@ def run_checks(here: Here, launch: JobProcess | None) -> list[Result]:
             here.shared["job"] = meeting.share("job", found, JOB_SECONDS + _SLACK_SECONDS)
         if is_head:
             print(f"checking {check.name}", file=sys.stderr, flush=True)
-        verdict = _run(check, here)
+        outcome = _run(check, here)
         if is_head:
-            results.append(Result(check.name, verdict))
+            results.append(Result(check.name, outcome))
             if check.name == "gpus":
-                here.shared["gpu_memory_bytes"] = verdict.figures.get("memory_mib", 0) << 20
+                here.shared["gpu_memory_bytes"] = outcome.figures.get("memory_mib", 0) << 20
     return results
 
 
 def _backend(results: list[Result]) -> str:
     """NCCL where torch sees a GPU for each process of every machine."""
-    looked = next((one.verdict.figures for one in results if one.check == "gpus"), {})
-    return "nccl" if looked.get("one_for_each_process") and torch.cuda.is_available() else "gloo"
+    gpus_found = next((one.outcome.figures for one in results if one.check == "gpus"), {})
+    return "nccl" if gpus_found.get("one_for_each_process") and torch.cuda.is_available() else "gloo"
 
 
-def _run(check: Check, here: Here) -> Verdict:
+def _run(check: Check, here: Here) -> Outcome:
     meeting = here.meeting
     asked = meeting.members if check.everyone else meeting.firsts
     answer = None
     if meeting.me in asked:
         try:
-            answer = {"value": in_time(lambda: check.look(here), check.seconds)}
+            answer = {"value": in_time(lambda: check.collect(here), check.seconds)}
         except (ValueError, OSError, RuntimeError) as error:
             answer = {"error": " ".join(f"{error}".split())[:300] or type(error).__name__}
     answers = meeting.collect(check.name, answer, [member.rank for member in asked], check.seconds + _SLACK_SECONDS)
     if not meeting.place.is_head:
-        return Verdict([])
-    return judged(check, here, asked, answers)
+        return Outcome([])
+    return compared(check, here, asked, answers)
 
 
-def judged(check: Check, here: Here, asked: list[Member], answers: dict[int, Any]) -> Verdict:
+def compared(check: Check, here: Here, asked: list[Member], answers: dict[int, Any]) -> Outcome:
     """The check's own verdict on what was answered, and a failure for each machine that could not answer."""
     lost, good = [], {}
     for member in asked:
@@ -109,5 +109,5 @@ def judged(check: Check, here: Here, asked: list[Member], answers: dict[int, Any
             lost.append(Finding(member.node, check.name, FAIL, answer["error"]))
         else:
             good[member] = answer["value"]
-    verdict = check.judge(good, here) if good and not (check.everyone and lost) else Verdict([])
-    return replace(verdict, findings=[*lost, *verdict.findings])
+    outcome = check.compare(good, here) if good and not (check.everyone and lost) else Outcome([])
+    return replace(outcome, findings=[*lost, *outcome.findings])

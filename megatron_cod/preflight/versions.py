@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
 from megatron_cod.preflight.check import Answers, Here
-from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Verdict
+from megatron_cod.preflight.findings import FAIL, OK, WARN, Finding, Outcome
 
 
-def look(here: Here) -> dict[str, str]:
+def collect(here: Here) -> dict[str, str]:
     """Name -> version."""
     return versions_here()
 
 
-def judge(answers: Answers, here: Here) -> Verdict:
+def compare(answers: Answers, here: Here) -> Outcome:
     """A machine that is not like most fails, or is warned of where the difference does no harm."""
     by_node = {member.node: versions for member, versions in answers.items()}
     found = differences(by_node)
@@ -28,4 +28,4 @@ def judge(answers: Answers, here: Here) -> Verdict:
         hint = "install the same on all, or use one image" if state == FAIL else "does no harm by itself"
         findings.append(Finding(node, "versions", state, "; ".join(line for _, line in mine), hint))
     common: Mapping[str, str] = next((by_node[one.node] for one in findings if one.state == OK), {})
-    return Verdict(findings, ", ".join(f"{name} {version}" for name, version in common.items()), {"versions": by_node})
+    return Outcome(findings, ", ".join(f"{name} {version}" for name, version in common.items()), {"versions": by_node})

@@ -1,1 +1,1 @@
-"""A launch gone through beforehand: the plan from its arguments alone, and any of its ranks in one process."""
+"""Rehearsal of a launch: its plan from the arguments, and any of its ranks in one process."""

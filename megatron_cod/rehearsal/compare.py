@@ -1,4 +1,4 @@
-"""What a rank built, held against the plan."""
+"""What a rank built, compared with the plan."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def compare(plan: Plan, place: Place, report: RankReport, steps: int) -> None:
     for planned, chunk in zip(stage.chunks, report.chunks, strict=True):
         where = f"{name}, virtual stage {planned.virtual_stage}"
         if tuple(chunk.layers) != planned.layers:
-            raise Mismatch(f"{where}: {_numbers(chunk.layers)} were built, the plan says {_numbers(planned.layers)}")
+            raise Mismatch(f"{where}: {_numbers(chunk.layers)} were built, the plan has {_numbers(planned.layers)}")
         _compare_factors(where, planned, chunk)
         if (chunk.embedding, chunk.loss) != (planned.embedding, planned.loss):
             raise Mismatch(
@@ -54,4 +54,4 @@ def _compare_factors(where: str, planned: ChunkRow, chunk: BuiltChunk) -> None:
     for index, (number, built) in enumerate(zip(planned.layers, chunk.factors, strict=True)):
         expected = [planned.factors[index]] * planned.carriers if planned.factors else []
         if built != expected:
-            raise Mismatch(f"{where}: the norms of layer {number} carry the factors {built}, the plan says {expected}")
+            raise Mismatch(f"{where}: the norms of layer {number} carry the factors {built}, the plan has {expected}")

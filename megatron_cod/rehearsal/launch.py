@@ -1,4 +1,4 @@
-"""A launch's command line as the launch itself would read it, without its processes: parsed, validated, refused."""
+"""A launch's command line, parsed and validated like the launch does, without its processes."""
 
 import contextlib
 import os
@@ -70,5 +70,5 @@ def read_launch(
 
 
 def provided() -> frozenset[Need]:
-    """What the rehearsal has for the checks: with a GPU, this is taken for a machine of the job."""
+    """What the rehearsal has for the checks: with a GPU, this is treated as a machine of the job."""
     return frozenset({Need.MACHINE}) if cpu.has_cuda() else frozenset()

@@ -136,7 +136,7 @@ def _datasets(sample_counts: list[int], vp_stage: int | None = None) -> Any:
 _datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
-def _tell_shapes(args: MegatronArgs) -> None:
+def _give_shapes(args: MegatronArgs) -> None:
     """With multi-token prediction before the last stage, stages tell one another the shapes they send: say them here.
 
     Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape
@@ -156,11 +156,11 @@ def _tell_shapes(args: MegatronArgs) -> None:
         ahead = sum(len(chunk.mtp) for chunk in chunks[: behind + 1])
         return [length * (1 + ahead), args.micro_batch_size, args.hidden_size]
 
-    def told(self: Any, _send_next: Any, _send_prev: Any, recv_prev: bool, recv_next: bool) -> tuple[Any, Any]:
+    def shapes(self: Any, _send_next: Any, _send_prev: Any, recv_prev: bool, recv_next: bool) -> tuple[Any, Any]:
         rank = parallel_state.get_pipeline_model_parallel_rank()
         return shape(rank - 1) if recv_prev else [0, 0, 0], shape(rank) if recv_next else [0, 0, 0]
 
-    P2PCommunicator._communicate_shapes = told
+    P2PCommunicator._communicate_shapes = shapes
 
 
 def _built(model: list[torch.nn.Module]) -> list[BuiltChunk]:
@@ -212,7 +212,7 @@ def rehearse(job: Job) -> RankReport:
 
         model_config.post_wrap_hooks.append(note)
         _keep_in_range(args, job)
-        _tell_shapes(args)
+        _give_shapes(args)
         cfg = pretrain_cfg_container_from_args(args, model_config)
         widen_warm_up(args, model_config)
         pretrain(

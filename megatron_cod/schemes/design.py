@@ -1,4 +1,4 @@
-"""A block's design: a norm scheme with its options and its initialisation, ready to be laid over a layer spec."""
+"""A block's design: a norm scheme with its options and its initialisation, ready to be applied to a layer spec."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -66,7 +66,7 @@ class BlockDesign:
         """
         return {"norm_scheme": self.scheme.name, **self.scheme.recorded(config, self.options)}
 
-    def laid_over(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
+    def applied_to(self, spec: ModuleSpec, config: TransformerConfig, norms: Norms) -> ModuleSpec:
         """A layer spec under this design. UserError when its class or its norms are not ones we know."""
         if spec.module not in NUMBERED:
             raise UserError(f"--norm-scheme {self.scheme.name} does not know the layer class {spec.module.__name__}")
@@ -134,7 +134,7 @@ def input_gammas(layer: Any) -> list[torch.Tensor]:
 
 def _start_from(gamma: torch.Tensor, value: float) -> None:
     if gamma.is_meta:
-        raise UserError("--gamma-init does not support --init-model-with-meta-device; leave one out")
+        raise UserError("--gamma-init does not support --init-model-with-meta-device; omit one")
     gamma.fill_(value)
 
 

@@ -27,7 +27,7 @@ def _weights(layer: Any, kinds: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]
     for name, parameter in layer.named_parameters():
         if name.rstrip("0123456789").endswith(kinds):
             if parameter.is_meta:
-                raise UserError("this --init-policy does not support --init-model-with-meta-device; leave one out")
+                raise UserError("this --init-policy does not support --init-model-with-meta-device; omit one")
             yield name, parameter
 
 
@@ -82,7 +82,7 @@ def _deepnorm(layer: Any, _number: int, config: TransformerConfig) -> None:
 class InitPolicy:
     """A policy: what it says in the log, and what it does."""
 
-    said: str
+    text: str
     scaled_outputs: bool = False
     """Whether Megatron's 1/sqrt(2L) on output projections stays."""
     rescale: Rescale | None = None
@@ -110,7 +110,7 @@ def resolve_init_policy(scheme_name: str, asked: str | None) -> tuple[str, str]:
         raise UserError(f"no init policy {policy!r}, there are {', '.join(INIT_POLICIES)}")
     who = "asked for by --init-policy" if asked else f"the default of {scheme_name}"
     note = get_scheme(scheme_name).notes.get(policy)
-    return policy, f"init policy {policy} ({who}): {INIT_POLICIES[policy].said}" + (f"; {note}" if note else "")
+    return policy, f"init policy {policy} ({who}): {INIT_POLICIES[policy].text}" + (f"; {note}" if note else "")
 
 
 def apply_init_policy(config: TransformerConfig, policy: str) -> None:

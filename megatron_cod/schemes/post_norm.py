@@ -111,7 +111,7 @@ POST_LN = Scheme(
     overlay=post_norm_overlay,
     bind=bind_post_ln,
     final_norm=False,
-    stock=NotFoldable("its norms stand after the residual sum"),
+    stock=NotFoldable("its norms are after the residual sum"),
 )
 MIX_LN = Scheme(
     name="mix_ln",
@@ -123,7 +123,7 @@ MIX_LN = Scheme(
     bind=bind_mix_ln,
     check=_check_mix_ln,
     recorded=lambda config, options: {"mix_ln_post_layers": post_layers(config, options)},
-    stock=NotFoldable("the norms of its first blocks stand after the residual sum"),
+    stock=NotFoldable("the norms of its first blocks are after the residual sum"),
 )
 DEEPNORM = Scheme(
     name="deepnorm",
@@ -133,5 +133,5 @@ DEEPNORM = Scheme(
     overlay=post_norm_overlay,
     bind=bind_deepnorm,
     final_norm=False,
-    stock=NotFoldable("its norms stand after the residual sum, which it weighs"),
+    stock=NotFoldable("its norms are after the residual sum, which it weighs"),
 )

@@ -1,4 +1,4 @@
-"""How a block's branch joins the residual stream: what stands in the place of Megatron's bias-dropout-add.
+"""How a block's branch joins the residual stream: what is in the place of Megatron's bias-dropout-add.
 
 Megatron's layer calls its ``self_attn_bda`` and ``mlp_bda`` with (training, fused) and gets the function that joins
 (branch output and bias, residual, dropout probability). Each scheme that changes the join puts a module there: it holds

@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from megatron_cod.comparison.arms import parse_arms
+from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.errors import UserError
+from megatron_cod.schemes.table import get_scheme
 from megatron_cod.study.shapes import Shape, shape_of
 from megatron_cod.study.tuner import Grid, rounded
 
@@ -193,11 +194,20 @@ def _arms(values: Mapping[str, Any]) -> tuple[str, ...]:
     for arm in arms:
         if any(f"--{flag}" in arm.flags for flag in _TUNED):
             raise UserError(f"arm {arm.name}: the study sets {' and '.join(_TUNED)} for every run")
-    twice = {arm.flags: arm.name for arm in arms}
+    same = {_function_of(arm): arm.name for arm in arms}
     for arm in arms:
-        if twice[arm.flags] != arm.name:
-            raise UserError(f"arms {arm.name} and {twice[arm.flags]} are the same")
+        if same[_function_of(arm)] != arm.name:
+            raise UserError(
+                f"arms {arm.name} and {same[_function_of(arm)]} are the same; baselines are added by themselves"
+            )
     return tuple(arm.name for arm in arms)
+
+
+def _function_of(arm: Arm) -> frozenset[str]:
+    """The arm's flags, with the scheme's own initialisation where it names none."""
+    scheme = arm.flags[arm.flags.index("--norm-scheme") + 1]
+    named = "--init-policy" in arm.flags
+    return frozenset(arm.flags if named else (*arm.flags, "--init-policy", get_scheme(scheme).default_init))
 
 
 def _shapes(values: Mapping[str, Any]) -> tuple[Shape, ...]:

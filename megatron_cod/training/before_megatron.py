@@ -35,7 +35,7 @@ def satisfy_make() -> None:
     """Give the one ``make`` call of Megatron's start nothing to do: the wheel has the dataset helper compiled already.
 
     The wheel holds no makefile, and a failing make ends the run; so does a missing one (slim container images have none),
-    for which ``true`` stands in. ``forget_make`` takes it back before training.
+    for which ``true`` is linked. ``forget_make`` takes it back before training.
     """
     global _stand_in
     if shutil.which("make"):

@@ -1,4 +1,4 @@
-"""Whether a job is to be queued again: for job scripts, which cannot know it from an exit code.
+"""Whether a job should be queued again, for job scripts: an exit code is not enough to decide.
 
     python -m megatron_cod.training.requeue SAVE --retries 3
 
@@ -22,7 +22,7 @@ QUEUED = "queued again"
 
 
 def newest_step(save: Path) -> int:
-    """The step that the run would go on from; 0 where there is none, or no whole checkpoint."""
+    """The step that the run would resume from; 0 where there is none, or no whole checkpoint."""
     try:
         checkpoint, _ = newest_whole(save)
     except ValueError:

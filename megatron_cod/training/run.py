@@ -14,7 +14,7 @@ from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
 from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.events import Events
-from megatron_cod.console import say, this_rank
+from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.errors import Phase
 from megatron_cod.launch import rank_logs, start_agreement
 from megatron_cod.launch.console_relay import Lines
@@ -26,7 +26,7 @@ from megatron_cod.training.data.passed_over import passing_over
 from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
-from megatron_cod.training.faults.out_of_memory import in_step, told_in_one_line
+from megatron_cod.training.faults.out_of_memory import in_step, reported_in_one_line
 from megatron_cod.training.faults.save_claim import SaveClaim
 from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import Signals, UntilTraining
@@ -69,17 +69,19 @@ def main(task: Task) -> None:
         start = prepare(sys.argv[1:], task, world_size, hooks=hooks)
         args, model_config, settings = start.args, start.model_config, start.settings
         for line in start.notes:
-            say(line)
+            log_rank0(line)
         if settings.dry_run:
-            say(f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{start.resolved}")
+            log_rank0(
+                f"dry run: arguments, data and checkpoints are in order; the resolved arguments are\n{start.resolved}"
+            )
             return
         claim = SaveClaim(args.save) if args.save and this_rank() == 0 else None
         events = Events(args.save, this_rank())
         if args.save and this_rank() == 0:
-            put_in_order(args, say, events)
+            put_in_order(args, log_rank0, events)
             selection.write_resolved(args.save, start.resolved)
 
-    train(Run(args, task, events, say, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
+    train(Run(args, task, events, log_rank0, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
 
 
 OBSERVERS: tuple[Row, ...] = (
@@ -101,11 +103,11 @@ OBSERVERS: tuple[Row, ...] = (
     Retention.of,  # within the report, whose summary counts the checkpoints that are left
     lambda _: DataWorkers(),
 )
-"""What watches a run, in the order in which it is told (``observers.py``)."""
+"""The observers of a run, in the order in which they are called (``observers.py``)."""
 
 
 def train(run: Run, model_config: SchemeModelConfig) -> None:
-    """Train as the arguments say, under the eyes of ``OBSERVERS``."""
+    """Train with the arguments and ``OBSERVERS``."""
     args, steps = run.args, Steps(run)
     with one_line_endings(lambda: steps.phase):
         run.evaluations = evaluations = Evaluations(run)
@@ -117,7 +119,7 @@ def train(run: Run, model_config: SchemeModelConfig) -> None:
             around(run.observers),
             selection.readable(args.load),
             failed_saves(args),
-            told_in_one_line(args, when=lambda: in_step(args, steps.phase is Phase.TRAINING)),
+            reported_in_one_line(args, when=lambda: in_step(args, steps.phase is Phase.TRAINING)),
         ):
             cfg = pretrain_cfg_container_from_args(args, model_config)
             widen_warm_up(args, model_config)

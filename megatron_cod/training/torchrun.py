@@ -40,7 +40,7 @@ _HEAD_GONE = (RendezvousClosedError, RendezvousConnectionError, DistError)
 class Agent(LocalElasticAgent):
     """torchrun's agent, which starts nothing again that would end the same way, and hears its ranks when HEAD is gone."""
 
-    said: str | None = None
+    reason: str | None = None
     """The error of a rank here that was still waiting for rank 0 to speak when the rendezvous ended."""
 
     def _invoke_run(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ class Agent(LocalElasticAgent):
             return super()._invoke_run(*args, **kwargs)
         except _HEAD_GONE:
             files = self._pcontext.error_files.values() if self._pcontext else ()
-            Agent.said = next((message for message in map(_message, files) if message), None)
+            Agent.reason = next((message for message in map(_message, files) if message), None)
             raise
 
     def _monitor_workers(self, worker_group: Any) -> Any:
@@ -71,7 +71,7 @@ def _rank_ended(error: ChildFailedError, restarts: int) -> tuple[int, str]:
     rank, failure = error.get_first_failure()
     where = f"rank {rank} on {socket.gethostname()}"
     if failure.exitcode == STOPPED:
-        return STOPPED, f"{where} was stopped by a signal, after saving; the same command goes on from there"
+        return STOPPED, f"{where} was stopped by a signal, after saving; the same command resumes from there"
     if failure.exitcode == USER_ERROR:  # its message is the one that launch/exit_codes.py left for us
         return USER_ERROR, str(failure.message)
     how = f"got {failure.signal_name()}" if failure.exitcode < 0 else f"ended with exit code {failure.exitcode}"
@@ -87,11 +87,11 @@ def ending(error: BaseException, args: Namespace, head: Head | None) -> tuple[in
         return _rank_ended(error, args.max_restarts)
     if isinstance(error, SignalException):
         name = signal.Signals(error.sigval).name
-        return 128 + error.sigval, f"ended by {name}; the same command goes on from the newest checkpoint"
-    if isinstance(error, _HEAD_GONE) and Agent.said:
-        return USER_ERROR, Agent.said
+        return 128 + error.sigval, f"ended by {name}; the same command resumes from the newest checkpoint"
+    if isinstance(error, _HEAD_GONE) and Agent.reason:
+        return USER_ERROR, Agent.reason
     if isinstance(error, RendezvousClosedError):
-        return 1, "another machine ended the run; its last line says why"
+        return 1, "another machine ended the run; its last line has the reason"
     assert head is not None
     if isinstance(error, RendezvousTimeoutError):
         came = ", ".join(head.machines())

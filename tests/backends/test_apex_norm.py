@@ -11,10 +11,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_cod.backends import apex_norm as module
 from megatron_cod.backends.apex_norm import apex_norm, deferred_apex_norm, depth_scaled_apex_norm
 from tests.backends import apex_stand_ins
-from tests.backends.test_torch_norm import formula
+from tests.backends.norms import formula
 from tests.distributed.launch import WorkerError, run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import SP, full_logits
+from tests.distributed.oracle_runs import SP, full_logits
 from tests.distributed.variants import Variant, VariantEngine, carriers, gradients, relative, tokens, worker_flags
 
 EPS, FACTOR = 1e-6, 126**-0.5

@@ -5,8 +5,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cod.backends.torch_norm import depth_scaled_torch_norm, torch_norm
-
-H, EPS = 48, 1e-6
+from tests.backends.norms import EPS, H, formula
 
 
 def config(normalization: str, *, sequence_parallel: bool = False, zero_centered: bool = False) -> TransformerConfig:
@@ -20,15 +19,6 @@ def config(normalization: str, *, sequence_parallel: bool = False, zero_centered
         tensor_model_parallel_size=2 if sequence_parallel else 1,
         persist_layer_norm=False,
     )
-
-
-def formula(kind: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, s: float) -> torch.Tensor:
-    """s * (gamma * normalised + beta), in float64."""
-    x = x.double()
-    if kind == "LayerNorm":
-        x = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, unbiased=False, keepdim=True) + EPS)
-        return s * (x * weight.double() + bias.double())
-    return s * (x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + EPS) * weight.double())
 
 
 @pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import losses
+from tests.distributed.runs import losses
 
 FLAGS = [
     *("--hidden-size", "4", "--num-attention-heads", "2", "--ffn-hidden-size", "8", "--num-layers", "2"),

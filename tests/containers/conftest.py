@@ -30,7 +30,7 @@ ENV PIP_CONSTRAINT=/etc/pip/constraint.txt
 """
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """What was measured, for `pytest -s`."""
     print(f"\n[containers] {text}", flush=True)
 
@@ -72,7 +72,7 @@ def store(folder) -> Buildah:
         (base / "Dockerfile").write_text('FROM scratch\nADD root /\nCMD ["python3"]\n')
         store.build(PYTHON_BASE, base, base / "Dockerfile")
         shutil.rmtree(base)
-        say(f"stand-in for {PYTHON_BASE} made in {time.monotonic() - begun:.0f} s")
+        log(f"stand-in for {PYTHON_BASE} made in {time.monotonic() - begun:.0f} s")
     return store
 
 
@@ -82,7 +82,7 @@ def cpu_image(store, project) -> str:
     begun = time.monotonic()
     store.build(CPU, project, project / "Dockerfile.cpu")
     size = store.run("images", "--format", "{{.Size}}", CPU).strip()
-    say(f"Dockerfile.cpu built in {time.monotonic() - begun:.0f} s: {size}")
+    log(f"Dockerfile.cpu built in {time.monotonic() - begun:.0f} s: {size}")
     return CPU
 
 
@@ -110,7 +110,7 @@ def gpu_image(store, ngc_base, project) -> str:
     begun = time.monotonic()
     store.build(GPU, project, project / "Dockerfile")
     size = store.run("images", "--format", "{{.Size}}", GPU).strip()
-    say(f"Dockerfile built on a stand-in in {time.monotonic() - begun:.0f} s: {size}")
+    log(f"Dockerfile built on a stand-in in {time.monotonic() - begun:.0f} s: {size}")
     return GPU
 
 
@@ -123,7 +123,7 @@ def daemon(folder, store, cpu_image):
     with docker.Daemon(folder / "docker") as running:
         begun = time.monotonic()
         running.load(store, cpu_image, folder)
-        say(f"the image handed to Docker in {time.monotonic() - begun:.0f} s")
+        log(f"the image handed to Docker in {time.monotonic() - begun:.0f} s")
         yield running
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from tests.containers.conftest import CPU, say
+from tests.containers.conftest import CPU, log
 from tests.containers.docker import CLIENT
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
@@ -26,7 +26,7 @@ def test_the_whole_quick_start_runs_inside(daemon, outside):
     os.chown(folder / "runs", user, user)
     begun = time.monotonic()
     said = daemon.run("run", "--rm", "-v", f"{folder}/runs:/workspace/runs", "--user", f"{user}:{user}", CPU)
-    say(f"quick start inside: {time.monotonic() - begun:.0f} s\n{said[said.index('| scheme') :]}")
+    log(f"quick start inside: {time.monotonic() - begun:.0f} s\n{said[said.index('| scheme') :]}")
     made = folder / "runs" / "quickstart"
     rows = [line for line in (made / "results.md").read_text().splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["lns", "pre_ln", "pre_ln"]

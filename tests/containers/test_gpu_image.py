@@ -4,7 +4,7 @@ import pytest
 
 from tests.containers.conftest import PYTHON_BASE
 from tests.containers.context import mutant
-from tests.containers.test_images import installed, pinned
+from tests.containers.images import installed, pinned
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 
@@ -25,7 +25,7 @@ def test_what_the_base_brings_is_left_alone(store, gpu_image, ngc_base, project)
     before, after, pins = installed(store, ngc_base), installed(store, gpu_image), pinned(project)
     assert before.items() <= after.items()
     assert before["rich"] != pins["rich"]
-    assert after["psutil"] == "7.1.3" != pins["psutil"]  # not there before, held fast all the same
+    assert after["psutil"] == "7.1.3" != pins["psutil"]  # not there before, held fast anyway
     lacked = {name: version for name, version in pins.items() if name not in before and name != "psutil"}
     assert len(lacked) > 5 and lacked.items() <= after.items()
 

@@ -1,6 +1,5 @@
 """Both container files are built as they are, on stand-ins of their bases."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -8,19 +7,10 @@ import pytest
 
 from tests.containers.conftest import PYTHON_BASE
 from tests.containers.context import PLANTED, mutant
+from tests.containers.images import installed, pinned
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(3600)]
 IMAGES = ["cpu_image", "gpu_image"]
-
-
-def pinned(project: Path) -> dict[str, str]:
-    lines = (project / "requirements.docker.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
-
-
-def installed(store, image: str) -> dict[str, str]:
-    listed = store.inside(image, "python3", "-m", "pip", "list", "--format=freeze")
-    return dict(re.findall(r"^([\w.-]+)==(\S+)$", listed, re.M))
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, TINY
-from tests.containers.conftest import say
-from tests.distributed.test_resume import succeed
+from tests.containers.conftest import log
+from tests.distributed.runs import succeed
 from tests.launch import slurm
 
 HEADER = Path("/usr/include/slurm/spank.h")
@@ -120,7 +120,7 @@ def test_a_requeued_job_ends_with_the_losses_of_an_undisturbed_run_without_conta
     stop_in_mid_run(cluster, job, runs)
     wait_for(lambda: int(cluster.facts(job).get("Restarts", 0)) >= 1, 120, runs / "out")
     assert end_of(cluster, job, runs) == "COMPLETED", (runs / "out").read_text()[-3000:]
-    say(f"the container template under Slurm, queued again once: {time.monotonic() - begun:.0f} s")
+    log(f"the container template under Slurm, queued again once: {time.monotonic() - begun:.0f} s")
     events = [json.loads(line)["event"] for line in (runs / "job" / "events.jsonl").read_text().splitlines()]
     assert "stopped by a signal" in events and events[-1] == "finished"
     resolved = (runs / "job" / "resolved_args.yaml").read_text()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.context import until
-from tests.containers.test_images import installed
+from tests.containers.images import installed
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1200)]
 

@@ -19,7 +19,7 @@ def ep(size: int) -> list[str]:
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.slow
 def test_rejects_one_rank_to_several_and_back(tmp_path, theirs, ours, device):
-    """Over several ranks experts have an optimizer of their own; the way out that is named works."""
+    """Over several ranks experts have an optimizer of their own; the remedy that is named works."""
     saved = save(tmp_path, theirs, *ep(theirs), device=device)
     flags = [*ep(ours), "--load", str(saved.stopped)]
     run = launch(ours, tmp_path / "refused", *flags, device=device)

@@ -12,7 +12,7 @@ import pytest
 from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
-from tests.distributed.test_killed_rank import kill_and_go_on
+from tests.distributed.kills import kill_and_go_on
 from tests.faults.mutants import OtherCollective, Stuck, StuckIn, StuckLayer
 
 LIMIT = 20
@@ -80,7 +80,7 @@ def test_the_rank_that_is_waited_for_is_named(layout, how, rank, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("layout", ["dp2", "tp2"])
-@pytest.mark.parametrize("how", ["left out", "kind", "size"])
+@pytest.mark.parametrize("how", ["omitted", "kind", "size"])
 @pytest.mark.slow
 def test_ranks_whose_collectives_differ_are_named(layout, how, rank, tmp_path):
     _, line = hung(tmp_path, LAYOUTS[layout], OtherCollective(rank, 3, how))

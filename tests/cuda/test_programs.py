@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.data.sample_corpus import prepare_sample, sample_corpus_path, write_sample_conversations
+from tests.commands import TOY, readme_commands
 from tests.conftest import ROOT
-from tests.test_readme import TOY, readme_commands
 
 PYTHON = sys.executable
 TORCHRUN = f"{PYTHON} -m torch.distributed.run --standalone"

@@ -56,7 +56,7 @@ def test_resumes_at_another_layout(saved, tmp_path, world, flags, other, now):
 
 
 def without_adaptations() -> None:
-    """A mutant: the optimizer's wraps are left out."""
+    """A mutant: the optimizer's wraps are omitted."""
     from megatron_cod.adaptations import torch_only
 
     torch_only.TORCH_ADAPTED = ()

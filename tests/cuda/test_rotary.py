@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tests.backends.test_torch_rotary import angles, difference, inputs, outcome
+from tests.backends.rotary import angles, difference, inputs, outcome
 from tests.distributed.launch import run_ranks
 
 

@@ -55,7 +55,7 @@ def test_fsdp2_resumes_on_another_number_of_ranks_and_nowhere_else(tmp_path):
 
 
 def without_loading_flag() -> None:
-    """A mutant: the row that lets a torch_dcp checkpoint be loaded is left out."""
+    """A mutant: the row that lets a torch_dcp checkpoint be loaded is omitted."""
     from megatron_cod.adaptations import torch_only
 
     rows = torch_only.TORCH_ADAPTED

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tests.cuda.on_device import on_device
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import DISTRIBUTED, SP, VECTORS, compare, within_tolerance, worker
+from tests.distributed.oracle_runs import DISTRIBUTED, SP, VECTORS, compare, within_tolerance, worker
 
 OVERLAP = ("--overlap-grad-reduce", "--overlap-param-gather")
 ROPE = ("--no-rope-fusion",)

@@ -95,7 +95,7 @@ GRAPHS = {
 
 
 def all_finite():
-    """Values are void here, and often NaN: Megatron captures nothing while its first steps are left out."""
+    """Values are void here, and often NaN: Megatron captures nothing while its first steps are omitted."""
     from megatron_cod.training.faults import nonfinite, nonfinite_search
 
     for module in (nonfinite, nonfinite_search):

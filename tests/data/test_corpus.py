@@ -85,7 +85,7 @@ def test_a_corpus_is_written_kept_and_summed_up(tmp_path: Path, monkeypatch: pyt
     lines = [json.loads(line) for line in (tmp_path / "corpus" / "good.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["caf\u00e9\n", "damage here"]
     assert {line["licence"] for line in lines} == {"MIT"}
-    assert "warning: bad is left out: apt-get is not installed" in said
+    assert "warning: bad is skipped: apt-get is not installed" in said
     summary = json.loads((tmp_path / "corpus" / make.SUMMARY).read_text())
     assert [entry["name"] for entry in summary] == ["good", "bad", "empty"]
     assert sorted(path.name for path in (tmp_path / "corpus").iterdir()) == [make.SUMMARY, "good.jsonl"]

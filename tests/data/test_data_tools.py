@@ -60,8 +60,8 @@ def test_the_summary_counts_what_is_empty_for_each_key(
     program = preprocess_data_program(monkeypatch)
     command = ["preprocess_data.py", "--input", str(tmp_path / "in.jsonl"), "--tokenizer-type", "ByteLevelTokenizer"]
     for keys, says in (
-        (["title", "body"], "empty documents: 0 under title, 1 under body; 0 bad lines and 0 duplicates left out"),
-        (["body"], "1 empty documents, 0 bad lines and 0 duplicates left out"),
+        (["title", "body"], "empty documents: 0 under title, 1 under body; 0 bad lines and 0 duplicates skipped"),
+        (["body"], "1 empty documents, 0 bad lines and 0 duplicates skipped"),
     ):
         output = ["--output-prefix", str(tmp_path / str(len(keys))), "--json-keys", *keys]
         monkeypatch.setattr(sys, "argv", [*command, *output])

@@ -1,4 +1,4 @@
-"""Tokenizing by words gives the tokens of whole texts, for every tokenizer that is taken for one where it does."""
+"""Tokenizing by words gives the tokens of whole texts, for every tokenizer that is treated as one where it does."""
 
 from __future__ import annotations
 

@@ -131,13 +131,13 @@ def test_a_file_with_several_names_counts_once_under_the_first(
     monkeypatch.chdir(tmp_path / "x")
     names = ["a.jsonl", str(tmp_path / "x" / "a.jsonl"), "../x/a.jsonl", "../*.jsonl", "a.jsonl"]
     said: list[str] = []
-    [found] = find_inputs(names, say=said.append)
+    [found] = find_inputs(names, log=said.append)
     assert str(found.path) == "a.jsonl"
     left_out = f"{tmp_path}/x/a.jsonl (a.jsonl again), ../x/a.jsonl (a.jsonl again), ../b.jsonl (a.jsonl again)"
-    assert said == [f"each input is read once; left out: {left_out} and 1 more"]
+    assert said == [f"each input is read once; skipped: {left_out} and 1 more"]
     assert len(find_inputs(names[:2])) == 1
     ended = capsys.readouterr()
-    assert (ended.out, ended.err) == ("", f"each input is read once; left out: {names[1]} (a.jsonl again)\n")
+    assert (ended.out, ended.err) == ("", f"each input is read once; skipped: {names[1]} (a.jsonl again)\n")
 
 
 @pytest.mark.parametrize(

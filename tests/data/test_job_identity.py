@@ -1,4 +1,4 @@
-"""Finished parts and finished datasets are taken for another job's as soon as anything differs that they depend on."""
+"""Finished parts and finished datasets are treated as another job's as soon as anything differs that they depend on."""
 
 from __future__ import annotations
 

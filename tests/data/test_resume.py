@@ -138,7 +138,7 @@ def test_killed_at_every_change(undisturbed: Undisturbed) -> None:
 
 
 def test_killed_while_it_replaces_another_dataset(undisturbed: Undisturbed, documents: list[str]) -> None:
-    """At no moment does an index stand beside tokens of another run."""
+    """At no moment is an index beside tokens of another run."""
     job, expected, changes = undisturbed
     job = replace(job, overwrite=True)
     source = Path(job.output_prefix).parent.with_name("other.txt")

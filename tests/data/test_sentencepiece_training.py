@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from megatron_cod.data.reading.skipped import told
+from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, TrainedTokenizer, train_tokenizer
 
@@ -97,17 +97,15 @@ def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     good = json.dumps({"text": "plain words here " * 300}) + "\n"
     path.write_text(good + "{\n" * 4 + '{"text": 1}\n' * 3 + good)
-    with pytest.raises(
-        ValueError, match=r"in\.jsonl, line 2: not JSON: .*\(--skip-bad-lines leaves such documents out\)"
-    ):
+    with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not JSON: .*\(--skip-bad-lines skips such documents\)"):
         train(tmp_path / "t", inputs=[str(path)], vocab_size=275)
     made = train(tmp_path / "t", inputs=[str(path)], vocab_size=275, skip_bad_lines=True)
     assert made.vocab_size == 275 and made.bad_count == 7
     assert [message.partition(": ")[0] for message in made.bad] == [f"{path}, line {line}" for line in range(2, 7)]
-    told_lines = list(told(made.bad, made.bad_count))
+    told_lines = list(skipped_lines(made.bad, made.bad_count))
     assert told_lines[4].endswith("line 6: key 'text' holds a int, not a string") and told_lines[5:] == ["  and 2 more"]
     path.write_text("{\n")
-    with pytest.raises(ValueError, match=r"no text to train on in 1 input file\(s\), 1 bad lines left out"):
+    with pytest.raises(ValueError, match=r"no text to train on in 1 input file\(s\), 1 bad lines skipped"):
         train(tmp_path / "u", inputs=[str(path)], skip_bad_lines=True)
 
 

@@ -37,7 +37,7 @@ def test_shares_are_met_on_average(weights: tuple[int, ...]) -> None:
 
 @given(st.permutations(TEXTS[:60]), st.integers(0, 60))
 def test_a_document_stays_in_its_split(texts: list[str], count: int) -> None:
-    """Whatever is added, left out, or read in another order."""
+    """Whatever is added, omitted, or read in another order."""
     before = dict(zip(TEXTS[:60], deal(TEXTS[:60], "5,3,2"), strict=True))
     for text, name in zip(texts[:count], deal(texts[:count], "5,3,2"), strict=True):
         assert name == before[text]

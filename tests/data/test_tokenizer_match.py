@@ -1,4 +1,4 @@
-"""Another tokenizer than a dataset's is noticed by training and by evaluation, and nothing else is taken for one."""
+"""Another tokenizer than a dataset's is noticed by training and by evaluation, and nothing else is treated as one."""
 
 from __future__ import annotations
 

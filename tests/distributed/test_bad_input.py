@@ -1,27 +1,14 @@
 """Every wrong input: one clear line from one rank, exit code not 0, no hang, nothing overwritten."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-
-
-def refuse(
-    world: int, flags: list[str], pattern: str, before: Callable[[], None] | None = None, entry: str = "pretrain"
-) -> None:
-    """The run ends with one error line that matches, from rank 0 alone, and without a traceback."""
-    ended = run_training_ranks(world, flags, timeout=120, before=before, entry=entry)
-    errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
-    assert ended[0].code == 2, ended[0].output[-2000:]
-    assert len(errors) == 1, errors
-    assert re.search(pattern, errors[0]), errors[0]
-    assert not any("Traceback" in rank.output for rank in ended)
+from tests.distributed.runs import refuse
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +175,7 @@ def test_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
 
 
 def test_checkpoint_of_another_shape(checkpoint, tiny):
-    refuse(
-        1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run asks for 2"
-    )
+    refuse(1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run has 2")
 
 
 def test_dry_run_trains_nothing(tiny, tmp_path):

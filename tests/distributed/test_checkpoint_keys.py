@@ -5,8 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_reshard import TOLERANCE, at_step_4
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.runs import PP2, TOLERANCE, at_step_4, losses, succeed
 
 
 def _numbered_in_keys(renumber: Callable[[int, int], int]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import WorkerError, run_ranks
 from tests.distributed.mapping import Layout, assemble
-from tests.distributed.test_oracle import SHAPE, VECTORS, compare, init_weights, within_tolerance, worker
+from tests.distributed.oracle_runs import SHAPE, VECTORS, compare, init_weights, within_tolerance, worker
 
 
 def chunks_in_a_row() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
+from tests.distributed.runs import refuse
 
 DP2 = ["--micro-batch-size", "1", "--eval-iters", "0"]
 META = "--init-model-with-meta-device"

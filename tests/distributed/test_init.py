@@ -102,7 +102,7 @@ def outputs(*blocks: int) -> list[str]:
 
 
 def test_scaled_initialisation_left_on_is_caught(measured):
-    """The mutant: LNS under Megatron's own initialisation, held against what LNS asks for."""
+    """The mutant: LNS under Megatron's own initialisation, compared with what LNS asks for."""
     assert wrong(merged([rank[1] for rank in measured]), "normal") == outputs(*range(SHAPE.layers))
 
 

@@ -10,7 +10,7 @@ from tests import oracle
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks, run_training_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_bad_input import refuse
+from tests.distributed.runs import refuse
 from tests.oracle import Shape
 
 SHAPE = Shape(layers=4)

@@ -9,8 +9,7 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.checkpoint.tensors import Checkpoint
 from megatron_cod.schemes.table import SCHEMES
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, refuse, succeed
 
 pytest.importorskip("emerging_optimizers", reason="emerging-optimizers is not installed")
 
@@ -25,7 +24,7 @@ def losses(folder) -> dict[int, float]:
 
 
 def goes_on(whole, folder, flags: list[str], world: int = 2) -> dict[int, float]:
-    """The losses of a run that goes on from step 2 of another."""
+    """The losses of a run that resumes from step 2 of another."""
     shutil.copytree(whole / "iter_0000002", folder / "iter_0000002")
     (folder / "latest_checkpointed_iteration.txt").write_text("2")
     save = ["--load", str(folder), "--save", str(folder), "--save-interval", "9"]

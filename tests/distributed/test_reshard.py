@@ -1,25 +1,15 @@
 """Save at TP 2 x PP 2, go on at another layout: the unbroken run's losses, and that the optimizer state is part of it."""
 
-import shutil
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.runs import PP2, TOLERANCE, at_step_4, losses, refuse, succeed
 
 OPTIMIZER = "--use-distributed-optimizer"
 TP2_PP2 = ["--tensor-model-parallel-size", "2", *PP2]
-TOLERANCE = 1e-5
-
-
-def at_step_4(whole: Path, folder: Path) -> Path:
-    """A run of 8 steps as it was on disk after step 4."""
-    shutil.copytree(whole / "iter_0000004", folder / "iter_0000004")
-    (folder / "latest_checkpointed_iteration.txt").write_text("4")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +99,7 @@ def test_an_optimizer_state_that_cannot_be_resharded(buckets, tiny, world, layou
     refuse(world, [*tiny, *layout, OPTIMIZER, "--load", str(buckets)], said)
 
 
-def test_the_way_out_that_is_named_works(buckets, tiny):
+def test_the_remedy_that_is_named_works(buckets, tiny):
     ended = succeed(1, [*tiny, OPTIMIZER, "--load", str(buckets), "--no-load-optim"])
     assert "step 8/8 | loss" in ended[0].output
 
@@ -135,7 +125,7 @@ def test_the_other_optimizer_is_refused(saved, tiny, optimizer):
 
 @pytest.mark.gpu
 def test_pre_ln_from_torch_to_transformer_engine(tiny, tmp_path):
-    """The stock scheme saved on the torch backend, gone on with on Transformer Engine. Kernels differ: 1e-3 in fp32."""
+    """The stock scheme saved on the torch backend, resumed on Transformer Engine. Kernels differ: 1e-3 in fp32."""
     pytest.importorskip("transformer_engine")
     scheme = ["--norm-scheme", "pre_ln"]
     torch_flags = ["--transformer-impl", "local", "--no-persist-layer-norm", "--no-gradient-accumulation-fusion"]

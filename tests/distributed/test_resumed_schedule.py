@@ -103,8 +103,8 @@ def test_another_schedule_is_told_with_its_flag(changed, flag):
     with pytest.raises(UserError, match=re.escape(flag)) as error:
         check_resumed_schedule(Path("iter_0000004"), saved, state, now)
     assert "--override-opt_param-scheduler" in str(error.value)
-    for way_out in ("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler", "no_load_optim", "finetune"):
-        check_resumed_schedule(Path("x"), saved, state, _arguments(**changed, **{way_out: True}))
+    for remedy in ("override_opt_param_scheduler", "use_checkpoint_opt_param_scheduler", "no_load_optim", "finetune"):
+        check_resumed_schedule(Path("x"), saved, state, _arguments(**changed, **{remedy: True}))
     check_resumed_schedule(Path("x"), saved, state, saved)
 
 

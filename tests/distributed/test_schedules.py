@@ -9,8 +9,7 @@ import yaml
 from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 
 LR, MIN_LR = 1e-3, 1e-4
 QUIET = ["--eval-iters", "0", "--log-interval", "1"]
@@ -163,7 +162,7 @@ def test_another_stop_changes_nothing_either(ramped, short, tmp_path, stop):
 
 
 def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short, tmp_path):
-    """Stopped over two replicas, gone on with in two stages."""
+    """Stopped over two replicas, resumed in two stages."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     run(tmp_path, [*short, *RAMP], 2, ["--load", str(tmp_path), "--pipeline-model-parallel-size", "2"])
     assert series(tmp_path, "batch-size") == SIZES
@@ -173,7 +172,7 @@ def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short,
 
 @pytest.mark.slow
 def test_train_samples_alone(short, tmp_path):
-    """As Megatron has it: steps that are not whole are left out."""
+    """As Megatron has it: steps that are not whole are omitted."""
     flags = [*short, "--train-samples", "23"]
     ended = run(tmp_path, flags)
     assert "step 5/5 | loss" in ended[0].output and series(tmp_path, "batch-size") == [4] * 5
@@ -193,7 +192,7 @@ def test_two_phases_of_other_lengths(short, tmp_path):
     refuse(
         1,
         [*second, "--save", str(tmp_path), "--save-interval", "9"],
-        r"was trained at --seq-length 32, this run asks for 64: .* give --phase-transition-iterations 4",
+        r"was trained at --seq-length 32, this run has 64: .* give --phase-transition-iterations 4",
     )
     run(tmp_path, [*second, "--phase-transition-iterations", "4"])
     found = read_metrics(tmp_path / "metrics.jsonl").scalars

@@ -3,9 +3,7 @@
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_reshard import at_step_4
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 DISTRIBUTED = "--use-distributed-optimizer"

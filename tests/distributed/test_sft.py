@@ -1,4 +1,4 @@
-"""The fine-tuning entry: one command that starts and goes on exactly, the same losses at every layout, what it says."""
+"""The fine-tuning entry: one command that starts and resumes exactly, the same losses at every layout, what it says."""
 
 import json
 import shutil
@@ -8,56 +8,11 @@ import yaml
 
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, read_metrics
 from tests.conftest import ROOT, TINY
-from tests.data.chat.toys import texts
 from tests.distributed.launch import Ended, run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import losses
+from tests.distributed.runs import losses, refuse
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 CP2 = ["--context-parallel-size", "2"]
-TOY = [flag.replace("debug.yaml", "sft_debug.yaml") for flag in TINY[: TINY.index("--seq-length")]]
-TOY += ["--seq-length", "208", "--log-interval", "1", "--lr", "1e-3", "--eval-interval", "4"]
-
-
-def conversations(count: int) -> list[dict]:
-    """Questions about real sentences; the answers are from a few to 40 bytes long, one to three of them."""
-    sentences = [part.strip() for part in " ".join(texts()[:2]).split(".") if 20 < len(part.strip()) < 80]
-    found = []
-    for n in range(count):
-        turns = []
-        for sentence in sentences[3 * n : 3 * n + 1 + n % 3]:
-            half = len(sentence) // 2
-            answer = sentence[half : half + 4 + 7 * (n % 6)]
-            turns += [{"role": "user", "content": sentence[:12]}, {"role": "assistant", "content": answer}]
-        found.append({"messages": turns})
-    return found
-
-
-@pytest.fixture(scope="session")
-def chats(tmp_path_factory):
-    """Files of 40 conversations to train on and 6 to validate on."""
-    folder = tmp_path_factory.mktemp("chats")
-    records = conversations(46)
-    for name, part in {"train": records[:40], "valid": records[40:]}.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in part))
-    return folder
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, tiny):
-    """A checkpoint of two steps of pretraining, under each scheme."""
-    folder = tmp_path_factory.mktemp("base")
-    for scheme in ("lns", "pre_ln"):
-        flags = ["--train-iters", "2", "--eval-iters", "0", "--norm-scheme", scheme, "--save", str(folder / scheme)]
-        assert run_training_ranks(1, [*tiny, *flags, "--save-interval", "2"])[0].code == 0
-    return folder
-
-
-@pytest.fixture(scope="session")
-def toy(base, chats):
-    """Flags of a run of seconds: 3 epochs of 40 conversations of real text in rows of 208 bytes, 4 rows a step."""
-    data = ["--sft-data-path", str(chats / "train.jsonl"), "--sft-valid-data-path", str(chats / "valid.jsonl")]
-    return [*TOY, "--load", str(base / "lns"), *data]
 
 
 def succeed(world: int, flags: list[str]) -> list[Ended]:
@@ -112,7 +67,7 @@ def test_the_same_command_goes_on_to_the_bit(whole, toy, tmp_path):
     succeed(2, [*flags, "--exit-interval", "5"])
     assert max(losses(tmp_path)[0]) == 5
     ended = succeed(2, flags)
-    assert f"going on from {tmp_path / 'iter_0000005'}" in ended[0].output
+    assert f"resuming from {tmp_path / 'iter_0000005'}" in ended[0].output
     assert losses(tmp_path) == losses(whole[0])
 
 
@@ -183,7 +138,7 @@ def test_another_scheme_is_refused(base, toy):
     refuse(
         1,
         [*toy, "--load", str(base / "pre_ln")],
-        r"was trained with --norm-scheme pre_ln, this run asks for lns",
+        r"was trained with --norm-scheme pre_ln, this run has lns",
         entry="sft",
     )
 
@@ -206,7 +161,7 @@ def test_load_and_save_in_one_place_as_in_the_launch_templates(base, toy, tmp_pa
     flags += ["--pretrained-checkpoint", str(base / "lns")]
     assert f"the weights of {base / 'lns'}" in succeed(1, [*flags, "--exit-interval", "2"])[0].output
     ended = succeed(1, [*flags, "--exit-interval", "4"])
-    assert f"going on from {tmp_path / 'iter_0000002'}" in ended[0].output
+    assert f"resuming from {tmp_path / 'iter_0000002'}" in ended[0].output
     assert list(losses(tmp_path)[0]) == [1, 2, 3, 4]
 
 
@@ -225,8 +180,8 @@ def test_a_held_out_share_and_what_is_left_out_is_said(chats, toy, tmp_path):
     flags += ["--sft-data-path", str(broken), "--sft-valid-share", "0.2"]
     flags += ["--sft-skip-bad-lines", "--sft-too-long", "drop"]
     output = run_training_ranks(1, [*flags, "--dry-run"], entry="sft")[0].output
-    assert "training data: 40 conversations" in output and "1 dropped as too long; 1 bad lines left out" in output
-    assert "left out: " in output and "broken.jsonl:41: not JSON" in output and "held out to validate on: " in output
+    assert "training data: 40 conversations" in output and "1 dropped as too long; 1 bad lines skipped" in output
+    assert "skipped: " in output and "broken.jsonl:41: not JSON" in output and "held out to validate on: " in output
 
 
 BAD_FLAGS = {

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import losses_of, succeed
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "40", "--lr-decay-iters", "40", "--eval-interval", "100", "--save-interval", "100"]
@@ -54,11 +54,6 @@ def whole(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     succeed(2, [*tiny, *LONG, *PP2, "--save", str(folder)])
     return losses_of(folder)
-
-
-def losses_of(folder) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {one["step"]: one["value"] for one in records if one["name"] == "lm loss"}
 
 
 def events_of(folder) -> list[dict]:

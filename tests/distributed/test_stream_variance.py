@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import SHAPE, VECTORS, init_weights
+from tests.distributed.oracle_runs import SHAPE, VECTORS, init_weights
 
 LAYOUTS = [Layout(), Layout(pp=2, vp=2), Layout(tp=2, flags=("--sequence-parallel",)), Layout(pp=2, dp=2)]
 

@@ -11,7 +11,7 @@ from megatron_cod.checkpoint import checksums
 from megatron_cod.checkpoint.directory import damage
 from megatron_cod.checkpoint.events import read_events
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import losses, succeed
+from tests.distributed.runs import losses, succeed
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LAST = "iter_0000006"
@@ -105,7 +105,7 @@ def test_in_the_runs_own_directory_it_is_passed_over(whole, run, tiny):
     spoil_a_weight(run / LAST)
     save = ["--save", str(run), "--load", str(run), "--save-interval", "3", "--verify-checkpoint"]
     ended = succeed(2, [*tiny, *PP2, *save])
-    assert "holds bytes that have changed" in ended[0].output and "going on from iter_0000003" in ended[0].output
+    assert "holds bytes that have changed" in ended[0].output and "resuming from iter_0000003" in ended[0].output
     assert (run / f"damaged-{LAST}").is_dir()
     assert [one["name"] for one in read_events(run) if one["event"] == "damaged checkpoint"] == [LAST]
     assert losses(run)[0] == whole[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_cod.data.sample_corpus import sample_corpus_path
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, succeed
 
 EOD = 256
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from megatron_cod.analysis.metrics import VALID_LOSS, read_metrics
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, succeed
 from tests.evaluation.conftest import write_dataset
-from tests.evaluation.test_values import result
+from tests.evaluation.runs import result
 
 ROWS, SIZE = 12, 32
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]

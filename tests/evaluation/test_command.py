@@ -8,10 +8,9 @@ import pytest
 
 from tests.conftest import TINY
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import PP2
+from tests.distributed.runs import PP2, refuse
 from tests.evaluation.conftest import write_dataset
-from tests.evaluation.test_values import evaluate
+from tests.evaluation.runs import evaluate
 
 
 def test_what_it_says(checkpoints, asked, tmp_path):
@@ -89,7 +88,7 @@ BAD_FLAGS = {
     "names": (["--load", "RUN", "--eval-data", "a=WEB", "a=WEB"], r"--eval-data has the name a twice"),
     "stride": (
         ["--load", "RUN", "--eval-data", "WEB", "--stride", "33"],
-        r"--stride 33 is larger than the window of --seq-length 32: tokens would be left out",
+        r"--stride 33 is larger than the window of --seq-length 32: tokens would be skipped",
     ),
     "positions": (
         ["--load", "RUN", "--eval-data", "WEB", "--seq-length", "256"],
@@ -106,7 +105,7 @@ BAD_FLAGS = {
     ),
     "another model": (
         ["--load", "RUN", "--eval-data", "WEB", "--num-layers", "2"],
-        r"trained with --num-layers 4, this run asks for 2",
+        r"trained with --num-layers 4, this run has 2",
     ),
     "another scheme": (
         ["--load", "RUN", "--eval-data", "WEB", "--norm-scheme", "pre_ln"],
@@ -127,7 +126,7 @@ BAD_FLAGS = {
             "--tokenizer-model",
             "g.model",
         ],
-        r"--tokenizer-model g.model does not exist; say where it is now",
+        r"--tokenizer-model g.model does not exist; give its path",
     ),
     "output": (
         ["--load", "RUN", "--eval-data", "WEB", "--output", "/proc/x/y"],
@@ -193,11 +192,9 @@ def test_bad_lines_are_counted_and_left_out_where_asked(checkpoints, eval_data, 
         "\n".join([lines[0], "{", '{"text": 7}', "", lines[1], '{"text": " "}']) + "\n"
     )
     flags = ["--load", str(checkpoints / "lns"), "--eval-data", str(tmp_path / "some.jsonl")]
-    refuse(
-        1, flags, r"some.jsonl, line 2: not JSON: .*--eval-skip-bad-lines leaves such documents out", entry="evaluate"
-    )
+    refuse(1, flags, r"some.jsonl, line 2: not JSON: .*--eval-skip-bad-lines skips such documents", entry="evaluate")
     output = evaluate(1, [*flags, "--eval-skip-bad-lines", "--dry-run"])[0].output
-    assert "some.jsonl: 2 empty and 2 bad documents left out" in output
+    assert "some.jsonl: 2 empty and 2 bad documents skipped" in output
     assert "some.jsonl, line 3: key 'text' holds a int" in output and "1 sets, 2 documents" in output
 
 
@@ -205,6 +202,6 @@ def test_a_run_that_does_not_tell_of_its_model(checkpoints, asked, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoints / "lns", copy, ignore=shutil.ignore_patterns("resolved_args*"))
     flags = ["--load", str(copy), *asked, "--dry-run"]
-    refuse(1, flags, r"copy has no resolved_args.yaml, which tells how its model is built", entry="evaluate")
+    refuse(1, flags, r"copy has no resolved_args.yaml, which has the settings of its model", entry="evaluate")
     shutil.copy(checkpoints / "lns" / "resolved_args.yaml", copy / "recipe.yaml")
     evaluate(1, flags)

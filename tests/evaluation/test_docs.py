@@ -1,28 +1,12 @@
 """The first command of docs/evaluation.md runs, in a directory as the quick start leaves it."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.test_resume import succeed
-
-
-def blocks() -> list[str]:
-    return re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
-
-
-def run_block(block: str, home: Path, **more: str) -> str:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **more}
-    done = subprocess.run(["bash", "-e"], input=block, text=True, cwd=home, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+from tests.distributed.runs import succeed
+from tests.evaluation.page import blocks, run_block
 
 
 @pytest.mark.slow

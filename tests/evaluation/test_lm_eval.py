@@ -10,10 +10,10 @@ from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 from tests.conftest import ROOT, TINY
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, succeed
 from tests.evaluation.conftest import sentences
-from tests.evaluation.test_docs import blocks, run_block
-from tests.evaluation.test_values import result
+from tests.evaluation.page import blocks, run_block
+from tests.evaluation.runs import result
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.launch import run_ranks
 from tests.evaluation import direct
 from tests.evaluation.conftest import EOD
-from tests.evaluation.test_values import DOCUMENTS
+from tests.evaluation.runs import DOCUMENTS
 
 Outcome = dict[str, tuple[float, int]] | str
 """Each set's loss and tokens, or what the run said instead."""

@@ -6,28 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from tests.distributed.launch import Ended, run_training_ranks
-from tests.distributed.test_resume import PP2
+from tests.distributed.runs import PP2
 from tests.evaluation import direct
 from tests.evaluation.conftest import EOD
+from tests.evaluation.runs import DOCUMENTS, result
 
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 CP2 = ["--context-parallel-size", "2"]
 VP2 = ["--num-virtual-stages-per-pipeline-rank", "2"]
-DOCUMENTS = ["--eval-mode", "document", "--stride", "20", "--eval-prefix", "eod"]
-
-
-def evaluate(world: int, flags: list[str]) -> list[Ended]:
-    ended = run_training_ranks(world, flags, entry="evaluate")
-    assert [rank.code for rank in ended] == [0] * world, "\n----\n".join(rank.output[-2500:] for rank in ended)
-    return ended
-
-
-def result(folder, world: int, flags: list[str]) -> dict:
-    """The JSON of an evaluation, its rows by name."""
-    evaluate(world, [*flags, "--output", str(folder / "found.json")])
-    found = json.loads((folder / "found.json").read_text())
-    return {**found, "rows": {row["name"]: row for row in (*found["sets"], found["total"])}}
 
 
 def differences(found: dict, expected: dict[str, list[float]]) -> dict[str, float]:

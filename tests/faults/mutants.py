@@ -83,7 +83,7 @@ class _Endless:
 
 @dataclass(frozen=True)
 class Stuck:
-    """One rank stops at a step: 'stopped' by a signal, or 'loading' for ever."""
+    """One rank stops at a step: 'stopped' by a signal, or 'loading' forever."""
 
     rank: int
     step: int
@@ -170,7 +170,7 @@ class StuckLayer:
 @dataclass(frozen=True)
 class OtherCollective:
     """One rank does something else than the others in the first all-reduce of a step, of tensors large enough:
-    'left out', another 'kind', or another 'size'."""
+    'omitted', another 'kind', or another 'size'."""
 
     rank: int
     step: int

@@ -10,7 +10,7 @@ from megatron_cod.checkpoint.directory import damage, newest_whole, read_tracker
 from megatron_cod.checkpoint.events import Events, read_events
 from megatron_cod.errors import USER_ERROR
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_signals import losses_of
+from tests.distributed.runs import losses_of
 
 PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "16", "--lr-decay-iters", "16", "--eval-iters", "0", "--save-interval", "4"]

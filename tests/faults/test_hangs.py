@@ -15,9 +15,9 @@ from megatron_cod.checkpoint.events import Events, read_events
 from megatron_cod.training.faults import main_thread_state
 from megatron_cod.training.faults.collectives import Collectives, from_entries
 from megatron_cod.training.faults.handling import hang_limits
+from megatron_cod.training.faults.hang_diagnosis import Heartbeat, Limits, diagnose
 from megatron_cod.training.faults.hangs import HUNG, HangWatch
 from megatron_cod.training.faults.main_thread_state import Wait, doing
-from megatron_cod.training.faults.verdicts import Limits, Sign, verdict
 from tests.distributed.launch import run_training_ranks
 from tests.faults.mutants import Stuck, StuckIn
 
@@ -98,8 +98,8 @@ def test_a_hang_in_set_up_or_a_save_is_named_before_a_collective_fails(tiny, tmp
     assert events.count("hang") == 1 and "failed" not in events
 
 
-def sign(still: float, doing: str, forwards: int = 7, waited: float = 0.0) -> Sign:
-    return Sign(3, forwards, still, waited, doing, "node", 1)
+def sign(still: float, doing: str, forwards: int = 7, waited: float = 0.0) -> Heartbeat:
+    return Heartbeat(3, forwards, still, waited, doing, "node", 1)
 
 
 LIMITS = Limits(10.0, set_up=40.0, training=25.0)  # patience: 35 s, then 20 s
@@ -127,7 +127,7 @@ WAITING, LOADING, SAVING = "waiting for other ranks (a)", "loading data (b)", "s
     ],
 )
 def test_who_keeps_the_others_waiting(signs, named):
-    found = verdict(dict(enumerate(signs)), LIMITS)
+    found = diagnose(dict(enumerate(signs)), LIMITS)
     assert (found.ranks if found else []) == named
 
 
@@ -163,7 +163,7 @@ RECORDED = {
         "rank 0 allreduce_coalesced of float [8]; rank 1 allreduce_coalesced of float [4]",
     ),
     "sizes that may differ": ([[entry(10, "all_to_all")], [entry(10, "all_to_all", elements=4)]], [0, 1], ""),
-    "left out": (
+    "omitted": (
         [[entry(2), entry(4, group="1", finished=True)], [entry(1, finished=True), entry(5, group="1")]],
         *([0, 1], "wait for each other: rank 0 for rank 1 in all_reduce of float [8], rank 1 for rank 0 in all_reduce"),
     ),
@@ -183,8 +183,8 @@ def test_what_is_recorded_tells_who_is_waited_for(recorded, named, said):
     groups = {"0": [0, 1], "1": [0, 1]}
     at = [from_entries(list(entries), groups) for entries in recorded]
     told = [Collectives.read(json.loads(json.dumps(asdict(one)))) for one in at]
-    signs = {rank: Sign(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in enumerate(told)}
-    found = verdict(signs, LIMITS)
+    signs = {rank: Heartbeat(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in enumerate(told)}
+    found = diagnose(signs, LIMITS)
     assert found is not None and found.ranks == named
     assert said in found.why and bool(said) == bool(found.why)
 
@@ -194,8 +194,8 @@ def test_the_chain_of_who_waits_ends_at_the_rank_that_stopped():
     groups = {"tp0": [0, 1], "tp1": [2, 3], "dp0": [0, 2], "dp1": [1, 3]}
     open_in = {0: ["dp0"], 1: ["dp1"], 2: ["tp1"], 3: []}
     at = {rank: from_entries([entry(5, group=name) for name in names], groups) for rank, names in open_in.items()}
-    signs = {rank: Sign(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in at.items()}
-    found = verdict(signs, LIMITS)
+    signs = {rank: Heartbeat(3, 7, 11.0, 0.0, "computing (a)", "node", 1, one) for rank, one in at.items()}
+    found = diagnose(signs, LIMITS)
     assert found is not None and found.ranks == [3]
 
 
@@ -211,7 +211,7 @@ def test_one_speaks_and_the_others_end_with_its_words(tmp_path, capsys):
     limits = Limits(1.0, 60, 60)
     watches = [HangWatch(limits, rank, 3, lambda: store, Events(str(tmp_path), rank), codes.append) for rank in (0, 1)]
     for watch in watches:
-        watch.beat()
+        watch.heartbeat()
         watch.start()
     deadline = time.monotonic() + 20
     while len(codes) < 2 and time.monotonic() < deadline:
@@ -278,8 +278,8 @@ def test_a_wait_is_that_in_one_collective(monkeypatch):
     monkeypatch.setattr(main_thread_state.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(main_thread_state, "collectives_begun", lambda: begun[0])
     exec(compile("frame = sys._getframe()", "/torch/distributed/distributed_c10d.py", "exec"), {"sys": sys}, frames)
-    wait, looks = Wait(), []
+    wait, observed = Wait(), []
     for number, frame in [(3, 1), (3, 1), (4, 1), (4, 1), (4, 0), (4, 1), (4, 1)]:
         clock[0], begun[0] = clock[0] + 5, number
-        looks.append(wait.look(frames["frame"] if frame else sys._getframe()))
-    assert looks == [0, 5, 0, 5, 0, 0, 5]
+        observed.append(wait.observe(frames["frame"] if frame else sys._getframe()))
+    assert observed == [0, 5, 0, 5, 0, 0, 5]

@@ -1,4 +1,4 @@
-"""NaN and infinity: the layer and the rank are named, the weights stay sound, a step is left out where asked."""
+"""NaN and infinity: the layer and the rank are named, the weights stay sound, a step is omitted where asked."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.nonfinite import Sighting, before_step, leave_out, origin
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.faults.mutants import BrokenLayer, BrokenLoss
 
 SHORT = ["--eval-iters", "0", "--save-interval", "4"]
@@ -69,14 +69,14 @@ def test_a_fault_that_does_not_come_again_is_told_from_one_of_the_model(tiny, tm
 
 
 def test_a_step_left_out_changes_nothing_but_the_data(tiny, tmp_path):
-    """Steps 3 and 6 are left out: the weights are those of a run that never saw their data, and the run ends.
+    """Steps 3 and 6 are omitted: the weights are those of a run that never saw their data, and the run ends.
 
     With dropout: that a step is computed again to find the layer takes no random number from those that follow.
     """
     tiny = [*tiny, "--hidden-dropout", "0.1", "--attention-dropout", "0.1"]
     flags = [*tiny, *SHORT, *PP2, "--on-nonfinite", "skip", "--save", str(tmp_path / "skip")]
     ended = succeed_with(2, flags, BrokenLayer(3, (3, 6), rank=1))
-    assert ended[0].output.count("left out, 1 in a row of at most 10") == 2
+    assert ended[0].output.count("skipped, 1 in a row of at most 10") == 2
     events = [(one["event"], one.get("step")) for one in read_events(tmp_path / "skip")]
     assert ("step left out", 3) in events and ("step left out", 6) in events and ("finished", 8) in events
     losses = read_metrics(tmp_path / "skip" / "metrics.jsonl").scalars[TRAIN_LOSS]
@@ -164,7 +164,7 @@ def test_the_origin_is_the_first_in_the_order_of_computation(sightings, name, ra
 
 
 class Optimizer:
-    """As far as a step that is left out goes."""
+    """As far as a step that is omitted goes."""
 
     def step(self) -> str:
         return "of the class"

@@ -15,8 +15,7 @@ from megatron_cod.checkpoint.rewinds import Rewind, pending, read_rewinds
 from megatron_cod.training.data.passed_over import PassedOver
 from megatron_cod.training.faults import rewind
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 
 SHORT = ["--train-iters", "12", "--lr-decay-iters", "12", "--eval-iters", "0", "--save-interval", "2"]
 
@@ -115,7 +114,7 @@ def made(root, steps, tracker):
 
 @pytest.mark.parametrize("moment", ["tracker", "record", "first rename"])
 def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
-    """Whoever looks then goes on from the checkpoint that was asked for."""
+    """Whoever looks then resumes from the checkpoint that was asked for."""
     from megatron_cod.checkpoint.directory import newest_whole
     from megatron_cod.checkpoint.retention import clean
 

@@ -18,7 +18,7 @@ from tests.distributed.launch import run_training_ranks
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(save_claim, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(save_claim, "HEARTBEAT_SECONDS", 0.1)
     monkeypatch.setattr(save_claim, "SILENT_SECONDS", 2.0)
 
 
@@ -97,13 +97,13 @@ def test_another_machines_run_is_live_while_its_file_changes(tmp_path, claim):
     rewrite(tmp_path, space="another", host="far", job="77")
     over = threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         number = 0
         while not over.wait(0.5):
             number += 1
-            rewrite(tmp_path, beat=number)
+            rewrite(tmp_path, heartbeat=number)
 
-    thread = threading.Thread(target=beat)
+    thread = threading.Thread(target=heartbeat)
     thread.start()
     try:
         with pytest.raises(UserError, match="on far, job 77, last sign of life 20"):

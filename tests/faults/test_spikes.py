@@ -1,4 +1,4 @@
-"""Loss spikes are told once each, and noise and progress are not taken for them."""
+"""Loss spikes are told once each, and noise and progress are not treated as them."""
 
 import math
 import random

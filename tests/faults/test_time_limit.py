@@ -12,8 +12,7 @@ from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.time_limit import TimeLimit, deadline, saving_seconds
 from megatron_cod.training.flags.parser import UsageError, build_parser
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_resume import succeed
-from tests.distributed.test_signals import losses_of
+from tests.distributed.runs import losses_of, succeed
 
 
 def test_the_end_is_slurms_or_the_users(monkeypatch):
@@ -53,7 +52,7 @@ def test_what_a_step_and_a_save_need_is_left(tmp_path):
     # Steps of 10 s: at most 2 x 10 s + 30 s are needed, and 2 x 30 s for a save that was never seen.
     assert stops_at(3600, [10.0] * 400) == 3550
     assert stops_at(3600, [10.0] * 400, str(tmp_path)) == 3490
-    # One interval of 100 s, with a save or a validation in it, is reckoned with from then on.
+    # One interval of 100 s, with a save or a validation in it, is computed with from then on.
     assert stops_at(3600, [10.0] * 5 + [100.0] + [10.0] * 400) == 3370
     assert stops_at(10**6, [10.0] * 400) is None
 

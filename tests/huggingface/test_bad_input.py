@@ -54,7 +54,7 @@ def test_every_missing_and_extra_tensor_is_named(model):
 
 def test_wrong_shapes_are_named(model):
     change_tensors(model, lambda held: held.update({"model.norm.weight": torch.ones(31)}))
-    refused(model, r"model.norm.weight is \[31\], the config says \[32\]")
+    refused(model, r"model.norm.weight is \[31\], the config has \[32\]")
 
 
 def test_integers_are_refused(model):

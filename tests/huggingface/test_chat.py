@@ -7,7 +7,7 @@ import pytest
 from megatron_cod.huggingface.generation import answer, open_model
 from tests.data.chat.toys import CHATML_UNMARKED, hugging_face_tokenizer
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_sft import base, chats, toy  # noqa: F401
+from tests.distributed.sft_runs import base, chats, toy  # noqa: F401
 from tests.huggingface.models import MODELS, make_model
 from tests.programs import run_program
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 
 
 @pytest.mark.slow

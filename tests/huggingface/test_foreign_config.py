@@ -38,7 +38,7 @@ SAME = {
     "llama3": ("llama", (), {"rope_scaling": {**LLAMA3, "factor": 8.0}, "max_position_embeddings": 131072}),
     "linear, in the old spelling": ("qwen2", (), {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "yarn": ("deepseek v2", (), {"rope_scaling": YARN}),
-    # What a config leaves out, its class fills in.
+    # What a config omits, its class fills in.
     "no epsilon": ("llama", ("rms_norm_eps",), {}),
     "no RoPE": ("mixtral", ("rope_parameters",), {}),
     "no factor of experts": ("deepseek v3", ("routed_scaling_factor", "norm_topk_prob"), {}),

@@ -8,7 +8,7 @@ from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import ByteTokenizer, Sampling, generate, next_token, open_checkpoint
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.programs import run_program
 
 
@@ -75,7 +75,7 @@ def test_a_sentencepiece_run_takes_its_tokenizer_along(run, tmp_path):
     text = "My fellow citizens, 2001 was hard."
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
     assert AutoTokenizer.from_pretrained(tmp_path / "hf").encode(text) == pieces.encode(text)
-    # A unigram model would be read as BPE, with other ids: it is left out.
+    # A unigram model would be read as BPE, with other ids: it is omitted.
     unigram = TokenizerTraining(
         output_prefix=str(tmp_path / "u"), inputs=[str(sample_corpus_path())], vocab_size=400, model_type="unigram"
     )
@@ -111,7 +111,7 @@ def test_a_directory_that_lacks_a_tensor_is_not_generated_from(tmp_path):
     from safetensors.torch import save_file
 
     from megatron_cod.huggingface.generation import open_directory
-    from tests.analysis.depth.test_tool import save_tokenizer
+    from tests.analysis.depth.toys import save_tokenizer
     from tests.huggingface.models import make_model, tensors
 
     held = tensors(make_model("llama", tmp_path / "hf"))

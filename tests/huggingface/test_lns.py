@@ -12,7 +12,7 @@ from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from megatron_cod.huggingface.memory import load_as_transformers
 from tests.conftest import ROOT
-from tests.distributed.test_resume import PP2, succeed
+from tests.distributed.runs import PP2, succeed
 from tests.huggingface.megatron import ONE, TP2, megatron_logits
 from tests.huggingface.megatron import PP2 as PP2_LAYOUT
 from tests.huggingface.models import same_tensors, tensors, tokens, transformers_logits

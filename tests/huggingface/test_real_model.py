@@ -16,7 +16,7 @@ from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.huggingface.megatron import ONE, PP2, megatron_logits
 from tests.huggingface.models import same_tensors, tensors, transformers_logits
 

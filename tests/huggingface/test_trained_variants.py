@@ -10,7 +10,7 @@ from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.conftest import ROOT
 from tests.distributed.mapping import Layout
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import tokens, transformers_logits
 

@@ -53,7 +53,7 @@ class Kill:
 
 
 def losses_of(save: Path) -> dict[int, float]:
-    """Step -> loss, of the last time it was made; a line that is being written is left out."""
+    """Step -> loss, of the last time it was made; a line that is being written is omitted."""
     found = {}
     path = save / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -135,7 +135,7 @@ def wait(what: Callable[[], object], process: subprocess.Popen[str], seconds: fl
     return True
 
 
-def campaign(save: Path, data: str, kills: int, seed: int, say: Callable[[str], None]) -> list[Kill]:
+def campaign(save: Path, data: str, kills: int, seed: int, log: Callable[[str], None]) -> list[Kill]:
     """Kill ``kills`` times, then let the run end. AssertionError where it does not end well."""
     draw, done = random.Random(seed), []
     log, begun = save.with_suffix(".log"), 0
@@ -155,7 +155,7 @@ def campaign(save: Path, data: str, kills: int, seed: int, say: Callable[[str], 
                 ranks = ranks_of(process.pid)
             assert ranks, f"the run ended before kill {number}: see {log}"
             done.append(_kill(number, ranks, save, draw))
-            say(f"kill {number}/{kills}: rank {done[-1].rank} {done[-1].moment}; newest checkpoint {done[-1].tracked}")
+            log(f"kill {number}/{kills}: rank {done[-1].rank} {done[-1].moment}; newest checkpoint {done[-1].tracked}")
             begun, old = _starts(save), set(ranks.values())
             wait(lambda old=old: not set(ranks_of(process.pid).values()) & old, process, 60)
         code = process.wait(_LONGEST_WAIT + 2 * STEPS)
@@ -198,15 +198,15 @@ def table(kills: list[Kill], seed: int, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def run(folder: Path, kills: int, seed: int, say: Callable[[str], None]) -> tuple[list[Kill], str]:
+def run(folder: Path, kills: int, seed: int, log: Callable[[str], None]) -> tuple[list[Kill], str]:
     """The undisturbed run and the campaign; its kills and its page. AssertionError where the losses differ."""
     data = prepare_sample(folder / "data")
     whole = folder / "whole"
     with launched(whole, folder / "whole.log", data, STEPS) as process:
         assert process.wait(_LONGEST_WAIT + 2 * STEPS) == 0, (folder / "whole.log").read_text()[-3000:]
-    say(f"the undisturbed run: {len(losses_of(whole))} steps")
+    log(f"the undisturbed run: {len(losses_of(whole))} steps")
     begun = time.monotonic()
-    done = campaign(folder / "killed", data, kills, seed, say)
+    done = campaign(folder / "killed", data, kills, seed, log)
     ours, theirs = losses_of(folder / "killed"), losses_of(whole)
     differing = [step for step in range(1, STEPS + 1) if ours.get(step) != theirs.get(step)]
     assert len(theirs) == STEPS and not differing, f"steps that differ: {differing}"

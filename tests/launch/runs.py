@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 
 # A run of a minute or less, over two pipeline stages; the steps are the caller's.
 MODEL = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32"]

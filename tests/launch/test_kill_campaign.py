@@ -13,7 +13,7 @@ from tests.launch.kill_campaign import run
     ],
 )
 def test_random_kills_change_nothing(tmp_path, kills):
-    done, _ = run(tmp_path, kills, seed=kills, say=print)
+    done, _ = run(tmp_path, kills, seed=kills, log=print)
     assert len(done) == kills
     assert sum(kill.in_save for kill in done) >= kills // 2
     assert {kill.rank for kill in done} == {0, 1}

@@ -53,7 +53,7 @@ class Preflight:
         }
 
     def end(self, seconds: float = 180) -> dict:
-        """Wait for all; the table as {(node, check): state} of what is neither OK nor left out."""
+        """Wait for all; the table as {(node, check): state} of what is neither OK nor omitted."""
         deadline = time.monotonic() + seconds
         while any(one.poll() is None for one in self.started.values()):
             assert time.monotonic() < deadline, f"still running after {seconds} s: {self.said()}"

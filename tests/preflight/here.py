@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from megatron_cod.preflight.check import Check, Here
-from megatron_cod.preflight.findings import OK, SKIP, Verdict
+from megatron_cod.preflight.findings import OK, SKIP, Outcome
 from megatron_cod.preflight.member_channel import Member
 
 SETTINGS = {
@@ -30,9 +30,9 @@ def here(nodes: str = "ab", processes: int = 1, shared: dict[str, Any] | None = 
     return Here(meeting, Namespace(**{**SETTINGS, **settings}), "127.0.0.1", {"backend": "gloo", **(shared or {})})
 
 
-def judge(check: Check | Any, answers: dict[str, Any], **given: Any) -> tuple[dict[str, str], Verdict]:
-    """A machine's answer by its letter -> (the states that are neither OK nor left out, by machine; the verdict)."""
+def compare(check: Check | Any, answers: dict[str, Any], **given: Any) -> tuple[dict[str, str], Outcome]:
+    """A machine's answer by its letter -> (the states that are neither OK nor omitted, by machine; the verdict)."""
     nodes = "".join(answers)
     at_hand = here(nodes, **given)
-    verdict = check.judge(dict(zip(at_hand.meeting.members, answers.values(), strict=True)), at_hand)
-    return {one.node: one.state for one in verdict.findings if one.state not in (OK, SKIP)}, verdict
+    outcome = check.compare(dict(zip(at_hand.meeting.members, answers.values(), strict=True)), at_hand)
+    return {one.node: one.state for one in outcome.findings if one.state not in (OK, SKIP)}, outcome

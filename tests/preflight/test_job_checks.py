@@ -8,10 +8,10 @@ from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.preflight import bandwidth, data, job, save
 from megatron_cod.preflight.check import Check
 from tests.conftest import TINY
-from tests.preflight.here import here, judge, members
+from tests.preflight.here import compare, here, members
 
-SHARED = Check("save", 1, save.look_shared, save.judge_shared)
-DISK = Check("disk", 1, save.look_disk, save.judge_disk)
+SHARED = Check("save", 1, save.collect_shared, save.compare_shared)
+DISK = Check("disk", 1, save.collect_disk, save.compare_disk)
 
 
 @pytest.mark.parametrize("nodes", range(3, 12))
@@ -35,8 +35,8 @@ def test_every_partition_holds_each_rank_once(nodes, processes):
 def test_bus_bandwidth_is_that_of_nccl_tests():
     """Its PERFORMANCE.md: all_reduce, busbw = algbw * (2 * (n - 1) / n)."""
     assert [bandwidth.bus_factor(n) for n in (2, 4, 8)] == [1.0, 1.5, 1.75]
-    _, verdict = judge(bandwidth, {one: {"all": 0.01} for one in "ab"}, size_mib=16)
-    figure = verdict.figures["all_reduce"][0]
+    _, outcome = compare(bandwidth, {one: {"all": 0.01} for one in "ab"}, size_mib=16)
+    figure = outcome.figures["all_reduce"][0]
     assert figure["algorithm"] == pytest.approx(1.6777216) and figure["bus"] == pytest.approx(1.6777216)
 
 
@@ -53,16 +53,16 @@ def timed(slow: str) -> dict:
 
 
 def test_the_slow_machine_is_named():
-    marked, verdict = judge(bandwidth, timed("c"))
+    marked, outcome = compare(bandwidth, timed("c"))
     assert marked == {"c": "WARN"}
-    assert "slowest machine c" in verdict.line and "slowest pair c and d" in verdict.line
-    marked, _ = judge(bandwidth, timed("c"), min_bandwidth=0.5)
+    assert "slowest machine c" in outcome.line and "slowest pair c and d" in outcome.line
+    marked, _ = compare(bandwidth, timed("c"), min_bandwidth=0.5)
     assert marked == {"c": "FAIL"}
-    assert judge(bandwidth, timed("none"))[0] == {}
+    assert compare(bandwidth, timed("none"))[0] == {}
 
 
 def test_too_little_bandwidth_fails_on_both_of_two():
-    marked, _ = judge(bandwidth, {one: {"all": 0.1} for one in "ab"}, min_bandwidth=1.0)
+    marked, _ = compare(bandwidth, {one: {"all": 0.1} for one in "ab"}, min_bandwidth=1.0)
     assert marked == {"a": "FAIL", "b": "FAIL"}
 
 
@@ -85,10 +85,10 @@ def shared(unseen: list[str]) -> dict:
 def test_a_directory_of_its_own_fails_on_that_machine():
     job_facts = {"job": {"save": "/x/run"}}
     answers = {"a": shared(["c"]), "b": shared(["c"]), "c": shared(["a", "b"])}
-    assert judge(SHARED, answers, shared=job_facts)[0] == {"c": "FAIL"}
+    assert compare(SHARED, answers, shared=job_facts)[0] == {"c": "FAIL"}
     # HEAD does not see it, though it sees HEAD's: a read-only copy, say.
-    assert judge(SHARED, {"a": shared(["b"]), "b": shared([])}, shared=job_facts)[0] == {"b": "FAIL"}
-    assert judge(SHARED, {"a": shared([]), "b": shared([])}, shared=job_facts)[0] == {}
+    assert compare(SHARED, {"a": shared(["b"]), "b": shared([])}, shared=job_facts)[0] == {"b": "FAIL"}
+    assert compare(SHARED, {"a": shared([]), "b": shared([])}, shared=job_facts)[0] == {}
 
 
 @pytest.mark.parametrize(
@@ -109,24 +109,24 @@ def test_room_that_checkpoints_need(facts, present, needed):
 def test_a_full_disk_fails_and_a_nearly_full_one_is_warned_of():
     job_facts = {"job": {"save": "/x", "checkpoint_bytes": save.GIB, "kept": 3, "saves": 10}}
     answers = {name: {"free": int(free * save.GIB), "present": 0} for name, free in (("a", 9), ("b", 4.1), ("c", 3.9))}
-    marked, verdict = judge(DISK, answers, shared=job_facts)
+    marked, outcome = compare(DISK, answers, shared=job_facts)
     assert marked == {"b": "WARN", "c": "FAIL"}
-    assert "3.9 GiB free, 4.000 GiB needed" in next(one.text for one in verdict.findings if one.node == "c")
+    assert "3.9 GiB free, 4.000 GiB needed" in next(one.text for one in outcome.findings if one.node == "c")
 
 
 def test_data_that_is_missing_or_of_another_size(text_data, tmp_path):
     prefix = str(text_data / "some_train_text_document")
     at_hand = here(shared={"job": {"prefixes": [prefix], "vocab_size": 512}})
-    found = data.look(at_hand)
+    found = data.collect(at_hand)
     other = {prefix: [found[prefix][0], found[prefix][1] - 1]}
     job_facts = {"job": {"prefixes": [prefix]}}
-    assert judge(data, {"a": found, "b": found, "c": other}, shared=job_facts)[0] == {"c": "FAIL"}
+    assert compare(data, {"a": found, "b": found, "c": other}, shared=job_facts)[0] == {"c": "FAIL"}
     at_hand.shared["job"] = {"prefixes": [str(tmp_path / "none")]}
     with pytest.raises(ValueError, match="does not exist"):
-        data.look(at_hand)
+        data.collect(at_hand)
     at_hand.shared["job"] = {"files": [str(tmp_path / "tokenizer.model")]}
     with pytest.raises(FileNotFoundError):
-        data.look(at_hand)
+        data.collect(at_hand)
 
 
 def test_a_launch_as_the_preflight_sees_it(text_data, tmp_path):
@@ -140,13 +140,13 @@ def test_a_launch_as_the_preflight_sees_it(text_data, tmp_path):
     assert "--global-batch-size 4 is not a multiple of" in refused["error"]
     unknown = job.describe(2, [*flags, "--no-such-flag"])
     assert "--no-such-flag" in unknown["error"]
-    marked, verdict = judge(job, {"a": True, "b": True}, shared={"job": refused})
+    marked, outcome = compare(job, {"a": True, "b": True}, shared={"job": refused})
     assert marked == {"a": "FAIL"}
-    assert "would be refused: --global-batch-size" in verdict.findings[0].text
+    assert "would be refused: --global-batch-size" in outcome.findings[0].text
 
 
 @pytest.mark.parametrize(("there", "state"), [(100, None), (84, "WARN"), (79, "FAIL")])
 def test_a_rank_that_needs_more_than_the_gpu_has(there, state):
     facts = {"job": {"error": "", "memory_bytes": 80 << 30, "plan": ""}, "gpu_memory_bytes": there << 30}
-    marked, _ = judge(job, {"a": True}, shared=facts)
+    marked, _ = compare(job, {"a": True}, shared=facts)
     assert marked == ({"a": state} if state else {})

@@ -11,7 +11,7 @@ from megatron_cod.preflight import clocks, gpus, interfaces, ports, versions
 from megatron_cod.preflight.service import Answer, Service, ask
 from megatron_cod.preflight.table import open_service
 from tests.ports import free_port, is_free
-from tests.preflight.here import here, judge
+from tests.preflight.here import compare, here
 
 SAME = {"python": "3.12.1", "torch": "2.15.0", "megatron-core": "0.19.2", "megatron_cod": "0.1.0 (code 1)"}
 
@@ -34,16 +34,16 @@ def test_versions_of_this_machine():
     ],
 )
 def test_a_machine_with_other_versions_is_named(changed, state):
-    marked, verdict = judge(versions, {"a": SAME, "b": {**SAME, **changed}, "c": SAME})
+    marked, outcome = compare(versions, {"a": SAME, "b": {**SAME, **changed}, "c": SAME})
     assert marked == {"b": state}
     name, version = next(iter(changed.items()))
-    said = next(one.text for one in verdict.findings if one.node == "b")
+    said = next(one.text for one in outcome.findings if one.node == "b")
     assert said.startswith(f"{name} ") and f"{version} on b" in said and "on a, c" in said
 
 
 def test_the_same_versions_pass():
-    marked, verdict = judge(versions, {"a": SAME, "b": SAME})
-    assert marked == {} and verdict.line.startswith("python 3.12.1, torch 2.15.0")
+    marked, outcome = compare(versions, {"a": SAME, "b": SAME})
+    assert marked == {} and outcome.line.startswith("python 3.12.1, torch 2.15.0")
 
 
 def test_the_digest_is_of_the_code(tmp_path):
@@ -74,7 +74,7 @@ def test_a_clock_is_measured_over_a_connection():
 
 @pytest.mark.parametrize(("ahead", "state"), [(0.1, None), (-1.0, "WARN"), (-7.0, "FAIL"), (7.0, "FAIL")])
 def test_clocks(ahead, state):
-    marked, _ = judge(clocks, {"a": [0.0, 0.0], "b": [ahead, 0.001]})
+    marked, _ = compare(clocks, {"a": [0.0, 0.0], "b": [ahead, 0.001]})
     assert marked == ({"b": state} if state else {})
 
 
@@ -84,13 +84,13 @@ def test_a_port_that_is_taken_fails_on_head_and_names_its_holder():
         assert not is_free(port) and free_port(port) > port
         found = open_service(port)
         assert f"port {port} is in use (by process " in found["port_error"]
-        assert ask("127.0.0.1", found["service"])[0].secret == found["secret"]  # the clock is served all the same
-    marked, _ = judge(ports, {"a": found["port_error"], "b": "?"})
+        assert ask("127.0.0.1", found["service"])[0].secret == found["secret"]  # the clock is served anyway
+    marked, _ = compare(ports, {"a": found["port_error"], "b": "?"})
     assert marked == {"a": "FAIL"}
 
 
 def test_a_port_that_is_not_reached_fails_there():
-    marked, _ = judge(ports, {"a": "", "b": "a:29400 is not reached: timed out", "c": ""})
+    marked, _ = compare(ports, {"a": "", "b": "a:29400 is not reached: timed out", "c": ""})
     assert marked == {"b": "FAIL"}
 
 
@@ -176,10 +176,10 @@ def test_interfaces_that_are_wrong_unreached_or_unlike_the_others():
         "d": interface("e", mtu=9000),
         "e": interface("a"),
     }
-    marked, verdict = judge(interfaces, answers)
+    marked, outcome = compare(interfaces, answers)
     assert marked == {"b": "FAIL", "c": "FAIL", "d": "WARN"}
     assert "a does not reach it over eth0 (10.0.0.2: timed out)" in next(
-        f.text for f in verdict.findings if f.node == "b"
+        f.text for f in outcome.findings if f.node == "b"
     )
 
 
@@ -206,15 +206,15 @@ def gpu_answer(text: str = LINES, seen: int = 2, processes: int = 2, smi: bool =
     ],
 )
 def test_gpus(answer, state, said):
-    marked, verdict = judge(gpus, {"a": gpu_answer(), "b": answer, "c": gpu_answer()})
+    marked, outcome = compare(gpus, {"a": gpu_answer(), "b": answer, "c": gpu_answer()})
     assert marked == ({"b": state} if state else {})
-    assert said in next(one.text for one in verdict.findings if one.node == "b")
+    assert said in next(one.text for one in outcome.findings if one.node == "b")
 
 
 def test_without_gpus_there_is_a_note():
-    marked, verdict = judge(gpus, {"a": gpu_answer("", 0), "b": gpu_answer("", 0)})
-    assert marked == {} and verdict.line == "none, by nvidia-smi and torch: not checked"
-    assert {one.state for one in verdict.findings} == {"-"}
+    marked, outcome = compare(gpus, {"a": gpu_answer("", 0), "b": gpu_answer("", 0)})
+    assert marked == {} and outcome.line == "none, by nvidia-smi and torch: not checked"
+    assert {one.state for one in outcome.findings} == {"-"}
 
 
 def test_an_nvidia_smi_that_fails_is_quoted(tmp_path, monkeypatch):
@@ -223,4 +223,4 @@ def test_an_nvidia_smi_that_fails_is_quoted(tmp_path, monkeypatch):
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(ValueError, match="nvidia-smi: Driver/library version mismatch"):
-        gpus.look(here())
+        gpus.collect(here())

@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 
 from megatron_cod.preflight.check import Check
-from megatron_cod.preflight.findings import FAIL, OK, Finding, Verdict
-from megatron_cod.preflight.member_channel import Meeting, Member, in_time, told_apart
+from megatron_cod.preflight.findings import FAIL, OK, Finding, Outcome
+from megatron_cod.preflight.member_channel import Meeting, Member, distinct_names, in_time
 from megatron_cod.preflight.process_place import Place, find_place
 from megatron_cod.preflight.report import as_json, failed, format_table, missing_findings
-from megatron_cod.preflight.table import Result, judged
+from megatron_cod.preflight.table import Result, compared
 from tests.conftest import ROOT
 from tests.ports import free_port
 from tests.preflight.here import here
@@ -31,7 +31,7 @@ def test_what_takes_too_long_is_left_alone():
 
 def test_machines_of_one_name_are_told_apart():
     places = [("x", 0), ("x", 1), ("y", 0), ("x", 0), ("x", 1)]
-    assert told_apart(places) == [("x", 0), ("x", 1), ("y", 0), ("x#2", 0), ("x#2", 1)]
+    assert distinct_names(places) == [("x", 0), ("x", 1), ("y", 0), ("x#2", 0), ("x#2", 1)]
 
 
 def place(node: str, world: int, head: bool = False, expected: tuple[str, ...] = ()) -> Place:
@@ -83,7 +83,7 @@ def test_one_that_gives_no_answer_is_left_out_and_the_rest_goes_on():
     head.depart()
     time.sleep(1)  # the late one finds the store once more
     others.join()
-    assert others.errors == {"c": "this process took too long for the check of one: the preflight goes on without it"}
+    assert others.errors == {"c": "this process took too long for the check of one: the preflight continues without it"}
 
 
 def test_who_does_not_come_is_named_where_names_are_known():
@@ -132,19 +132,19 @@ def test_the_place_under_each_launcher():
 
 
 CHECK = Check(
-    "x", 5, lambda at_hand: 1, lambda answers, at_hand: Verdict([Finding(m.node, "x", OK, "") for m in answers])
+    "x", 5, lambda at_hand: 1, lambda answers, at_hand: Outcome([Finding(m.node, "x", OK, "") for m in answers])
 )
 
 
 def test_no_answer_and_an_error_fail_the_machine():
     asked = [Member(0, "a", 0), Member(1, "b", 0), Member(2, "c", 0)]
-    verdict = judged(CHECK, here("abc"), asked, {0: {"value": 1}, 1: {"error": "no end within 5 s"}})
-    assert [(one.node, one.state) for one in verdict.findings] == [("b", FAIL), ("c", FAIL), ("a", OK)]
-    assert verdict.findings[1].text == "process 0 gave no answer within 15 s"
+    outcome = compared(CHECK, here("abc"), asked, {0: {"value": 1}, 1: {"error": "no end within 5 s"}})
+    assert [(one.node, one.state) for one in outcome.findings] == [("b", FAIL), ("c", FAIL), ("a", OK)]
+    assert outcome.findings[1].text == "process 0 gave no answer within 15 s"
 
 
 def results(states: dict[str, str]) -> list[Result]:
-    return [Result("x", Verdict([Finding(node, "x", state, "text", "hint") for node, state in states.items()], "line"))]
+    return [Result("x", Outcome([Finding(node, "x", state, "text", "hint") for node, state in states.items()], "line"))]
 
 
 def test_the_table():

@@ -44,7 +44,7 @@ def build(flags: list[str], world: int, rank: int, before: Callable[[], None] | 
 
 
 def rehearsed(flags: list[str], world: int, rank: int, before: Callable[[], None] | None = None) -> RankReport:
-    """The same, held against the plan: Mismatch where it differs."""
+    """The same, compared with the plan: Mismatch where it differs."""
     report = build(flags, world, rank, before)
     compare(planned(flags, world), place_of(rank, read_launch(flags, world).args, world), report, 2)
     return report

@@ -38,9 +38,9 @@ INTERLEAVED = [*SMALL, *layout(pp=2, vp=2), "--global-batch-size", "8"]
 @pytest.mark.parametrize(
     ("flags", "world", "rank", "stages", "error"),
     [
-        (FOUR, 4, 2, (2, None), "pipeline stage 2, virtual stage 0: layers 1..2 were built, the plan says layers 5..6"),
-        (FOUR, 4, 1, (1, 2), "pipeline stage 1, virtual stage 0: layers 5..6 were built, the plan says layers 3..4"),
-        (FOUR, 4, 2, (1, 2), "pipeline stage 2, virtual stage 0: layers 3..4 were built, the plan says layers 5..6"),
+        (FOUR, 4, 2, (2, None), "pipeline stage 2, virtual stage 0: layers 1..2 were built, the plan has layers 5..6"),
+        (FOUR, 4, 1, (1, 2), "pipeline stage 1, virtual stage 0: layers 5..6 were built, the plan has layers 3..4"),
+        (FOUR, 4, 2, (1, 2), "pipeline stage 2, virtual stage 0: layers 3..4 were built, the plan has layers 5..6"),
         (INTERLEAVED, 2, 1, (1, None), "pipeline stage 1, virtual stage 0: layers 1..2 were built"),
     ],
     ids=["lost offset", "swapped, first", "swapped, second", "virtual stages"],

@@ -85,7 +85,7 @@ def test_a_broken_megatron_ends_the_tool_with_code_1_and_the_stage(tmp_path):
     assert ended.returncode == 1, ended.stderr
     assert [line for line in ended.stdout.splitlines() if "as planned" in line][-1].startswith("stage 1/3")
     last = ended.stderr.splitlines()[-1]
-    assert last == "error: pipeline stage 2, virtual stage 0: layers 1..2 were built, the plan says layers 5..6"
+    assert last == "error: pipeline stage 2, virtual stage 0: layers 1..2 were built, the plan has layers 5..6"
 
 
 @pytest.mark.slow

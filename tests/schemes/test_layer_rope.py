@@ -11,14 +11,14 @@ from megatron_cod.schemes.layer_rope import SITES, layer_gain
 from tests.conftest import ROOT, TINY
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_reshard import at_step_4
-from tests.distributed.test_resume import PP2, losses, succeed
-from tests.distributed.test_schemes import FOUR_SP, VIRTUAL, differences, within_tolerance, worker
+from tests.distributed.oracle_runs import within_tolerance
+from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
+from tests.distributed.scheme_runs import FOUR_SP, differences, worker
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import tokens, transformers_logits
 from tests.programs import run_program
 
+VIRTUAL = Layout(pp=2, vp=2)
 ROPE = ["--norm-scheme", "layer_rope"]
 PP2_VPP2 = [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]

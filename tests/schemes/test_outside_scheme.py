@@ -15,10 +15,8 @@ from tests.conftest import ROOT, TINY
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks, run_training_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_oracle import SHAPE, SP, VECTORS, full_logits, init_weights
-from tests.distributed.test_reshard import at_step_4
-from tests.distributed.test_resume import PP2, losses, succeed
+from tests.distributed.oracle_runs import SHAPE, SP, VECTORS, full_logits, init_weights
+from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import tokens, transformers_logits
 from tests.programs import run_program
@@ -97,7 +95,7 @@ def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path):
 
 def test_its_checkpoint_is_refused_by_other_runs(whole, tiny):
     load = ["--load", str(whole), "--dry-run"]
-    refuse(1, [*tiny, *load], r"trained with --norm-scheme fading, this run asks for lns")
+    refuse(1, [*tiny, *load], r"trained with --norm-scheme fading, this run has lns")
     refuse(
         1, [*tiny, *FADING, "--fading-rate", "1", *load], r"trained with fading of fading_rate 2.0 \(this run: 1.0\)"
     )

@@ -16,8 +16,8 @@ from tests import oracle
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import SHAPE, SP, VECTORS, full_logits, init_weights
-from tests.distributed.test_resume import succeed
+from tests.distributed.oracle_runs import SHAPE, SP, VECTORS, full_logits, init_weights
+from tests.distributed.runs import succeed
 from tests.rehearsal.jobs import SMALL
 
 MODULE = "tests.schemes.outside.two_streams"

@@ -1,5 +1,6 @@
 """A study of seconds, whose runs are forked from a process that has Megatron imported."""
 
+import json
 import os
 import threading
 import time
@@ -15,24 +16,25 @@ question: Does the study tool work?
 recipe: {recipe}
 arms: [pre_ln+normal, lns]
 without-baselines: [pre_ln+scaled]
-shapes:
-  - {{num-layers: 2, hidden-size: 16, ffn-hidden-size: 40, num-attention-heads: 2}}
-  - {{num-layers: 4, hidden-size: 16, ffn-hidden-size: 40, num-attention-heads: 2}}
+shapes: {shapes}
 learning-rates: [4.0e-3, 1.6e-2]
-extend-rates: {extend}
+extend-rates: 0
 tuning-seeds: [1]
-seeds: [11, 12]
+seeds: {seeds}
 steps: 4
 text: {text}
 rule: {{standard-errors: 2}}
-flags: {{seq-length: 32, log-interval: 1, lr-warmup-fraction: 0.25}}
+flags: {{seq-length: 64, micro-batch-size: 8, global-batch-size: 8, log-interval: 1, lr-warmup-fraction: 0.25}}
 """
 
 
-def write_small(folder: Path, text: Path, extend: int = 0) -> Path:
+def write_small(folder: Path, text: Path, depths: tuple[int, ...] = (2,), seeds: tuple[int, ...] = (11,)) -> Path:
     """The study file. text: a prefix."""
     file = folder / "small.yaml"
-    file.write_text(SMALL.format(recipe=ROOT / "recipes" / "debug.yaml", text=text, extend=extend))
+    sizes = {"hidden-size": 16, "ffn-hidden-size": 40, "num-attention-heads": 2}
+    shapes = json.dumps([{"num-layers": depth, **sizes} for depth in depths])
+    recipe = ROOT / "recipes" / "debug.yaml"
+    file.write_text(SMALL.format(recipe=recipe, text=text, shapes=shapes, seeds=list(seeds)))
     return file
 
 

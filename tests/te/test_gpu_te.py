@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed import test_packing
+from tests.distributed import packing
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import SP, VECTORS, compare, worker
-from tests.te.test_te_norms import DEVICE, EPS, FACTOR, H, config, linear, norm, relative
+from tests.distributed.oracle_runs import SP, VECTORS, compare, worker
+from tests.te.norms import DEVICE, EPS, FACTOR, H, config, linear, norm, relative
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("one_process")]
 BACKENDS = {
@@ -38,9 +38,9 @@ def test_the_model_agrees_with_the_vectors(backend, layout, precision, logits, g
 def test_packed_samples_are_as_if_alone(backend):
     """In bf16, where Transformer Engine takes cuDNN's or flash attention for the ``thd`` format, and fused RoPE."""
     layout = Layout(flags=(*BACKENDS[backend], "--bf16"))
-    right = test_packing.differences(run_ranks(1, test_packing.worker, layout), layout, "lns")
-    leaky = run_ranks(1, partial(test_packing.worker, mutate=test_packing.leaks), layout)
-    assert right["loss"] <= 0.15 < test_packing.differences(leaky, layout, "lns")["loss"], right
+    right = packing.differences(run_ranks(1, packing.worker, layout), layout, "lns")
+    leaky = run_ranks(1, partial(packing.worker, mutate=packing.leaks), layout)
+    assert right["loss"] <= 0.15 < packing.differences(leaky, layout, "lns")["loss"], right
 
 
 def recipes() -> dict:

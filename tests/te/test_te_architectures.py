@@ -1,6 +1,6 @@
 """Every architecture on Transformer Engine's modules is what it is on the torch backend: logits and gradients.
 
-The torch backend's are held against the formula in tests/distributed/test_architectures.py. Weights come from their
+The torch backend's are compared with the formula in tests/distributed/test_architectures.py. Weights come from their
 names (tests/distributed/variants.py), so both models have the same without a checkpoint.
 """
 
@@ -9,9 +9,10 @@ from functools import cache
 
 import pytest
 
+from tests.distributed.architectures import MLA, MOE, VARIANTS
 from tests.distributed.launch import WorkerError, run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_architectures import MLA, MOE, SP, VARIANTS, full_logits
+from tests.distributed.oracle_runs import SP, full_logits
 from tests.distributed.variants import (
     SHAPE,
     Variant,
@@ -23,7 +24,7 @@ from tests.distributed.variants import (
     tokens,
     worker_flags,
 )
-from tests.te.test_te_model import FUSER, TE
+from tests.te.flags import FUSER, TE
 
 ONE, PP2, TP2 = Layout(), Layout(pp=2), Layout(tp=2, flags=SP)
 MTP = ("--mtp-num-layers", "1")
@@ -127,7 +128,7 @@ def both(_rank: int, flags: tuple[str, ...], layout: Layout) -> dict:
 
 @pytest.mark.parametrize("layout", [ONE, TP2], ids=lambda layout: layout.name)
 def test_the_fused_down_projection_of_latent_attention(layout):
-    """Its weight is one that the torch backend has not: held against Megatron's own with the factor folded in."""
+    """Its weight is one that the torch backend has not: compared with Megatron's own with the factor folded in."""
     ranks = run_ranks(layout.world, both, (*TE, *DOWN), layout)
     logits = {scheme: full_logits([rank[scheme] for rank in ranks], layout) for scheme in ("lns", "folded")}
     assert (logits["lns"] - logits["folded"]).abs().max() <= 1e-5

@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.distributed.test_architectures import MLA, MOE
-from tests.distributed.test_checkpoints import succeed
-from tests.distributed.test_reshard import at_step_4, losses
-from tests.te.test_te_model import TE
+from tests.distributed.architectures import MLA, MOE
+from tests.distributed.runs import at_step_4, losses, succeed
+from tests.te.flags import TE
 
 MODELS = {
     "lns": [],

@@ -3,13 +3,12 @@
 import pytest
 from safetensors.torch import load_file
 
-from tests.distributed import test_schemes
+from tests.distributed import scheme_runs
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_oracle import SP, VECTORS, compare, within_tolerance, worker
+from tests.distributed.oracle_runs import SP, VECTORS, compare, within_tolerance, worker
+from tests.te.flags import FUSER, TE
 
-TE = ("--transformer-impl", "transformer_engine", "--attention-backend", "unfused")
-FUSER = ("--use-transformer-engine-op-fuser",)
 LAYOUTS = [
     Layout(flags=TE),
     Layout(tp=2, flags=(*TE, *SP)),
@@ -29,9 +28,9 @@ def test_layout_agrees_with_the_vectors(layout):
         assert within_tolerance(found), (layout.name, scheme, found)
 
 
-@pytest.mark.parametrize("name", test_schemes.VARIANTS)
+@pytest.mark.parametrize("name", scheme_runs.VARIANTS)
 def test_the_scheme_agrees_with_the_oracle(name):
     layout = Layout(pp=2, flags=TE) if name.startswith("mix_ln") else Layout(flags=TE)
-    found = test_schemes.differences(name, layout)
+    found = scheme_runs.differences(name, layout)
     print(name, found)
     assert within_tolerance(found), found

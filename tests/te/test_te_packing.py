@@ -6,8 +6,9 @@ import pytest
 
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.test_packing import SP, differences, leaks, within, worker
-from tests.te.test_te_model import TE
+from tests.distributed.oracle_runs import SP
+from tests.distributed.packing import differences, leaks, within, worker
+from tests.te.flags import TE
 
 LAYOUTS = [
     Layout(flags=TE),

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.launch import start_agreement
-from megatron_cod.launch.start_agreement import judge
+from megatron_cod.launch.start_agreement import compare_votes
 from tests.distributed.launch import run_training_ranks
 from tests.ports import free_port
 
@@ -21,11 +21,11 @@ def vote(rank: int, host: str, mark: str | None = None, **changed: str) -> dict:
 
 def test_equal_votes_agree():
     others = {"rank": 1, "host": "a", "versions": None, "mark": None}  # not the first of its machine
-    assert judge([vote(0, "a"), others, vote(2, "b", python="3.12.2")], [], None, 60) == "agreed"
+    assert compare_votes([vote(0, "a"), others, vote(2, "b", python="3.12.2")], [], None, 60) == "agreed"
 
 
 def test_unequal_versions_name_ranks_and_hosts():
-    line = judge([vote(0, "a"), vote(2, "b", torch="2.14.0"), vote(4, "c")], [], None, 60)
+    line = compare_votes([vote(0, "a"), vote(2, "b", torch="2.14.0"), vote(4, "c")], [], None, 60)
     assert line == (
         "the machines run different versions: torch 2.15.0 on a (rank 0), c (rank 4); 2.14.0 on b (rank 2); "
         "install the same on all"
@@ -33,30 +33,30 @@ def test_unequal_versions_name_ranks_and_hosts():
 
 
 def test_ranks_that_gave_no_sign_are_named():
-    line = judge([vote(0, "a")], [2, 3], None, 60)
+    line = compare_votes([vote(0, "a")], [2, 3], None, 60)
     assert line == "no sign of rank 2, 3 within 60 s; heard from a"
 
 
 def test_a_mark_that_is_not_seen_names_its_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(start_agreement, "SEEN_WITHIN_SECONDS", 0.2)
     (tmp_path / "one").write_text("one")
-    line = judge([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60)
+    line = compare_votes([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60)
     assert f"--save {tmp_path} is not one directory on all machines" in line and "what b wrote there" in line
     (tmp_path / "two").write_text("two")
-    assert judge([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60) == "agreed"
+    assert compare_votes([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60) == "agreed"
 
 
 class OnRankOne:
     """In rank 1, which then counts as a machine of its own: another version, or another working directory."""
 
-    def __init__(self, version: str | None = None, directory: str | None = None, judged: str | None = None) -> None:
-        self.version, self.directory, self.judged = version, directory, judged
+    def __init__(self, version: str | None = None, directory: str | None = None, compared: str | None = None) -> None:
+        self.version, self.directory, self.compared = version, directory, compared
 
     def __call__(self) -> None:
         os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         start_agreement.SEEN_WITHIN_SECONDS = 1.0
-        if self.judged:  # the mutant: a judge who does not look
-            start_agreement.judge = lambda *_: self.judged
+        if self.compared:  # the mutant: a judge who does not look
+            start_agreement.compare_votes = lambda *_: self.compared
         if os.environ["RANK"] == "1":
             if self.version:
                 here = start_agreement.versions_here()
@@ -82,7 +82,7 @@ def test_another_version_on_one_rank_ends_all_before_the_first_step(tiny):
 
 
 def test_a_judge_who_does_not_look_lets_it_through(tiny):
-    ended = run_training_ranks(2, tiny, before=OnRankOne(version="2.14.0", judged="agreed"))
+    ended = run_training_ranks(2, tiny, before=OnRankOne(version="2.14.0", compared="agreed"))
     assert [one.code for one in ended] == [0, 0]
 
 

@@ -123,7 +123,7 @@ def test_what_megatron_is_given(flags, expected):
 WRONG = {
     "two lengths": (
         ["--train-tokens", "1M", "--train-iters", "9"],
-        r"--train-tokens and --train-iters both say the same",
+        r"--train-tokens and --train-iters both set the same",
     ),
     "two of Megatron's": (
         ["--train-samples", "80", "--train-iters", "9"],
@@ -131,7 +131,7 @@ WRONG = {
     ),
     "two warm-ups": (
         ["--train-tokens", "1M", "--lr-warmup-tokens", "1K", "--lr-warmup-fraction", "0.1"],
-        r"--lr-warmup-tokens and --lr-warmup-fraction both say the same",
+        r"--lr-warmup-tokens and --lr-warmup-fraction both set the same",
     ),
     "no number": (["--train-tokens", "many"], r"--train-tokens: 'many' is not a number of at least 1, such as"),
     "no length": ([], r"how long to train is missing: give --train-tokens, --train-iters or --train-samples"),
@@ -208,7 +208,7 @@ WRONG = {
     ),
     "two batch sizes": (
         ["--step-batch-size-schedule", "0:4", "--train-tokens", "9K"],
-        r"both say how large a batch is",
+        r"both set how large a batch is",
     ),
     "steps of growing size": (
         ["--unset-batch", "--step-batch-size-schedule", "0:4 1K:8", "--train-iters", "9"],

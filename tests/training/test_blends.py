@@ -49,14 +49,14 @@ def test_prefixes_and_weights() -> None:
     ("words", "says"),
     [
         ([], "--data-path names no dataset"),
-        (["0.5", "a", "b"], "no weight stands before 'b'"),
-        (["a", "0.5", "b"], "no weight stands before 'a'"),
+        (["0.5", "a", "b"], "no weight is before 'b'"),
+        (["a", "0.5", "b"], "no weight is before 'a'"),
         (["0.5", "a", "0.5"], "no prefix follows the weight 0.5"),
         (
             ["0.5", "0.5", "a", "b"],
             "the weight 0.5 is followed by 0.5, a number (a dataset with such a name is written ./0.5)",
         ),
-        (["0", "a", "1", "b"], "the weight of a must be above 0, found 0; leave it out instead"),
+        (["0", "a", "1", "b"], "the weight of a must be above 0, found 0; omit it instead"),
         (["-1", "a", "1", "b"], "the weight of a must be above 0, found -1"),
         (["nan", "a", "1", "b"], "the weight of a must be above 0, found nan"),
         (["inf", "a", "1", "b"], "the weight of a must be above 0, found inf"),
@@ -160,7 +160,7 @@ def test_a_missing_set_is_named(arguments, text_data: Path) -> None:
 
 
 def test_a_split_without_documents_is_refused(arguments, text_data: Path) -> None:
-    """Megatron looks for an end to it for ever."""
+    """Megatron looks for an end to it forever."""
     prefix = str(text_data / "some_train_text_document")  # 3 documents
     validated = ["--data-path", prefix, "--eval-iters", "1"]
     check_data(arguments(*validated, "--split", "34,33,33"), 257)

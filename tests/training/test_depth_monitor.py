@@ -15,9 +15,9 @@ from megatron_cod.training.monitoring.depth_monitor import (
     first_broken,
     means,
 )
+from tests.distributed.architectures import MOE
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_architectures import MOE
-from tests.distributed.test_reshard import at_step_4
+from tests.distributed.runs import at_step_4
 
 SP = "--sequence-parallel"
 FULL = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]

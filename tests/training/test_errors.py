@@ -137,7 +137,7 @@ def test_a_bare_assertion_of_megatrons_names_its_condition(tmp_path):
     try:
         exec(compile(source.read_text(), str(source), "exec"), {"__name__": "megatron.training.arguments"})
     except AssertionError as error:
-        assert ending(error, START).line == "the arguments do not fit together, Megatron asks for: 1 == 2"
+        assert ending(error, START).line == "the arguments do not fit together, Megatron requires: 1 == 2"
 
 
 def test_a_damaged_file_is_named():
@@ -229,7 +229,7 @@ def test_an_error_for_the_user_is_one_line(tiny, tmp_path, place, world):
 
 # ---- the sources
 
-# Where a ValueError is raised all the same: what only our own code can get wrong.
+# Where a ValueError is raised anyway: what only our own code can get wrong.
 API = {
     "megatron_cod/schemes/depth.py": "a layer number below 1: the depth factor's own check, independent of the rest",
     "megatron_cod/analysis/depth/estimate.py": "no samples: the callers refuse that",

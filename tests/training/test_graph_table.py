@@ -71,9 +71,9 @@ ONCE = {
     "training/data/batches.py : datasets_provider.is_distributed",
     "training/fine_tuning/task.py task: datasets_provider.is_distributed",
     "training/validation/fixed_set.py FixedSets.around: provide.is_distributed",
-    "launch/rank_logs.py _Log._lost: _Log.told",
+    "launch/rank_logs.py _Log._lost: _Log.warned",
     "launch/rank_logs.py report_failures: sys.excepthook",
-    "training/torchrun.py Agent._invoke_run: Agent.said",
+    "training/torchrun.py Agent._invoke_run: Agent.reason",
     "training/torchrun.py main: launcher.LocalElasticAgent",
     "launch/torchrun_flags.py parse: parser.error",
 }

@@ -69,4 +69,4 @@ def test_ranks_end_with_torchrun(tmp_path, number):
     assert (tmp_path / "told").exists() is (number == signal.SIGUSR1)
     if number == signal.SIGUSR1:
         assert torchrun.returncode == 138
-        assert said.splitlines()[-1] == "error: ended by SIGUSR1; the same command goes on from the newest checkpoint"
+        assert said.splitlines()[-1] == "error: ended by SIGUSR1; the same command resumes from the newest checkpoint"

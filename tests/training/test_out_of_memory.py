@@ -7,7 +7,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cod.errors import may_pass
-from megatron_cod.training.faults.out_of_memory import DeviceOutOfMemory, out_of_memory, told_in_one_line
+from megatron_cod.training.faults.out_of_memory import DeviceOutOfMemory, out_of_memory, reported_in_one_line
 
 ALLOCATOR = torch.OutOfMemoryError(
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB"
@@ -59,7 +59,7 @@ def test_finds_a_device_without_memory(name):
 def test_leaves_other_errors(name):
     assert out_of_memory(OTHERS[name]) is None
     kind = type(OTHERS[name])
-    with pytest.raises(kind), told_in_one_line(SimpleNamespace(), lambda: "in set-up"):
+    with pytest.raises(kind), reported_in_one_line(SimpleNamespace(), lambda: "in set-up"):
         raise OTHERS[name]
 
 

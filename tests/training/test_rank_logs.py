@@ -14,8 +14,7 @@ from megatron_cod.checkpoint.events import read_events
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.training.monitoring.reporting import check_wandb
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.test_bad_input import refuse
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import refuse, succeed
 from tests.faults.mutants import BrokenLayer, FailsAt
 
 SHORT = [
@@ -34,7 +33,7 @@ SHORT = [
 
 FAULT = (
     "this is a fault of megatron_cod, or of what it is built on, and not of the command: "
-    "please report it, with the traceback (CONTRIBUTING.md says how)"
+    "please report it, with the traceback (see CONTRIBUTING.md)"
 )
 
 
@@ -75,7 +74,7 @@ def test_lines_go_from_the_last_rank_to_the_first():
     reader.connect(store, reads=True)
     teller.connect(store, reads=False)
     for line in ("step 1", "end", ""):
-        teller.tell(line)
+        teller.send(line)
     teller.end(0)
     reader.end(10)
     assert shown == ["step 1", "end", ""]
@@ -97,8 +96,8 @@ def test_without_rank_0_the_last_rank_speaks_itself(capsys):
     shown: list[str] = []
     lines = Lines(shown.append)
     lines.connect(Gone(), reads=False)
-    lines.tell("a")
-    lines.tell("b")
+    lines.send("a")
+    lines.send("b")
     lines.end(0)
     assert shown == ["a", "b"] and "rank 0 is not reached: gone" in capsys.readouterr().err
 
@@ -108,7 +107,7 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_run(tmp_path):
     (tmp_path / "rank_00000.log").symlink_to("/dev/full")
     code = (
         "from megatron_cod import console\nfrom megatron_cod.launch import rank_logs\nfrom pathlib import Path\n"
-        f"rank_logs.redirect(Path({str(tmp_path)!r}), 0, 1)\nprint('lost')\nconsole.show('seen')\nraise KeyError('x')"
+        f"rank_logs.redirect(Path({str(tmp_path)!r}), 0, 1)\nprint('lost')\nconsole.print_line('seen')\nraise KeyError('x')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (1, "seen\n")

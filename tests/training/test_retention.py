@@ -83,9 +83,9 @@ def test_without_a_tracker_to_go_by_nothing_is_deleted(tmp_path, tracker):
 def test_it_looks_when_a_step_begins_and_deletes_only_after_a_save(tmp_path):
     root = make(tmp_path / "s", [1, 2], tracker="2")
     kept = keeper(root, 2)
-    kept.look()
+    kept.check_tracker()
     make(root, [3, 4])  # a save still under way
-    kept.look()
+    kept.check_tracker()
     assert names(root) == {1, 2, 3, 4}
     (root / TRACKER).write_text("4")
     os.utime(root / TRACKER, (1, 1))
@@ -183,7 +183,7 @@ def test_damaged_checkpoints_are_passed_over_and_kept(tmp_path, capsys):
     assert all("metadata.json is missing" in why for _, why in told)
     assert (root / TRACKER).read_text() == "4" and names(root) == {2, 4}
     assert {path.name for path in root.glob("damaged-*")} == {f"damaged-{iteration_name(n)}" for n in (6, 8)}
-    assert capsys.readouterr().out.count("going on from iter_0000004") == 2
+    assert capsys.readouterr().out.count("resuming from iter_0000004") == 2
     clean(root, print)  # and once more: nothing is left to be said
     assert not capsys.readouterr().out and names(root) == {2, 4}
 
@@ -193,7 +193,7 @@ def test_a_tracked_checkpoint_that_is_gone(tmp_path, capsys):
     assert newest_whole(root)[0] == root / iteration_name(2)
     clean(root, print)
     assert (root / TRACKER).read_text() == "2"
-    assert "iter_0000004 does not exist; going on from iter_0000002" in capsys.readouterr().out
+    assert "iter_0000004 does not exist; resuming from iter_0000002" in capsys.readouterr().out
 
 
 def test_a_kill_between_tracker_and_renaming_changes_nothing(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from megatron_cod.data.datasets.content import content_digest
 from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.tokenizers.choice import TokenizerChoice
 from megatron_cod.errors import UserError
-from megatron_cod.launch.start_agreement import judge
+from megatron_cod.launch.start_agreement import compare_votes
 from megatron_cod.training.data.sample_indices import ContentDataset, remove_unfinished_blends
 
 LENGTH, COUNT = 8, 24
@@ -202,12 +202,12 @@ def test_a_manifest_of_another_dataset_is_told(tmp_path):
     prefix = make(tmp_path, OLD)
     check_prefix(prefix)
     remade(prefix, _other_words)
-    with pytest.raises(UserError, match=r"d_text_document\.json tells of another dataset than"):
+    with pytest.raises(UserError, match=r"d_text_document\.json describes another dataset than"):
         check_prefix(prefix)
     job = PreprocessJob(
         (str(tmp_path / "d.jsonl"),), str(tmp_path / "d"), TokenizerChoice("ByteLevelTokenizer"), append_eod=True
     )
-    with pytest.raises(UserError, match="other contents than its manifest tells of"):
+    with pytest.raises(UserError, match="other contents than its manifest describes"):
         preprocess(job)
 
 
@@ -225,5 +225,5 @@ def test_machines_with_other_copies_of_the_data_are_told():
         {"rank": rank, "host": f"node{rank}", "versions": None, "mark": None, "data": {"d": digest}}
         for rank, digest in enumerate("aab")
     ]
-    assert judge(votes[:2], [], None, 1.0) == "agreed"
-    assert "dataset d is not the same on node0 and on node2 (rank 2)" in judge(votes, [], None, 1.0)
+    assert compare_votes(votes[:2], [], None, 1.0) == "agreed"
+    assert "dataset d is not the same on node0 and on node2 (rank 2)" in compare_votes(votes, [], None, 1.0)

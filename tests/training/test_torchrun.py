@@ -44,7 +44,7 @@ def start(tmp_path, body: str, *options: str) -> tuple[subprocess.CompletedProce
     ("code", "attempts", "said"),
     [
         (2, 1, "error: it was the wrong flag"),
-        (85, 1, "was stopped by a signal, after saving; the same command goes on from there"),
+        (85, 1, "was stopped by a signal, after saving; the same command resumes from there"),
         (7, 3, "ended with exit code 7, and 2 restarts are used up; its output is above"),
     ],
 )
@@ -264,9 +264,9 @@ def failure(code: int) -> ChildFailedError:
         (
             SignalException("", signal.SIGTERM),
             143,
-            "ended by SIGTERM; the same command goes on from the newest checkpoint",
+            "ended by SIGTERM; the same command resumes from the newest checkpoint",
         ),
-        (RendezvousClosedError(), 1, "another machine ended the run; its last line says why"),
+        (RendezvousClosedError(), 1, "another machine ended the run; its last line has the reason"),
         (RendezvousTimeoutError(), 1, "fewer than 3 machines were at node1:29400 within 60 s; there came node1, node2"),
         (DistError("x"), 1, "HEAD is gone: node1:29400 does not answer any more"),
         (UserError("wrong"), 2, "wrong"),
@@ -280,4 +280,4 @@ def test_endings(error, code, said):
 def test_where_head_went_a_rank_that_waited_to_speak_is_heard(monkeypatch):
     """HEAD's agent ends with its own rank; ours may see that before our rank has spoken."""
     monkeypatch.setattr(Agent, "said", "rank 1 on node2: its data is missing")
-    assert ending(DistError("x"), Namespace(max_restarts=10, nnodes="3"), Gone()) == (2, Agent.said)
+    assert ending(DistError("x"), Namespace(max_restarts=10, nnodes="3"), Gone()) == (2, Agent.reason)

@@ -1,4 +1,4 @@
-"""What the loss costs when a block is left out, or changes places with the next, and how later blocks feel it.
+"""What the loss costs when a block is omitted, or changes places with the next, and how later blocks feel it.
 
 Removal is the paper's (arXiv 2502.05795, figure 4). A block keeps its own index and factor whatever is taken from around
 it, since the blocks that are run are the model's own. Permutation and causal scores follow DepthBench (arXiv 2609.32534)
@@ -15,7 +15,7 @@ from megatron_cod.analysis.depth.traced import Trace, TracedModel
 
 
 def loss_without(model: TracedModel, trace: Trace, number: int) -> Tensor:
-    """Loss of each sequence, [b], with block ``number`` left out."""
+    """Loss of each sequence, [b], with block ``number`` omitted."""
     stream = trace.streams[number - 1]
     return model.losses(trace, model.through(trace, stream, range(number + 1, model.depth + 1)))
 

@@ -22,7 +22,7 @@ def _curves(found: dict[str, Any]) -> dict[str, tuple[list[float], list[float], 
 
     if "stream" in found:
         rows, points = found["stream"], [float(row["after"]) for row in found["stream"]]
-        for key, panel in (("variance", "variance"), ("variance_without_first", "variance, first token left out")):
+        for key, panel in (("variance", "variance"), ("variance_without_first", "variance, without the first token")):
             curves[panel] = (points, [row[key]["mean"] for row in rows], [row[key]["error"] for row in rows])
         curves["largest / median activation"] = (
             points,
@@ -48,7 +48,7 @@ def _curves(found: dict[str, Any]) -> dict[str, tuple[list[float], list[float], 
     return curves
 
 
-_LOG = ("variance", "variance, first token left out", "largest / median activation")
+_LOG = ("variance", "variance, without the first token", "largest / median activation")
 
 
 def plot_curves(results: Results, folder: Path) -> list[Path]:

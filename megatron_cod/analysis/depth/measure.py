@@ -25,7 +25,7 @@ METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 class Budget:
     """Tokens for each purpose, in batches of [b, s]."""
 
-    judge: Sequence[Tensor]
+    evaluation: Sequence[Tensor]
     """What all metrics are measured on."""
     fit: Sequence[Tensor] = ()
     """What linear replacements are fitted on; none of it is in ``judge``."""
@@ -42,7 +42,7 @@ def measure(
     model: TracedModel, budget: Budget, metrics: Collection[str], step: Step = lambda *_: None
 ) -> dict[str, Any]:
     """Results for JSON. UserError for NaN streams (naming the block), and for too few tokens to fit on."""
-    found: dict[str, Any] = {"depth": model.depth, "tokens": sum(batch.numel() for batch in budget.judge)}
+    found: dict[str, Any] = {"depth": model.depth, "tokens": sum(batch.numel() for batch in budget.evaluation)}
     stream, angle, surgery = StreamStatistics(), AngularDistance(), Surgery(model.depth)
     losses: list[float] = []
     lens: list[list[float]] = [[] for _ in range(model.depth + 1)]
@@ -51,7 +51,7 @@ def measure(
     maps = _fit(model, budget, step) if "usefulness" in metrics else []
     replaced: list[list[float]] = [[] for _ in maps]
     with torch.no_grad():
-        for batch in budget.judge:
+        for batch in budget.evaluation:
             trace = traced(model, batch)
             losses += model.losses(trace).tolist()
             step("forward", batch.numel())

@@ -1,4 +1,4 @@
-"""Models to look into: any causal language model of transformers."""
+"""Models for the diagnostics: any causal language model of transformers."""
 
 from __future__ import annotations
 

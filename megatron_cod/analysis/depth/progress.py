@@ -13,10 +13,10 @@ class Progress:
     """Counts tokens of every pass; passes cost unlike amounts, so the time left is rough at first."""
 
     def __init__(self, budget: Budget, depth: int, metrics: Collection[str]) -> None:
-        judged = sum(batch.numel() for batch in budget.judge)
+        evaluated = sum(batch.numel() for batch in budget.evaluation)
         per_block = len({"surgery", "jacobian", "usefulness"} & set(metrics))
         fitted = sum(batch.numel() for batch in budget.fit) if "usefulness" in metrics else 0
-        self._total = judged * (1 + ("lens" in metrics) + depth * per_block) + fitted
+        self._total = evaluated * (1 + ("lens" in metrics) + depth * per_block) + fitted
         self._bar = Bar(
             TextColumn("{task.description:<36}"),
             BarColumn(),

@@ -1,4 +1,4 @@
-"""A model with some of its blocks left out, or neighbours merged into one.
+"""A model with some of its blocks omitted, or neighbours merged into one.
 
 It works on a model that transformers computes: of an LNS checkpoint the depth factors are in the gammas by then, each
 block's own, and stay with it wherever it ends up.

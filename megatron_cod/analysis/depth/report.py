@@ -10,24 +10,14 @@ from typing import Any
 
 from megatron_cod.analysis.depth.figures import Results, plot_curves, plot_heat_maps
 from megatron_cod.analysis.depth.summary import effective_depth, sentences
+from megatron_cod.analysis.page import page
 from megatron_cod.errors import UserError
 
 RESULT = "depth.json"
 
-_STYLE = """
-body { font-family: system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #111; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-size: 0.85rem; } th, td { padding: 0.2rem 0.6rem; text-align: right; }
-th { border-bottom: 1px solid #333; } td:first-child, th:first-child { text-align: left; }
-.wide { overflow-x: auto; } @media print { .wide { overflow: visible; } table { font-size: 0.6rem; } }
-img { max-width: 100%; } .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
-figure { margin: 0; break-inside: avoid; } .facts { color: #444; font-size: 0.9rem; }
-@media print { body { margin: 0; max-width: none; } .grid { grid-template-columns: 1fr 1fr; } a { color: inherit; } }
-"""
-
 _MEANING = """
 <p>Every figure is measured on the tokens named above; bars are standard errors over sequences. The heat map shows raw
-arccos(cosine)/pi, not normalised by row. Blocks that are left out, swapped or replaced keep the depth factor of their own
+arccos(cosine)/pi, not normalised by row. Blocks that are omitted, swapped or replaced keep the depth factor of their own
 place. Linear maps are fitted on other tokens than those judged on. A summary counts blocks over fixed thresholds; look at
 the curves before believing a count.</p>
 """
@@ -53,7 +43,7 @@ def table_rows(found: dict[str, Any]) -> list[dict[str, float | int | bool | Non
         if "stream" in found:
             after = found["stream"][number]
             row["variance after"] = after["variance"]["mean"]
-            row["variance after, first token left out"] = after["variance_without_first"]["mean"]
+            row["variance after, without the first token"] = after["variance_without_first"]["mean"]
             row["largest / median"] = after["largest_over_median"]
         if "angle, last token" in found:
             row["angle to next"] = found["angle, last token"]["mean"][number - 1][number]
@@ -80,9 +70,9 @@ def write_report(results: Results, folder: Path) -> Path:
         (folder / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
         (folder / f"{stem}.csv").write_text(_csv(found))
     pictures = [*plot_heat_maps(results, folder), *plot_curves(results, folder)]
-    page = folder / "report.html"
-    page.write_text(_page(results, pictures))
-    return page
+    path = folder / "report.html"
+    path.write_text(_page(results, pictures))
+    return path
 
 
 def _csv(found: dict[str, Any]) -> str:
@@ -96,11 +86,7 @@ def _csv(found: dict[str, Any]) -> str:
 
 
 def _page(results: Results, pictures: list[Path]) -> str:
-    title = "Depth report: " + ", ".join(results)
-    parts = [
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{html.escape(title)}</title>",
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
-    ]
+    parts = []
     for name, found in results.items():
         facts = ", ".join(f"{key} {value}" for key, value in found.get("facts", {}).items())
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in sentences(found))
@@ -113,7 +99,7 @@ def _page(results: Results, pictures: list[Path]) -> str:
     parts.append(f"<h2>Figures</h2><div class=grid>{figures}</div>")
     for name, found in results.items():
         parts.append(f"<h2>Blocks of {html.escape(name)}</h2>{_table(table_rows(found))}")
-    return "".join([*parts, "</body></html>\n"])
+    return page("Depth report: " + ", ".join(results), "".join(parts))
 
 
 def _encoded(path: Path) -> str:

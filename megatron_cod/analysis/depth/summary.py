@@ -44,7 +44,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
     if "removal" in found:
         first, second = _halves([one["mean"] for one in found["removal"]], half)
         lines.append(
-            f"{counts['carrying']} of {depth} blocks raise the loss by more than {REMOVAL:.0%} when left out; the mean "
+            f"{counts['carrying']} of {depth} blocks raise the loss by more than {REMOVAL:.0%} when removed; the mean "
             f"rise is {first:.4f} nats in the first half and {second:.4f} in the second."
         )
     if "usefulness" in found:
@@ -66,7 +66,7 @@ def sentences(found: dict[str, Any]) -> list[str]:
         first_row, last_row = found["stream"][0], found["stream"][-1]
         lines.append(
             f"The variance of the stream goes from {first_row['variance_without_first']['mean']:.3g} at the embedding to "
-            f"{last_row['variance_without_first']['mean']:.3g} after the last block, first token left out "
+            f"{last_row['variance_without_first']['mean']:.3g} after the last block, without the first token "
             f"(with it: {last_row['variance']['mean']:.3g})."
         )
         sink = max(row["largest_over_median"] for row in found["stream"])

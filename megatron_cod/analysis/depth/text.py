@@ -1,4 +1,4 @@
-"""Text for the diagnostics: sequences of one length to judge on, and others to fit on."""
+"""Text for the diagnostics: sequences of one length to evaluate on, and others to fit on."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def sequences(ids: list[int], length: int, batch: int, vocab: int | None) -> lis
 
 
 def split_text(
-    path: Path, tokenizer: Any, *, length: int, batch: int, judge: int, fit: int, vocab: int | None
+    path: Path, tokenizer: Any, *, length: int, batch: int, evaluation: int, fit: int, vocab: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Batches to judge on, then batches to fit on, from one file: ``judge`` and ``fit`` tokens, whole sequences.
 
@@ -86,12 +86,12 @@ def split_text(
     """
     if length < 2:
         raise UserError(f"--seq-length {length} is too short to predict a token")
-    rows = {"judge": -(-judge // length), "fit": -(-fit // length)}
+    rows = {"evaluation": -(-evaluation // length), "fit": -(-fit // length)}
     needed = sum(rows.values()) * length
     ids = ids_of(path, tokenizer, needed)
     if len(ids) < needed:
         raise UserError(
-            f"{path} gives {len(ids)} tokens, too few: --tokens {judge} and --fit-tokens {fit} need {needed}"
+            f"{path} gives {len(ids)} tokens, too few: --tokens {evaluation} and --fit-tokens {fit} need {needed}"
         )
-    cut = rows["judge"] * length
+    cut = rows["evaluation"] * length
     return sequences(ids[:cut], length, batch, vocab), sequences(ids[cut:needed], length, batch, vocab)

@@ -1,7 +1,7 @@
 """Any causal language model as embedding -> blocks 1..L -> head, without knowing its code.
 
 A model is run once on a batch while its blocks are watched; the arguments they got (masks, rotary embeddings) then let
-each be called alone, on another stream, left out or in another order. The head is the model itself with its blocks made
+each be called alone, on another stream, omitted or in another order. The head is the model itself with its blocks made
 to hand on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
 """
 

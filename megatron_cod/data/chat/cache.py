@@ -28,25 +28,25 @@ def cache_key(files: Sequence[str], chat: ChatFormat, reading: Reading) -> str:
     names = [sorted(encoder.variables.items()), sorted(encoder.specials.items())]
     digest = hashlib.sha256(json.dumps([_VERSION, chat.template.text, asdict(reading), *names]).encode())
     digest.update(encoder.fingerprint())
-    for source in find_inputs(files, "jsonl", say=lambda _: None):  # reading them says it
+    for source in find_inputs(files, "jsonl", log=lambda _: None):  # reading them says it
         with source.path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:24]
 
 
 def cached_samples(
-    folder: str | None, files: Sequence[str], chat: ChatFormat, reading: Reading, say: Callable[[str], None]
+    folder: str | None, files: Sequence[str], chat: ChatFormat, reading: Reading, log: Callable[[str], None]
 ) -> tuple[Samples, Counts]:
     """``read_samples``, or what it gave before, mapped from ``folder``. Without a folder nothing is kept."""
     if folder is None:
-        return read_samples(files, chat, reading, say)
+        return read_samples(files, chat, reading, log)
     place = Path(folder) / f"conversations_{cache_key(files, chat, reading)}"
     if place.is_dir():
-        say(f"{' '.join(files)}: tokenized before, taken from {place}")
+        log(f"{' '.join(files)}: tokenized before, taken from {place}")
         with bad_input(place):
             arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
             return Samples(*arrays), Counts(**json.loads((place / "counts.json").read_text()))
-    samples, counts = read_samples(files, chat, reading, say)
+    samples, counts = read_samples(files, chat, reading, log)
     part = place.with_name(f".{place.name}.{os.getpid()}")
     part.mkdir(parents=True)
     for name in _ARRAYS:

@@ -25,7 +25,7 @@ class ChatFormat:
         self.template = ChatTemplate(template, encoder.variables)
         if "eos_token" in template and "eos_token" not in encoder.variables:
             raise UserError(
-                "the chat template asks for eos_token, and the tokenizer has none; Hugging Face tokenizers name it in "
+                "the chat template uses eos_token, and the tokenizer has none; Hugging Face tokenizers name it in "
                 "tokenizer_config.json"
             )
 

@@ -65,15 +65,15 @@ def read_conversations(
     patterns: Sequence[str],
     layout: str = "auto",
     bad: Callable[[BadLine], None] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Conversation]:
     """Every conversation of the files, in order. Blank lines are nothing.
 
     layout: of ``LAYOUTS``, or "auto" to tell by each line's keys. bad: is told of a line that cannot be used, which is
-    then left out; without it the first one raises ``BadLine``. say: see
+    then omitted; without it the first one raises ``BadLine``. say: see
     ``find_inputs``. UserError for files that are missing or damaged.
     """
-    for source in find_inputs(patterns, "jsonl", say):
+    for source in find_inputs(patterns, "jsonl", log):
         for place, parse in _records(source):
             try:
                 yield Conversation(read_chat(parse(), layout), place)

@@ -111,7 +111,7 @@ class SentencePieceEncoder(_PieceEncoder):
         """first: whether the text begins here; further on there is none of the space that the model puts before a text."""
         if first:
             return list(self._model.encode(text))
-        # The model cannot be told to leave it out. A line end before the text takes it along, and nothing merges with that.
+        # The model cannot be told to omit it. A line end before the text takes it along, and nothing merges with that.
         before, both = self._model.encode("\n"), self._model.encode("\n" + text)
         return list(both[len(before) :] if before and both[: len(before)] == before else self._model.encode(text))
 

@@ -137,7 +137,7 @@ def _of_instruction(record: Mapping[str, Any]) -> Chat:
 
 @dataclass(frozen=True)
 class Layout:
-    """``keys``: those it is recognised by; ``more``: those it reads beside them, or leaves out on purpose."""
+    """``keys``: those it is recognised by; ``more``: those it reads beside them, or omits on purpose."""
 
     keys: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], Chat]
@@ -184,9 +184,7 @@ def _complete(chat: Chat, record: Mapping[str, Any]) -> None:
         raise UserError(f"key 'tools' holds a {type(tools).__name__}, not a list")
     chat.tools = tools
     if record.get("weight", 1) != 1:
-        raise UserError(
-            f"key 'weight' holds {record['weight']!r}: a conversation counts once; leave it out or repeat it"
-        )
+        raise UserError(f"key 'weight' holds {record['weight']!r}: a conversation counts once; omit it or repeat it")
 
 
 def _check(messages: list[Message]) -> None:

@@ -85,15 +85,15 @@ def _part(where: str, part: Any) -> str:
 
 def _is_trained(where: str, role: str, message: Mapping[str, Any]) -> bool:
     """What the keys of ``_SWITCHES`` say; an answer is trained without any."""
-    said = {key: message[key] for key in _SWITCHES if key in message}
-    for key, value in said.items():
+    switches = {key: message[key] for key in _SWITCHES if key in message}
+    for key, value in switches.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise UserError(f"{where} has {key!r} {value!r}: an answer is trained (1) or not (0)")
         if role != "assistant" and value:
             raise UserError(f"{where} has {key!r} {value!r}: only answers can be trained")
-    if len(set(map(bool, said.values()))) > 1:
-        raise UserError(f"{where}: {' and '.join(map(repr, said))} contradict each other")
-    return all(said.values())
+    if len(set(map(bool, switches.values()))) > 1:
+        raise UserError(f"{where}: {' and '.join(map(repr, switches))} contradict each other")
+    return all(switches.values())
 
 
 def _calls(where: str, message: Mapping[str, Any], written: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Tokenized conversations in memory, how they came to be there, and what was left out of them."""
+"""Tokenized conversations in memory, how they came to be there, and what was omitted from them."""
 
 from __future__ import annotations
 
@@ -96,29 +96,29 @@ def fitted(ids: list[int], trained: list[bool], reading: Reading) -> tuple[np.nd
     return np.array(ids[:limit], np.int32), np.array(trained[:limit], bool)
 
 
-class _Teller:
+class _ProgressLog:
     """A progress line now and then."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._began, self._told, self._done = say, time.monotonic(), time.monotonic(), 0
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._began, self._reported, self._done = log, time.monotonic(), time.monotonic(), 0
 
     def one_more(self) -> None:
         self._done += 1
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES:
-            self._told = now
-            self._say(f"tokenized {self._done:,} conversations, {self._done / (now - self._began):,.0f} a second")
+        if now - self._reported >= _SECONDS_BETWEEN_LINES:
+            self._reported = now
+            self._log(f"tokenized {self._done:,} conversations, {self._done / (now - self._began):,.0f} a second")
 
 
 def read_samples(
-    files: Sequence[str], chat: ChatFormat, reading: Reading, say: Callable[[str], None] = lambda _: None
+    files: Sequence[str], chat: ChatFormat, reading: Reading, log: Callable[[str], None] = lambda _: None
 ) -> tuple[Samples, Counts]:
     """Every conversation of the files as a sample.
 
     UserError, naming file and line, for a bad line unless those are skipped, for an answer that gives no token, for one
     too long where that is an error (all are counted first), and when nothing is left.
     """
-    counts, teller = Counts(), _Teller(say)
+    counts, progress = Counts(), _ProgressLog(log)
 
     def bad(error: BadLine) -> None:
         if not reading.skip_bad:
@@ -127,8 +127,8 @@ def read_samples(
         counts.shown += [str(error)] if len(counts.shown) < _SHOWN else []
 
     def samples() -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        for conversation in read_conversations(files, reading.layout, bad, say):
-            teller.one_more()
+        for conversation in read_conversations(files, reading.layout, bad, log):
+            progress.one_more()
             try:
                 ids, trained = _encoded(conversation, chat)
                 counts.first = counts.first or _marked(chat, conversation)

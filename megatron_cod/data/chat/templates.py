@@ -16,7 +16,7 @@ from megatron_cod.errors import UserError
 _FOLDER = Path(__file__).parent / "templates"
 BUILT_IN = tuple(sorted(path.stem for path in _FOLDER.glob("*.jinja")))
 _REWRITES = (
-    "the chat template changes earlier text when message {} is added, so that its answers cannot be told; mark them in the "
+    "the chat template changes earlier text when message {} is added, so its answers cannot be found; mark them in the "
     "template with {{% generation %}} and {{% endgeneration %}}"
 )
 _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")

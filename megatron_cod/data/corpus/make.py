@@ -39,10 +39,10 @@ def choose(names: Iterable[str] | None) -> list[Source]:
     return [by_name[name] for name in names or by_name]
 
 
-def make_corpus(folder: Path, sources: Iterable[Source], say: Callable[[str], None], keep_packages: bool) -> list[Made]:
+def make_corpus(folder: Path, sources: Iterable[Source], log: Callable[[str], None], keep_packages: bool) -> list[Made]:
     """Write ``folder``/NAME.jsonl for each source and SUMMARY; a file that is there already stays.
 
-    Each line is {"text", "source", "licence"}. A source that cannot be had is named and left out.
+    Each line is {"text", "source", "licence"}. A source that cannot be had is named and omitted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path_of_summary = folder / SUMMARY
@@ -59,10 +59,10 @@ def make_corpus(folder: Path, sources: Iterable[Source], say: Callable[[str], No
                 _write(path, source, _documents(source, folder / "packages"))
             one = _counted(path, source)
             how = "kept" if kept else f"{time.monotonic() - start:.0f} s"
-            say(f"{source.name:15} {one.documents:>7,} documents {one.bytes / _MEGABYTE:>6.1f} MB  {how}")
+            log(f"{source.name:15} {one.documents:>7,} documents {one.bytes / _MEGABYTE:>6.1f} MB  {how}")
         except NotToBeHad as error:
             one = Made(source.name, " ".join(source.packages), source.licence, missing=str(error))
-            say(f"warning: {source.name} is left out: {error}")
+            log(f"warning: {source.name} is skipped: {error}")
         made.append(one)
         summary[one.name] = asdict(one)
         path_of_summary.write_text(json.dumps(list(summary.values()), indent=2) + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ def text_files(folder: Path, pattern: str) -> Iterator[str]:
 
 
 def pages(folder: Path, pattern: str, without: str = r"^$") -> Iterator[str]:
-    """One document an HTML page; a paragraph that an earlier page had is left out, and so are stubs of pages."""
+    """One document an HTML page; a paragraph that an earlier page had is omitted, and so are stubs of pages."""
     seen: set[str] = set()
     for path in sorted(folder.glob(pattern)):
         if re.search(without, str(path.relative_to(folder))) or path.is_symlink():

@@ -42,7 +42,7 @@ def read_blend(source: str, words: Sequence[str]) -> Blend:
     asked = f"{source} takes dataset prefixes, or a weight before each: WEIGHT PREFIX WEIGHT PREFIX ..."
     for place in range(0, len(words), 2):
         if numbers[place] is None:
-            raise UserError(f"{asked}; no weight stands before {words[place]!r}")
+            raise UserError(f"{asked}; no weight is before {words[place]!r}")
         if place + 1 == len(words):
             raise UserError(f"{asked}; no prefix follows the weight {words[place]}")
         if numbers[place + 1] is not None:
@@ -54,7 +54,7 @@ def read_blend(source: str, words: Sequence[str]) -> Blend:
     prefixes = _each_once(source, words[1::2])
     for weight, prefix in zip(weights, prefixes, strict=True):
         if not (weight > 0 and math.isfinite(weight)):
-            raise UserError(f"{source}: the weight of {prefix} must be above 0, found {weight:g}; leave it out instead")
+            raise UserError(f"{source}: the weight of {prefix} must be above 0, found {weight:g}; omit it instead")
     if not math.isfinite(sum(weights)):
         raise UserError(f"{source}: the weights add up to more than a number can hold; give smaller ones")
     return Blend(source, prefixes, weights)

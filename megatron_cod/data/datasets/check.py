@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_cod.data.datasets.index_file import Index, read_index
-from megatron_cod.data.datasets.manifest import DatasetRecord, read_record, record_path, stands_for
+from megatron_cod.data.datasets.manifest import DatasetRecord, describes, read_record, record_path
 from megatron_cod.data.datasets.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
@@ -71,9 +71,9 @@ def check_prefix(
 
 
 def _refuse_other_content(prefix: str, record: DatasetRecord) -> None:
-    if not stands_for(record, prefix):
+    if not describes(record, prefix):
         raise UserError(
-            f"{record_path(prefix)} tells of another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
+            f"{record_path(prefix)} describes another dataset than {prefix}.bin and {prefix}.idx hold: they were changed "
             f"or replaced since it was written; {_REMAKE}, or remove {record_path(prefix)}"
         )
 

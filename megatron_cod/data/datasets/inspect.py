@@ -1,4 +1,4 @@
-"""What a dataset holds, for the eye: how long its documents are, and what stands in some of them."""
+"""Prints what a dataset contains: lengths of documents, and samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a dataset was made of and with: its manifest, a JSON file beside `.bin` and `.idx`."""
+"""The manifest of a dataset: a JSON file beside `.bin` and `.idx` that records how it was made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 2
 class DatasetRecord:
     """Content of PREFIX.json. Holds nothing that changes between two equal runs, such as times.
 
-    `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents left out
+    `text_bytes` counts UTF-8 bytes of the documents written; `empty`, `bad` and `duplicates` count documents omitted
     in the whole run, `empty` those without text under `json_key`; `tokenizer_files` has the SHA-256 of each file of
     the tokenizer, and `model_sha256` that of the model alone; `inputs` have "path", "size", "mtime_ns" and "format";
     `options` are those of the tool that the result depends on; `index_digest` and `tokens_digest` are of `.idx` and
@@ -79,7 +79,7 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
         raise UserError(f"{path} is not a dataset record ({error}); make the dataset again or remove it") from error
 
 
-def stands_for(record: DatasetRecord, prefix: str | Path) -> bool:
+def describes(record: DatasetRecord, prefix: str | Path) -> bool:
     """Whether the dataset beside a record is the one that it tells of; a record of an earlier version does not say."""
-    said = record.index_digest, record.tokens_digest
-    return None in said or said == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))
+    recorded = record.index_digest, record.tokens_digest
+    return None in recorded or recorded == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))

@@ -13,7 +13,7 @@ from megatron_cod.data.reading.documents import cut_documents, json_value, text_
 from megatron_cod.data.reading.inputs import InputFile, find_inputs
 from megatron_cod.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _SHOWN = 5
 _NO_DOMAIN = "(none)"
 
@@ -41,11 +41,11 @@ class _Collected:
     text_bytes: int = 0
 
 
-def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]:
+def read_texts(source: Source, reading: TextReading, log: Log) -> list[TokenSet]:
     """The sets of one source, in order of appearance. UserError, with file and line, for what cannot be read."""
     found: dict[str, _Collected] = {}
     bad, empty = [], 0
-    for file in find_inputs([source.path], say=say):
+    for file in find_inputs([source.path], log=log):
         if file.format not in ("jsonl", "text"):
             raise UserError(f"{file.path}: evaluation reads JSON lines and plain text; make .bin/.idx of the others")
         for line, content in _documents(file):
@@ -58,7 +58,7 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
             except ValueError as error:
                 bad.append(f"{file.path}, line {line}: {error}")
                 if not reading.skip_bad:
-                    raise UserError(f"{bad[0]} (--eval-skip-bad-lines leaves such documents out)") from None
+                    raise UserError(f"{bad[0]} (--eval-skip-bad-lines skips such documents)") from None
                 continue
             if not text.strip() or not len(ids):
                 empty += 1
@@ -67,9 +67,9 @@ def read_texts(source: Source, reading: TextReading, say: Say) -> list[TokenSet]
             held.parts.append(ids)
             held.text_bytes += len(text.encode("utf-8"))
     if bad or empty:
-        say(f"{source.name}: {empty:,} empty and {len(bad):,} bad documents left out")
+        log(f"{source.name}: {empty:,} empty and {len(bad):,} bad documents skipped")
         for text in bad[:_SHOWN]:
-            say(f"  left out: {text}")
+            log(f"  skipped: {text}")
     if not found:
         raise UserError(f"no documents in {source.path}: {empty} empty, {len(bad)} bad")
     return [_set(source, domain, held) for domain, held in found.items()]

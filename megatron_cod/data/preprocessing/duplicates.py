@@ -1,4 +1,4 @@
-"""Find documents whose text came before, by its hash, in memory that does not grow with their number."""
+"""Find duplicate documents by a hash of their text, in constant memory."""
 
 from __future__ import annotations
 

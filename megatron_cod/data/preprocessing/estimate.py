@@ -1,4 +1,4 @@
-"""Guess the size and time of a run from its first documents."""
+"""Estimate the size and time of a run from its first documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `tools/preprocess_data.py` is asked to do, and whether that makes sense."""
+"""The job of `tools/preprocess_data.py`: its options, checked."""
 
 from __future__ import annotations
 

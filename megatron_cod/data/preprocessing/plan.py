@@ -23,7 +23,7 @@ class Plan:
 
     `documents`, `tokens`, `text_bytes` int64 [pieces, splits, keys]: what each piece adds to each dataset. `taken`
     counts the documents that have text under one key at least, and go into the datasets of those keys; `duplicates`
-    those left out. `seed` of the shuffle and `width`, the ranges in a piece, are None for the order of the input.
+    those omitted. `seed` of the shuffle and `width`, the ranges in a piece, are None for the order of the input.
     """
 
     runs: Sequence[Run]
@@ -51,7 +51,7 @@ def make_plan(
     deduplicate: bool,
     seed: int | None,
 ) -> Plan:
-    """Goes through the runs one by one. limit: documents to take, counted before duplicates are left out."""
+    """Goes through the runs one by one. limit: documents to take, counted before duplicates are omitted."""
     folder.mkdir(exist_ok=True)
     total = sum(run.commit.documents for run in runs)
     wanted = total if limit is None else min(limit, total)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, otherwise a line every few seconds."""
+"""Progress of a run: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 

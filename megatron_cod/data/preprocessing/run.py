@@ -15,7 +15,7 @@ import numpy as np
 
 from megatron_cod.data.datasets.content import index_digest, tokens_digest
 from megatron_cod.data.datasets.index_file import write_index
-from megatron_cod.data.datasets.manifest import DatasetRecord, dataset_files, read_record, stands_for, write_record
+from megatron_cod.data.datasets.manifest import DatasetRecord, dataset_files, describes, read_record, write_record
 from megatron_cod.data.preprocessing.assemble import Assembly, Target, flush_to_disk, prepare, write_piece
 from megatron_cod.data.preprocessing.encode import Encoding, encode_part
 from megatron_cod.data.preprocessing.job import PreprocessJob, check_job, identity_of, output_name, what_differs
@@ -36,7 +36,7 @@ from megatron_cod.errors import UserError
 @dataclass(frozen=True)
 class PreprocessResult:
     """What was done. `datasets` maps a dataset's prefix to its record; `bad` are the messages of the first bad
-    documents left out, `bad_count` is how many there were; `seconds` is without start-up, and 0 when everything was
+    documents omitted, `bad_count` is how many there were; `seconds` is without start-up, and 0 when everything was
     there already."""
 
     datasets: dict[str, DatasetRecord]
@@ -47,7 +47,7 @@ class PreprocessResult:
 
     @property
     def empty(self) -> dict[str, int]:
-        """Key -> how many documents its datasets leave out, since they have no text under it."""
+        """Key -> how many documents its datasets omit, since they have no text under it."""
         return {record.json_key: record.empty for record in self.datasets.values()}
 
 
@@ -55,7 +55,7 @@ def preprocess(job: PreprocessJob) -> PreprocessResult:
     """Write the datasets of `job`, all or none.
 
     The result depends on the inputs and options alone, to the byte, whatever the number of workers and however often
-    the run was broken off: what is finished is kept in PREFIX.partial, and the same job goes on from there. Datasets
+    the run was broken off: what is finished is kept in PREFIX.partial, and the same job resumes from there. Datasets
     that the same job has made already are left as they are. Raises UserError for bad options, inputs or documents,
     OSError when a file cannot be used.
     """
@@ -97,7 +97,7 @@ def _made_already(
     whole = len(existing) == 3 * len(prefixes)
     records = {prefix: record for prefix in prefixes if whole and (record := read_record(prefix)) is not None}
     others = [difference for record in records.values() if (difference := what_differs(identity, vars(record)))]
-    others += ["contents than its manifest tells of" for prefix, one in records.items() if not stands_for(one, prefix)]
+    others += ["contents than its manifest describes" for prefix, one in records.items() if not describes(one, prefix)]
     if len(records) == len(prefixes) and not others:
         first = records[prefixes[0]]
         return PreprocessResult(records, [], first.bad, first.duplicates, 0.0)
@@ -132,7 +132,7 @@ class _Run:
             "part_bytes": part_bytes(self._inputs),
         }
         if self._folder.begin(job, self._job.overwrite):
-            print(f"going on with the finished parts in {self._folder.path}", file=sys.stderr)
+            print(f"resuming with the finished parts in {self._folder.path}", file=sys.stderr)
         runs = self._tokenize()
         plan = make_plan(
             runs,

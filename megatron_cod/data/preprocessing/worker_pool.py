@@ -1,4 +1,4 @@
-"""Do numbered tasks in this process or in several, with results in order and progress on the way."""
+"""Run numbered tasks in this process or in workers, with results in order and progress reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run_tasks(task: Task, numbers: Iterable[int], workers: int, watch: Watch) ->
     )
     waiting: deque[Future[Any]] = deque()
 
-    def look() -> None:
+    def poll() -> None:
         sums = [sum(counters[kind::4]) for kind in range(4)]
         watch((sums[0], sums[1], sums[2], sums[3]))
 
@@ -49,9 +49,9 @@ def run_tasks(task: Task, numbers: Iterable[int], workers: int, watch: Watch) ->
         for number in numbers:
             waiting.append(pool.submit(_work, number))
             if len(waiting) >= _AHEAD * workers:
-                yield _result(waiting.popleft(), look)
+                yield _result(waiting.popleft(), poll)
         while waiting:
-            yield _result(waiting.popleft(), look)
+            yield _result(waiting.popleft(), poll)
     except BrokenProcessPool as error:
         raise UserError("a worker process died, perhaps for lack of memory; try fewer --workers") from error
     finally:
@@ -70,7 +70,7 @@ def _alone(task: Task, numbers: Iterable[int], watch: Watch) -> Generator[Any, N
         yield task(number, report)
 
 
-def _result(future: Future[Any], look: Callable[[], None]) -> Any:
+def _result(future: Future[Any], poll: Callable[[], None]) -> Any:
     while True:
         try:
             return future.result(timeout=_SECONDS_BETWEEN_LOOKS)
@@ -78,7 +78,7 @@ def _result(future: Future[Any], look: Callable[[], None]) -> Any:
             if future.done():  # the task's own
                 raise
         finally:
-            look()
+            poll()
 
 
 _worker: tuple[Task, Report]
@@ -101,7 +101,7 @@ def _start_worker(task: Task, counters: Any, places: Any, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot stop its workers, and they would wait for work for ever."""
+    """A parent that is killed cannot stop its workers, and they would wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Open a file that may be compressed: gzip, zstd, xz and bzip2, told by the content and not by the name."""
+"""Open a file that may be compressed (gzip, zstd, xz, bzip2), recognized by its content, not its name."""
 
 from __future__ import annotations
 

@@ -43,16 +43,16 @@ class InputFile:
         return self.format in ("parquet", "arrow")
 
 
-def _say_on_stderr(text: str) -> None:
+def _log_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)
 
 
 def find_inputs(
-    patterns: Sequence[str], input_format: str = "auto", say: Callable[[str], None] = _say_on_stderr
+    patterns: Sequence[str], input_format: str = "auto", log: Callable[[str], None] = _log_to_stderr
 ) -> list[InputFile]:
     """Files named by paths and globs, in the order given, each once; a glob's matches are sorted.
 
-    A file keeps the first name it is given; further ones, links too, are left out, and `say` is told. A folder must be
+    A file keeps the first name it is given; further ones, links too, are omitted, and `say` is told. A folder must be
     a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
     "text", or "auto" to go by the file's name. Raises UserError for a path that is missing, another folder, a glob
     without matches, or a name whose format "auto" cannot tell.
@@ -67,7 +67,7 @@ def find_inputs(
         raise UserError("no input given")
     if again:
         more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
-        say(f"each input is read once; left out: {', '.join(again[:_SHOWN])}{more}")
+        log(f"each input is read once; skipped: {', '.join(again[:_SHOWN])}{more}")
     found = []
     for path in names.values():
         status = path.stat()

@@ -1,4 +1,4 @@
-"""Which tokenizer: what the user asks for, and Megatron's own, built by Megatron's own builder."""
+"""The chosen tokenizer, and Megatron's own, built by Megatron's builder."""
 
 from __future__ import annotations
 

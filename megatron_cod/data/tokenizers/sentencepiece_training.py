@@ -18,7 +18,7 @@ from megatron_cod.data.reading.parts import RawBatch, read_batches, texts_of, wh
 from megatron_cod.data.reading.skipped import HINT, MOST_EXAMPLES
 from megatron_cod.errors import UserError
 
-# SentencePiece leaves out sentences above 4192 bytes without a word; documents are cut well below that.
+# SentencePiece omits sentences above 4192 bytes without a word; documents are cut well below that.
 _SENTENCE_CHARACTERS = 1000
 # Every so many sentences one is kept from training, up to so many bytes, to measure on.
 _HOLDOUT_EVERY = 50
@@ -56,7 +56,7 @@ class TokenizerTraining:
 @dataclass(frozen=True)
 class TrainedTokenizer:
     """`bytes_per_token` is on text kept from training; None when there was too little text. `bad` are the messages of
-    the first bad documents left out, `bad_count` is how many there were."""
+    the first bad documents skipped, `bad_count` is how many there were."""
 
     model: Path
     vocab: Path
@@ -103,7 +103,7 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     sentences = _keep_some(_sentences(inputs, job.json_key, bad), holdout)
     sample = _sample(sentences, job.max_sentences, job.seed)
     if not sample:
-        raise UserError(f"no text to train on in {len(inputs)} input file(s), {bad.count} bad lines left out")
+        raise UserError(f"no text to train on in {len(inputs)} input file(s), {bad.count} bad lines skipped")
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(sample), model_writer=buffer, **options)
     except (RuntimeError, OSError) as error:

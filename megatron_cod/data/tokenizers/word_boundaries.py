@@ -1,4 +1,4 @@
-"""For which tokenizers the tokens of a text are those of its words: where a cut changes nothing, by their definitions.
+"""Where a text can be divided into words without changing its tokens, by the tokenizer's definitions.
 
 SentencePiece, and Hugging Face tokenizers made like it, write a space as a mark and merge pieces over the whole text.
 No piece of the vocabulary has the mark behind another character, as long as the model was trained without pieces over

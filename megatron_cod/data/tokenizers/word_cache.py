@@ -127,7 +127,7 @@ class WordByWord:
                 found = [None if self._must_be_whole(text) else self._tokens(text) for text in texts]
                 self._learn()
         except BaseException:
-            self.forget()  # what was to be learned must not be taken for known
+            self.forget()  # what was to be learned must not be treated as known
             raise
         tokens = [b"".join([self._before, *ids, self._after]) if isinstance(ids, list) else ids for ids in found]
         self._forget_some()

@@ -1,4 +1,4 @@
-"""What a model is, in neither house's words: read from a Hugging Face config or from Megatron's arguments."""
+"""A model's architecture, independent of Hugging Face's and Megatron's names."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def need(config: Config, name: str) -> Any:
     """A value that must be there."""
     value = config.get(name)
     if value is None:
-        raise UserError(f"config.json does not say {name}")
+        raise UserError(f"config.json does not set {name}")
     return value
 
 

@@ -72,8 +72,7 @@ def datasets_provider(sample_counts: list[int], vp_stage: int | None = None) -> 
         return _reads_data(args, vp_stage) and mpu.get_tensor_model_parallel_rank() == 0
 
     print_rank_0("building datasets ...")
-    if torch.distributed.get_rank() == 0:
-        remove_unfinished_blends(args.data_cache_path)
+    remove_unfinished_blends(args.data_cache_path)
     training = _only(dataset_config(args), [True, False, False])
     evaluation = _only(dataset_config(args, EVALUATION_SEED), [False, True, True])
     train = BlendedMegatronDatasetBuilder(kind, [sample_counts[0], 0, 0], is_built_here, training).build()[0]

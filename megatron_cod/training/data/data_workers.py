@@ -21,7 +21,7 @@ class DataWorkers(Observer):
 def ended() -> Iterator[None]:
     """Around the training: what it leaves of them, when a signal or an error ends it, is killed.
 
-    Python would send them SIGTERM at its exit and then wait for ever: Megatron has them take it for a notice, as ranks do.
+    Python would send them SIGTERM at its exit and then wait forever: Megatron has them take it for a notice, as ranks do.
     """
     try:
         yield

@@ -52,14 +52,12 @@ def _check_validation(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:
     if "all" in blends:
         split = args.split or _MEGATRONS_SPLIT
         missing = _bounds(split)[SPLITS.index("valid")] is None
-        what, way_out = f"--split {split} leaves none", "give another --split"
+        what, remedy = f"--split {split} leaves none", "give another --split"
     else:
         missing = "valid" not in blends
-        what, way_out = "no --valid-data-path is given", "give it"
+        what, remedy = "no --valid-data-path is given", "give it"
     if missing:
-        raise UserError(
-            f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {way_out}, or --eval-iters 0"
-        )
+        raise UserError(f"validation (--eval-iters {args.eval_iters}) has no data, {what}: {remedy}, or --eval-iters 0")
 
 
 def _check_whole(args: MegatronArgs, blends: Mapping[str, Blend]) -> None:

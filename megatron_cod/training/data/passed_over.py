@@ -12,16 +12,16 @@ from megatron_cod.checkpoint.rewinds import Rewind, read_rewinds
 
 
 class _Gaps:
-    """Samples of a dataset that are left out: runs of them, apart and in order, by their places in the whole dataset."""
+    """Samples of a dataset that are omitted: runs of them, apart and in order, by their places in the whole dataset."""
 
     def __init__(self) -> None:
         self._gaps: list[tuple[int, int]] = []  # first sample, and the one after the last
-        # The index of the first sample after a gap, where those left out are not counted; samples left out up to there.
+        # The index of the first sample after a gap, where those omitted are not counted; samples omitted up to there.
         self._after: list[int] = []
         self._left_out: list[int] = [0]
 
     def place(self, index: int) -> int:
-        """Where a sample stands in the dataset. index: its number among those that are not left out."""
+        """Where a sample is in the dataset. index: its number among those that are not omitted."""
         return index + self._left_out[bisect.bisect_right(self._after, index)]
 
     def leave_out(self, index: int, count: int) -> None:
@@ -54,7 +54,7 @@ class PassedOver:
 
 
 def passing_over(provider: Callable[..., Any], save: str | None) -> Callable[..., Any]:
-    """Megatron's dataset provider, with what rewinds of ``save`` pass over left out of the training set."""
+    """Megatron's dataset provider, with what rewinds of ``save`` pass over omitted from the training set."""
 
     @functools.wraps(provider)  # takes its mark ``is_distributed`` along
     def passing(counts: Sequence[int], *rest: Any, **kwargs: Any) -> Any:

@@ -35,7 +35,7 @@ class ContentDataset(GPTDataset):
         ).hexdigest()
         folder = self._folder()
         try:
-            if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            if _is_first_rank():
                 self._remove_unfinished(folder)
             return super()._build_document_sample_shuffle_indices()
         except OSError as error:
@@ -58,10 +58,16 @@ class ContentDataset(GPTDataset):
 
 
 def remove_unfinished_blends(folder: str | None) -> None:
-    """Remove a blend's indices in ``--data-cache-path`` that a killed run was writing. Call on rank 0, before building."""
+    """Remove a blend's indices in ``--data-cache-path`` that a killed run was writing. Call before building."""
+    if not _is_first_rank():
+        return
     for path in Path(folder).glob("*-BlendedDataset-*_index.npy") if folder else ():
         if not _is_whole(path):
             path.unlink()
+
+
+def _is_first_rank() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _is_whole(path: Path) -> bool:

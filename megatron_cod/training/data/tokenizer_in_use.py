@@ -1,4 +1,4 @@
-"""What training's arguments say of the tokenizer, to compare it with those of datasets."""
+"""The tokenizer of the training arguments, to compare with those of datasets."""
 
 from __future__ import annotations
 

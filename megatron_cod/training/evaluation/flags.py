@@ -1,4 +1,4 @@
-"""The flags of ``evaluate.py``, and the wishes that do not go together."""
+"""The flags of ``evaluate.py``, and the options that exclude each other."""
 
 import argparse
 from typing import Any
@@ -60,10 +60,10 @@ def add_arguments(group: Any) -> None:
         "--no-eval-append-eod",
         dest="eval_append_eod",
         action="store_false",
-        help="text: leave out the end of document behind each, which is predicted where the tokenizer has one",
+        help="text: omit the end of document behind each, which is predicted where the tokenizer has one",
     )
     group.add_argument(
-        "--eval-skip-bad-lines", action="store_true", help="text: leave out what cannot be read, and count it"
+        "--eval-skip-bad-lines", action="store_true", help="text: skip unreadable documents, and count them"
     )
     group.add_argument("--output", metavar="FILE", help="the result as JSON")
 
@@ -93,6 +93,6 @@ def check_window(stride: int | None, seq_length: int) -> int:
     """The stride; UserError where it would leave tokens out."""
     if stride is not None and stride > seq_length:
         raise UserError(
-            f"--stride {stride} is larger than the window of --seq-length {seq_length}: tokens would be left out"
+            f"--stride {stride} is larger than the window of --seq-length {seq_length}: tokens would be skipped"
         )
     return stride or seq_length

@@ -117,14 +117,14 @@ class Progress:
     def __init__(self, total: int, emit: Callable[[str], None]) -> None:
         """total: tokens to predict."""
         self._total, self._emit, self._done = total, emit, 0
-        self._begun = self._told = time.monotonic()
+        self._begun = self._described = time.monotonic()
 
     def add(self, tokens: int) -> None:
         """So many more were predicted."""
         self._done += tokens
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES and self._done < self._total:
-            self._told = now
+        if now - self._described >= _SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._described = now
             share = self._done / self._total
             left = (now - self._begun) * (1 - share) / share
             done = f"{tokens_text(self._done)} of {tokens_text(self._total)} tokens"

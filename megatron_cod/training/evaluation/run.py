@@ -16,7 +16,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
 from megatron_cod.args import EvaluationArgs
-from megatron_cod.console import say, this_rank
+from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
 from megatron_cod.data.evaluation.windows import plan_windows
@@ -28,7 +28,7 @@ from megatron_cod.training.data.tokenizer_in_use import trained_with
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
-from megatron_cod.training.faults.out_of_memory import told_in_one_line
+from megatron_cod.training.faults.out_of_memory import reported_in_one_line
 from megatron_cod.training.faults.signals import UntilTraining
 from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.layout_checks import check_vocabulary
@@ -62,7 +62,7 @@ def _set_batches(raw: EvaluationArgs) -> None:
     """Set the batch sizes: a global batch is what one call of the schedule computes."""
     raw.micro_batch_size = raw.micro_batch_size or 1
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
-        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; say where it is now")
+        raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; give its path")
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
     raw.global_batch_size = raw.micro_batch_size * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
 
@@ -119,7 +119,7 @@ def read_sets(args: EvaluationArgs) -> list[TokenSet]:
         if source.is_dataset:
             found.append(read_dataset(source, vocabulary, compared_with))
         else:
-            found += read_texts(source, _text_reading(args, tokenizer, vocabulary), say)
+            found += read_texts(source, _text_reading(args, tokenizer, vocabulary), log_rank0)
     return found
 
 
@@ -142,11 +142,11 @@ def plan(args: EvaluationArgs, sets: list[TokenSet]) -> Job:
     return Job(sets, windows, prefix, args.seq_length, args.micro_batch_size, micro, unit, multiple)
 
 
-def _tell(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
+def _report(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     documents, tokens = sum(one.documents for one in job.sets), sum(job.predicted())
     rows = sum(len(plan) for plan in job.windows)
     apart = args.stride or args.seq_length
-    say(
+    log_rank0(
         f"evaluating {checkpoint} ({args.norm_scheme}) by {args.eval_mode}: {len(job.sets)} sets, {documents:,} documents, "
         f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart"
     )
@@ -186,13 +186,13 @@ def main() -> None:
         start, checkpoint = start_of(sys.argv[1:])
         args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))
-        _tell(args, checkpoint, job)
+        _report(args, checkpoint, job)
         if args.dry_run:
-            say("dry run: arguments, checkpoint and data are in order")
+            log_rank0("dry run: arguments, checkpoint and data are in order")
             return
     last = this_rank() == args.world_size - 1
     progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
-    in_one_line = partial(told_in_one_line, args, lambda: "in evaluation", evaluation_memory)
+    in_one_line = partial(reported_in_one_line, args, lambda: "in evaluation", evaluation_memory)
     with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, start.model_config)
     with one_line_endings(lambda: Phase.TRAINING), in_one_line():

@@ -26,7 +26,7 @@ class Retention(Observer):
     it does last, in an asynchronous save too. A look is one ``stat``.
     """
 
-    def __init__(self, args: MegatronArgs, say: Callable[[str], None]) -> None:
+    def __init__(self, args: MegatronArgs, log: Callable[[str], None]) -> None:
         """args: Megatron's. Takes ``save_retain_interval`` out of them: two that delete would get in each other's way."""
         self._args = args
         assert args.save is not None
@@ -35,7 +35,7 @@ class Retention(Observer):
         self._keep = args.keep_last_checkpoints
         self._every: int | None = args.save_retain_interval
         args.save_retain_interval = None
-        self._say = say
+        self._log = log
         self._seen: Any = None
         self._threads: list[threading.Thread] = []
 
@@ -43,13 +43,13 @@ class Retention(Observer):
     def of(cls, run: Run) -> Retention | None:
         """On rank 0, where ``--keep-last-checkpoints`` asks for it."""
         asked = run.args.save and run.args.keep_last_checkpoints and run.args.rank == 0
-        return cls(run.args, run.say) if asked else None
+        return cls(run.args, run.log) if asked else None
 
     def step_begins(self) -> None:
         """Look whether the step before saved."""
-        self.look()
+        self.check_tracker()
 
-    def look(self) -> None:
+    def check_tracker(self) -> None:
         """Delete the surplus when the tracker has changed.
 
         What cannot be deleted is said, and ends no training.
@@ -65,7 +65,7 @@ class Retention(Observer):
         try:
             hidden = [hide(path) for path in surplus(self._directory, self._keep, self._every)]
         except OSError as error:
-            self._say(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
+            self._log(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
             return
         if hidden:
             # Deleting terabytes takes minutes on a shared file system, and the next step waits for rank 0.
@@ -77,7 +77,7 @@ class Retention(Observer):
             try:
                 shutil.rmtree(path)
             except OSError as error:
-                self._say(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
+                self._log(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
 
     @contextmanager
     def around_training(self) -> Iterator[None]:
@@ -86,6 +86,6 @@ class Retention(Observer):
             yield
         finally:
             self._seen = None  # two saves may fall into one tick of the file system's clock
-            self.look()
+            self.check_tracker()
             for thread in self._threads:
                 thread.join()

@@ -1,4 +1,4 @@
-"""What a run does against faults before it begins, and the watch for hangs."""
+"""Fault handling before a run begins, and the hang watch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from megatron_cod.checkpoint.rewinds import pending
 from megatron_cod.checkpoint.selection import saved_state
 from megatron_cod.launch.store import store_connection
 from megatron_cod.training.faults import hangs, rewind
+from megatron_cod.training.faults.hang_diagnosis import Limits
 from megatron_cod.training.faults.time_limit import deadline
-from megatron_cod.training.faults.verdicts import Limits
 from megatron_cod.training.loop.observers import Observer, Run
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def check_flags(args: MegatronArgs) -> None:
@@ -36,21 +36,21 @@ def hang_limits(args: MegatronArgs) -> Limits:
     return Limits(timeout, set_up, training)
 
 
-def put_in_order(args: MegatronArgs, say: Say, events: Events) -> None:
-    """The ``--save`` directory before a run goes on in it. For rank 0 alone, before the process group."""
+def put_in_order(args: MegatronArgs, log: Log, events: Events) -> None:
+    """Clean up ``--save`` before a run resumes in it. On rank 0 only, before the process group."""
     checkpoint = pending(args)
     if checkpoint is not None:
         saved = saved_state(checkpoint).get("args")
         consumed = int(getattr(saved, "consumed_train_samples", 0))
         line = rewind.perform(args, consumed)
-        say(str(line))
+        log(str(line))
         events.add("rewind", to=args.rewind_to, skip=args.rewind_skip)
 
     def damaged(path: Path, why: str) -> None:
         events.add("damaged checkpoint", name=path.name, why=why)
 
     assert args.save is not None
-    retention.clean(args.save, say, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
+    retention.clean(args.save, log, spare=args.ckpt_step, damaged=damaged, verify=args.verify_checkpoint)
 
 
 class Hangs(Observer):
@@ -88,11 +88,11 @@ class Hangs(Observer):
         self._watch.start()
 
     def step_begins(self) -> None:
-        """A sign of life where no forward step is told, since the graph is replayed."""
+        """A heartbeat for replayed graphs, where ``forward_begins`` is not called."""
         if self._replayed:
             self.forward_begins()
 
     def forward_begins(self) -> None:
-        """A sign of life."""
+        """A heartbeat."""
         if self._watch:
-            self._watch.beat()
+            self._watch.heartbeat()

@@ -23,8 +23,8 @@ from megatron_cod import console
 from megatron_cod.checkpoint.events import Events
 from megatron_cod.launch.scheduler import this_host
 from megatron_cod.training.faults.collectives import Collectives, collectives_here
+from megatron_cod.training.faults.hang_diagnosis import Diagnosis, Heartbeat, Limits, diagnose
 from megatron_cod.training.faults.main_thread_state import Wait, collectives_begun, doing
-from megatron_cod.training.faults.verdicts import Limits, Sign, Verdict, verdict
 
 HUNG = 86
 """Exit code of a run that was ended because a rank hung."""
@@ -64,7 +64,7 @@ class HangWatch:
         self._thread.start()
         threading.Thread(target=self._watch_store, daemon=True).start()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """A forward step begins."""
         self._forwards += 1
         self._since = time.monotonic()
@@ -92,38 +92,38 @@ class HangWatch:
                 elif sign.number != seen:
                     seen, changed = sign.number, now
                 elif now - changed > self._limits.timeout:
-                    self._tell(
-                        store, Verdict([neighbour]), {neighbour: sign}, f"no sign of life for {now - changed:.0f} s"
+                    self._write(
+                        store, Diagnosis([neighbour]), {neighbour: sign}, f"no sign of life for {now - changed:.0f} s"
                     )
-                if self._rank == 0 and now - self._since > self._judged_after():
-                    self._judge(store)
+                if self._rank == 0 and now - self._since > self._decided_after():
+                    self._decide(store)
             store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(0))))
         except (RuntimeError, OSError):
             # The store is gone: its host ends, or has gone, and the launcher or the other thread has the word.
             return
 
-    def _sign(self, number: int) -> Sign:
+    def _sign(self, number: int) -> Heartbeat:
         frame = sys._current_frames().get(self._main) if self._main is not None else None
         if self._replayed and collectives_begun() != self._collectives:
             self._collectives, self._since = collectives_begun(), time.monotonic()
         still = time.monotonic() - self._since
         # Of a rank that goes on nobody asks.
         at = collectives_here() if number and still > self._interval else Collectives()
-        waited = round(max(self._wait.look(frame), at.oldest), 1)
-        return Sign(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
+        waited = round(max(self._wait.observe(frame), at.oldest), 1)
+        return Heartbeat(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
 
-    def _judged_after(self) -> float:
+    def _decided_after(self) -> float:
         patience = self._limits.patience(self._forwards > 0)
         return min(self._limits.timeout, patience) if self._forwards else patience
 
-    def _judge(self, store: Any) -> None:
+    def _decide(self, store: Any) -> None:
         signs = {rank: sign for rank in range(self._world) if (sign := _read(store, rank)) and sign.number}
         # Where some are done nobody waits for the others.
-        found = verdict(signs, self._limits) if len(signs) == self._world else None
+        found = diagnose(signs, self._limits) if len(signs) == self._world else None
         if found:
-            self._tell(store, found, signs, f"no progress for {signs[found.ranks[0]].still:.0f} s")
+            self._write(store, found, signs, f"no progress for {signs[found.ranks[0]].still:.0f} s")
 
-    def _tell(self, store: Any, found: Verdict, signs: dict[int, Sign], what: str) -> None:
+    def _write(self, store: Any, found: Diagnosis, signs: dict[int, Heartbeat], what: str) -> None:
         named = [
             f"rank {rank} on {signs[rank].host} (pid {signs[rank].pid}, {signs[rank].doing})"
             for rank in found.ranks[:4]
@@ -133,11 +133,11 @@ class HangWatch:
         spoken = store.compare_set(_VERDICT, "", line).decode() == line
         if spoken:
             step = f"forward step {self._forwards}" if self._forwards else "set-up"
-            self._speak(line, ranks=found.ranks, at=step)
+            self._report(line, ranks=found.ranks, at=step)
         self._leave(spoken)
 
-    def _speak(self, line: str, **facts: Any) -> None:
-        console.speak(f"error: {line}; the job ends")  # first: the file system may be what hangs
+    def _report(self, line: str, **facts: Any) -> None:
+        console.print_error(f"error: {line}; the job ends")  # first: the file system may be what hangs
         self._events.add_here("hang", what=line, seen_by=self._rank, **facts)
 
     def _leave(self, spoken: bool) -> None:
@@ -147,19 +147,19 @@ class HangWatch:
         self._end(HUNG)
 
     def _watch_store(self) -> None:
-        """A store whose host is stopped answers nothing, and keeps the other thread for ever."""
+        """A store whose host is stopped answers nothing, and keeps the other thread forever."""
         while not self._over.wait(self._interval):
             silent = time.monotonic() - self._answered
             if silent > self._limits.timeout + 2 * self._interval:
                 host = "rank 0's process" if "TORCHELASTIC_RUN_ID" not in os.environ else "the launcher"
                 line = f"no answer for {silent:.0f} s from the store that {host} keeps"
-                self._speak(line)
+                self._report(line)
                 self._leave(spoken=True)
 
 
-def _read(store: Any, rank: int) -> Sign | None:
+def _read(store: Any, rank: int) -> Heartbeat | None:
     key = _SIGNS.format(rank)
     if not store.check([key]):
         return None
-    told = json.loads(store.get(key))
-    return Sign(**told | {"at": Collectives.read(told["at"])})
+    record = json.loads(store.get(key))
+    return Heartbeat(**record | {"at": Collectives.read(record["at"])})

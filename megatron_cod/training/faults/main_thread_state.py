@@ -1,4 +1,4 @@
-"""What the main thread of a rank is at, as another thread sees it, and for how long it has waited for other ranks."""
+"""What the main thread of a rank is doing, observed by another thread, and how long it has waited for other ranks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Wait:
         self._place: tuple[Any, ...] = ()
         self._since = time.monotonic()
 
-    def look(self, innermost: FrameType | None) -> float:
+    def observe(self, innermost: FrameType | None) -> float:
         """Seconds since the first look that found it there; 0 where it does not wait."""
         now = time.monotonic()
         if not doing(innermost).startswith(WAITING):

@@ -75,11 +75,11 @@ def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
 class StepGuard(Observer):
     """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
 
-    def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, say: Callable[[str], None]) -> None:
-        """most: steps in a row that may be left out. say: prints a line on rank 0."""
+    def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, log: Callable[[str], None]) -> None:
+        """most: steps in a row that may be omitted. say: prints a line on rank 0."""
         assert policy in POLICIES
         self._policy, self._most, self._args = policy, most, args
-        self._events, self._say = events, say
+        self._events, self._log = events, log
         self._model: list[Any] = []
         self._seen = StepRecord()
         self._skipped = 0
@@ -89,7 +89,7 @@ class StepGuard(Observer):
         """Not with fp16, whose loss scaler has such steps by design, and skips them."""
         args = run.args
         policy = "ignore" if args.fp16 else args.on_nonfinite
-        return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.say)
+        return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.log)
 
     def model_built(self, model: list[torch.nn.Module]) -> None:
         """Whose gradients to look at."""
@@ -111,7 +111,7 @@ class StepGuard(Observer):
             before_step(config.grad_scale_func.__self__, self._check)
 
     def _check(self) -> bool:
-        """Whether the step is to be left out. Collective; waits for the device once. Also right after a graph's replay."""
+        """Whether the step is to be omitted. Collective; waits for the device once. Also right after a graph's replay."""
         total = sum(map(zero_if_finite, whole_gradients(self._model))) + self._seen.zero_if_finite()
         trouble = (~torch.isfinite(total)).to(torch.int32).reshape(1)
         torch.distributed.all_reduce(trouble, op=torch.distributed.ReduceOp.MAX)
@@ -151,7 +151,7 @@ class StepGuard(Observer):
         facts = {"step": step, "origin": name, "ranks": [one.rank for one in seen]}
         if self._policy == "skip" and self._skipped <= self._most:
             self._events.add("step left out", **facts)
-            self._say(f"WARNING: {line}; left out, {self._skipped} in a row of at most {self._most}")
+            self._log(f"WARNING: {line}; skipped, {self._skipped} in a row of at most {self._most}")
             return
         self._events.add("not finite", **facts, sightings=[asdict(one) for one in seen[:4]])
         way = "" if self._policy == "stop" else f", as were the {self._most} steps before"
@@ -162,7 +162,7 @@ _LEFT_OUT = (False, None, None)  # as where the loss scaler found an overflow
 
 
 def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
-    """Have the next ``step`` of a Megatron optimizer ask first, and do nothing but say so where it is left out.
+    """Have the next ``step`` of a Megatron optimizer ask first, and do nothing but say so where it is omitted.
 
     The learning rate's schedule then stays where it is, and the data goes on. An attribute of this one object, which may
     have one already (``--optimizer-cuda-graph``).
@@ -170,14 +170,14 @@ def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
     step = optimizer.step
     own = vars(optimizer).get("step")
 
-    def asks_first() -> Any:
+    def checked_first() -> Any:
         if own is None:
             del optimizer.step
         else:
             optimizer.step = own
         return _LEFT_OUT if is_left_out() else step()
 
-    optimizer.step = asks_first
+    optimizer.step = checked_first
 
 
 def leave_out(optimizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""A device that is out of memory: one line with what holds it and what would help; the traceback in the rank's log."""
+"""Out of device memory: one line with the largest parts and flags that would help; the traceback goes to the rank's log."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _estimate(args: MegatronArgs, of_rank: Callable[[Any, int], Memory]) -> str:
 
 
 @contextmanager
-def told_in_one_line(
+def reported_in_one_line(
     args: MegatronArgs, when: Callable[[], str], of_rank: Callable[[Any, int], Memory] = rank_memory
 ) -> Iterator[None]:
     """Turn a device without memory into ``DeviceOutOfMemory``; with MEGATRON_COD_TRACEBACK=1 it stays what it was.

@@ -1,7 +1,7 @@
-"""``--rewind-to STEP --rewind-skip K``: go on from an older checkpoint of ``--save``, past the data of K steps.
+"""``--rewind-to STEP --rewind-skip K``: resume from an older checkpoint of ``--save``, past the data of K steps.
 
 What is done to a loss spike that does not heal: back to before it, and other data from there on. A rewind is done once: it
-is recorded beside the checkpoints, so that the same command line, queued again, goes on from the newest checkpoint. The
+is recorded beside the checkpoints, so that the same command line, queued again, resumes from the newest checkpoint. The
 data it passed over stays passed over.
 """
 
@@ -33,17 +33,17 @@ def check_rewind(args: MegatronArgs) -> None:
     if not same_directory(args.save, args.load):
         raise UserError("--rewind-to takes --load and --save of the same directory: that of the run to be rewound")
     if args.rewind_skip and args.dataloader_type == "cyclic":
-        raise UserError("--rewind-skip does not go with --dataloader-type cyclic, whose order is drawn anew")
+        raise UserError("--rewind-skip does not go with --dataloader-type cyclic, which draws a new order")
     if args.ckpt_step:
         raise UserError("give --rewind-to or --ckpt-step, not both")
     if args.phase_transition_iterations:
-        raise UserError("--rewind-to does not go with --phase-transition-iterations, where samples are counted anew")
+        raise UserError("--rewind-to does not go with --phase-transition-iterations, where samples are counted again")
 
 
 def perform(args: MegatronArgs, consumed: int) -> str | None:
     """Do a pending rewind, for rank 0 alone; the line that tells of it. consumed: samples behind the checkpoint.
 
-    The tracker comes first: whoever looks in between, another rank or a new start after a kill, goes on from the same
+    The tracker comes first: whoever looks in between, another rank or a new start after a kill, resumes from the same
     checkpoint. Newer ones are kept under names that nothing loads.
     """
     checkpoint = pending(args)

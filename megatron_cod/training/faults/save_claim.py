@@ -1,4 +1,4 @@
-"""One live run in a ``--save``: a second one, such as a job queued again while the old one still ends, is refused.
+"""One running job per ``--save``: a second one, such as a job queued again while the old one still ends, is refused.
 
 Rank 0 keeps a small file there and writes it anew every few seconds. No lock is needed, which network file systems may not
 have, and none is left: a run is gone when its process is, or, where that cannot be asked, when its file no longer changes.
@@ -23,7 +23,7 @@ from megatron_cod.launch.scheduler import slurm_job
 from megatron_cod.training.loop.observers import Observer
 
 FILE = "running.json"
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0
 """A run on another machine whose file stays the same for so long is gone."""
 
@@ -103,22 +103,24 @@ class SaveClaim(Observer):
             "started": _started(pid),
         }
         self._over = threading.Event()
-        self._beats = 0
+        self._heartbeats = 0
         self._write()
-        threading.Thread(target=self._beat, name="claim of --save", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="claim of --save", daemon=True).start()
 
     def _write(self) -> None:
-        self._beats += 1
+        self._heartbeats += 1
         part = self._path.with_name(f"{FILE}.{self._facts['run']}")
-        part.write_text(json.dumps({**self._facts, "beat": self._beats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+        part.write_text(
+            json.dumps({**self._facts, "beat": self._heartbeats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        )
         part.replace(self._path)
 
     def _is_ours(self) -> bool:
         found = _read(self._path.parent)
         return found is None or found["run"] == self._facts["run"]
 
-    def _beat(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
+    def _heartbeat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
             if not self._is_ours():  # two runs began at the same moment: the later file counts
                 fail(f"--save {self._path.parent} was taken by another run, which started at the same time")
             with suppress(OSError):  # a full disk: what is saved there says so

@@ -1,4 +1,4 @@
-"""A save that fails, as on a full disk: one line, and what was saved before stays what a run goes on from."""
+"""A save that fails, as on a full disk: one line, and what was saved before stays what a run resumes from."""
 
 from __future__ import annotations
 

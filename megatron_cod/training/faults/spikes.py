@@ -34,7 +34,7 @@ class LossSpikes:
         """Take the next step's loss; at the first step of a spike, the usual loss and the threshold that it passed."""
         if not math.isfinite(loss):
             return None
-        told = None
+        reported = None
         if len(self._losses) >= _FEWEST:
             usual = statistics.median(list(self._losses)[-_LEVEL:])
             changes = [after - before for before, after in pairwise(self._losses)]
@@ -42,10 +42,10 @@ class LossSpikes:
             noise = _NORMAL * statistics.median(abs(one - middle) for one in changes) / math.sqrt(2.0)
             threshold = usual + self._factor * max(noise, 0.01 * usual)
             above = loss > threshold
-            told = (usual, threshold) if above and not self._in_spike else None
+            reported = (usual, threshold) if above and not self._in_spike else None
             self._in_spike = above
         self._losses.append(loss)
-        return told
+        return reported
 
 
 class SpikeWarnings(Observer):

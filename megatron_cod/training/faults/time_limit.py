@@ -28,8 +28,8 @@ def deadline(asked: str, now: float) -> float | None:
     if asked == "none":
         return None
     if asked == "auto":
-        told = os.environ.get("SLURM_JOB_END_TIME", "")
-        return float(told) if told.isdigit() and int(told) > now else None
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        return float(end) if end.isdigit() and int(end) > now else None
     try:
         minutes = float(asked)
     except ValueError:

@@ -19,19 +19,19 @@ _SHOWN = 400
 class Conversations:
     """The data of one run, read once: samples, and the plan of rows for training and validation."""
 
-    def __init__(self, raw: FineTuningArgs, say: Callable[[str], None]) -> None:
+    def __init__(self, raw: FineTuningArgs, log: Callable[[str], None]) -> None:
         """raw: the plain parse of the command line. UserError for data that cannot be trained on."""
         self.chat = chat_format_of(raw.tokenizer_type, raw.tokenizer_model, raw.vocab_size, raw.chat_template)
         reading = Reading(raw.seq_length, raw.sft_too_long, raw.sft_layout, raw.sft_skip_bad_lines)
-        read = partial(cached_samples, raw.data_cache_path, chat=self.chat, reading=reading, say=say)
+        read = partial(cached_samples, raw.data_cache_path, chat=self.chat, reading=reading, log=log)
         self.train, counts = read(raw.sft_data_path)
-        say(_told("training data", self.train, counts))
+        log(_described("training data", self.train, counts))
         first = counts.first if len(counts.first) <= _SHOWN else f"{counts.first[:_SHOWN]} ..."
-        say(f"the first conversation, what is trained in [[ ]]: {first!r}")
+        log(f"the first conversation, what is trained in [[ ]]: {first!r}")
         valid: Samples | None = None
         if raw.sft_valid_data_path:
             valid, counts = read(raw.sft_valid_data_path)
-            say(_told("validation data", valid, counts))
+            log(_described("validation data", valid, counts))
         elif raw.sft_valid_share:
             self.train, valid = held_out(self.train, raw.sft_valid_share)
             if not len(valid) or not len(self.train):
@@ -39,7 +39,7 @@ class Conversations:
                     f"--sft-valid-share {raw.sft_valid_share}: {len(valid)} of {len(self.train) + len(valid)} "
                     "conversations fall to validation; name its files with --sft-valid-data-path"
                 )
-            say(f"held out to validate on: {len(valid):,} conversations")
+            log(f"held out to validate on: {len(valid):,} conversations")
         self.valid = valid
         self._order = (raw.seed, raw.seq_length, raw.sft_packing)
         plan = partial(Epochs, size=raw.seq_length, pack=raw.sft_packing)
@@ -60,7 +60,7 @@ class Conversations:
         return self.chat.encoder.specials.get(self.chat.encoder.variables.get("eos_token", ""), 0)
 
 
-def _told(what: str, samples: Samples, counts: Counts) -> str:
+def _described(what: str, samples: Samples, counts: Counts) -> str:
     tokens = int(samples.positions().sum())
     line = (
         f"{what}: {len(samples):,} conversations, {tokens:,} tokens, of which {samples.answer_tokens():,} are trained"
@@ -68,10 +68,10 @@ def _told(what: str, samples: Samples, counts: Counts) -> str:
     left_out = {
         "truncated": counts.truncated,
         "dropped as too long": counts.dropped,
-        "bad lines left out": counts.bad,
+        "bad lines skipped": counts.bad,
     }
     line = "; ".join([line, *(f"{number:,} {name}" for name, number in left_out.items() if number)])
-    return "\n".join([line, *_unread(counts), *(f"  left out: {error}" for error in counts.shown)])
+    return "\n".join([line, *_unread(counts), *(f"  skipped: {error}" for error in counts.shown)])
 
 
 def _unread(counts: Counts) -> list[str]:

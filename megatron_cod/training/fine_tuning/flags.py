@@ -1,4 +1,4 @@
-"""The flags of ``sft.py``, and the wishes that do not go together."""
+"""The flags of ``sft.py``, and the options that exclude each other."""
 
 import argparse
 from typing import Any
@@ -17,7 +17,7 @@ Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on 
   torchrun --nproc-per-node N -m megatron_cod.training.sft --recipe recipes/sft_debug.yaml \\
       --load runs/first --save runs/sft --sft-data-path chats.jsonl [any Megatron flag]
 
-The first start takes the weights of --load; once --save holds a checkpoint, the same command goes on from there.
+The first start takes the weights of --load; once --save holds a checkpoint, the same command resumes from there.
 --chat-template names a Jinja file or one of: {templates} (default: the tokenizer's own; plain for
 SentencePiece and bytes).
 """.format(templates=", ".join(BUILT_IN))
@@ -63,9 +63,7 @@ def add_arguments(group: Any) -> None:
         default="error",
         help="what to do with conversations longer than --seq-length (default: error)",
     )
-    group.add_argument(
-        "--sft-skip-bad-lines", action="store_true", help="leave lines out that cannot be used, and count them"
-    )
+    group.add_argument("--sft-skip-bad-lines", action="store_true", help="skip invalid lines, and count them")
     group.add_argument(
         "--no-sft-packing",
         dest="sft_packing",
@@ -104,7 +102,7 @@ def check_flags(raw: FineTuningArgs) -> None:
         "--sft (Megatron's own; its validation loss is a mean of means)": raw.sft,
         "--full-validation (all of it is the default here)": raw.full_validation,
         "--multiple-validation-sets": raw.multiple_validation_sets,
-        "--residual-warmup-steps (it would begin anew, on weights that are past it)": raw.residual_warmup_steps,
+        "--residual-warmup-steps (it would start again, on weights that are past it)": raw.residual_warmup_steps,
         "--rampup-batch-size": raw.rampup_batch_size,
         "--step-batch-size-schedule": raw.step_batch_size_schedule,
         "lengths in tokens (rows hold padding; --train-epochs, and --lr-warmup-iters and its like)": any(
@@ -117,7 +115,7 @@ def check_flags(raw: FineTuningArgs) -> None:
     if refused:
         raise UserError(f"fine-tuning does not support {', '.join(refused)}")
     if raw.train_epochs and raw.train_samples:
-        raise UserError("--train-epochs and --train-samples both say how long to train; give one of them")
+        raise UserError("--train-epochs and --train-samples both set how long to train; give one of them")
     if raw.sft_packing:
         _check_packing(raw)
 

@@ -13,7 +13,7 @@ from megatron.training import get_args
 from megatron_cod.args import FineTuningArgs
 from megatron_cod.checkpoint.directory import latest_checkpoint, newest_whole, same_directory
 from megatron_cod.checkpoint.selection import checkpoint_to_load, saved_state
-from megatron_cod.console import say
+from megatron_cod.console import log_rank0
 from megatron_cod.data.chat.packing import Repeated
 from megatron_cod.data.chat.rows import Rows
 from megatron_cod.errors import UserError
@@ -32,15 +32,15 @@ class FineTuning:
     def complete(self, raw: FineTuningArgs) -> None:
         """Read the data, and set Megatron's own arguments for the epochs and for where the run starts."""
         choose_start(raw)
-        self._data = data = Conversations(raw, say)
+        self._data = data = Conversations(raw, log_rank0)
         batch, rows = raw.global_batch_size, data.plan.rows_an_epoch
-        say(
+        log_rank0(
             f"{'packed into' if raw.sft_packing else 'one conversation a row:'} {rows:,} rows of {raw.seq_length}, "
             f"{100 * data.share:.1f}% tokens; an epoch is {rows / batch:,.1f} steps of {batch}"
         )
         if raw.train_epochs:
             steps = -(-rows * raw.train_epochs // batch)
-            say(f"--train-epochs {raw.train_epochs}: {steps:,} steps")
+            log_rank0(f"--train-epochs {raw.train_epochs}: {steps:,} steps")
             raw.train_iters = steps
         raw.eval_iters = self._validations(raw, data)
         if raw.eval_interval is None:
@@ -50,13 +50,13 @@ class FineTuning:
     @staticmethod
     def _validations(raw: FineTuningArgs, data: Conversations) -> int:
         if data.valid_plan is None:
-            say("no validation data: --sft-valid-data-path or --sft-valid-share names some")
+            log_rank0("no validation data: --sft-valid-data-path or --sft-valid-share names some")
             return 0
         batch, rows = raw.eval_global_batch_size or raw.global_batch_size, data.valid_plan.rows_an_epoch
         whole = -(-rows // batch)
         steps = min(whole, raw.eval_iters)
         part = "all" if steps == whole else f"only --eval-iters {steps} x {batch}"
-        say(f"each validation sees {part} of its {rows:,} rows")
+        log_rank0(f"each validation sees {part} of its {rows:,} rows")
         return steps
 
     def datasets(self, counts: list[int], vp_stage: int | None = None) -> tuple[Any, Any, None]:
@@ -89,7 +89,7 @@ class FineTuning:
             if before != args.sft_data_fingerprint:
                 raise UserError(
                     f"{checkpoint} was trained on other conversations, or with another template, --seq-length or --seed: "
-                    f"going on would mix up their order; to train on these, give --load {args.load} and another --save"
+                    f"resuming would mix up their order; to train on these, give --load {args.load} and another --save"
                 )
 
     def share(self) -> float:
@@ -106,7 +106,7 @@ def choose_start(raw: FineTuningArgs) -> None:
     """
     newest = newest_whole(raw.save)[0] if raw.save else None
     if raw.save and newest is not None:
-        say(f"going on from {newest}")
+        log_rank0(f"resuming from {newest}")
         if not same_directory(raw.save, raw.load):
             raw.ckpt_step = None  # it says which weights to begin with
         raw.load, raw.finetune = raw.save, False
@@ -117,7 +117,7 @@ def choose_start(raw: FineTuningArgs) -> None:
     if base is None or latest_checkpoint(base) is None:
         hint = "; --pretrained-checkpoint names the one to begin with" if same_directory(base, raw.save) else ""
         raise UserError(f"nothing to fine-tune: --load {base} holds no finished checkpoint{hint}")
-    say(f"starting from the weights of {base}")
+    log_rank0(f"starting from the weights of {base}")
     raw.load, raw.finetune = base, True
 
 
@@ -136,7 +136,7 @@ def task() -> Task:
         forward_step=run.step,
         check_data=run.check_data,
         add_arguments=add_arguments,
-        # A mean per micro-batch would weigh answers by how many others stand beside them.
+        # A mean per micro-batch would weigh answers by how many others are beside them.
         default_flags=("--calculate-per-token-loss", "--no-create-attention-mask-in-dataloader"),
         check_flags=check_flags,
         complete=run.complete,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.console import say
+from megatron_cod.console import log_rank0
 from megatron_cod.launch import devices
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training.flags import recipes
@@ -33,16 +33,16 @@ def resolve_command_line(command_line: Sequence[str], program: Program | None = 
     if given.recipe:
         recipe, line = recipes.without_machine(recipes.load_recipe(given.recipe))
         if line:
-            say(line)
+            log_rank0(line)
         from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
     defaults, lines = default_flags([*from_recipe, *command_line])
     for line in lines:
-        say(line)
+        log_rank0(line)
     asked = [*(program.default_flags if program else ()), *from_recipe, *command_line]
     on_any_machine = parser.parse_args([*COMMON_FLAGS, *asked])
     raw = cast(MegatronArgs, parser.parse_args([*defaults, *asked]))
     devices.set_connections(raw)
-    in_samples(raw, parser, say)
+    in_samples(raw, parser, log_rank0)
     if program and program.trains and raw.save and raw.tensorboard_dir is None:
         raw.tensorboard_dir = str(Path(raw.save) / "tensorboard")
     policy = resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]

@@ -129,7 +129,7 @@ TABLE = (
             "training/faults/nonfinite.py StepGuard: wrap_forward",
             "training/faults/nonfinite.py StepGuard: step_begins",
             "training/faults/nonfinite.py StepGuard: gradients_ready",
-            "training/faults/nonfinite.py before_step.asks_first: optimizer.step",
+            "training/faults/nonfinite.py before_step.checked_first: optimizer.step",
             "training/faults/nonfinite.py before_step: optimizer.step",
             "training/faults/nonfinite.py StepGuard._act: curr_iteration",
         ),

@@ -1,4 +1,4 @@
-"""The Megatron flags that come before the recipe: those of the backend, and defaults without which runs go wrong later."""
+"""Megatron flags that precede the recipe: those of the backend, and defaults that runs need later."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ CHOICES = ("auto", *BACKENDS)
 # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
 # next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
-# leaves out, faults/nonfinite.py says where a NaN came from.
+# omits, faults/nonfinite.py says where a NaN came from.
 COMMON_FLAGS = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
 COMMON_FLAGS += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
 """Those that are the same on every machine."""

@@ -47,7 +47,7 @@ def add_fault_options(group: Any) -> None:
         "--rewind-to",
         type=_not_negative(int),
         metavar="STEP",
-        help="go on from this older checkpoint of --save; done once, newer checkpoints are kept aside",
+        help="resume from this older checkpoint of --save; done once, newer checkpoints are kept aside",
     )
     group.add_argument(
         "--rewind-skip",

@@ -1,4 +1,4 @@
-"""Checks that need nothing but the arguments, so that they come first and name the flags. The rehearsal makes them too."""
+"""Checks of the arguments alone, which come first and name the flags. The rehearsal makes them too."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def _check_flash_attention() -> None:
     if not (flash.is_installed or flash.v3_is_installed or flash.v4_is_installed):
         raise UserError(
             "--attention-backend flash: Transformer Engine has none of its own, and no version of flash-attn that it takes "
-            "is installed; leave the flag out for cuDNN's attention"
+            "is installed; omit the flag for cuDNN's attention"
         )
 
 
@@ -147,8 +147,8 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
         loaded = checkpoint_to_load(args) is not None
-        way_out = _rows_for(args, tokenizer_size) if loaded else ": raise --vocab-size or leave it to the tokenizer"
-        raise UserError(f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}{way_out}")
+        remedy = _rows_for(args, tokenizer_size) if loaded else ": raise --vocab-size or leave it to the tokenizer"
+        raise UserError(f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}{remedy}")
     return model_size
 
 
@@ -170,7 +170,7 @@ def _check_meta_device(args: MegatronArgs) -> None:
         raise UserError(f"{flag} does not go with --use-torch-fsdp2, which is given no memory for such weights")
     if checkpoint_to_load(args) is None:
         raise UserError(
-            f"{flag} leaves the weights without values until a checkpoint is loaded; give --load, or leave it out"
+            f"{flag} leaves the weights without values until a checkpoint is loaded; give --load, or omit it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which of Megatron-Core 0.19.2's optimizers run here, and with what; told before anything is built."""
+"""Which optimizers of Megatron-Core 0.19.2 run here; others are refused before anything is built."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_optimizer(args: MegatronArgs) -> None:
     if importlib.util.find_spec(_PACKAGE.replace("-", "_")) is None:
         raise UserError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
     asked = {
-        "--use-distributed-optimizer (each replica then has all of the state; leave it out)": (
+        "--use-distributed-optimizer (each replica then has all of the state; omit it)": (
             args.use_distributed_optimizer
         ),
         "--fp16 (--bf16 runs)": args.fp16,
@@ -57,4 +57,4 @@ def _check_offload(args: MegatronArgs) -> None:
 def check_offload_device(args: MegatronArgs) -> None:
     """UserError where the optimizer is to be kept off a GPU that is not there. Not for the rehearsal, which needs none."""
     if args.optimizer_cpu_offload and not cpu.has_cuda():
-        raise UserError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; leave it out")
+        raise UserError("--optimizer-cpu-offload needs a GPU: without one all is on the host already; omit it")

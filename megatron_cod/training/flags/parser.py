@@ -77,9 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     """
     group = parser.add_argument_group("megatron_cod")
     group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
-    group.add_argument(
-        "--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to leave out, e.g. --unset swiglu"
-    )
+    group.add_argument("--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to omit, e.g. --unset swiglu")
     group.add_argument(
         "--import",
         dest="import_modules",
@@ -117,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     group.add_argument(
         "--override-model-check",
         action="store_true",
-        help="load a checkpoint although this model computes another function of its weights (another --rotary-base, say)",
+        help="load a checkpoint into a model that computes another function of it (for example, another --rotary-base)",
     )
     group.add_argument(
         "--keep-last-checkpoints",

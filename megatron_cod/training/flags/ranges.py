@@ -1,4 +1,4 @@
-"""Values that a flag may have. Every number must be finite and not negative; this table says where more, or less, is asked.
+"""Valid values of flags: finite and not negative, except where this table has another range.
 
 It holds for Megatron's flags and ours, in recipes and on command lines: a flag that a later Megatron adds is under the
 general rule until it has a row here.

@@ -100,7 +100,7 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
         elif isinstance(value, Mapping):
             raise UserError(f"recipe key {key!r} must hold one value or a list")
         else:
-            # One word, so that a negative number is not taken for a flag.
+            # One word, so that a negative number is not treated as a flag.
             flags.append(f"--{key}={value}")
     return flags
 

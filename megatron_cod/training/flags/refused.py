@@ -1,4 +1,4 @@
-"""Flags that Megatron-Core 0.19.2's parser takes and its code breaks on, later or in the run alone: one line each instead.
+"""Flags that the parser of Megatron-Core 0.19.2 accepts and its code fails on later: one line each instead.
 
 ``tests/training/test_refused_flags.py`` has an example of each row, and ``tests/distributed/test_flag_sweep.py`` runs every
 flag of Megatron's.
@@ -72,7 +72,7 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.seq_length == 1,
-        "--seq-length 1 is not supported: Megatron-Core 0.19.2 cuts samples of one token for ever",
+        "--seq-length 1 is not supported: Megatron-Core 0.19.2 cuts samples of one token forever",
     ),
     Refused(
         lambda a: (
@@ -105,7 +105,7 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.tokenizer_type == "NullTokenizer" and not a.vocab_size,
-        "--tokenizer-type NullTokenizer needs --vocab-size: ids have no words here, so that nothing else tells how many",
+        "--tokenizer-type NullTokenizer needs --vocab-size: ids have no words here, so nothing else has their number",
     ),
     Refused(
         lambda a: a.wandb_project and not a.wandb_exp_name,

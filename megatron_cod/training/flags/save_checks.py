@@ -30,7 +30,7 @@ def _check_strictness(args: MegatronArgs) -> None:
     if (args.save or args.load) and asked != default and hasattr(TensorProperties(), "strides"):
         raise UserError(
             f"--dist-ckpt-strictness {asked}: Megatron-Core 0.19.2 cannot compare checkpoints of this torch, which record "
-            f"strides, and loads none of them so; leave it out ({default})"
+            f"strides, and loads none of them so; omit it ({default})"
         )
 
 
@@ -45,7 +45,7 @@ def _check_optimizer(args: MegatronArgs) -> None:
     if args.optimizer == "sgd" and not args.no_save_optim:
         raise UserError(
             "--optimizer sgd does not resume: Megatron-Core 0.19.2 cannot load its state; give --no-save-optim, and "
-            "--no-load-optim with --load, or leave out --save"
+            "--no-load-optim with --load, or omit --save"
         )
 
 
@@ -62,7 +62,7 @@ def _check_format(args: MegatronArgs) -> None:
     elif args.use_megatron_fsdp:
         _check_megatron_fsdp(args)
     elif args.ckpt_format in _FORMATS:
-        raise UserError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: leave it out, for torch_dist")
+        raise UserError(f"--ckpt-format {args.ckpt_format} {_FORMATS[args.ckpt_format]}: omit it, for torch_dist")
 
 
 def _check_fsdp2(args: MegatronArgs) -> None:
@@ -74,7 +74,7 @@ def _check_fsdp2(args: MegatronArgs) -> None:
             raise UserError(f"{flag} cannot save its optimizer in torch_dist: give --ckpt-format torch_dcp, {weights}")
     elif not torch_only.applies():
         raise UserError(
-            f"{flag} with Transformer Engine or Apex saves in torch_dcp what Megatron-Core 0.19.2 cannot load: leave out "
+            f"{flag} with Transformer Engine or Apex saves in torch_dcp what Megatron-Core 0.19.2 cannot load: omit "
             f"--ckpt-format, and --save, {weights}"
         )
 
@@ -83,7 +83,7 @@ def _check_megatron_fsdp(args: MegatronArgs) -> None:
     if args.swiglu:
         raise UserError(
             "--use-megatron-fsdp does not save a model with --swiglu: ranks without a part of a weight join other "
-            "collectives than the rest in Megatron-Core 0.19.2, and all hang; leave out --save, or give "
+            "collectives than the rest in Megatron-Core 0.19.2, and all hang; omit --save, or give "
             "--use-distributed-optimizer without it"
         )
 
@@ -91,8 +91,8 @@ def _check_megatron_fsdp(args: MegatronArgs) -> None:
 def _check_asynchronous(args: MegatronArgs) -> None:
     if args.async_save:
         raise UserError(
-            "--async-save is not supported: Megatron-Core 0.19.2 saves synchronously all the same without "
-            "--use-persistent-ckpt-worker, and with it a run waits for ever once that worker has failed; leave it out"
+            "--async-save is not supported: Megatron-Core 0.19.2 saves synchronously anyway without "
+            "--use-persistent-ckpt-worker, and with it a run waits forever once that worker has failed; omit it"
         )
 
 

@@ -1,4 +1,4 @@
-"""Schedules that cannot be: told before anything is built, naming the flags. The rehearsal makes these checks too."""
+"""Invalid schedules, refused before anything is built, with their flags. The rehearsal makes these checks too."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_schedule(args: MegatronArgs, complete: bool = True) -> None:
     _refuse_negative(args)
     if args.train_iters and args.train_samples:
         raise UserError(
-            f"--train-iters {args.train_iters} and --train-samples {args.train_samples} both say how long to train; give "
+            f"--train-iters {args.train_iters} and --train-samples {args.train_samples} both set how long to train; give "
             "one of them"
         )
     unit, other = _UNITS if args.train_iters else _UNITS[::-1]
@@ -56,7 +56,7 @@ def check_schedule(args: MegatronArgs, complete: bool = True) -> None:
             flag = f"--{kind}".replace("_", "-")
             raise UserError(
                 f"{flag}-{other} does not go with --train-{unit}; give {flag}-{unit} or {flag}-tokens "
-                "(--unset leaves a recipe's out)"
+                "(--unset omits a recipe's)"
             )
     _check_phases(args, unit, getattr(args, f"lr_decay_{unit}") or length)
 
@@ -76,7 +76,7 @@ def _check_phases(args: MegatronArgs, unit: str, length: int) -> None:
     if fraction is not None:
         if warmup:
             raise UserError(
-                f"--lr-warmup-fraction and --lr-warmup-{unit} both say how long to warm up; give one of them"
+                f"--lr-warmup-fraction and --lr-warmup-{unit} both set how long to warm up; give one of them"
             )
         warmup = fraction * length
     if warmup >= length:

@@ -57,7 +57,7 @@ def _refuse_two(raw: MegatronArgs) -> None:
     for same in _SAME[1:]:
         given = [f"--{name}".replace("_", "-") for name in same if getattr(raw, name, None)]
         if len(given) > 1:
-            raise UserError(f"{given[0]} and {given[1]} both say the same; give one of them")
+            raise UserError(f"{given[0]} and {given[1]} both set the same; give one of them")
 
 
 def _samples(raw: MegatronArgs, kind: str, sizes: BatchSizes) -> int | None:
@@ -73,7 +73,7 @@ def _samples(raw: MegatronArgs, kind: str, sizes: BatchSizes) -> int | None:
             return sizes.after(steps)
         if tokens:
             return sizes.until(-(-tokens // raw.seq_length))[1]
-        # The data must reach to the end of the last step; of one size, Megatron leaves out a step that is not whole.
+        # The data must reach to the end of the last step; of one size, Megatron omits a step that is not whole.
         return samples if sizes.constant or not samples else sizes.until(samples)[1]
     if tokens:
         return max(1, round(tokens / raw.seq_length))
@@ -101,7 +101,7 @@ def in_samples(raw: MegatronArgs, parser: argparse.ArgumentParser, log: Callable
         _ramp_to_schedule(raw, raw.rampup_batch_size)
     elif raw.step_batch_size_schedule and raw.global_batch_size:
         raise UserError(
-            "--step-batch-size-schedule and --global-batch-size both say how large a batch is; give one of them"
+            "--step-batch-size-schedule and --global-batch-size both set how large a batch is; give one of them"
         )
     sizes = batch_sizes(raw)
     if not sizes.constant and raw.eval_global_batch_size is None:
@@ -119,7 +119,7 @@ def in_samples(raw: MegatronArgs, parser: argparse.ArgumentParser, log: Callable
 def _ramp_to_schedule(raw: MegatronArgs, ramp: list[int]) -> None:
     if raw.step_batch_size_schedule:
         raise UserError(
-            "--rampup-batch-size and --step-batch-size-schedule both say how batches grow; give one of them"
+            "--rampup-batch-size and --step-batch-size-schedule both set how batches grow; give one of them"
         )
     if not raw.global_batch_size:
         raise UserError("--rampup-batch-size needs --global-batch-size, the size that it ends at")

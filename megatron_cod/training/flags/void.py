@@ -1,4 +1,4 @@
-"""Flags that do nothing without another flag, or under it: refused where the run would silently be another, else told.
+"""Flags without effect unless another flag is given, or if it is: refused if the run would differ silently, else told.
 
 A flag counts as given where its value differs from the parser's default. ``tests/training/test_void_flags.py`` tries every
 row, and holds every flag of Megatron's to a row here or to a list of those that act by themselves.
@@ -84,7 +84,7 @@ VOID = (
     ),
     Void("fim_*", _never, "here: samples are cut as they stand, without filling in the middle", True),
     Void("sft", _never, "here: megatron_cod.training.sft fine-tunes", True, True),
-    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template says the format"),
+    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template sets the format"),
     Void(
         "dataloader_fast_cache_load dataloader_defer_npy_index_mmap per_dataset_sequences_path object_storage_cache_path "
         "mid_level_dataset_surplus allow_ambiguous_pad_tokens",

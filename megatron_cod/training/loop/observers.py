@@ -1,7 +1,7 @@
-"""What watches a run: ``Observer``, told where Megatron's loop lets our own code in.
+"""``Observer``: called at the events of a training run.
 
-Megatron has no callbacks. ``run.OBSERVERS`` is the one list of ours, in the order in which they are told; ``step_hooks.py``
-finds the moments. A new observer, such as a fault handler, is a subclass and a row there.
+Megatron has no callbacks. ``run.OBSERVERS`` lists ours, in the order in which they are called;
+``step_hooks.py`` calls them. A new observer, such as a fault handler, is a subclass and a row there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Watches a run, or changes a little of it. Here every event does nothing.
+    """Observes a run, or changes part of it. By default every event does nothing.
 
     | event | ranks | when | what exists then |
     |---|---|---|---|
@@ -86,7 +86,7 @@ class Run:
     """Megatron's, after validation."""
     task: Task
     events: Events
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     """Prints a line on rank 0."""
     lines: Lines
     until_training: Observer

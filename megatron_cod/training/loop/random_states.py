@@ -36,10 +36,10 @@ class ForeignRandomStates(Observer):
         self._run = run
 
     def model_built(self, model: list[Any]) -> None:
-        skip_foreign(self._run.args, self._run.say)
+        skip_foreign(self._run.args, self._run.log)
 
 
-def skip_foreign(args: MegatronArgs, say: Callable[[str], None]) -> None:
+def skip_foreign(args: MegatronArgs, log: Callable[[str], None]) -> None:
     """Sets ``--no-load-rng`` where the states of the checkpoint do not fit. Collective.
 
     Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.
@@ -49,4 +49,4 @@ def skip_foreign(args: MegatronArgs, say: Callable[[str], None]) -> None:
         torch.distributed.broadcast_object_list(line, device=torch.device(torch.cuda.current_device()))
         if line[0]:
             args.no_load_rng = True
-            say(line[0])
+            log(line[0])

@@ -1,4 +1,4 @@
-"""Another schedule of the learning rate on resume: told before the start, and let through where a flag asks for it.
+"""A changed learning-rate schedule on resume, for runs that allow it with a flag.
 
 Megatron finds the groups of its optimizer in a checkpoint by their rates, so that no other ``--lr`` could be chosen: under
 ``--override-opt_param-scheduler`` the saved groups get this run's rates before they are compared, under

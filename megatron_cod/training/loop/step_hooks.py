@@ -1,4 +1,4 @@
-"""Where our own code runs in Megatron's loop, which has no callbacks: the moments of which observers are told.
+"""Calls the observers of a run from Megatron's loop, which has no callbacks.
 
 A training step begins where Megatron zeroes the gradients: the first thing it does in each, on every rank, with DDP and
 either FSDP, and outside of any CUDA graph. The forward step that Megatron calls would not do: a graph of the whole
@@ -18,7 +18,7 @@ from megatron_cod.training.loop.observers import Observer, Run, watch_for
 
 
 class Steps:
-    """Tells the observers of a run, in their order, what happens on this rank."""
+    """Calls the observers of a run, in order, at each event on this rank."""
 
     def __init__(self, run: Run) -> None:
         """run: its ``observers`` are read when something happens; its arguments say what training step is at hand."""
@@ -84,14 +84,14 @@ class Steps:
 def hook_gradients(model: list[Any], observers: Iterable[Observer]) -> None:
     """Tell those who want to know when the gradients of a training step are ready; they may raise, or wait for others."""
     config = get_model_config(model[0])
-    told = watch_for("gradients_ready", observers)
-    if not told or config.cuda_graph_impl == "full_iteration":
+    watching = watch_for("gradients_ready", observers)
+    if not watching or config.cuda_graph_impl == "full_iteration":
         return
     finalize = config.finalize_model_grads_func or finalize_model_grads  # Megatron's default, set later
 
     def finalized(*rest: Any, **kwargs: Any) -> None:
         finalize(*rest, **kwargs)
-        for one in told:
+        for one in watching:
             one.gradients_ready()
 
     config.finalize_model_grads_func = finalized

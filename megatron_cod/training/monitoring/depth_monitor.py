@@ -40,13 +40,13 @@ class DepthMonitor(Observer):
     """Watches the decoder layers of this rank; every ``interval``-th step it measures, on the others it looks away."""
 
     def __init__(
-        self, interval: int, args: MegatronArgs, write: Callable[[str, float, int], None], say: Callable[[str], None]
+        self, interval: int, args: MegatronArgs, write: Callable[[str, float, int], None], log: Callable[[str], None]
     ) -> None:
         """args: Megatron's, which say what step is at hand. write: takes (name, value, step) on the rank that keeps the
         metrics. say: prints a line there."""
         if interval < 1:
             raise UserError(f"--depth-monitor-interval {interval} must be at least 1")
-        self._interval, self._args, self._write, self._say = interval, args, write, say
+        self._interval, self._args, self._write, self._log = interval, args, write, log
         self._active, self._step = False, 0
         self._table = torch.zeros(0)
         self._layers: dict[int, torch.nn.Module] = {}
@@ -56,7 +56,7 @@ class DepthMonitor(Observer):
     def of(cls, run: Run) -> DepthMonitor | None:
         """Where ``--depth-monitor-interval`` asks for it."""
         interval = run.args.depth_monitor_interval
-        return cls(interval, run.args, write_scalar, run.lines.tell) if interval else None
+        return cls(interval, run.args, write_scalar, run.lines.send) if interval else None
 
     def step_begins(self) -> None:
         """Is this step a monitored one?"""
@@ -112,7 +112,7 @@ class DepthMonitor(Observer):
                 self._write(depth_tag(name, number), value, self._step)
         broken = first_broken(values)
         if broken:
-            self._say(f"depth monitor: step {self._step}: the first values that are not finite are {broken}")
+            self._log(f"depth monitor: step {self._step}: the first values that are not finite are {broken}")
 
     def _loss_scale(self) -> Tensor:
         """What Megatron multiplied the loss by, for its gradients in fp16; 1 otherwise."""

@@ -1,4 +1,4 @@
-"""What a run reports: a progress line, TensorBoard, and metrics as JSON lines. Lives on the last rank."""
+"""Writes the progress line, TensorBoard, and metrics as JSON lines, on the last rank."""
 
 import json
 import time
@@ -110,7 +110,7 @@ class MetricsWriter:
         seconds = 0.0
         if self._last is None:
             self._first = (step, now)
-        else:  # more than one where steps were left out
+        else:  # more than one where steps were omitted
             self._since_first += (step - self._last[0]) * self._batch_size
         if self._last is not None and self._clean:
             seconds = now - self._last[1]

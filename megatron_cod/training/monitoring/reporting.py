@@ -1,5 +1,5 @@
-"""What a run writes down of itself: metrics, TensorBoard, W&B, the progress line, the summary. All of it on the last
-rank, whose lines rank 0 prints."""
+"""Reports of a run: metrics, TensorBoard, W&B, the progress line, the summary. All are on the last rank; rank 0 prints its
+lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron.training.global_vars import get_wandb_writer
 from megatron.training.training import num_floating_point_operations
 
 from megatron_cod.analysis.metrics import PARAMETERS
-from megatron_cod.console import say, this_rank
+from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.errors import UserError
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.training.flags.batch_sizes import planned
@@ -43,7 +43,7 @@ def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
 
 
 def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
-    """What the rates of a run are reckoned with. share_of_tokens: how much of a row is text and not padding."""
+    """What the rates of a run are computed with. share_of_tokens: how much of a row is text and not padding."""
     flops = float(num_floating_point_operations(args, 1))
     return Job(args.world_size, args.seq_length * share_of_tokens, flops, peak_tflops(args.peak_tflops))
 
@@ -51,7 +51,7 @@ def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
 def _metrics_writer(
     args: MegatronArgs,
     job: Job,
-    tell: Callable[[str], None],
+    send: Callable[[str], None],
     see_loss: Callable[[int, float], Iterable[str]],
     inner: Any,
 ) -> MetricsWriter:
@@ -68,7 +68,7 @@ def _metrics_writer(
         consumed=lambda: int(args.consumed_train_samples),
         job=job,
         log_interval=args.log_interval,
-        emit=tell,
+        emit=send,
         see_loss=see_loss,
         also=_to_wandb,
     )
@@ -106,7 +106,7 @@ class Report(Observer):
 def report_parameters(model: list[Any]) -> None:
     """Say and record how many parameters the model has. Collective."""
     total = count_parameters(model)
-    say(f"parameters: {total:,}")
+    log_rank0(f"parameters: {total:,}")
     write_scalar(PARAMETERS, total, 0)
 
 
@@ -117,7 +117,7 @@ def reported(
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
     last = args.world_size - 1 == this_rank()
     if last:
-        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines.tell, see_loss))
+        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines.send, see_loss))
     wait = _SECONDS_AFTER_A_FAILURE
     try:
         yield
@@ -127,5 +127,5 @@ def reported(
         raise
     finally:
         for line in get_tensorboard_writer().summary.lines(args.save) if last else ():
-            lines.tell(line)
+            lines.send(line)
         lines.end(wait)

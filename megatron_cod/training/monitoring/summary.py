@@ -1,4 +1,4 @@
-"""What a run came to, in a few lines at its end."""
+"""The summary at the end of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Summary:
-    """Adds up what the rank that reports is told."""
+    """Collects the values of the summary on the last rank."""
 
     def __init__(self, job: Job, consumed: Callable[[], int]) -> None:
         """consumed: samples trained on so far, by earlier starts as well."""
@@ -88,5 +88,5 @@ def _events(save: Path) -> list[str]:
     events = read_events(save)
     starts = [number for number, one in enumerate(events) if one.get("event") == "start"]
     counts = Counter(str(one.get("event")) for one in events[starts[-1] if starts else 0 :])
-    told = [f"{count} x {name}" for name, count in counts.items() if name not in _ORDINARY]
-    return [f"  events         {', '.join(told)} (events.jsonl)"] if told else []
+    listed = [f"{count} x {name}" for name, count in counts.items() if name not in _ORDINARY]
+    return [f"  events         {', '.join(listed)} (events.jsonl)"] if listed else []

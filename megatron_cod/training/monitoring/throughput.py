@@ -1,4 +1,4 @@
-"""How fast a run is: tokens a second, on each GPU, and the share of what the GPUs could do."""
+"""Throughput: tokens per second, in total and per GPU, and MFU."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def peak_tflops(given: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Job:
-    """What rates are reckoned with."""
+    """What rates are computed with."""
 
     processes: int
     tokens_per_sample: float
     """The sequence length, or less where rows hold padding."""
     flops_per_sample: float
-    """Forward and backward of one sequence, as Megatron counts them: recomputation left out."""
+    """Forward and backward of one sequence, as Megatron counts them: recomputation omitted."""
     peak_tflops: float | None
     """Of one device; None where it is not known."""
 

@@ -18,7 +18,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint import compatibility, selection
-from megatron_cod.console import say
+from megatron_cod.console import log_rank0
 from megatron_cod.data.datasets.blends import blends_of
 from megatron_cod.errors import UserError
 from megatron_cod.launch.devices import check_devices, check_needs_gpu
@@ -132,7 +132,7 @@ def _save_directory(start: StartContext) -> None:
 
 def _no_other_run(start: StartContext) -> None:
     if start.rank == 0:
-        check_no_other_run(start.raw.save, say)
+        check_no_other_run(start.raw.save, log_rank0)
 
 
 def _vocabulary(start: StartContext) -> Iterable[str]:

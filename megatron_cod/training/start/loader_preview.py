@@ -1,4 +1,4 @@
-"""What the training loader feeds at a step, without training: the datasets and the sampler that training builds."""
+"""Preview of the training loader: the samples of a step, from the datasets and sampler of training."""
 
 from __future__ import annotations
 

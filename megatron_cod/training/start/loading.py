@@ -1,4 +1,4 @@
-"""A checkpoint of any layout and scheme as Megatron's own model, to be looked into or measured."""
+"""A checkpoint of any layout and scheme as Megatron's own model, for analysis and evaluation."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def locate(load: str | Path, step: int | None) -> tuple[Path, Path]:
 def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset: Sequence[str] = ()) -> list[str]:
     """Flags that build the model of a checkpoint at any layout, and load it.
 
-    kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to leave out besides.
+    kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to omit besides.
     UserError where no file tells how the model is built.
     """
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
     if not known:
         raise UserError(
-            f"{folder} has no {selection.RESOLVED}, which tells how its model is built; "
+            f"{folder} has no {selection.RESOLVED}, which has the settings of its model; "
             f"put a recipe there as {_RECIPES[1]}"
         )
     recipe = load_recipe(known[0])
@@ -113,7 +113,7 @@ def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
 
 
 _IN_FP32 = ("bf16", "fp16", "fp8*", "fp4*", "first_last_layers_bf16", "num_layers_at_*", "te_precision_config_file")
-"""Options that a model leaves out to be computed in fp32; its weights are those of the checkpoint all the same."""
+"""Options that a model omits to be computed in fp32; its weights are those of the checkpoint anyway."""
 
 
 def _reduced(folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.torch_context_parallel import log_line
 from megatron_cod.checkpoint import compatibility, scheme_record
 from megatron_cod.checkpoint.function_record import record_of
-from megatron_cod.console import say
+from megatron_cod.console import log_rank0
 from megatron_cod.errors import UserError, megatron_refusals, one_line
 from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.schemes.design import BlockDesign
@@ -144,7 +144,7 @@ def prepare(
         start.model_config = config
         for text in (line, log_line(config.transformer)):
             if text:
-                say(text)
+                log_rank0(text)
         args.model_function = record_of(config)
         if program.trains:
             scheme_record.record(args)

@@ -33,8 +33,8 @@ class Evaluations(Observer):
     """
 
     def __init__(self, run: Run) -> None:
-        self._args, self._variance, self._say = run.args, run.variance, run.say
-        self._sets = fixed_sets(run.args, run.say) if run.task.fixes_evaluation_sets else None
+        self._args, self._variance, self._log = run.args, run.variance, run.log
+        self._sets = fixed_sets(run.args, run.log) if run.task.fixes_evaluation_sets else None
         self._sums = torch.zeros(0)
         self._step: int | None = None  # that has begun in this process
         self._validated = False  # since the last training step

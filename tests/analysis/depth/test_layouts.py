@@ -8,7 +8,7 @@ from megatron_cod.analysis.depth.models import traced_transformers
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import open_checkpoint, open_directory
 from tests.distributed.launch import run_ranks
-from tests.distributed.test_resume import succeed
+from tests.distributed.runs import succeed
 
 LAYOUTS = {
     "pp2": (2, ["--pipeline-model-parallel-size", "2"]),
@@ -91,5 +91,5 @@ def test_without_resolved_arguments_it_is_refused(trained, tmp_path):
     _, folder = trained
     for name in ("iter_0000008", "latest_checkpointed_iteration.txt"):
         (tmp_path / name).symlink_to(folder / name)
-    with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which tells how its model is built"):
+    with pytest.raises(ValueError, match=r"has no resolved_args.yaml, which has the settings of its model"):
         load_megatron(tmp_path, None, 16)

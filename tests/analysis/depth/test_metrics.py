@@ -23,7 +23,7 @@ def loss_of(logits, text):
 
 def everything(toy, text=None, fit=None, **kwargs):
     budget = Budget(
-        judge=[tokens() if text is None else text], fit=[tokens(20, 20, 9)] if fit is None else fit, **kwargs
+        evaluation=[tokens() if text is None else text], fit=[tokens(20, 20, 9)] if fit is None else fit, **kwargs
     )
     return measure.measure(traced(toy), budget, METRICS)
 

@@ -11,7 +11,7 @@ from megatron_cod.analysis.depth.models import traced_transformers
 from megatron_cod.analysis.depth.prune import Plan, is_list_of_layers, prune
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.verification import loaded_whole, logits_of
-from tests.analysis.depth.test_models import FAMILIES, SMALL, build, text
+from tests.analysis.depth.models import FAMILIES, SMALL, build, text
 from tests.conftest import ROOT
 from tests.programs import run_program
 
@@ -64,7 +64,7 @@ def test_the_tool_writes_a_directory_at_once(tmp_path):
     command = ["prune_layers.py", "--model", tmp_path / "model", "--output", tmp_path / "out", "--remove", "2"]
     done = run_program(*command)
     assert done.returncode == 2 and "no tokenizer files" in done.stderr
-    from tests.analysis.depth.test_tool import save_tokenizer
+    from tests.analysis.depth.toys import save_tokenizer
 
     save_tokenizer(tmp_path / "model")
     done = run_program(*command)
@@ -118,7 +118,7 @@ def with_lists(name):
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("removed", [{2, 5}, {6}])
 def test_what_a_config_says_layer_by_layer_goes_with_its_layers(name, removed, tmp_path):
-    """The directory loads whole, and computes what the whole model does with these blocks left out where they stand."""
+    """The directory loads whole, and computes what the whole model does with these blocks omitted where they stand."""
     tokens = text(2, 24)
     whole, shorter = with_lists(name), with_lists(name)
     prune(shorter, Plan.removing(6, removed))
@@ -147,7 +147,7 @@ def test_a_result_that_computes_something_else_is_not_kept(name, tmp_path, monke
     import runpy
 
     from megatron_cod.analysis.depth import prune as pruning
-    from tests.analysis.depth.test_tool import save_tokenizer
+    from tests.analysis.depth.toys import save_tokenizer
 
     with_lists(name).save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")

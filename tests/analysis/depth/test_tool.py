@@ -5,25 +5,13 @@ import re
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from megatron_cod.analysis.depth.measure import METRICS, Budget, measure
 from megatron_cod.analysis.depth.summary import effective_depth, sentences
 from megatron_cod.analysis.depth.text import split_text
-from tests.analysis.depth.test_models import build
-from tests.analysis.depth.toys import H, Linear, Toy, mlps, tokens, traced
+from tests.analysis.depth.models import build
+from tests.analysis.depth.toys import WORDS, H, Linear, Toy, mlps, save_tokenizer, tokens, traced
 from tests.programs import run_program
-
-WORDS = [f"w{number}" for number in range(61)]
-
-
-def save_tokenizer(folder, words=WORDS):
-    inner = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[0]))
-    inner.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=words[0]).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +67,10 @@ def test_the_tool_measures_what_the_library_does(report, model, data):
     from megatron_cod.analysis.depth.models import traced_transformers
 
     words = AutoTokenizer.from_pretrained(model)
-    judge, fit = split_text(data, words, length=16, batch=4, judge=64, fit=128, vocab=61)
-    direct = measure(traced_transformers(AutoModelForCausalLM.from_pretrained(model)), Budget(judge, fit, 1), METRICS)
+    evaluation, fit = split_text(data, words, length=16, batch=4, evaluation=64, fit=128, vocab=61)
+    direct = measure(
+        traced_transformers(AutoModelForCausalLM.from_pretrained(model)), Budget(evaluation, fit, 1), METRICS
+    )
     found = json.loads((report / "depth.json").read_text())
     for name in ("removal", "permutation", "logit lens", "jacobian"):
         assert [one["mean"] for one in found[name]] == pytest.approx([one["mean"] for one in direct[name]], abs=1e-5)

@@ -1,6 +1,10 @@
 """Small models with known answers."""
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from megatron_cod.analysis.depth.traced import TracedModel
 
@@ -63,3 +67,12 @@ def mlps(count: int, scale: float = 0.3) -> list[Mlp]:
 
 def tokens(batch: int = 3, length: int = 12, seed: int = 3) -> torch.Tensor:
     return torch.randint(0, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+WORDS = [f"w{number}" for number in range(61)]
+
+
+def save_tokenizer(folder, words=WORDS):
+    inner = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[0]))
+    inner.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=words[0]).save_pretrained(folder)

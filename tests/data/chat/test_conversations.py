@@ -1,4 +1,4 @@
-"""Reading conversations: layouts, lengths, what is left out and counted, and every bad line named."""
+"""Reading conversations: layouts, lengths, what is omitted and counted, and every bad line named."""
 
 import gzip
 import json

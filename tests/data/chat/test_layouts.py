@@ -10,7 +10,7 @@ from megatron_cod.data.chat.chat_format import ChatFormat, chat_format_of
 from megatron_cod.data.chat.conversations import BadLine, read_conversations
 from megatron_cod.data.chat.encoders import ByteEncoder
 from megatron_cod.data.chat.samples import Reading, read_samples
-from megatron_cod.training.fine_tuning.data import _told
+from megatron_cod.training.fine_tuning.data import _described
 from tests.data.chat.toys import CHATML, CHATML_UNMARKED
 
 BYTES = chat_format_of("NullTokenizer", None, 257, "raw")
@@ -183,7 +183,7 @@ def test_keys_that_nothing_reads_are_counted_and_named(tmp_path):
         "'chosen'": 1,
         "'system_prompt'": 1,
     }
-    [line] = [line for line in _told("training data", samples, counts).splitlines() if "not read" in line]
+    [line] = [line for line in _described("training data", samples, counts).splitlines() if "not read" in line]
     assert (
         "in 3 conversations: 'mask' of a message in 2, 'rejected' in 2, 'thinking' of a message in 2, 'chosen' in 1"
         in line

@@ -242,7 +242,7 @@ def test_a_tokenizer_or_template_that_will_not_do(folder, asked, said):
 
 
 def test_a_tokenizer_without_an_end():
-    with pytest.raises(ValueError, match="asks for eos_token, and the tokenizer has none"):
+    with pytest.raises(ValueError, match="uses eos_token, and the tokenizer has none"):
         ChatFormat(WithoutEnd(), NO_EOS)
 
 

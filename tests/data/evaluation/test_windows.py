@@ -64,7 +64,7 @@ def counts_context_twice(starts, size, stride, prefixed):
 
 
 def first_token_of_a_window_missing(starts, size, stride, prefixed):
-    """As where a window's first token is taken for one without context."""
+    """As where a window's first token is treated as one without context."""
     plan = plan_windows(starts, size, stride, prefixed)
     return Windows(plan.label, plan.length, np.minimum(plan.counted + 1, plan.length), plan.prefixed)
 

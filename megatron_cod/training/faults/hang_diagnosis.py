@@ -1,4 +1,4 @@
-"""From the signs of life of all ranks: who keeps the others waiting, and in what."""
+"""From the heartbeats of all ranks: which rank the others wait for, and in which collective."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from megatron_cod.training.faults.main_thread_state import COMPUTING, SAVING, WA
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A rank's sign of life. Times are its own clock's, and only compared with themselves."""
+class Heartbeat:
+    """A rank's heartbeat. Times are of its own clock and only compared with each other."""
 
     number: int
     """Counts up with every sign: who does not count up is silent."""
@@ -66,7 +66,7 @@ class Limits:
         """
         return (self.training if begun else self.set_up) - 4 * self.interval
 
-    def still(self, sign: Sign, begun: bool) -> float:
+    def still(self, sign: Heartbeat, begun: bool) -> float:
         """How long a rank may begin no forward step; in set-up, where one may build what all wait for, as it likes."""
         if not begun:
             return math.inf
@@ -74,14 +74,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """The ranks that the others wait for, and the end of the error line."""
 
     ranks: list[int]
     why: str = ""
 
 
-def verdict(signs: dict[int, Sign], limits: Limits) -> Verdict | None:
+def diagnose(signs: dict[int, Heartbeat], limits: Limits) -> Diagnosis | None:
     """Of ranks that are all alive, those that the others wait for.
 
     Who has not begun a collective that others are in, and waits in none itself. Where the recorder has no entry: who is
@@ -95,17 +95,17 @@ def verdict(signs: dict[int, Sign], limits: Limits) -> Verdict | None:
     at = {rank: sign.at for rank, sign in signs.items()}
     differing = different(at)
     if differing:
-        return Verdict(list(differing), f", which are in different collectives: {_each(differing)}")
+        return Diagnosis(list(differing), f", which are in different collectives: {_each(differing)}")
     waits = who_waits(at)
     behind = waited_for(waits)
     busy = [rank for rank in behind if not signs[rank].waits()]
     if busy:
-        return Verdict(busy, _for(busy, waits))
+        return Diagnosis(busy, _for(busy, waits))
     circle = in_a_circle(waits) if not behind else []
-    return _circle(circle, signs) if circle else Verdict(_without_recorder(signs))
+    return _circle(circle, signs) if circle else Diagnosis(_without_recorder(signs))
 
 
-def _without_recorder(signs: dict[int, Sign]) -> list[int]:
+def _without_recorder(signs: dict[int, Heartbeat]) -> list[int]:
     busy = [rank for rank, sign in signs.items() if not sign.waits()]
     if busy and len(busy) < len(signs):
         return busy
@@ -114,13 +114,13 @@ def _without_recorder(signs: dict[int, Sign]) -> list[int]:
     return behind if len(behind) < len(signs) else list(signs)
 
 
-def _circle(circle: list[Waits], signs: dict[int, Sign]) -> Verdict:
-    """One of them may be busy all the same: what it has begun is for later."""
+def _circle(circle: list[Waits], signs: dict[int, Heartbeat]) -> Diagnosis:
+    """One of them may be busy anyway: what it has begun is for later."""
     busy = [one.rank for one in circle if not signs[one.rank].waits()]
     if busy and len(busy) < len(circle):
-        return Verdict(busy, _for(busy, circle))
+        return Diagnosis(busy, _for(busy, circle))
     each = [f"rank {one.rank} for rank {one.other} in {one.what}" for one in circle[:4]]
-    return Verdict([one.rank for one in circle], f", which wait for each other: {', '.join(each)}")
+    return Diagnosis([one.rank for one in circle], f", which wait for each other: {', '.join(each)}")
 
 
 def _each(whats: dict[int, str]) -> str:

@@ -1,0 +1,1 @@
+"""Tests of README and docs: words, links, commands. `make check` runs them; they need seconds."""
