@@ -58,6 +58,7 @@ ONCE = {
     "training/loop/random_states.py ForeignRandomStates: model_built",
     "training/loop/odd_width_warm_up.py widen_warm_up: pre_wrap_hooks restore",
     "model.py model_config_from_args: pre_wrap_hooks _to_device",
+    "model.py attach_design: pre_wrap_hooks design.attach",
     # Shapes, which a captured graph has in common with its replays.
     "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
     # Read when a run has failed.
