@@ -32,15 +32,25 @@ class LayerRopeOptions:
     """The base, and where the learned numbers start."""
 
     layer_rope_base: float = option(100.0, help="base of layer_rope's angles (default: 100)", type=float, metavar="B")
-    layer_rope_scale: float = option(0.0, help="start of a, the gain's log size (default: 0)", type=float, metavar="A")
+    layer_rope_scale: float = option(
+        0.0, help="start of a, the gain's log size (default: 0)", type=float, metavar="A", negative=True
+    )
     layer_rope_scale_exponent: float = option(
-        -0.5, help="start of b: the gain's size goes with l ** b (default: -0.5)", type=float, metavar="B"
+        -0.5,
+        help="start of b: the gain's size goes with l ** b (default: -0.5)",
+        type=float,
+        metavar="B",
+        negative=True,
     )
     layer_rope_angle: float = option(
-        0.0, help="start of a_rot, the log of the angle (default: 0)", type=float, metavar="A"
+        0.0, help="start of a_rot, the log of the angle (default: 0)", type=float, metavar="A", negative=True
     )
     layer_rope_angle_exponent: float = option(
-        -0.5, help="start of b_rot: the angle goes with l ** b_rot (default: -0.5)", type=float, metavar="B"
+        -0.5,
+        help="start of b_rot: the angle goes with l ** b_rot (default: -0.5)",
+        type=float,
+        metavar="B",
+        negative=True,
     )
     layer_rope_peri: bool = option(
         False, help="layer_rope's output gains are the weights of norms behind the branches, its second form"

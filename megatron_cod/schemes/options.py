@@ -16,13 +16,16 @@ def option(
     type: Callable[[str], Any] | None = None,
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
+    negative: bool = False,
 ) -> Any:
     """A field of an options dataclass; ``default`` is its value where the flag is not given.
 
-    The keywords are those of ``argparse.ArgumentParser.add_argument``. A default of False makes a switch.
+    The keywords are those of ``argparse.ArgumentParser.add_argument``. A default of False makes a switch. negative:
+    whether a number may be below 0.
     """
     flag = {"help": help, "type": type, "choices": choices, "metavar": metavar}
-    return field(default=default, metadata={"flag": {key: value for key, value in flag.items() if value is not None}})
+    given_keys = {key: value for key, value in flag.items() if value is not None}
+    return field(default=default, metadata={"flag": given_keys, "negative": negative})
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class CommonOptions:
 def flag_of(name: str) -> str:
     """``lns_exponent`` -> ``--lns-exponent``."""
     return "--" + name.replace("_", "-")
+
+
+def may_be_negative(kind: type) -> list[str]:
+    """The fields of an options dataclass whose numbers may be below 0."""
+    return [one.name for one in fields(kind) if one.metadata["negative"]]
 
 
 def names(kind: type) -> list[str]:

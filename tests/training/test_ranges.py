@@ -8,8 +8,10 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.rehearsal.launch import read_launch
+from megatron_cod.schemes.options import may_be_negative
+from megatron_cod.schemes.table import SCHEMES
 from megatron_cod.training.flags.parser import build_parser
-from megatron_cod.training.flags.ranges import NOT_NEGATIVE, RANGES, check_ranges, flag_of
+from megatron_cod.training.flags.ranges import RANGES, check_ranges, flag_of, range_of
 from megatron_cod.training.pretraining import TASK
 from tests.conftest import ROOT
 from tests.rehearsal.jobs import SMALL
@@ -80,7 +82,14 @@ def test_every_default_is_within_its_range(parser):
     check_ranges(parser.parse_args([]), [])
     for action in parser._actions:
         if isinstance(action.default, int | float) and not isinstance(action.default, bool):
-            assert RANGES.get(action.dest, NOT_NEGATIVE).holds(action.default), action.dest
+            assert range_of(action.dest).holds(action.default), action.dest
+
+
+def test_an_option_of_a_scheme_may_be_negative(parser):
+    words = ["--norm-scheme", "layer_rope", "--layer-rope-scale-exponent", "-0.3"]
+    check_ranges(parser.parse_args(words), parser._actions)
+    with pytest.raises(UserError, match="--layer-rope-scale-exponent inf must be a finite number"):
+        check_ranges(parser.parse_args([*words[:3], "inf"]), parser._actions)
 
 
 def _numbers(parser, kind):
@@ -112,7 +121,8 @@ def test_a_negative_count_is_a_row_of_its_own(parser):
         else:
             taken.add(action.dest)
         setattr(args, action.dest, action.default)
-    assert taken == {name for name, one in RANGES.items() if one.low < 0} - {"window_size"}
+    of_schemes = {name for row in SCHEMES.values() for name in may_be_negative(row.options)}
+    assert taken == {name for name, one in RANGES.items() if one.low < 0} - {"window_size"} | of_schemes
 
 
 SENSELESS = ("nan", "inf", "-inf", "-7", "-0.5")
@@ -126,7 +136,7 @@ def _fuzzed(parser, draw: random.Random) -> tuple[list[str], bool]:
         kind = draw.choice(("senseless", "word", "number"))
         value = draw.choice(SENSELESS if kind == "senseless" else WORDS if kind == "word" else ("0", "1", "3", "64"))
         words.append(f"{flag_of(action)}={value}")
-        senseless |= kind == "senseless" and RANGES.get(action.dest, NOT_NEGATIVE).low >= 0
+        senseless |= kind == "senseless" and range_of(action.dest).low >= 0
     return words, senseless
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
+from megatron_cod.schemes.options import may_be_negative
+from megatron_cod.schemes.table import SCHEMES
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,14 @@ _ROWS: Mapping[Range, str] = {
 RANGES: Mapping[str, Range] = {name: one for one, names in _ROWS.items() for name in names.split()}
 """Argument -> its range, where it is not ``NOT_NEGATIVE``."""
 
+
+def range_of(name: str) -> Range:
+    """The range of an argument; options of norm schemes say themselves whether they may be negative."""
+    if any(name in may_be_negative(row.options) for row in SCHEMES.values()):
+        return ANY
+    return RANGES.get(name, NOT_NEGATIVE)
+
+
 PATTERNS = frozenset(("moe_layer_freq", "no_rope_freq", "window_attn_skip_freq", "linear_attention_freq"))
 """Arguments that are a frequency, or a list of 0 and 1 for the layers."""
 
@@ -112,7 +122,7 @@ def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
         if action.nargs is None and value == []:  # what argparse makes of --lr=--
             raise UserError(f"{flag_of(action)} takes a value, not '--'")
         is_list = isinstance(value, list | tuple)
-        asked = SHARE if is_list and action.dest in PATTERNS else RANGES.get(action.dest, NOT_NEGATIVE)
+        asked = SHARE if is_list and action.dest in PATTERNS else range_of(action.dest)
         values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]
         for one in values:
             _check_number(flag_of(action), one, asked)
