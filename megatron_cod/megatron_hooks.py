@@ -90,7 +90,7 @@ HOOKED = (
         "forward pre-hook of the output layer",
         "registered",
         "a model of lower precision computes its logits in fp32 in a validation",
-        ("training/validation/fp32_logits.py Fp32Logits.model_built: layer.register_forward_pre_hook",),
+        ("training/validation/fp32_logits.py raise_logits: layer.register_forward_pre_hook",),
     ),
     Hooked(
         "gradient hooks of a layer's output",
@@ -130,12 +130,31 @@ HOOKED = (
         ("model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",),
     ),
     Hooked(
+        "`has_cond_embedder` of the configuration, `pipeline_parallel` of parameters",
+        "set for schemes whose layers share parameters",
+        "Megatron's own sum, over stages, of the gradients of parameters that every stage has a copy of",
+        (
+            "model.py attach_design: transformer.has_cond_embedder",
+            "schemes/shared_gains.py SharedGains.__init__: parameter.pipeline_parallel",
+        ),
+    ),
+    Hooked(
+        "`shared_embedding` and `shared` of parameters",
+        "set on the copies of shared parameters",
+        "a bucket of its own, which the distributed optimizer cuts alike on all stages; one copy in the gradient norm",
+        (
+            "schemes/shared_gains.py SharedGains.__init__: parameter.shared_embedding",
+            "schemes/shared_gains.py SharedGains.__init__: parameter.shared",
+        ),
+    ),
+    Hooked(
         "`sequence_parallel` of a parameter",
         "set on parameters of ours",
         "Megatron's mark for those whose gradients are summed over tensor-parallel ranks",
         (
             "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
             "schemes/branch_scale.py LearnedScaleJoin.__init__: self.scale.sequence_parallel",
+            "schemes/shared_gains.py SharedGains.__init__: parameter.sequence_parallel",
         ),
     ),
     Hooked(

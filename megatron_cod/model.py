@@ -117,6 +117,9 @@ def attach_design(
         else:
             ours = own_layers or chosen.transformer_impl == "local"
             ours = ours and config.transformer_layer_spec is None and not unsupported_features(transformer, chosen)
+    if design.scheme.attach is not None:
+        transformer.has_cond_embedder = True  # Megatron then sums the gradients of copies over stages
+        config.pre_wrap_hooks.append(design.attach)
     if design.streams > 1:
         _fit_transfers_to_streams(transformer)
     if ours:

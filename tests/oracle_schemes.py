@@ -1,7 +1,8 @@
 """The rival schemes and initialisations in plain PyTorch, from their papers' formulas; the parts are the oracle's.
 
 Names of parameters that Llama has not: ``attn_out_norm.weight`` and ``mlp_out_norm.weight`` (Sandwich-LN's N'),
-``attn_scale`` and ``mlp_scale`` (LayerScale's vector, SkipInit's number).
+``attn_scale`` and ``mlp_scale`` (LayerScale's vector, SkipInit's number), ``shared_gains.SITE.gamma`` and ``.numbers``
+(LayerRoPE's gains and a, b, a_rot, b_rot, which all blocks share).
 """
 
 import math
@@ -24,6 +25,10 @@ class Variant:
     post: int = 2
     """Mix-LN's K; a quarter of 8 blocks."""
     warmup: int | None = None
+    base: float = 100.0
+    """LayerRoPE's."""
+    peri: bool = False
+    """LayerRoPE's output gains are weights of norms behind the branches."""
 
     def warm(self, block: int, step: int) -> float:
         """ProRes' weight of a branch."""
@@ -31,6 +36,16 @@ class Variant:
 
 
 Join = Callable[[Tensor, Callable[[Tensor], Tensor], str, str], Tensor]
+
+
+def shared_gain(w: Weights, site: str, block: int, base: float) -> Tensor:
+    """LayerRoPE's gain [h] of a site in a block, from 1: gamma as complex numbers times exp(r + i theta)."""
+    gamma = torch.view_as_complex(w[f"shared_gains.{site}.gamma"].reshape(-1, 2).contiguous())
+    a, b, a_rot, b_rot = w[f"shared_gains.{site}.numbers"]
+    pairs = len(gamma)
+    theta = torch.exp(a_rot) * block**b_rot * base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    turned = gamma * torch.polar(torch.exp(a) * block**b * torch.ones_like(theta), theta)
+    return torch.view_as_real(turned).reshape(-1)
 
 
 def forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape, step: int = 0) -> Tensor:
@@ -45,6 +60,12 @@ def forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape, step: in
             return attention(y, w, p + "self_attn.", shape) if which == "attn" else mlp(y, w, p + "mlp.")
 
         for which, gamma in (("attn", "input_layernorm.weight"), ("mlp", "post_attention_layernorm.weight")):
+            if scheme == "layer_rope":
+                site = "attention" if which == "attn" else "mlp"
+                g_in, g_out = (shared_gain(w, f"{site}_{end}", block, variant.base) for end in ("in", "out"))
+                y = branch(rms_norm(x, g_in, shape.eps), which)
+                x = x + warm * (rms_norm(y, g_out, shape.eps) if variant.peri else g_out * y)
+                continue
             gamma = w[p + gamma]
             norm = lambda y, gamma=gamma: rms_norm(y, gamma, shape.eps)  # noqa: E731
             place = "attention" if which == "attn" else "mlp"
@@ -74,6 +95,10 @@ def parameters(weights: Weights, variant: Variant, shape: Shape) -> Weights:
     generator = torch.Generator().manual_seed(7)
     drawn = lambda size, mean: mean + 0.2 * torch.randn(size, generator=generator)  # noqa: E731
     own: Weights = {}
+    if variant.scheme == "layer_rope":
+        for site in ("attention_in", "mlp_in", "attention_out", "mlp_out"):
+            own[f"shared_gains.{site}.gamma"] = drawn(shape.hidden, 1.0)
+            own[f"shared_gains.{site}.numbers"] = torch.tensor([0.0, -0.5, 0.0, -0.5]) + drawn(4, 0.0)
     for block in range(shape.layers):
         for which in ("attn", "mlp"):
             p = f"model.layers.{block}.{which}"
@@ -81,6 +106,8 @@ def parameters(weights: Weights, variant: Variant, shape: Shape) -> Weights:
                 own[p + "_out_norm.weight"] = drawn(shape.hidden, 1.0)
             if variant.scheme in ("layerscale", "skipinit"):
                 own[p + "_scale"] = drawn(shape.hidden if variant.scheme == "layerscale" else 1, 0.6)
+    if variant.scheme == "layer_rope":
+        weights = {name: tensor for name, tensor in weights.items() if "layernorm" not in name}
     kept = {
         n: t for n, t in weights.items() if n != "model.norm.weight" or variant.scheme not in ("post_ln", "deepnorm")
     }

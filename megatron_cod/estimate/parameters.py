@@ -140,12 +140,19 @@ def mtp_count(args: MegatronArgs) -> Count:
     return inner + Count(split=2 * hidden * hidden, whole=3 * _norm(args, hidden))
 
 
+def shared_count(args: MegatronArgs) -> Count:
+    """What all layers share: a copy in the first chunk of every stage."""
+    return Count(whole=get_scheme(args.norm_scheme).stage_parameters(args.hidden_size))
+
+
 def chunk_count(args: MegatronArgs, chunk: StagePlan) -> Count:
     """One model chunk as it is built, its copies of the embedding among it."""
     pattern = moe_pattern(args)
     count = Count()
     for number in chunk.layers:
         count += layer_count(args, pattern[number - 1])
+    if not chunk.virtual_stage:
+        count += shared_count(args)
     count += mtp_count(args).times(len(chunk.mtp))
     if chunk.embedding or chunk.mtp:
         count += embedding_count(args)
@@ -158,7 +165,7 @@ def chunk_count(args: MegatronArgs, chunk: StagePlan) -> Count:
 
 def model_count(args: MegatronArgs) -> Count:
     """The model, each weight once however many ranks hold a copy."""
-    count = embedding_count(args) + final_norm_count(args)
+    count = embedding_count(args) + final_norm_count(args) + shared_count(args)
     for mixture in moe_pattern(args):
         count += layer_count(args, mixture)
     count += mtp_count(args).times(args.mtp_num_layers or 0)

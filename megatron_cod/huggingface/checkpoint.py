@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,31 @@ class MegatronCheckpoint:
         raise KeyError(unit.where)
 
     def dtype(self, unit: Unit) -> torch.dtype:
-        """Of the unit's tensor as it is stored."""
-        return self._slice(unit).dtype
+        """Of the unit's tensor as it is stored; of one that is not stored, as most of the model is."""
+        try:
+            return self._slice(unit).dtype
+        except KeyError:
+            return getattr(self.args, "params_dtype", torch.float32)
 
-    def check(self, wanted: list[Unit], arch: Architecture) -> list[str]:
-        """Notes on what is omitted. UserError that names every missing, unexpected or misshapen tensor."""
+    def shared(self, keys: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors that all layers share. UserError for a missing one."""
+        missing = [key for key in keys if (key, None) not in self._opened.slices]
+        if missing:
+            raise UserError(f"checkpoint {self.path} has no {missing[0]}")
+        parts = {key: self._opened.slices[key, None] for key in keys}
+        return {key: self._opened.read(part, 0, part.shape[0]) for key, part in parts.items()}
+
+    def check(
+        self,
+        wanted: list[Unit],
+        arch: Architecture,
+        made: Callable[[Unit], bool] = lambda _: False,
+        shared: Sequence[str] = (),
+    ) -> list[str]:
+        """Notes on what is omitted. UserError that names every missing, unexpected or misshapen tensor.
+
+        made: whether a unit is not stored but made of the tensors ``shared``.
+        """
         used: set[tuple[str, int | None]] = set()
         faults = []
         for unit in wanted:
@@ -62,6 +83,8 @@ class MegatronCheckpoint:
             try:
                 shape = self._slice(unit).shape
             except KeyError:
+                if made(unit):
+                    continue
                 faults.append(f"{unit.where} is missing")
                 continue
             shape = shape[1:] if unit.expert is not None else shape
@@ -74,7 +97,7 @@ class MegatronCheckpoint:
         prediction = [name for name in extra if name.startswith("mtp.")]
         if prediction:
             notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
-        unknown = [name for name in extra if name not in prediction and not name.endswith(learned_names())]
+        unknown = [name for name in extra if name not in (*prediction, *shared) and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
             raise UserError(f"checkpoint {self.path}: {_short(list(dict.fromkeys(faults)))}")

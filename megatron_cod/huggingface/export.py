@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,13 +69,20 @@ class _Making:
     arch: Architecture
     scheme: Folding
     multipliers: Multipliers
+    shared: Mapping[str, Tensor]
+    """What all layers share, by checkpoint key."""
 
     def make(self, unit: Unit, dtype: torch.dtype) -> list[Tensor]:
         """The unit's tensors, rounded once to ``dtype``."""
         checkpoint, key = self.checkpoint, unit.row.megatron[0]
+        gain = self.scheme.gain(unit.row.part, unit.layer, self.shared)
+        if gain is not None and self.scheme.makes(unit.row.part):
+            return unit.row.join.to_hf(gain.to(dtype), self.arch)
         weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
         factor: float | Tensor = self.scheme.factor(unit.row.part, unit.layer) * self._beside(key)
         learned = self.scheme.learned(unit.row.part)
+        if gain is not None:
+            factor = factor * gain
         if learned is not None:
             factor = factor * checkpoint.learned_scale(learned, unit)
         if _QUERIES.fullmatch(key) and self.multipliers.queries != 1.0 and not self.arch.qk_norm:
@@ -115,13 +122,13 @@ def exported(
         vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
     arch, multipliers = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
     wanted = list(units(get_family(arch.family).rows, arch))
-    notes = checkpoint.check(wanted, arch)
-    if scheme.has_learned and not fold_factors:
+    notes = checkpoint.check(wanted, arch, lambda unit: scheme.makes(unit.row.part), scheme.shared)
+    if (scheme.has_learned or scheme.shared) and not fold_factors:
         raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
     if not multipliers.is_stock:
         notes.append(f"muP's multipliers are in the weights, which are those of a plain model: {multipliers}")
     applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
-    making = _Making(checkpoint, arch, applied, multipliers)
+    making = _Making(checkpoint, arch, applied, multipliers, checkpoint.shared(scheme.shared))
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}
     for unit in wanted:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.families.mapping_rows import Part
+from megatron_cod.huggingface.families.mapping_rows import NORMS, Part
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
 from megatron_cod.schemes.row import Foldable, Scheme, Site
 from megatron_cod.schemes.table import PRE_LN, SCHEMES
@@ -28,6 +28,7 @@ _SITES = {
     Part.ATTENTION_OUTPUT: Site.ATTENTION_OUTPUT,
     Part.MLP_OUTPUT: Site.MLP_OUTPUT,
 }
+_DECODER = "decoder."
 _LAYERS = "decoder.layers."
 
 
@@ -64,6 +65,24 @@ class Folding:
         name = None if site is None else self._stock.learned.get(site)
         return None if name is None else _LAYERS + name
 
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Checkpoint keys of what all layers share."""
+        return tuple(_DECODER + name for name in self._stock.shared)
+
+    def makes(self, part: Part) -> bool:
+        """Whether a layer's norm has no weight of its own: it is made of what all layers share."""
+        return self._stock.gain is not None and part in NORMS
+
+    def gain(self, part: Part, layer: int | None, shared: Mapping[str, Tensor]) -> Tensor | None:
+        """The gain [h] of a part of layer l (from 1), made of the tensors of ``shared``; None without one."""
+        site = _SITES.get(part)
+        if self._stock.gain is None or site is None or layer is None:
+            return None
+        named = {key.removeprefix(_DECODER): tensor for key, tensor in shared.items()}
+        found: Tensor = self._stock.gain(named, site, layer, self.design.options)
+        return found
+
     def factor(self, part: Part, layer: int | None) -> float:
         """What the scheme multiplies a part of layer l with (from 1), and a stock model does not."""
         if layer is None or _SITES.get(part) not in self._stock.sites(self.design.options):
@@ -96,7 +115,7 @@ def foldable_schemes() -> list[str]:
 
 def unfoldable_schemes() -> list[str]:
     """The schemes that an existing stock model can be treated as: with nothing learned that it does not have."""
-    return [name for name, stock in _foldable() if not stock.learned]
+    return [name for name, stock in _foldable() if not stock.learned and stock.gain is None]
 
 
 def learned_names() -> tuple[str, ...]:
@@ -113,6 +132,9 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
             f"--norm-scheme {design.scheme.name} cannot be exported: {stock.reason}, and no stock architecture computes "
             f"that; what folds into one is {', '.join(foldable_schemes())}"
         )
+    refused = stock.refused(design.options)
+    if refused is not None:
+        raise UserError(f"--norm-scheme {design.scheme.name} with these options cannot be exported: {refused}")
     return Folding(design, layers)
 
 

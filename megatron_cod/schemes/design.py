@@ -81,6 +81,17 @@ class BlockDesign:
         classes = {**NUMBERED, **self.scheme.layer}
         return ModuleSpec(module=classes[spec.module], params=params, submodules=submodules)
 
+    def attach(self, chunks: list[Any]) -> list[Any]:
+        """Give the built chunks of this stage what their layers share. UserError where the first one has no layer."""
+        assert self.scheme.attach is not None
+        if not chunks[0].decoder.layers:
+            raise UserError(
+                f"--norm-scheme {self.scheme.name} needs a layer in the first chunk of every pipeline stage"
+            )
+        layers = [(layer, global_layer_number(layer)) for chunk in chunks for layer in chunk.decoder.layers]
+        self.scheme.attach(chunks[0].decoder, layers, self.options)
+        return chunks
+
     def bind(self, layer: Any) -> None:
         """Set in a built layer what depends on its number."""
         number, config = global_layer_number(layer), layer.config
@@ -195,6 +206,8 @@ def _check_options(design: BlockDesign, num_layers: int | None) -> None:
             raise UserError(f"{flag_of(one.name)} {value} is none of {', '.join(choices)}")
     if design.scheme.check is not None:
         design.scheme.check(design.options, num_layers)
+    if design.common.gamma_init and not design.scheme.own_gammas:
+        raise UserError(f"--gamma-init does not go with --norm-scheme {design.scheme.name}: its norms have no gammas")
     steps = design.common.residual_warmup_steps
     if steps is not None and steps < 1:
         raise UserError(f"--residual-warmup-steps {steps} must be at least 1")

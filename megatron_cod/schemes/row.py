@@ -39,6 +39,13 @@ class Foldable:
     learned: Mapping[Site, str] = field(default_factory=dict)
     """Parameters, [h] or [1], that multiply the output of a branch: output site -> their name in the layer
     (``self_attn_bda.scale``)."""
+    shared: tuple[str, ...] = ()
+    """Parameters of the decoder that all layers share (``shared_gains.mlp_in.gamma``)."""
+    gain: Callable[[Mapping[str, Any], Site, int, Any], Any] | None = None
+    """(the shared ones by name, site, l, options) -> the gain [h] in layer l: the weight of a norm that has none of its
+    own, or what multiplies a branch's output."""
+    refused: Callable[[Any], str | None] = lambda _options: None
+    """Options -> why the scheme with these is no stock model, or None."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,13 @@ class Scheme:
     streams: Callable[[Any], int] = lambda _options: 1
     """Options -> n, how many residual streams a model has: [s, n b, h] between its blocks. The scheme's layer class makes
     n of one in the first block, and one of n in the last. Transfers between pipeline stages and the rehearsal read it."""
+    attach: Callable[[Any, list[tuple[Any, int]], Any], None] | None = None
+    """(decoder of a pipeline stage's first chunk, the layers of all of its chunks with their global numbers, options) ->
+    gives the stage its copy of the parameters that all layers share, before the chunks are wrapped."""
+    own_gammas: bool = True
+    """Whether the input norms of a layer have weights of their own."""
+    stage_parameters: Callable[[int], int] = lambda _hidden: 0
+    """Hidden size -> parameters that it adds to the first chunk of each pipeline stage."""
     check: Callable[[Any, int | None], None] | None = None
     """(options, number of layers or None) -> raises UserError for a value that an option cannot have."""
     recorded: Callable[[Any, Any], dict[str, Any]] = _records_options

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.branch_scale import LAYERSCALE, SKIPINIT
+from megatron_cod.schemes.layer_rope import LAYER_ROPE
 from megatron_cod.schemes.lns import LNS
 from megatron_cod.schemes.options import CommonOptions, flag_of, names
 from megatron_cod.schemes.post_norm import DEEPNORM, MIX_LN, POST_LN
@@ -46,7 +47,7 @@ def register_scheme(row: Scheme) -> Scheme:
     return row
 
 
-for _row in (PRE_LN, LNS, POST_LN, MIX_LN, DEEPNORM, SANDWICH_LN, LAYERSCALE, SKIPINIT):
+for _row in (PRE_LN, LNS, POST_LN, MIX_LN, DEEPNORM, SANDWICH_LN, LAYERSCALE, SKIPINIT, LAYER_ROPE):
     register_scheme(_row)
 
 

@@ -52,6 +52,8 @@ def loss_against_rate(study: Study, results: Results, path: Path) -> Path:
     figure, axes = _panels(len(study.shapes))
     for shape, axis in zip(study.shapes, axes, strict=True):
         seen = [_draw_arm(axis, study, results, shape, place) for place in range(len(study.arms))]
+        if not any(seen):
+            axis.text(0.5, 0.5, "no runs yet", transform=axis.transAxes, ha="center")
         _limit(axis, [loss for losses in seen for loss in losses])
         axis.set(xscale="log", xlabel="peak learning rate", ylabel="validation loss (nats per token)", title=shape.name)
         _label_rates(axis, study, results, shape)
@@ -83,6 +85,7 @@ def _label_rates(axis: Any, study: Study, results: Results, shape: Shape) -> Non
     tried = {rate for arm in study.arms for rate in curve_of(study, results, shape, arm)}
     rates = sorted({*study.grid.rates, *tried})
     axis.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=30, fontsize="small")
+    axis.set_xlim(rates[0] / 1.2, rates[-1] * 1.2)
     axis.minorticks_off()
 
 

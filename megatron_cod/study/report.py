@@ -13,7 +13,7 @@ from megatron_cod.study import figures
 from megatron_cod.study.diagnosis import removal_costs
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job
-from megatron_cod.study.scheduler import Results, outlook, runnable
+from megatron_cod.study.scheduler import Results, best_of, finals_of, outlook, runnable
 from megatron_cod.study.shapes import Shape
 from megatron_cod.study.study_file import Study
 from megatron_cod.study.tables import Table, all_tables, raw_lines, read_raw, runs_csv
@@ -94,18 +94,22 @@ def _markdown(study: Study, results: Results, tables: list[Table]) -> str:
 
 
 def _pictures(study: Study, results: Results, costs: Costs, folder: Path) -> dict[Path, str]:
-    """Path -> caption."""
+    """Path -> caption, of the figures for which there is something to draw."""
+    for old in folder.glob("*.png"):
+        old.unlink()
     found = {
         figures.loss_against_rate(study, results, folder / "loss_against_rate.png"): (
             "Validation loss against peak learning rate. Lines: tuning runs; white markers with bars: final seeds at the "
             "tuned rate, lowest to highest; crosses at the top: diverged."
         )
     }
-    if len(study.shapes) > 1:
+    tuned = [(shape, arm) for shape in study.shapes for arm in study.arms if best_of(study, results, shape, arm)]
+    if len(study.shapes) > 1 and any(finals_of(study, results, *one) for one in tuned):
         path = figures.loss_against_depth(study, results, folder / "loss_against_depth.png")
         found[path] = "Validation loss against depth, each arm at its tuned rate."
-    path = figures.variance_by_layer(study, results, folder / "variance_by_layer.png")
-    found[path] = "Variance of the residual stream after each layer, at the tuned rate."
+    if tuned:
+        path = figures.variance_by_layer(study, results, folder / "variance_by_layer.png")
+        found[path] = "Variance of the residual stream after each layer, at the tuned rate."
     if costs:
         path = figures.removal_by_layer(study, costs, folder / "removal_by_layer.png")
         found[path] = "Rise of the validation loss when a layer is removed, first final seed at the tuned rate."

@@ -31,7 +31,8 @@ class Table:
         """With its title as a heading."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
         body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-        return f"## {self.title}\n\n" + (f"{body}\n" if self.rows else "") + (f"\n{self.note}\n" if self.note else "")
+        parts = [f"## {self.title}", *([body] if self.rows else []), *([self.note] if self.note else [])]
+        return "\n\n".join(parts) + "\n"
 
 
 def baselines(study: Study) -> list[str]:

@@ -69,6 +69,9 @@ def pieces(name: str, layout: Layout, shape: Shape, tp_rank: int, pp_rank: int, 
     if name == "decoder.final_layernorm.weight":
         yield name, everything, "model.norm.weight", (everything,)
         return
+    if name.startswith("decoder.shared_gains."):
+        yield name, everything, name.removeprefix("decoder."), (everything,)
+        return
     _, _, local, rest = name.split(".", 3)
     prefix = f"model.layers.{layout.first_block(shape.layers, pp_rank, chunk) + int(local)}."
     d, per_group = shape.head_dim, shape.heads // shape.groups

@@ -35,6 +35,11 @@ VARIANTS = {
     "sandwich_ln": (Variant("sandwich_ln"), []),
     "layerscale": (Variant("layerscale"), []),
     "skipinit": (Variant("skipinit"), []),
+    "layer_rope": (Variant("layer_rope"), []),
+    "layer_rope peri": (
+        Variant("layer_rope", peri=True, base=1e4),
+        ["--layer-rope-peri", "--layer-rope-base", "1e4"],
+    ),
     "pre_ln warm-up": (Variant("pre_ln", warmup=2), ["--residual-warmup-steps", "2"]),
     "lns warm-up": (Variant("lns", warmup=2), ["--residual-warmup-steps", "2"]),
     "post_ln warm-up": (Variant("post_ln", warmup=2), ["--residual-warmup-steps", "2"]),

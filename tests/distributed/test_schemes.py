@@ -9,6 +9,8 @@ from tests.distributed.scheme_runs import FOUR, FOUR_SP, MUTANTS, ONE, VARIANTS,
 VIRTUAL = Layout(pp=2, vp=2)
 
 AT = {name: (ONE, FOUR_SP if "sandwich" in name or "scale" in name or "skip" in name else FOUR) for name in VARIANTS}
+AT["layer_rope"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4))
+AT["layer_rope peri"] = (ONE, FOUR_SP)
 AT["mix_ln 4"] += (VIRTUAL,)
 AT["mix_ln 5"] += (VIRTUAL,)
 CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
@@ -29,6 +31,8 @@ CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
     "skipinit-tp2 pp2 sequence-parallel",
     "mix_ln 4-pp2 vp2",
     "lns-one",
+    "layer_rope-one",
+    "layer_rope-pp2 vp2",
 )
 def test_the_scheme_agrees_with_the_oracle(name, layout):
     found = differences(name, layout)

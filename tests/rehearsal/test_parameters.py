@@ -49,6 +49,7 @@ CASES = {
     "sandwich norms": ([*SMALL, *layout(pp=2), "--norm-scheme", "sandwich_ln"], 2, (0, 1)),
     "layerscale": ([*SMALL, *layout(tp=2), "--norm-scheme", "layerscale"], 2, (0,)),
     "skipinit": ([*SMALL, "--norm-scheme", "skipinit"], 1, (0,)),
+    "shared gains": ([*SMALL, *layout(pp=2), "--norm-scheme", "layer_rope"], 2, (0, 1)),
     "no final norm": ([*SMALL, *layout(pp=2), "--norm-scheme", "deepnorm"], 2, (1,)),
     "a factor on one norm": ([*SMALL, *layout(pp=2), "--lns-placement", "mlp", "--lns-exponent", "1"], 2, (1,)),
     "mtp moe": ([*SMALL, *MOE, *MTP], 1, (0,)),

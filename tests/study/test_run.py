@@ -15,7 +15,8 @@ import pytest
 from megatron_cod.errors import UserError
 from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.study.command import Command
-from megatron_cod.study.directory import RECORD
+from megatron_cod.study.diagnosis import diagnose, removal_costs
+from megatron_cod.study.directory import RECORD, StudyDirectory
 from megatron_cod.study.scheduler import runnable
 from megatron_cod.study.study_file import read_study
 from tests.conftest import ROOT
@@ -171,3 +172,18 @@ def test_runs_of_an_array_are_collected(small, tmp_path):
     (folder / "metrics.jsonl").write_text(metrics)
     command.slurm()
     assert (folder / RECORD).read_bytes() == (whole / job.folder / RECORD).read_bytes()
+
+
+@pytest.mark.slow
+def test_depth_diagnostics_of_the_first_final_seed(small):
+    file, output, _ = small
+    directory = StudyDirectory(output, read_study(file))
+    lines: list[str] = []
+    diagnose(directory, lines.append)
+    costs = removal_costs(directory)
+    study = directory.study
+    assert set(costs) == {(shape, arm) for shape in study.shapes for arm in study.arms}, lines
+    assert all(len(rise) == shape.layers for (shape, _), rise in costs.items())
+    lines.clear()
+    diagnose(directory, lines.append)
+    assert not lines  # measured once

@@ -36,6 +36,11 @@ ONCE = {
     "model.py _fit_transfers_to_streams: transformer.variable_seq_lengths",
     "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
+    "model.py attach_design: transformer.has_cond_embedder",
+    "schemes/shared_gains.py SharedGains.__init__: parameter.sequence_parallel",
+    "schemes/shared_gains.py SharedGains.__init__: parameter.shared",
+    "schemes/shared_gains.py SharedGains.__init__: parameter.pipeline_parallel",
+    "schemes/shared_gains.py SharedGains.__init__: parameter.shared_embedding",
     "schemes/init_policy.py apply_init_policy: config.output_layer_init_method",
     "schemes/depth.py bind_depth_factor: carrier.depth_factor",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual",
@@ -53,6 +58,7 @@ ONCE = {
     "training/loop/random_states.py ForeignRandomStates: model_built",
     "training/loop/odd_width_warm_up.py widen_warm_up: pre_wrap_hooks restore",
     "model.py model_config_from_args: pre_wrap_hooks _to_device",
+    "model.py attach_design: pre_wrap_hooks design.attach",
     # Shapes, which a captured graph has in common with its replays.
     "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
     # Read when a run has failed.
@@ -84,6 +90,14 @@ FLAGS_ONCE = {
         "lns_placement",
         "lns_exponent",
         "mix_ln_post_layers",
+    ),
+    *(
+        "layer_rope_base",
+        "layer_rope_scale",
+        "layer_rope_scale_exponent",
+        "layer_rope_angle",
+        "layer_rope_angle_exponent",
+        "layer_rope_peri",
     ),
     *(
         "layerscale_init",

@@ -243,7 +243,7 @@ overlap_grad_reduce moe_grouped_gemm multi_latent_attention num_moe_experts reco
 rotary_interleaved
 """
 """Options beside which Megatron asks for Transformer Engine's version: each together with one that a table has."""
-_FILES = ("training/flags/parser.py", "core/transformer/transformer_config.py")
+_FILES = ("training/arguments.py", "core/transformer/transformer_config.py")
 _VERSION = re.compile(r"is_te_min_version|HAVE_TE\b")
 
 

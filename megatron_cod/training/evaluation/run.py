@@ -37,6 +37,7 @@ from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.start import loading
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import LAUNCH, Start, StartHooks, prepare, replica_size
+from megatron_cod.training.validation.fp32_logits import raise_logits
 
 _KEPT = (*TOKENIZER, "micro_batch_size", "seq_length")
 _MICRO_BATCHES = 4
@@ -195,6 +196,7 @@ def main() -> None:
     in_one_line = partial(reported_in_one_line, args, lambda: "in evaluation", evaluation_memory)
     with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, start.model_config)
+        raise_logits(model)
     with one_line_endings(lambda: Phase.TRAINING), in_one_line():
         totals = measure(job, model, progress.add)
     if totals is None or not last:

@@ -173,7 +173,7 @@ TABLE = (
             "training/validation/evaluations.py Evaluations.step_begins: writer.is_silent",
             "training/validation/evaluations.py Evaluations.collect: writer.is_silent",
             "training/validation/fp32_logits.py Fp32Logits: model_built",
-            "training/validation/fp32_logits.py Fp32Logits.model_built: register_forward_pre_hook",
+            "training/validation/fp32_logits.py raise_logits: register_forward_pre_hook",
             "training/run.py train: pretrain evaluations.collect",
         ),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,11 +21,16 @@ class Fp32Logits(Observer):
         return None if _is_sharded(run.args) else Fp32Logits()
 
     def model_built(self, model: list[torch.nn.Module]) -> None:
-        for chunk in model:
-            for module in chunk.modules():
-                layer = getattr(module, "output_layer", None)
-                if isinstance(layer, ColumnParallelLinear):
-                    layer.register_forward_pre_hook(in_fp32, with_kwargs=True)
+        raise_logits(model)
+
+
+def raise_logits(model: Sequence[torch.nn.Module]) -> None:
+    """Have the output layer of a model compute in fp32 outside of training."""
+    for chunk in model:
+        for module in chunk.modules():
+            layer = getattr(module, "output_layer", None)
+            if isinstance(layer, ColumnParallelLinear):
+                layer.register_forward_pre_hook(in_fp32, with_kwargs=True)
 
 
 def _is_sharded(args: MegatronArgs) -> bool:
