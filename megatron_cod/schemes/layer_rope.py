@@ -96,7 +96,8 @@ class _TakesGain:
         if not self._gain:
             raise RuntimeError(f"{type(self).__name__} was never given a shared gain")
         [shared] = self._gain
-        return layer_gain(shared.gamma, shared.numbers, self._layer, self._base).to(like.dtype)
+        found = layer_gain(shared.gamma.float(), shared.numbers.float(), self._layer, self._base)
+        return found.to(like.dtype)
 
 
 class SharedGainNorm(_TakesGain, torch.nn.Module):

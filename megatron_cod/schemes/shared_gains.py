@@ -7,20 +7,19 @@ gradients of such copies over stages (its ``_allreduce_conditional_embedding_gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.utils import make_sharded_tensor_for_checkpoint
-from torch import Tensor
 
 NAME = "shared_gains"
 """Of the module in the decoder, and so in checkpoint keys: ``decoder.shared_gains.SITE.gamma``."""
 
 
 class SharedGain(torch.nn.Module):
-    """gamma [h] and numbers [n], both in fp32 whatever the model's precision."""
+    """gamma [h] and numbers [n], in the precision of the model; the optimizer holds them in fp32."""
 
     def __init__(self, hidden_size: int, start: tuple[float, ...]) -> None:
         super().__init__()
@@ -34,16 +33,6 @@ class SharedGain(torch.nn.Module):
         with torch.no_grad():
             self.gamma.fill_(1.0)
             self.numbers.copy_(torch.tensor(self.start))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedGain:
-        """Moves to a device, and stays in fp32 where the model is cast."""
-        return super()._apply(lambda tensor: _in_fp32(tensor, fn(tensor)), recurse)
-
-
-def _in_fp32(before: Tensor, after: Tensor) -> Tensor:
-    if after.dtype == torch.float32 or not after.is_floating_point():
-        return after
-    return before.to(after.device, torch.float32)
 
 
 class SharedGains(torch.nn.Module):

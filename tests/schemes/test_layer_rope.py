@@ -70,18 +70,34 @@ def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, lay
     assert max(abs(found[step] - train[step]) for step in (5, 6, 7, 8)) <= tolerance
 
 
+COPIES = {
+    "replicas": Layout(pp=2, dp=2, flags=("--use-distributed-optimizer", "--clip-grad", "0.1")),
+    "virtual stages": Layout(pp=2, vp=2, flags=("--clip-grad", "0.1")),
+    "four stages": Layout(pp=4, flags=("--use-distributed-optimizer",)),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [("--use-distributed-optimizer",), ("--clip-grad", "0.1")], ids=" ".join)
-def test_all_stages_keep_one_value_to_the_bit(flags):
-    results = run_ranks(4, worker, "layer_rope", Layout(pp=2, vp=2, dp=2, flags=flags))
+@pytest.mark.parametrize("layout", COPIES.values(), ids=COPIES)
+def test_all_stages_keep_one_value_to_the_bit(layout):
+    results = run_ranks(layout.world, worker, "layer_rope", layout)
     copies: dict[str, list[torch.Tensor]] = {}
     for rank in results:
         for name, _, tensor in rank["params"]:
             if name.startswith("shared_gains."):
                 copies.setdefault(name, []).append(tensor)
-    assert len(copies) == 2 * len(SITES) and all(len(found) == 4 for found in copies.values())
+    assert len(copies) == 2 * len(SITES) and all(len(found) == layout.world for found in copies.values())
     for name, (first, *others) in copies.items():
         assert all(torch.equal(first, other) for other in others), name
+
+
+@pytest.mark.parametrize("optimizer", [[], ["--use-distributed-optimizer"]], ids=["optimizer", "distributed optimizer"])
+def test_trains_saves_and_resumes_in_bf16(tiny, tmp_path, optimizer):
+    flags = [*tiny, *ROPE, *PP2, "--bf16", *optimizer, "--save", str(tmp_path), "--save-interval", "4"]
+    succeed(2, [*flags, "--exit-interval", "4"])
+    succeed(2, [*flags, "--load", str(tmp_path)])
+    train, _ = losses(tmp_path)
+    assert list(train) == list(range(1, 9)) and all(math.isfinite(loss) for loss in train.values())
 
 
 def test_exports_to_a_stock_llama(whole, tmp_path):
