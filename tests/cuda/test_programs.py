@@ -43,6 +43,7 @@ PROGRAMS = {
         "wrote report_post",
     ),
     "prune_layers": ("tools/prune_layers.py --model hf/first --output hf/pruned --remove 3", ""),
+    "depth_study": ("tools/depth_study.py recipes/studies/cpu_1m.yaml --plan", "runs"),
     "compare_schemes": (
         f"tools/compare_schemes.py --recipe {DEBUG} --schemes pre_ln,lns --seeds 1 --output compared --steps 2 -- {TOYS}",
         "lns",
