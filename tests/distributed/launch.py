@@ -39,7 +39,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     log = open(f"{folder}/{rank}.log", "w", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
-    faulthandler.register(SHOW_STACKS, all_threads=True)
+    faulthandler.register(SHOW_STACKS, file=log, all_threads=True)  # a rank may redirect its standard error
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
