@@ -48,16 +48,17 @@ def test_rejects_gpus_that_torch_cannot_use(variables, words, tmp_path):
     assert train(1, tmp_path, *DEBUG, before=machine(**variables)).refused(*words)
 
 
+def _old_driver_that_torch_asks() -> None:
+    machine(driver="12040")()
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"  # as Slurm sets it: nothing is hidden
+
+
 @pytest.mark.slow
 def test_rejects_a_driver_that_is_too_old_where_torch_asks_the_driver(tmp_path):
     """Without PYTORCH_NVML_BASED_CUDA_CHECK torch then finds no GPU at all; nobody is to train on CPUs without knowing."""
-
-    def before() -> None:
-        machine(driver="12040")()
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK")
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"  # as Slurm sets it: nothing is hidden
-
-    assert train(1, tmp_path, *DEBUG, before=before).refused("cannot use this machine's GPUs", "too old")
+    run = train(1, tmp_path, *DEBUG, before=_old_driver_that_torch_asks)
+    assert run.refused("cannot use this machine's GPUs", "too old"), run.console[-3000:]
 
 
 @pytest.mark.slow
