@@ -115,11 +115,14 @@ def test_sets_the_connections_that_megatron_asks_for(flags, generation, expected
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"  # the user's wins
 
 
+def _plain_shell() -> None:
+    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
+
+
 @pytest.mark.slow
 def test_tensor_parallelism_trains_in_a_plain_shell(tmp_path):
     flags = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--train-iters", "2"]
-    before = partial(os.environ.pop, "CUDA_DEVICE_MAX_CONNECTIONS", None)
-    assert len(train(2, tmp_path, *DEBUG, *flags, before=before).succeeded().losses) == 2
+    assert len(train(2, tmp_path, *DEBUG, *flags, before=_plain_shell).succeeded().losses) == 2
 
 
 @pytest.mark.parametrize("flag", ["--use-megatron-fsdp", "--log-device-memory-used"])
