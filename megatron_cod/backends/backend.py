@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,12 @@ def dense_mlp(submodules: TransformerLayerSubmodules) -> Any:
     builder: Any = submodules.mlp
     owner = getattr(getattr(builder, "func", None), "__self__", None)
     return builder if isinstance(owner, type) and issubclass(owner, MLP) else None
+
+
+def with_mlp_of(builder: partial, owner: Any, **changed: Any) -> partial:
+    """What ``dense_mlp`` has found, building an MLP of class ``owner`` with other submodules, given by name."""
+    keywords = {**builder.keywords, "submodules": replace(builder.keywords["submodules"], **changed)}
+    return partial(owner.as_mlp_submodule, **keywords)
 
 
 def with_common_keys(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodules:

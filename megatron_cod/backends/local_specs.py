@@ -10,14 +10,16 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_cod.backends.apex_norm import apex_norm, deferred_apex_norm, depth_scaled_apex_norm
-from megatron_cod.backends.backend import Backend, NormBuilder, with_common_keys
+from megatron_cod.backends.backend import Backend, NormBuilder, dense_mlp, with_common_keys, with_mlp_of
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_mla import torch_mla
+from megatron_cod.backends.torch_mlp import TorchMLP
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
 from megatron_cod.backends.torch_self_attention import TorchSelfAttention
 from megatron_cod.errors import UserError
@@ -50,7 +52,7 @@ def _replaced(submodules: TransformerLayerSubmodules, norm: NormBuilder, branche
 
 def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred: NormBuilder) -> Backend:
     def prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
-        """The same submodules with fused attention, and with this backend's norms in all places."""
+        """The same submodules with fused attention and SwiGLU, and with this backend's norms in all places."""
         attention: Any = submodules.self_attention
         inner: Any = getattr(attention, "submodules", None)
         if inner is not None:
@@ -66,6 +68,9 @@ def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred:
             attention = replace(attention, module=torch_mla(config))
         elif getattr(attention, "module", None) is SelfAttention:
             attention = replace(attention, module=TorchSelfAttention)
+        mlp: Any = dense_mlp(submodules)
+        if mlp is not None and mlp.func.__self__ is MLP:
+            submodules = replace(submodules, mlp=with_mlp_of(mlp, TorchMLP))
         norms = _replaced(submodules, plain, INPUT_NORMS)
         return with_common_keys(replace(norms, self_attention=attention))
 

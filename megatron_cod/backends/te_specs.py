@@ -17,7 +17,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-from megatron_cod.backends.backend import Backend, NormBuilder, dense_mlp, with_common_keys
+from megatron_cod.backends.backend import Backend, NormBuilder, dense_mlp, with_common_keys, with_mlp_of
 from megatron_cod.backends.te_linear import (
     DepthScaledTEFusedMLP,
     DepthScaledTEFusedMLPWithGroupedLinear,
@@ -52,13 +52,6 @@ def _plain_norm(megatrons: Any) -> Any:
     return te_norm_with_residual if getattr(megatrons, "__name__", "") == "_TENormWithResidual" else megatrons
 
 
-def _with_first_linear(mlp: Any, linear: type, owner: type | None = None) -> Any:
-    """A dense MLP's builder with another ``linear_fc1``, and if given, of another class."""
-    keywords = {**mlp.keywords, "submodules": replace(mlp.keywords["submodules"], linear_fc1=linear)}
-    chosen: Any = owner or mlp.func.__self__
-    return partial(chosen.as_mlp_submodule, **keywords)
-
-
 def _with_input_norm(submodules: TransformerLayerSubmodules, norm: NormBuilder, **changed: Any) -> Any:
     """The attention without its fused norm: a norm before it, and other linears in place of the fused ones."""
     attention: Any = submodules.self_attention
@@ -88,7 +81,7 @@ def _scale_mlp(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmod
     if mlp is None or mlp.keywords["submodules"].linear_fc1 is not TELayerNormColumnParallelLinear:
         raise UserError("found no input norm of the MLP in Megatron's Transformer Engine spec")
     owner = mlp.func.__self__
-    scaled = _with_first_linear(mlp, DepthScaledTELayerNormColumnParallelLinear, _SCALED_MLP.get(owner, owner))
+    scaled = with_mlp_of(mlp, _SCALED_MLP.get(owner, owner), linear_fc1=DepthScaledTELayerNormColumnParallelLinear)
     return replace(submodules, mlp=scaled)
 
 
@@ -111,7 +104,7 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
     if mlp is not None:
         if mlp.func.__self__ in _SCALED_MLP:
             raise UserError("--use-transformer-engine-op-fuser needs a norm before the MLP; this scheme has it behind")
-        submodules = replace(submodules, mlp=_with_first_linear(mlp, TEColumnParallelLinear))
+        submodules = replace(submodules, mlp=with_mlp_of(mlp, mlp.func.__self__, linear_fc1=TEColumnParallelLinear))
     return with_common_keys(replace(submodules, pre_mlp_layernorm=deferred_te_norm))
 
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_cod.backends.gain import scaled_gain
+from megatron_cod.backends.torch_rms_norm import rms_norm
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.post_norm import Deferred
@@ -20,7 +21,7 @@ from megatron_cod.schemes.post_norm import Deferred
 
 def _rms_norm(x: Tensor, norm: torch.nn.RMSNorm, gain: Tensor) -> Tensor:
     """gain [h] * x / rms(x), handed on in gain's dtype: with --fp32-residual-connection x is wider than the weights."""
-    return F.rms_norm(x, norm.normalized_shape, gain.to(x.dtype), norm.eps).to(gain.dtype)
+    return rms_norm(x, gain.to(x.dtype), norm.eps).to(gain.dtype)
 
 
 def _layer_norm(x: Tensor, norm: torch.nn.LayerNorm, gain: Tensor, shift: Tensor) -> Tensor:
@@ -93,9 +94,12 @@ def _pick(table: Mapping[str, type], config: TransformerConfig) -> type:
 
 
 def torch_norm(config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:
-    """A plain norm: Megatron's own torch norm where it works, ours where that one refuses (a ``LayerNormBuilder``)."""
+    """A plain norm: Megatron's own torch norm where it works, ours where that one refuses (a ``LayerNormBuilder``).
+
+    Its RMSNorm is torch's, which is slow on the host: that one is always ours.
+    """
     refused = config.sequence_parallel or config.layernorm_zero_centered_gamma or config.persist_layer_norm
-    if refused or config.fp32_residual_connection:
+    if refused or config.fp32_residual_connection or config.normalization == "RMSNorm":
         return _pick(_PLAIN, config)(config, hidden_size, eps)
     return WrappedTorchNorm(config=config, hidden_size=hidden_size, eps=eps)
 

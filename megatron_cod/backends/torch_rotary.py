@@ -43,13 +43,17 @@ def _partners(x: Tensor, interleaved: bool) -> Tensor:
     return pairs.flip(-1 if interleaved else -2).flatten(-2)
 
 
+def is_first(table: Tensor, interleaved: bool) -> Tensor:
+    """Which elements of a table's last dimension have their partner behind them, [r]."""
+    index = torch.arange(table.shape[-1], device=table.device)
+    return index % 2 == 0 if interleaved else index < table.shape[-1] // 2
+
+
 @torch.no_grad()
 def make_rotation(angles: Tensor, dtype: torch.dtype, interleaved: bool, mscale: float = 1.0) -> Rotation:
     """angles: Megatron's ``rotary_pos_emb``, [s, 1 or b, 1, r]. mscale: YaRN's factor of both cos and sin."""
     cos, sin = (torch.cos(angles) * mscale).to(dtype), (torch.sin(angles) * mscale).to(dtype)
-    first = torch.arange(sin.shape[-1], device=sin.device)
-    first = first % 2 == 0 if interleaved else first < sin.shape[-1] // 2
-    signed = torch.where(first, -sin, sin)
+    signed = torch.where(is_first(sin, interleaved), -sin, sin)
     return Rotation(cos, signed, _partners(signed, interleaved), interleaved)
 
 
