@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from megatron_cod.adaptations.table import Adapted, put_in
+from megatron_cod.adaptations.torch_optimizer import with_fused_kernel
 
 CPU = torch.device("cpu")
 
@@ -153,6 +154,17 @@ class _CPUMesh(torch.distributed.device_mesh.DeviceMesh):
         return torch.distributed.device_mesh.DeviceMesh.from_group(group, "cpu", **given)
 
 
+def _if_experts(original: Callable[..., None]) -> Callable[..., None]:
+    """Counters of routers are set to zero after a step; without routers there are none to look for."""
+
+    @functools.wraps(original)
+    def wrapper(config: Any, model: Any) -> None:
+        if config.num_moe_experts is not None:
+            original(config, model)
+
+    return wrapper
+
+
 def _get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
     return torch.get_rng_state()
 
@@ -208,6 +220,9 @@ def _table() -> tuple[Adapted, ...]:
     experts, fsdp = "megatron.core.transformer.moe.token_dispatcher", "torch_fully_sharded_data_parallel"
     rows.append(Adapted(experts, "maybe_move_tensor_to_cpu", _as_numbers, "looks for tensors on a GPU", wraps=True))
     rows.append(Adapted(f"megatron.core.distributed.{fsdp}", "DeviceMesh", _CPUMesh, "asks for a mesh of GPUs"))
+    rows.append(Adapted("torch.optim.AdamW", "step", with_fused_kernel, "twelve operators a parameter", wraps=True))
+    final = "megatron.core.distributed.finalize_model_grads"
+    rows.append(Adapted(final, "reset_model_temporary_tensors", _if_experts, "visits every module a step", wraps=True))
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         rows.append(Adapted(cuda, name, _nothing, "nothing runs ahead of the CPU, and there is no GPU cache"))
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):

@@ -1,4 +1,4 @@
-"""Megatron's distributed optimizer over torch's AdamW, the Adam of a machine without Transformer Engine and Apex."""
+"""Megatron's optimizers over torch's AdamW, the Adam of a machine without Transformer Engine and Apex."""
 
 import functools
 from collections.abc import Callable
@@ -76,5 +76,32 @@ def with_loading_flag(original: Callable[..., Any]) -> Callable[..., Any]:
             for state in optimizer.optimizer.state.values():
                 state.setdefault("step", torch.tensor(0.0))
         return original(self)
+
+    return wrapper
+
+
+def _may_fuse(group: dict[str, Any]) -> bool:
+    """Whether torch's fused kernel does what this group asks for, and nobody has chosen another."""
+    unset = group["fused"] is None and group["foreach"] is None
+    plain = not (group["capturable"] or group["differentiable"]) and not isinstance(group["lr"], torch.Tensor)
+    return unset and plain and all(type(one) in (torch.Tensor, torch.nn.Parameter) for one in group["params"])
+
+
+def with_fused_kernel(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``AdamW.step`` in one kernel a parameter: on the host torch takes twelve unless it is told.
+
+    It is told for the step alone: checkpoints hold the groups, and are read by machines where another kernel is right.
+    """
+
+    @functools.wraps(original)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        fused = [group for group in self.param_groups if _may_fuse(group)]
+        for group in fused:
+            group["fused"] = True
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            for group in fused:
+                group["fused"] = None
 
     return wrapper

@@ -1,7 +1,7 @@
 """Megatron's ``local`` layer specs made fast and complete: attention of torch, norms of torch or of Apex."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -18,6 +18,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 from megatron_cod.backends.apex_norm import apex_norm, deferred_apex_norm, depth_scaled_apex_norm
 from megatron_cod.backends.backend import Backend, NormBuilder, dense_mlp, with_common_keys, with_mlp_of
 from megatron_cod.backends.torch_attention import SDPACoreAttention
+from megatron_cod.backends.torch_linear import TORCH_LINEARS
 from megatron_cod.backends.torch_mla import torch_mla
 from megatron_cod.backends.torch_mlp import TorchMLP
 from megatron_cod.backends.torch_norm import deferred_torch_norm, depth_scaled_torch_norm, torch_norm
@@ -50,6 +51,12 @@ def _replaced(submodules: TransformerLayerSubmodules, norm: NormBuilder, branche
     return replace(submodules, **dict.fromkeys(names, norm))
 
 
+def _linears(submodules: Any) -> dict[str, type]:
+    """This backend's linear for each of Megatron's, by the name of its place."""
+    places = {field.name: getattr(submodules, field.name) for field in fields(submodules)}
+    return {name: TORCH_LINEARS[linear] for name, linear in places.items() if linear in TORCH_LINEARS}
+
+
 def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred: NormBuilder) -> Backend:
     def prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
         """The same submodules with fused attention and SwiGLU, and with this backend's norms in all places."""
@@ -67,10 +74,11 @@ def _backend(name: str, plain: NormBuilder, depth_scaled: NormBuilder, deferred:
         if getattr(attention, "module", None) is MLASelfAttention:
             attention = replace(attention, module=torch_mla(config))
         elif getattr(attention, "module", None) is SelfAttention:
-            attention = replace(attention, module=TorchSelfAttention)
+            inner = attention.submodules
+            attention = replace(attention, module=TorchSelfAttention, submodules=replace(inner, **_linears(inner)))
         mlp: Any = dense_mlp(submodules)
         if mlp is not None and mlp.func.__self__ is MLP:
-            submodules = replace(submodules, mlp=with_mlp_of(mlp, TorchMLP))
+            submodules = replace(submodules, mlp=with_mlp_of(mlp, TorchMLP, **_linears(mlp.keywords["submodules"])))
         norms = _replaced(submodules, plain, INPUT_NORMS)
         return with_common_keys(replace(norms, self_attention=attention))
 

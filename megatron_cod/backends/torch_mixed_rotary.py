@@ -67,10 +67,10 @@ class _RotateMixed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
         ctx.rotation = rotation
-        x = mixed.unflatten(-1, (heads, -1))
+        x = mixed.view(*mixed.shape[:2], heads, -1)
         forth, _ = _both_ways(rotation, x.shape[-1] // 3)
-        turned = forth.turned(x.transpose(0, 1), sequences_first=True)
-        return turned.transpose(0, 1).unflatten(-1, (3, -1)).unbind(-2)
+        turned = forth.turned(x.transpose(0, 1), sequences_first=True).transpose(0, 1)
+        return turned.chunk(3, -1)
 
     @staticmethod
     @once_differentiable

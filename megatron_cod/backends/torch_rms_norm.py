@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _BLOCK = 64
-"""Tokens summed at a time: one running sum over thousands in fp32 loses digits that torch's own sum keeps."""
+_MANY = 1024
+"""Tokens are summed in blocks from here: one running sum over thousands in fp32 loses digits that torch's sum keeps."""
 
 
 def _sum_over_tokens(values: Tensor, weights: Tensor) -> Tensor:
-    """sum_t weights[t] * values[t]; values [t, h], weights [t] -> [h]."""
-    whole = values.shape[0] // _BLOCK * _BLOCK
-    total = torch.mv(values[whole:].t(), weights[whole:])
-    if whole:
-        blocks = torch.bmm(weights[:whole].view(-1, 1, _BLOCK), values[:whole].view(-1, _BLOCK, values.shape[1]))
-        total += blocks.sum(0)[0]
-    return total
+    """sum_t weights[t] * values[t]; values [t, h] are overwritten, weights [t, 1] -> [h]."""
+    tokens, size = values.shape
+    if tokens < _MANY or tokens % _BLOCK:
+        return values.mul_(weights).sum(0)
+    return torch.bmm(weights.view(-1, 1, _BLOCK), values.view(-1, _BLOCK, size)).sum(0)[0]
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -40,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
         product = grad * x
         rows = product.reshape(-1, gain.shape[0])
         per_token = torch.mv(rows, gain).view_as(r).mul_(r.pow(3)).div_(-gain.shape[0])
-        by_gain = _sum_over_tokens(rows, r.reshape(-1))
+        by_gain = _sum_over_tokens(rows, r.view(-1, 1))
         return torch.mul(grad, gain, out=product).mul_(r).addcmul_(x, per_token), by_gain, None
 
 
