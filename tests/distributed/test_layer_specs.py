@@ -48,6 +48,15 @@ def changes(one: dict, other: dict) -> set[str]:
     return {re.sub(r"^decoder\.layers\.\d+\.?", "", name) for name in names}
 
 
+FASTER = {
+    *("self_attention", "self_attention.core_attention", "self_attention.linear_qkv", "self_attention.linear_proj"),
+    *("mlp", "mlp.linear_fc1", "mlp.linear_fc2"),
+}
+"""Megatron's modules that the torch backend replaces, with the same parameters and the same function."""
+RMS_NORMS = {"input_layernorm", "pre_mlp_layernorm", "decoder.final_layernorm"}
+QK_NORMS = {"self_attention.q_layernorm", "self_attention.k_layernorm"}
+
+
 @pytest.mark.parametrize("flags", [[], ["--normalization", "LayerNorm"], ["--qk-layernorm"]], ids=" ".join)
 def test_pre_ln_is_stock_and_lns_adds_nothing(flags):
     found = run_ranks(1, built, flags, Layout())[0]
@@ -55,10 +64,10 @@ def test_pre_ln_is_stock_and_lns_adds_nothing(flags):
     for key in ("parameters", "buffers", "keys", "sharded"):
         assert pre_ln[key] == stock[key]
         assert lns[key] == stock[key]
-    # The attention around the core turns queries and keys with our rotary embedding.
-    assert changes(stock, pre_ln) == {"self_attention", "self_attention.core_attention"}
+    norms = set() if "LayerNorm" in flags else RMS_NORMS | (QK_NORMS if "--qk-layernorm" in flags else set())
+    assert changes(stock, pre_ln) == FASTER | norms
     assert changes(pre_ln, lns) == {"", "input_layernorm", "pre_mlp_layernorm"}
-    assert lns["classes"]["decoder.final_layernorm"] == stock["classes"]["decoder.final_layernorm"]
+    assert lns["classes"]["decoder.final_layernorm"] == pre_ln["classes"]["decoder.final_layernorm"]
 
 
 @pytest.mark.parametrize("kind", ["RMSNorm", "LayerNorm"])
