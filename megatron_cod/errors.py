@@ -45,7 +45,7 @@ class CommonError(UserError):
 class Phase(Enum):
     """What a process is at."""
 
-    TOOL = "a tool of tools/"
+    TOOL = "a tool"
     START = "a run, up to its validated arguments"
     SET_UP = "a run, up to its first step"
     TRAINING = "a run, from its first step on"

@@ -19,6 +19,7 @@ from megatron_cod.errors import Phase
 from megatron_cod.launch import rank_logs, start_agreement
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.launch.exit_codes import one_line_endings
+from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.training.data.data_workers import DataWorkers
@@ -61,6 +62,7 @@ def _redirect_output(settings: Settings, raw: Any) -> None:
 def main(task: Task) -> None:
     """Parse, check, train."""
     with one_line_endings(lambda: Phase.START), start_agreement.among_ranks() as agree:
+        launch_unless_launched()
         signals: list[UntilTraining] = []
         hooks = StartHooks(
             before_megatron=_redirect_output, globals_set=lambda _: signals.append(UntilTraining()), agree=agree

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -11,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from megatron_cod.cli import preprocess
 from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.data.preprocessing.progress import Progress
 from megatron_cod.data.sample_corpus import sample_corpus_path
@@ -23,11 +22,6 @@ from megatron_cod.errors import UserError, run_tool
 
 ROOT = Path(__file__).parents[2]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def preprocess_data_program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("preprocess_data")
 
 
 def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
@@ -102,17 +96,22 @@ def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arg
 
 
 def test_wrong_flags_and_help(tool: Tool) -> None:
-    for name in ("preprocess_data.py", "train_tokenizer.py", "make_sample_corpus.py"):
-        assert "python tools/" + name in tool(name, "--help").stdout
+    commands = {
+        "preprocess_data.py": "megatron-cod preprocess",
+        "train_tokenizer.py": "megatron-cod tokenizer",
+        "make_sample_corpus.py": "python tools/make_sample_corpus.py",
+    }
+    for name, command in commands.items():
+        assert command in tool(name, "--help").stdout
         wrong = tool(name, "--nonsense")
         assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     missing = tool("train_tokenizer.py", "--input", "none.txt", "--output-prefix", "x")
     assert (missing.returncode, missing.stderr) == (2, "error: input none.txt does not exist\n")
 
 
-def test_tool_types_are_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_types_are_the_packages() -> None:
     """The program lists them itself, so that --help need not import Megatron."""
-    assert set(preprocess_data_program(monkeypatch).TYPES) == set(TOKENIZER_TYPES)
+    assert set(preprocess.TYPES) == set(TOKENIZER_TYPES)
 
 
 def test_the_sample_is_clean(speeches: list[str]) -> None:

@@ -33,7 +33,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
         return
     blends = blends_of(args)
     if not blends:
-        raise UserError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+        raise UserError("no data: give --data-path PREFIX (made by megatron-cod preprocess), or --mock-data")
     _check_validation(args, blends)
     tokenizer = trained_with(args)
     for name, blend in blends.items():

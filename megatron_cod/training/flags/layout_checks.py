@@ -157,7 +157,7 @@ def _rows_for(args: MegatronArgs, rows: int) -> str:
     if checkpoint_to_load(args) is None:
         return f": give --padded-vocab-size {rows}"
     return (
-        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or choose what its rows fit"
+        f": import the model again with --padded-vocab-size {rows} (megatron-cod convert), or choose what its rows fit"
     )
 
 

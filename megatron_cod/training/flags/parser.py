@@ -76,7 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     program: whose flags and help come along.
     """
     group = parser.add_argument_group("megatron_cod")
-    group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
+    group.add_argument(
+        "--recipe", metavar="NAME", help="recipe of the package or a YAML file; the command line wins over it"
+    )
     group.add_argument("--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to omit, e.g. --unset swiglu")
     group.add_argument(
         "--import",

@@ -68,7 +68,7 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.fake_process_group,
-        "--fake-process-group is not supported: no rank would hear of another; tools/rehearse.py builds one rank alone",
+        "--fake-process-group is not supported: no rank would hear of another; megatron-cod rehearse builds one rank alone",
     ),
     Refused(
         lambda a: a.seq_length == 1,
