@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
@@ -20,9 +21,7 @@ METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory, or a Megatron run or iter_N")
     parser.add_argument("--data", type=Path, metavar="FILE", help=".txt, .jsonl with 'text', or a .bin/.idx prefix")
     parser.add_argument(

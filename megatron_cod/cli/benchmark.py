@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
 _RECIPE = "debug"
@@ -37,7 +38,7 @@ def _common(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     keep_lines = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines, allow_abbrev=False)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,monitor,hf}")
 
     schemes = commands.add_parser(

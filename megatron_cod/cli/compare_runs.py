@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_cod.analysis.compare_text import WORST, checkpoint_text, conclusion, metrics_text, plain
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ _METRICS = "metrics.jsonl"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("a", metavar="A", help="run directory, checkpoint directory or metrics.jsonl")
     parser.add_argument("b", metavar="B", help="the same, to compare with A")
     what = parser.add_argument_group("what").add_mutually_exclusive_group()

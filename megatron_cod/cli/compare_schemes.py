@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
@@ -39,7 +40,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of the model and its optimisation")
     parser.add_argument("--schemes", default="all", metavar="A,B,C", help="arms, or all (default: all)")
     add_import_flag(parser)

@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
@@ -76,9 +77,7 @@ def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
     for add in (_add_export, _add_import):
         command = add(commands)

@@ -13,6 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.shipped import TEMPLATES
 
@@ -21,9 +22,7 @@ FOLDER = "examples"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help=f"the scripts go to DIR/{FOLDER}")
     parser.add_argument("--overwrite", action="store_true", help="replace scripts that were changed")
     return parser

@@ -17,6 +17,7 @@ import hashlib
 from functools import partial
 from typing import TYPE_CHECKING
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import run_tool
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ log = partial(print, flush=True)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="PREFIX or FLAG", help="datasets, or after -- flags of a launch")
     data = parser.add_argument_group("datasets")
     data.add_argument("--samples", type=int, default=3, metavar="N", help="documents to show of each (default 3)")

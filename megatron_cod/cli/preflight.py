@@ -21,25 +21,18 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.launch.counts import whole_number
 from megatron_cod.launch.network import addresses_of, port_number, without_brackets
 
 
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message} (--help lists the tool's flags)")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s [flags below] [flags of the launch]",
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     where = parser.add_argument_group("the machines")
     where.add_argument(
         "--head", default="localhost", metavar="HOST", help="the machine that holds the job's rendezvous"

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.errors import run_tool
 
@@ -33,7 +34,7 @@ TYPES = [
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     data = parser.add_argument_group("input")
     data.add_argument(
         "--input",

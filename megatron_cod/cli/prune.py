@@ -13,14 +13,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
     what = parser.add_mutually_exclusive_group(required=True)

@@ -16,11 +16,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--recipe", default="debug", metavar="NAME", help="recipe of the package, or a path (%(default)s)"
     )

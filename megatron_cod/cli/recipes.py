@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import run_tool
 from megatron_cod.shipped import RECIPES, STUDIES, find, names_in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
     actions.add_parser("list", help="names, and what each is for")
     show = actions.add_parser("show", help="print one, with what it builds on in comments")

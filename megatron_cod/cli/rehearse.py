@@ -24,8 +24,9 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
     from megatron_cod.rehearsal.worker import RankReport
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-
-
-def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message} (--help lists the tool's flags)")
 
 
 def _tokens(text: str) -> int:
@@ -76,13 +73,10 @@ def _at_least(least: int) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         usage="%(prog)s --world-size N [flags below] [flags of the launch]",
     )
-    parser.error = _refuse  # type: ignore[method-assign]
     parser.add_argument("--world-size", type=_at_least(1), metavar="N", help="GPUs, one process each, of the launch")
     parser.add_argument(
         "--tokens", type=_tokens, metavar="20B", help="count steps for this budget (default: the launch's length)"

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.shipped import STUDIES, find
 
@@ -23,7 +24,7 @@ show = partial(print, flush=True)
 
 
 def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("study", type=Path, help="a study file, or the name of one of the package")
     parser.add_argument("--output", type=Path, help="directory of the study (default: runs/studies/NAME of the file)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time on this machine (%(default)s)")

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
+from megatron_cod.cli.parsing import Parser
 from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.errors import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     data = parser.add_argument_group("input and output")
     data.add_argument("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help="files or globs")
     data.add_argument("--output-prefix", required=True, help="writes PREFIX.model and PREFIX.vocab")

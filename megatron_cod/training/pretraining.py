@@ -5,6 +5,7 @@ from megatron_cod.training import before_megatron  # noqa: F401
 # isort: split
 from megatron_cod.training.data.batches import datasets_provider, forward_step
 from megatron_cod.training.data.dataset_checks import check_data
+from megatron_cod.training.data.default_data import use_sample
 from megatron_cod.training.task import Task
 
 _INTRODUCTION = """\
@@ -25,4 +26,5 @@ TASK = Task(
     datasets_provider=datasets_provider,
     forward_step=forward_step,
     check_data=check_data,
+    data_by_default=use_sample,
 )

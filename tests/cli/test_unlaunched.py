@@ -47,7 +47,7 @@ def test_trains_in_one_process(tmp_path):
     done = command("train", *RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step 2/2 | loss" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rank_0.log"]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rank_00000.log"]
 
 
 @pytest.mark.slow

@@ -106,9 +106,9 @@ def execute(command: list[str], home: Path, expect: int = 0, **variables: str) -
 
 
 def as_in_readme(name: str) -> list[str]:
-    """A command of the README under torchrun, copied; another port than the default, as tests run beside each other."""
-    lines = [line for line in readme_commands() if line.startswith("torchrun") and f"training.{name} " in line]
-    return [*shlex.split(TORCHRUN), *shlex.split(lines[0])[1:]]
+    """A command of the README that starts two processes, copied."""
+    lines = [line for line in readme_commands() if line.startswith(f"megatron-cod {name} --nproc 2")]
+    return [PYTHON, "-m", "megatron_cod", *shlex.split(lines[0])[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def home(tmp_path_factory):
     (home / "runs" / "quickstart").mkdir(parents=True)
     prepare_sample(home / "runs" / "quickstart" / "data")
     write_sample_conversations(home / "chats")
-    output = execute([*as_in_readme("pretrain"), *TOY], home)
+    output = execute([*as_in_readme("train"), *TOY], home)
     assert "backend: torch (Transformer Engine is not installed)" in output and "step 20/20 | loss" in output
     post = ["--norm-scheme", "post_ln", "--train-iters", "2", "--save-interval", "2", "--save", "runs/post"]
-    execute([*as_in_readme("pretrain"), *TOY, *post], home)
+    execute([*as_in_readme("train"), *TOY, *post], home)
     execute(shlex.split("tools/convert_hf.py export --checkpoint runs/first --output hf/first"), home)
     return home
 

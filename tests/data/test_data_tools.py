@@ -51,7 +51,6 @@ def test_the_summary_counts_what_is_empty_for_each_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"title": "a", "body": "b"}\n{"title": "c", "body": ""}\n')
-    program = preprocess_data_program(monkeypatch)
     command = ["preprocess_data.py", "--input", str(tmp_path / "in.jsonl"), "--tokenizer-type", "ByteLevelTokenizer"]
     for keys, says in (
         (["title", "body"], "empty documents: 0 under title, 1 under body; 0 bad lines and 0 duplicates skipped"),
@@ -59,7 +58,7 @@ def test_the_summary_counts_what_is_empty_for_each_key(
     ):
         output = ["--output-prefix", str(tmp_path / str(len(keys))), "--json-keys", *keys]
         monkeypatch.setattr(sys, "argv", [*command, *output])
-        program.main()
+        preprocess.main()
         assert says in capsys.readouterr().out
 
 
@@ -67,9 +66,8 @@ def test_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--input", str(sample_corpus_path()), "--output-prefix", str(tmp_path / "d"), "--dry-run"]
-    program = preprocess_data_program(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["preprocess_data.py", *arguments, "--tokenizer-type", "ByteLevelTokenizer"])
-    program.main()
+    preprocess.main()
     assert "nothing written" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -30,10 +30,11 @@ def check_layout(args: MegatronArgs, world_size: int) -> None:
     tp, pp, cp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size
     model_ranks = tp * pp * cp
     if world_size % model_ranks:
+        fitting = world_size // model_ranks * model_ranks or model_ranks
         raise UserError(
             f"{world_size} processes were started, but the layout takes a multiple of {model_ranks} "
             f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} x --context-parallel-size {cp}); "
-            f"start {world_size // model_ranks * model_ranks or model_ranks}, or change the layout"
+            f"start {fitting}, or change the layout (megatron-cod train --nproc {fitting})"
         )
     _check_context(args)
     if args.num_layers:

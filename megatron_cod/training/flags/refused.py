@@ -82,11 +82,6 @@ REFUSED = (
         training=True,
     ),
     Refused(
-        lambda a: a.save and a.save_interval is None and not a.skip_train,
-        "--save needs --save-interval: how many steps from one checkpoint to the next",
-        training=True,
-    ),
-    Refused(
         lambda a: _is_nowhere(a),
         "--pretrained-checkpoint {pretrained_checkpoint} holds no finished checkpoint",
     ),
