@@ -50,6 +50,8 @@ def _add_export(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     parser.add_argument(
         "--no-fold", action="store_true", help="omit the depth factors: stock loaders then compute something else"
     )
+    parser.add_argument("--license", metavar="ID", help="for the model card, such as apache-2.0")
+    parser.add_argument("--base-model", metavar="NAME", help="for the model card: what training started from")
     parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="X", help="size of a file (%(default)s)")
     return parser
 
@@ -114,6 +116,8 @@ def _export(args: argparse.Namespace) -> None:
             family=args.family,
             vocab=args.vocab_size,
             like=args.like,
+            license=args.license,
+            base_model=args.base_model,
             shard_bytes=int(args.max_shard_gb * 1e9),
             dry_run=args.dry_run,
             verify=not args.no_verify,

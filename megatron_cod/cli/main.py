@@ -53,6 +53,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "convert": Command("export a checkpoint to Hugging Face, or import a model", extra="hf"),
         "generate": Command("text from a checkpoint or an exported model", extra="hf"),
         "analyze": Command("measure what each block of a model does", extra="analysis"),
+        "merge": Command("average the last checkpoints of a run", extra="hf"),
         "prune": Command("remove or merge blocks of a model", extra="analysis"),
     },
     "comparisons": {

@@ -74,6 +74,7 @@ NO_MODEL = {
     "benchmark_preprocessing": "text",
     "train_tokenizer": "text",
     "recipes": "prints files",
+    "merge": "averages files",
     "init": "copies files",
     "requeue": "reads files",
     "torchrun": "the launcher",

@@ -106,7 +106,9 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
     if len(missing) == 1:
         raise UserError(f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}")
     if Path(prefix).is_file():
-        raise UserError(f"{prefix} is a file and no dataset; make one of it with megatron-cod preprocess --input {prefix}")
+        raise UserError(
+            f"{prefix} is a file and no dataset; make one of it with megatron-cod preprocess --input {prefix}"
+        )
     asked = f"dataset {prefix} does not exist: neither {index_path} nor {data_path} was found"
     bare = prefix.removesuffix(".idx").removesuffix(".bin")
     if bare != prefix and Path(f"{bare}.idx").is_file():
