@@ -23,3 +23,5 @@ from megatron_cod.schemes.table import SCHEMES as SCHEMES
 from megatron_cod.schemes.table import register_scheme as register_scheme
 
 __version__: str
+__all__: list[str]
+_MODULE_OF: dict[str, str]

@@ -19,7 +19,6 @@ RENAMED = {
     "gradient_accumulation_fusion": "--no-gradient-accumulation-fusion",
     "add_bias_linear": "--disable-bias-linear",
     "layernorm_zero_centered_gamma": "--apply-layernorm-1p",
-    "use_kitchen": "--kitchen-config-file",
     "use_dist_ckpt": "--ckpt-format torch_dist",
     "transformer_pipeline_model_parallel_size": "--pipeline-model-parallel-size",
     "virtual_pipeline_model_parallel_size": "--num-virtual-stages-per-pipeline-rank",
@@ -33,6 +32,7 @@ _OWN_WORDS = {
     "args.data_path is None or args.data_args_path is None": "give one of --data-path and --data-args-path",
     "any((elt is not None for elt in [args.train_data_path, args.valid_data_path, args.test_data_path])) is False or "
     "args.per_split_data_args_path is None": "give --per-split-data-args-path, or --train-data-path and its like, not both",
+    "self.offload_modules is not None and len(self.offload_modules) > 0": "--offload-modules must name modules",
 }
 """Conditions that read badly word by word."""
 _LOCAL = {
@@ -191,10 +191,13 @@ def line_of(asserted: Assertion, text: str, variables: dict[str, Any]) -> str:
     """The line for an assertion. text: its message on one line. variables: of the function that it is in."""
     missing = re.fullmatch(r"(\w+) argument is None", text)
     if missing:
-        return f"{flag_of(missing[1])} is missing; give it, or a recipe (--recipe NAME, see megatron-cod recipes list)"
+        return (
+            f"{flag_of(missing[1])} is missing: give it, or --recipe NAME, of which megatron-cod recipes list has some"
+        )
     attributes = flags_in(asserted.test)
     if not text:
-        under = f"with {asserted.under}, " if asserted.under else ""
-        return under + in_words(asserted.test) + _found(attributes, variables)
+        words = in_words(asserted.test)
+        under = f"with {asserted.under}, " if asserted.under and asserted.under not in words else ""
+        return under + words + _found(attributes, variables)
     flags = ", ".join(f"{flag_of(name)}" for name in attributes)
     return f"{text.rstrip('.')}: see {flags}{_found(attributes, variables)}" if flags else text

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from megatron_cod.errors import UserError, run_tool
+from megatron_cod.shipped import find
 
 ENTRIES = {"train": "pretrain", "sft": "sft", "evaluate": "evaluate"}
 """Command -> module of ``megatron_cod.training``."""
@@ -51,6 +53,29 @@ def command_line(entry: str, words: Sequence[str]) -> list[str]:
     return ["-m", "megatron_cod.training.torchrun", "--standalone", "--nproc-per-node", own.nproc, *module]
 
 
+def _names(words: Sequence[str], flag: str) -> bool:
+    return any(word == flag or word.startswith(f"{flag}=") for word in words)
+
+
+def _recipe_saves(words: Sequence[str]) -> bool:
+    """Whether the recipe names a folder to save in. One that cannot be read is left to the run, which says so."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
+    try:
+        recipe = parser.parse_known_args(list(words))[0].recipe
+        return recipe is not None and "\nsave:" in "\n" + find(recipe).read_text()
+    except (argparse.ArgumentError, UserError, OSError, UnicodeDecodeError):
+        return True
+
+
+def log_flags(name: str, words: Sequence[str]) -> list[str]:
+    """A folder for the ranks' output where there is no --save: Megatron prints some 800 lines, the console has ours."""
+    asked = any(_names(words, flag) for flag in ("--save", "--rank-log-dir", "--dry-run", "--help-megatron"))
+    if name == "evaluate" or asked or "RANK" in os.environ or _recipe_saves(words):
+        return []
+    return ["--rank-log-dir", tempfile.mkdtemp(prefix="megatron_cod-")]
+
+
 def main() -> None:
     name = sys.argv[0].split()[-1]
     words = sys.argv[1:]
@@ -60,6 +85,10 @@ def main() -> None:
     if name == "train" and not words:
         raise UserError("nothing to train: give --recipe NAME (megatron-cod recipes list); --help lists the flags")
     command = [sys.executable, *command_line(ENTRIES[name], words)]
+    logs = log_flags(name, words)
+    if logs:
+        print(f"no --save: nothing is kept but the output of each process, in {logs[1]}")
+    command += logs
     sys.stdout.flush()
     os.execv(command[0], command)
 

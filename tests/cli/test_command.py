@@ -121,3 +121,29 @@ def test_train_refuses_wrong_numbers_of_processes(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="under torchrun or srun omit it"):
         training.command_line("pretrain", ["--nproc", "2"])
+
+
+@pytest.mark.parametrize(
+    ("words", "has_folder"),
+    [
+        (["--recipe", "debug"], True),
+        (["--lr", "1"], True),
+        (["--recipe", "debug", "--save", "x"], False),
+        (["--recipe", "debug", "--save=x"], False),
+        (["--recipe", "debug", "--rank-log-dir", "none"], False),
+        (["--recipe", "debug", "--dry-run"], False),
+        (["--recipe", "saving.yaml"], False),
+        (["--recipe", "no_such"], False),
+    ],
+)
+def test_output_of_the_ranks_goes_to_a_folder_without_save(words, has_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("RANK", raising=False)
+    (tmp_path / "saving.yaml").write_text("lr: 1\nsave: x\n")
+    found = training.log_flags("train", words)
+    assert bool(found) is has_folder and (not found or found[0] == "--rank-log-dir")
+    assert training.log_flags("evaluate", words) == []
+    monkeypatch.setenv("RANK", "0")
+    assert training.log_flags("train", words) == []
