@@ -8,13 +8,14 @@ FAST := not slow and not launch and not containers and not campaign and not cuda
 ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
 export PYTHON
 
-.PHONY: help quickstart test test-cuda test-cuda-te test-slow test-kills test-launch test-containers check format venv clean
+.PHONY: help quickstart test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
 	@echo 'make test         the test suite (real processes over gloo)'
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
 	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'
+	@echo 'make test-wheel   builds wheel and sdist, installs the wheel elsewhere and runs the first commands (5 minutes)'
 	@echo 'make test-slow    heavier proofs: longer runs, killed ranks'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
@@ -49,6 +50,9 @@ test-cuda-te: venv
 test-slow: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest -m 'slow and not cuda and not cuda_te'
 	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest -m slow tests/te
+
+test-wheel: venv
+	$(BIN)/python -m pytest tests/packaging
 
 test-kills: venv
 	$(BIN)/python -m pytest -m campaign

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 # ---- the five things to change ----
 HEAD=${HEAD:?the name or address of one of the machines, the same on all}
 NODES=${NODES:?how many machines}
-RECIPE=${RECIPE:-recipes/debug.yaml}
+RECIPE=${RECIPE:-debug}
 DATA=${DATA:-runs/quickstart/data/sotu} # DATA_train_text_document and DATA_valid_text_document, on every machine
 SAVE=${SAVE:-runs/multi_node}           # a directory that all machines share
 # ------------------------------------

@@ -14,13 +14,13 @@ cd "$(dirname "$0")/.."
 # ---- the five things to change ----
 HEAD=${HEAD:-localhost} # Slurm knows both of these
 NODES=${NODES:-1}
-RECIPE=${RECIPE:-recipes/debug.yaml}
+RECIPE=${RECIPE:-debug}
 DATA=${DATA:-runs/quickstart/data/sotu} # DATA_train_text_document and DATA_valid_text_document
 SAVE=${SAVE:-runs/multi_node}
 # ------------------------------------
 
 . examples/environment.sh
-look=("$PYTHON" tools/preflight.py --join-timeout "${JOIN_TIMEOUT:-120}")
+look=("$PYTHON" -m megatron_cod.cli.preflight --join-timeout "${JOIN_TIMEOUT:-120}")
 launch=(--recipe "$RECIPE" --train-data-path "${DATA}_train_text_document"
     --valid-data-path "${DATA}_valid_text_document" --save "$SAVE" --load "$SAVE"
     --save-interval "${SAVE_INTERVAL:-1000}" "$@")

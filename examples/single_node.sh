@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # ---- the five things to change ----
-RECIPE=${RECIPE:-recipes/debug.yaml}
-TRAIN=${TRAIN:-runs/quickstart/data/sotu_train_text_document} # made by tools/preprocess_data.py (make quickstart makes this)
+RECIPE=${RECIPE:-debug}
+TRAIN=${TRAIN:-runs/quickstart/data/sotu_train_text_document} # by megatron-cod preprocess (quickstart makes this)
 VALID=${VALID:-runs/quickstart/data/sotu_valid_text_document}
 SAVE=${SAVE:-runs/single_node}
 PROCESSES=${PROCESSES:-auto}

@@ -175,6 +175,7 @@ class MegatronArgs(Protocol):
     chat_template: str | None
     mock_data: bool
     data_path: list[str] | None
+    sample_data: bool
     train_data_path: list[str] | None
     valid_data_path: list[str] | None
     test_data_path: list[str] | None

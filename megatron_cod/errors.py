@@ -1,26 +1,32 @@
 """How programs end: a user error is one line, a fault of this package keeps its traceback.
 
 ``ending`` is the one place that tells them apart. The tools end by it (``run_tool``), and training, evaluation and the
-rehearsal's ranks (``launch/exit_codes.py``). Imports nothing but the standard library, so that all code can raise these.
+rehearsal's ranks (``launch/exit_codes.py``). Imports nothing but the standard library and
+``refusals.py``, so that all code can raise these.
 """
 
 from __future__ import annotations
 
 import dis
 import errno
+import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import NoReturn
+
+from megatron_cod import refusals
 
 USER_ERROR = 2
 """Exit code of what was started wrongly: starting it again would change nothing."""
 MAY_PASS = 1
 """Exit code of a run that may go well when it is started again: another rank was lost, say. Also that of a fault."""
 INTERRUPTED = 130
+_PIPE_CLOSED = 141
 REPORT = "please report it, with the traceback (see CONTRIBUTING.md)"
 
 
@@ -45,7 +51,7 @@ class CommonError(UserError):
 class Phase(Enum):
     """What a process is at."""
 
-    TOOL = "a tool of tools/"
+    TOOL = "a tool"
     START = "a run, up to its validated arguments"
     SET_UP = "a run, up to its first step"
     TRAINING = "a run, from its first step on"
@@ -64,6 +70,12 @@ class Ending:
     """Whether it is a fault of ours, or of what we build on: its traceback is always kept."""
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` with the nearest of the known words, or nothing."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 @contextmanager
 def bad_input(what: object) -> Iterator[None]:
     """Around what reads a file of the user's: what is wrong with its content becomes a UserError that names the file."""
@@ -77,7 +89,7 @@ def bad_input(what: object) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """The error's text on one line; Megatron's bare assertions get the condition that failed instead of nothing."""
-    text = " ".join(str(error).split())
+    text = refusals.explain(error) or " ".join(str(error).split())
     if text:
         return text
     frames = traceback.extract_tb(error.__traceback__)
@@ -200,6 +212,10 @@ def run_tool(main: Callable[[], None]) -> NoReturn:
     """
     try:
         main()
+        sys.stdout.flush()  # a full disk shows here
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough, as in "| head"
+        sys.exit(_PIPE_CLOSED)
     except (Exception, KeyboardInterrupt) as error:
         found = ending(error, Phase.TOOL)
         if found.is_fault:

@@ -211,8 +211,8 @@ HOOKED = (
     Hooked(
         "`RANK`, `WORLD_SIZE`, `MASTER_ADDR` and the like",
         "set in the environment, as a launcher does",
-        "tools start Megatron in one process",
-        ("launch/local_run.py launch_alone: os.environ*", "training/start/loader_preview.py _parse: os.environ"),
+        "tools, and a run that no launcher started, are one process",
+        ("launch/single_process.py launch_alone: os.environ*", "training/start/loader_preview.py _parse: os.environ"),
         "tools",
     ),
     Hooked(
@@ -298,7 +298,7 @@ HOOKED = (
             "analysis/depth/traced.py _handing_on: vars(block)['forward']",
             "analysis/depth/prune.py *",
         ),
-        "tools/analyze_depth.py, tools/prune_layers.py",
+        "megatron-cod analyze, megatron-cod prune",
     ),
 )
 

@@ -61,8 +61,8 @@ def test_templates_are_short_and_say_what_to_change(script):
         assert len(re.findall(r"^[A-Z_]+=", marked, re.M)) == 5
         what = (
             "megatron_cod.training.pretrain",
-            "preprocess_data.py",
-            "preflight.py",
+            "megatron_cod.cli.preprocess",
+            "megatron_cod.cli.preflight",
             "examples/single_node.sh",
             "slurm/pretrain.sbatch",
         )

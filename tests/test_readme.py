@@ -65,8 +65,8 @@ def test_quickstart_is_safe_to_repeat(quickstart):
 
 def test_the_training_command(quickstart):
     home, _, _ = quickstart
-    command = next(line for line in readme_commands() if line.startswith("torchrun --nproc-per-node 2"))
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:], *TOY]
+    command = next(line for line in readme_commands() if line.startswith("megatron-cod train --nproc 2"))
+    words = [sys.executable, "-m", "megatron_cod", *shlex.split(command)[1:], *TOY]
     output = run(words, home)
     assert "step 20/20 | loss" in output
     assert (home / "runs" / "first" / "iter_0000020").is_dir()
@@ -74,7 +74,7 @@ def test_the_training_command(quickstart):
 
 @pytest.mark.parametrize("command", [c for c in readme_commands() if c.endswith("--help")])
 def test_help_commands(command):
-    assert "usage" in run(shlex.split(command.replace("python", sys.executable, 1)), ROOT)
+    assert "usage" in run(shlex.split(command.replace("megatron-cod", f"{sys.executable} -m megatron_cod", 1)), ROOT)
 
 
 def test_training_help_is_short_and_names_our_flags():

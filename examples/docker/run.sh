@@ -9,7 +9,7 @@ set -euo pipefail
 IMAGE=${IMAGE:-megatron_cod}
 GPUS=${GPUS-all}        # empty: none
 RUNS=${RUNS:-$PWD/runs} # kept outside, runs in the container; data may lie in it too
-RECIPE=${RECIPE:-recipes/debug.yaml}
+RECIPE=${RECIPE:-debug}
 DATA=${DATA:-runs/quickstart/data/sotu} # in the container: DATA_train_text_document and DATA_valid_text_document
 # ------------------------------------
 

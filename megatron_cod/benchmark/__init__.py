@@ -1,4 +1,4 @@
-"""Step times of schemes against each other and against transformers: what tools/benchmark.py runs.
+"""Step times of schemes against each other and against transformers: what megatron-cod benchmark runs.
 
 ``timing`` and ``report`` know no model; ``engine`` builds Megatron models in one process; ``schemes`` and ``hf`` are the
 two comparisons. Nothing here is imported by training.

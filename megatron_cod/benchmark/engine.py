@@ -23,7 +23,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.errors import UserError
-from megatron_cod.launch.local_run import launch_alone
+from megatron_cod.launch.single_process import launch_alone
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.before_megatron import forget_make, satisfy_make

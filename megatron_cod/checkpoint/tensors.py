@@ -130,6 +130,16 @@ class Checkpoint:
         if damage:
             raise self._corrupt(damage)
 
+    def whole_shape(self, key: str) -> tuple[int, ...]:
+        """The shape under which a key is stored, with the axis of layers where it has one."""
+        stored = self._metadata.state_dict_metadata[key]
+        assert isinstance(stored, TensorStorageMetadata)
+        return tuple(stored.size)
+
+    def extra_states(self) -> list[str]:
+        """Keys of the states beside linear layers, which Megatron does not load without."""
+        return [key for key in self._metadata.state_dict_metadata if "._extra_state/shard_" in key]
+
     def has_optimizer(self) -> bool:
         """Whether it holds any optimizer state."""
         return any(kind_of(name) != WEIGHTS for name, _ in self.slices)

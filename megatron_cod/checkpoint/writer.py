@@ -46,7 +46,7 @@ class Piece:
     whole: tuple[int, ...]
     dtype: torch.dtype
     lead: int
-    """How many axes count layers and experts."""
+    """How many axes count layers and experts; -1: the states beside linear layers are named to ``finish``."""
     make: Callable[[], Tensor]
     """Called when the piece is written; gives any view of ``shape``."""
 
@@ -66,7 +66,7 @@ class Piece:
     def extra_state(self) -> str | None:
         """The key of the empty state beside the weight of a linear layer; None for other tensors."""
         linear = _LINEAR.fullmatch(self.key)
-        if linear is None:
+        if linear is None or self.lead < 0:
             return None
         at, of = self.offsets[: self.lead] or (0,), self.whole[: self.lead] or (1,)
         return f"{linear[1]}._extra_state/shard_{'.'.join(map(str, at))}_{'.'.join(map(str, of))}"
@@ -150,9 +150,13 @@ class CheckpointWriter:
         self._pieces += [replace(piece, make=_written) for piece in pieces]
         self._results += results
 
-    def finish(self, number: int, args: Namespace) -> None:
-        """Write the state that is no tensor (file ``number``), the index, and what marks the directory complete."""
+    def finish(self, number: int, args: Namespace, extra_states: Sequence[str] = ()) -> None:
+        """Write the state that is no tensor (file ``number``), the index, and what marks the directory complete.
+
+        extra_states: keys of empty states, beside those of the pieces.
+        """
         states: dict[str, Any] = {piece.extra_state: None for piece in self._pieces if piece.extra_state}
+        states |= dict.fromkeys(extra_states)
         states[_COMMON] = {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
         items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in states]
         results = self._write(SavePlan(items, storage_data=_StoragePrefix(f"__{number}_")), _Resolve([], states, _none))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_cod import __version__
 from megatron_cod.errors import UserError, one_line
-from megatron_cod.huggingface import companions, side_files
+from megatron_cod.huggingface import companions, model_card, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export_job import DTYPES, Exported, ExportJob
@@ -213,6 +213,8 @@ def export_model(
     for line in side_files.agree(found.args, part.folder, found.config):
         log(f"note: {line}")
     (part.folder / "config.json").write_text(json.dumps(found.config, indent=2) + "\n")
+    has_tokenizer = bool(set(copied) & set(companions.TOKENIZER_FILES))
+    (part.folder / model_card.NAME).write_text(model_card.model_card(found, path, job, has_tokenizer))
     try:
         _check_files(part.folder, found.parcels)
         if job.verify:

@@ -33,6 +33,10 @@ class ExportJob:
     like: Path | None = None
     """A Hugging Face directory whose tokenizer, generation files and further config keys are taken over."""
     shard_bytes: int = 5_000_000_000
+    license: str | None = None
+    """Identifier of a licence, for the model card."""
+    base_model: str | None = None
+    """Name on the hub of the model that training started from, for the model card."""
     dry_run: bool = False
     """Check everything, write nothing."""
     verify: bool = True

@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """Bytes as ids, 256 ends a text: what ``tools/preprocess_data.py --tokenizer-type ByteLevelTokenizer`` writes."""
+    """Bytes as ids, 256 ends a text: what ``megatron-cod preprocess --tokenizer-type ByteLevelTokenizer`` writes."""
 
     eos_token_id = 256
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from megatron_cod import __version__
 from megatron_cod.checkpoint.directory import RELEASE, TRACKER
+from megatron_cod.checkpoint.readme import write_readme
 from megatron_cod.checkpoint.scheme_record import record
 from megatron_cod.checkpoint.writer import CheckpointWriter, Piece, groups
 from megatron_cod.errors import UserError, one_line
@@ -37,7 +39,7 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
+from megatron_cod.schemes.table import LNS, PRE_LN, STOCK, get_scheme
 
 RECIPE = "recipe.yaml"
 _MOST_SHAPES = 3
@@ -173,6 +175,7 @@ def import_model(
     copied = companions.copy(job.model, part.folder / companions.FOLDER)
     _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
     (part.folder / TRACKER).write_text(RELEASE)
+    write_readme(part.folder, scheme.scheme, STOCK, __version__)
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:

@@ -10,6 +10,7 @@ import torch
 
 from megatron_cod.adaptations import cpu
 from megatron_cod.launch.helper_processes import LAUNCHER
+from megatron_cod.launch.single_process import ENVIRONMENT
 
 HIDDEN = {"CUDA_VISIBLE_DEVICES": ""}
 """The environment of processes that train on CPUs although there are GPUs."""
@@ -22,14 +23,6 @@ _PROGRESS = (
 
 class RunFailed(RuntimeError):
     """A run ended with an error; its text is the run's own one-line error, or where its log is."""
-
-
-def launch_alone() -> None:
-    """Make this process the only rank of a job, as the launcher's environment would; for tools that start Megatron."""
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    # Nobody else joins, so any port will do: the kernel gives a free one. No launcher holds a store there.
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
 
 
 def launch_command(processes: int, flags: Sequence[str], entry: str = "pretrain") -> list[str]:
@@ -65,11 +58,9 @@ def run_training(
 
 def run_alone(flags: Sequence[str], log: Path, show: Callable[[str], None], threads: int, gpu: int | None) -> None:
     """Pretrain in one process, without torchrun: as ``run_training`` otherwise. gpu: the one that it may see, if any."""
-    ranks = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     own = {"OMP_NUM_THREADS": str(threads), LAUNCHER: str(os.getpid())}
     seen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
-    environment = {**os.environ, **ranks, **meeting, **own, **seen}
+    environment = {**os.environ, **ENVIRONMENT, **own, **seen}
     environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     _pass_on([sys.executable, "-m", "megatron_cod.training.pretrain", *flags], environment, log, show)
 

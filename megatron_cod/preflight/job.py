@@ -100,7 +100,7 @@ def compare(answers: Answers, here: Here) -> Outcome:
             [Finding(head.node, "job", SKIP, "no flags of a launch"), *others], "no launch given: not rehearsed"
         )
     if job["error"]:
-        hint = "tools/rehearse.py with the same flags tests it without the machines"
+        hint = "megatron-cod rehearse with the same flags tests it without the machines"
         return Outcome([Finding(head.node, "job", FAIL, f"would be refused: {job['error']}", hint), *others])
     need, there = job["memory_bytes"], here.shared.get("gpu_memory_bytes")
     state, hint = OK, ""

@@ -3,11 +3,12 @@
 import argparse
 from typing import Any
 
-from megatron_cod.schemes.table import import_modules
-
 
 class _Import(argparse.Action):
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
+        # Not above: the table takes torch and Megatron, and --help is to answer at once.
+        from megatron_cod.schemes.table import import_modules
+
         import_modules(values)
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
 

@@ -1,4 +1,4 @@
-"""The actions of tools/depth_study.py."""
+"""The actions of megatron-cod study."""
 
 from __future__ import annotations
 

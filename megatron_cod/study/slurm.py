@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_cod.analysis.metrics import VALID_LOSS, read_metrics
 from megatron_cod.comparison.runs import STOPPED
+from megatron_cod.shipped import TEMPLATES
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job, flags_of
 from megatron_cod.study.scheduler import runnable
@@ -28,7 +29,7 @@ def write_array(directory: StudyDirectory) -> list[str]:
     script = directory.root / "array.sbatch"
     script.write_text(_script(directory, len(jobs)))
     return [
-        f"{len(jobs)} runs are known; submit them from the project's directory with",
+        f"{len(jobs)} runs are known; submit them from a folder that megatron-cod init has made, with",
         f"  sbatch {shlex.quote(str(script))}",
         "and repeat --slurm when they have ended: final runs, and rates where a grid grows, come next",
     ]
@@ -45,14 +46,14 @@ def _line(directory: StudyDirectory, job: Job) -> str:
 
 def _script(directory: StudyDirectory, runs: int) -> str:
     root = directory.root
-    header = Path(__file__).resolve().parents[2].joinpath(TEMPLATE).read_text().splitlines()
+    header = (TEMPLATES / "slurm" / "pretrain.sbatch").read_text().splitlines()
     options = [_one_process(line) for line in header if line.startswith("#SBATCH")]
     return "\n".join(
         [
             "#!/usr/bin/env bash",
             *options,
             f"#SBATCH --array=0-{runs - 1}",
-            f"# The runs of {root}, one a task; made by tools/depth_study.py --slurm.",
+            f"# The runs of {root}, one a task; made by megatron-cod study --slurm.",
             "set -euo pipefail",
             'cd "${SLURM_SUBMIT_DIR:?submit this with sbatch}"',
             f'line=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(root / "array.txt"))})',

@@ -5,16 +5,19 @@ from megatron_cod.training import before_megatron  # noqa: F401
 # isort: split
 from megatron_cod.training.data.batches import datasets_provider, forward_step
 from megatron_cod.training.data.dataset_checks import check_data
+from megatron_cod.training.data.default_data import use_sample
 from megatron_cod.training.task import Task
 
 _INTRODUCTION = """\
 Pretrain a GPT/Llama model with LayerNorm Scaling on Megatron-Core.
 
-  torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe recipes/debug.yaml [any Megatron flag]
+  megatron-cod train --recipe debug [any Megatron flag]
+  torchrun --nproc-per-node N -m megatron_cod.training.pretrain --recipe debug [any Megatron flag]
 
-A recipe is a YAML file of Megatron argument names (ours included); the command line wins over it. Without a GPU the same
-command trains on CPU processes over gloo, no flag needed. Data, made by tools/preprocess_data.py: --train-data-path PREFIX
---valid-data-path PREFIX, or --data-path PREFIX, with the --tokenizer-type and --tokenizer-model of it.
+A recipe is a YAML file of Megatron argument names (ours included), or a name of `megatron-cod recipes list`; the command
+line wins over it. Without a GPU the same command trains on CPU processes over gloo, no flag needed. Data, made by
+`megatron-cod preprocess`: --train-data-path PREFIX --valid-data-path PREFIX, or --data-path PREFIX, with the
+--tokenizer-type and --tokenizer-model of it.
 """
 
 TASK = Task(
@@ -23,4 +26,5 @@ TASK = Task(
     datasets_provider=datasets_provider,
     forward_step=forward_step,
     check_data=check_data,
+    data_by_default=use_sample,
 )

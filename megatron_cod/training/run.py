@@ -3,6 +3,7 @@
 import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from megatron_cod.training import before_megatron
@@ -12,15 +13,19 @@ from megatron.core.enums import ModelType
 from megatron.training import pretrain
 from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
+from megatron_cod import __version__
 from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.events import Events
+from megatron_cod.checkpoint.readme import write_readme
 from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.errors import Phase
 from megatron_cod.launch import rank_logs, start_agreement
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.launch.exit_codes import one_line_endings
+from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
+from megatron_cod.schemes.table import STOCK
 from megatron_cod.training.data.data_workers import DataWorkers
 from megatron_cod.training.data.passed_over import passing_over
 from megatron_cod.training.faults.checkpoint_deletion import Retention
@@ -61,6 +66,7 @@ def _redirect_output(settings: Settings, raw: Any) -> None:
 def main(task: Task) -> None:
     """Parse, check, train."""
     with one_line_endings(lambda: Phase.START), start_agreement.among_ranks() as agree:
+        launch_unless_launched()
         signals: list[UntilTraining] = []
         hooks = StartHooks(
             before_megatron=_redirect_output, globals_set=lambda _: signals.append(UntilTraining()), agree=agree
@@ -80,6 +86,7 @@ def main(task: Task) -> None:
         if args.save and this_rank() == 0:
             put_in_order(args, log_rank0, events)
             selection.write_resolved(args.save, start.resolved)
+            write_readme(Path(args.save), args.norm_scheme, STOCK, __version__)
 
     train(Run(args, task, events, log_rank0, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
 

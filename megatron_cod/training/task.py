@@ -31,6 +31,8 @@ class Program:
     check_data: Callable[[Any, int | None], None] | None = None
     """Called with the arguments and the model's vocabulary, on one rank a machine, before any process group exists.
     UserError with one clear line."""
+    data_by_default: Callable[[Any], None] = _nothing
+    """Called with the plain parse where the run's data is at hand: names data in it where none is named."""
     trains: bool = False
     """Whether the schedule, the optimizer, saving and the handling of faults matter."""
 

@@ -14,9 +14,11 @@ def copy_of_the_project(folder: Path) -> Path:
     listed = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     for name in names:
-        if (ROOT / name).is_file():
+        if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            # Links stay links: recipes and launch scripts of the package are the repository's.
+            if (ROOT / name).is_file() or (ROOT / name).is_symlink():
+                shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
     for name in PLANTED:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("not for the image\n")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.cli.main import COMMANDS
+from megatron_cod.cli.training import ENTRIES
 from megatron_cod.data.sample_corpus import prepare_sample, sample_corpus_path, write_sample_conversations
 from tests.commands import TOY, readme_commands
 from tests.conftest import ROOT
@@ -71,6 +73,9 @@ NO_MODEL = {
     "preprocess_data": "text",
     "benchmark_preprocessing": "text",
     "train_tokenizer": "text",
+    "recipes": "prints files",
+    "merge": "averages files",
+    "init": "copies files",
     "requeue": "reads files",
     "torchrun": "the launcher",
 }
@@ -83,8 +88,11 @@ def test_every_program_is_run_here():
         for path in (ROOT / "megatron_cod" / "training").glob("*.py")
         if '__name__ == "__main__"' in path.read_text()
     }
-    run = {name.split()[0].rstrip(",") for name in PROGRAMS} | {"pretrain"}
-    assert tools | entries == run | set(NO_MODEL), sorted((tools | entries) ^ (run | set(NO_MODEL)))
+    # The other commands are what a script of tools/ or a module of training/ starts.
+    started = "".join(path.read_text() for path in (ROOT / "tools").glob("*.py"))
+    alone = {name for name in COMMANDS if f"``megatron-cod {name}``" not in started} - set(ENTRIES) | entries
+    run = {name.split()[0].rstrip(",") for name in PROGRAMS} | {"pretrain", "quickstart"}
+    assert tools | alone == run | set(NO_MODEL), sorted((tools | alone) ^ (run | set(NO_MODEL)))
 
 
 def execute(command: list[str], home: Path, expect: int = 0, **variables: str) -> str:
@@ -99,9 +107,9 @@ def execute(command: list[str], home: Path, expect: int = 0, **variables: str) -
 
 
 def as_in_readme(name: str) -> list[str]:
-    """A command of the README under torchrun, copied; another port than the default, as tests run beside each other."""
-    lines = [line for line in readme_commands() if line.startswith("torchrun") and f"training.{name} " in line]
-    return [*shlex.split(TORCHRUN), *shlex.split(lines[0])[1:]]
+    """A command of the README that starts two processes, copied."""
+    lines = [line for line in readme_commands() if line.startswith(f"megatron-cod {name} --nproc 2")]
+    return [PYTHON, "-m", "megatron_cod", *shlex.split(lines[0])[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +121,10 @@ def home(tmp_path_factory):
     (home / "runs" / "quickstart").mkdir(parents=True)
     prepare_sample(home / "runs" / "quickstart" / "data")
     write_sample_conversations(home / "chats")
-    output = execute([*as_in_readme("pretrain"), *TOY], home)
+    output = execute([*as_in_readme("train"), *TOY], home)
     assert "backend: torch (Transformer Engine is not installed)" in output and "step 20/20 | loss" in output
     post = ["--norm-scheme", "post_ln", "--train-iters", "2", "--save-interval", "2", "--save", "runs/post"]
-    execute([*as_in_readme("pretrain"), *TOY, *post], home)
+    execute([*as_in_readme("train"), *TOY, *post], home)
     execute(shlex.split("tools/convert_hf.py export --checkpoint runs/first --output hf/first"), home)
     return home
 

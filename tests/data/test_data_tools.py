@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -11,10 +10,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from megatron_cod.cli import preprocess
 from megatron_cod.data.datasets.check import check_prefix
 from megatron_cod.data.preprocessing.progress import Progress
 from megatron_cod.data.sample_corpus import sample_corpus_path
@@ -23,11 +22,6 @@ from megatron_cod.errors import UserError, run_tool
 
 ROOT = Path(__file__).parents[2]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def preprocess_data_program(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    return importlib.import_module("preprocess_data")
 
 
 def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
@@ -57,7 +51,6 @@ def test_the_summary_counts_what_is_empty_for_each_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"title": "a", "body": "b"}\n{"title": "c", "body": ""}\n')
-    program = preprocess_data_program(monkeypatch)
     command = ["preprocess_data.py", "--input", str(tmp_path / "in.jsonl"), "--tokenizer-type", "ByteLevelTokenizer"]
     for keys, says in (
         (["title", "body"], "empty documents: 0 under title, 1 under body; 0 bad lines and 0 duplicates skipped"),
@@ -65,7 +58,7 @@ def test_the_summary_counts_what_is_empty_for_each_key(
     ):
         output = ["--output-prefix", str(tmp_path / str(len(keys))), "--json-keys", *keys]
         monkeypatch.setattr(sys, "argv", [*command, *output])
-        program.main()
+        preprocess.main()
         assert says in capsys.readouterr().out
 
 
@@ -73,9 +66,8 @@ def test_dry_run_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--input", str(sample_corpus_path()), "--output-prefix", str(tmp_path / "d"), "--dry-run"]
-    program = preprocess_data_program(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["preprocess_data.py", *arguments, "--tokenizer-type", "ByteLevelTokenizer"])
-    program.main()
+    preprocess.main()
     assert "nothing written" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -102,17 +94,22 @@ def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arg
 
 
 def test_wrong_flags_and_help(tool: Tool) -> None:
-    for name in ("preprocess_data.py", "train_tokenizer.py", "make_sample_corpus.py"):
-        assert "python tools/" + name in tool(name, "--help").stdout
+    commands = {
+        "preprocess_data.py": "megatron-cod preprocess",
+        "train_tokenizer.py": "megatron-cod tokenizer",
+        "make_sample_corpus.py": "python tools/make_sample_corpus.py",
+    }
+    for name, command in commands.items():
+        assert command in tool(name, "--help").stdout
         wrong = tool(name, "--nonsense")
         assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     missing = tool("train_tokenizer.py", "--input", "none.txt", "--output-prefix", "x")
     assert (missing.returncode, missing.stderr) == (2, "error: input none.txt does not exist\n")
 
 
-def test_tool_types_are_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_types_are_the_packages() -> None:
     """The program lists them itself, so that --help need not import Megatron."""
-    assert set(preprocess_data_program(monkeypatch).TYPES) == set(TOKENIZER_TYPES)
+    assert set(preprocess.TYPES) == set(TOKENIZER_TYPES)
 
 
 def test_the_sample_is_clean(speeches: list[str]) -> None:

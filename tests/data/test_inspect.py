@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.cli import inspect
 from megatron_cod.data.datasets.inspect import decoder
 from megatron_cod.data.datasets.manifest import read_record
 from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
@@ -23,13 +23,11 @@ TEXT = "We the people na\u00efve, and ."
 @pytest.fixture
 def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[[], str]:
     """What the program says of the dataset."""
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    program = importlib.import_module("inspect_data")
 
     def run() -> str:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["inspect_data.py", str(tmp_path / "d_text_document")])
-        program.main()
+        inspect.main()
         return capsys.readouterr().out
 
     return run

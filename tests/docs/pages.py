@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_PROGRAM = re.compile(r"\btools/\w+\.py\b|-m megatron_cod[.\w]+")
+_PROGRAM = re.compile(r"\btools/\w+\.py\b|-m megatron_cod[.\w]+|^ *(?:[A-Z_]+=\S* )*megatron-cod ")
 
 
 def prose(text: str) -> str:

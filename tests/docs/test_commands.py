@@ -2,14 +2,17 @@
 
 import ast
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
+from megatron_cod.cli.main import COMMANDS
 from megatron_cod.training.flags.parser import build_parser
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, commands
 
-TAKE_MEGATRON_FLAGS = {"rehearse", "preflight", "compare_schemes", "benchmark", "inspect_data"}
+TAKE_MEGATRON_FLAGS = {"rehearse", "preflight", "compare_schemes", "benchmark", "inspect", "quickstart", "training"}
 OTHERS = {"--nproc-per-node", "--standalone", "--clock", "--help"}
 """Flags of torchrun, and those that every program has."""
 
@@ -18,6 +21,15 @@ def constants(path) -> set[str]:
     """The strings of a source, and of our modules that it imports, one level deep."""
     tree = ast.parse(path.read_text())
     return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+CLI = ROOT / "megatron_cod" / "cli"
+
+
+def source_of(program: Path) -> Path:
+    """The file with a tool's flags: of a thin script the command that it starts."""
+    named = re.search(r"from megatron_cod\.cli\.(\w+) import main", program.read_text())
+    return CLI / f"{named[1]}.py" if named else program
 
 
 def launch_flags() -> set[str]:
@@ -48,6 +60,15 @@ def unknown_in(words: list[str], known: set[str]) -> list[str]:
             if not path.is_file():
                 missing.append(word)
                 continue
+            path = source_of(path)
+            flags |= constants(path) | {"--import"} | (known if path.stem in TAKE_MEGATRON_FLAGS else set())
+        elif word == "megatron-cod" and following.startswith("-"):
+            flags |= {"--version"}
+        elif word == "megatron-cod":
+            if following not in COMMANDS:
+                missing.append(following)
+                continue
+            path = CLI / f"{COMMANDS[following].module or following.replace('-', '_')}.py"
             flags |= constants(path) | {"--import"} | (known if path.stem in TAKE_MEGATRON_FLAGS else set())
     if "--import" in words:  # a module of the user's, with flags of its own
         return missing
@@ -64,3 +85,6 @@ def test_finds_unknown_programs_and_flags(known):
     command = ["torchrun", "-m", "megatron_cod.training.pretrain", "--train-iters", "2", "--no-such-flag"]
     assert unknown_in(command, known) == ["--no-such-flag"]
     assert unknown_in(["python", "tools/no_such.py"], known) == ["tools/no_such.py"]
+    assert unknown_in(["python", "tools/preprocess_data.py", "--inputs"], known) == ["--inputs"]
+    assert unknown_in(["megatron-cod", "trian"], known) == ["trian"]
+    assert unknown_in(["megatron-cod", "generate", "--lr", "1"], known) == ["--lr"]

@@ -118,8 +118,8 @@ def test_the_tool_ends_with_one_line_and_code_2(flags, text):
 
 def test_no_flag_of_the_tool_is_one_of_the_launch():
     """Or the tool would swallow it."""
+    from megatron_cod.cli import rehearse
     from megatron_cod.training.flags.parser import build_parser
-    from tools import rehearse
 
     ours = {option for action in rehearse._parser()._actions for option in action.option_strings}
     theirs = {option for action in build_parser()._actions for option in action.option_strings}

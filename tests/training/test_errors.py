@@ -241,8 +241,8 @@ CAUGHT = {
     "NotToBeHad": "data/corpus/make.py leaves the source out",
     "RunFailed": "the tools make their own line of it",
     "_Diverged": "comparison/runs.py records it",
-    "RehearsalFailed": "tools/rehearse.py reports it",
-    "Mismatch": "tools/rehearse.py reports it",
+    "RehearsalFailed": "megatron-cod rehearse reports it",
+    "Mismatch": "megatron-cod rehearse reports it",
 }
 
 

@@ -17,7 +17,6 @@ EXAMPLES = (
     (["--fake-process-group"], "--fake-process-group is not supported"),
     (["--seq-length", "1"], "--seq-length 1 is not supported"),
     (["--save-wgrads-interval", "2"], "need --save"),
-    (["--save", "SAVE"], "--save needs --save-interval"),
     (["--pretrained-checkpoint", "nowhere"], "--pretrained-checkpoint nowhere holds no finished checkpoint"),
     (["--result-rejected-tracker-filename", "recipes"], "--result-rejected-tracker-filename recipes is a directory"),
     (["--init-method-xavier-uniform"], "--init-method-xavier-uniform is not supported"),

@@ -29,9 +29,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
-        raise UserError(f"{folder} holds no {RESULT} of tools/analyze_depth.py") from None
+        raise UserError(f"{folder} holds no {RESULT} of megatron-cod analyze") from None
     if not isinstance(found, dict) or "depth" not in found:
-        raise UserError(f"{path} is not a result of tools/analyze_depth.py")
+        raise UserError(f"{path} is not a result of megatron-cod analyze")
     return found
 
 

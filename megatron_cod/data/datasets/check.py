@@ -13,7 +13,7 @@ from megatron_cod.data.datasets.manifest import DatasetRecord, describes, read_r
 from megatron_cod.data.datasets.tokenizer_match import TrainedWith, difference
 from megatron_cod.errors import UserError
 
-_REMAKE = "make the dataset again with tools/preprocess_data.py"
+_REMAKE = "make the dataset again with megatron-cod preprocess"
 
 # Up to this many tokens all are read; above it, evenly spaced windows that add up to as many.
 SCAN_TOKENS = 1 << 26
@@ -105,6 +105,10 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
         return
     if len(missing) == 1:
         raise UserError(f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}")
+    if Path(prefix).is_file():
+        raise UserError(
+            f"{prefix} is a file and no dataset; make one of it with megatron-cod preprocess --input {prefix}"
+        )
     asked = f"dataset {prefix} does not exist: neither {index_path} nor {data_path} was found"
     bare = prefix.removesuffix(".idx").removesuffix(".bin")
     if bare != prefix and Path(f"{bare}.idx").is_file():
@@ -118,7 +122,7 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
     near = near or difflib.get_close_matches(wanted, names, 3) or names[:3]
     if near:
         raise UserError(f"{asked}; did you mean {' or '.join(str(folder / name) for name in near)}?")
-    raise UserError(f"{asked}; the folder {folder} holds no dataset; make one with tools/preprocess_data.py")
+    raise UserError(f"{asked}; the folder {folder} holds no dataset; make one with megatron-cod preprocess")
 
 
 def _scan(prefix: str, data: np.ndarray, vocab_size: int | None) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from megatron_cod.data.tokenizers.files import SINGLE
 
 Decode = Callable[[Sequence[int]], str]
 _BAR = 40
-_REMAKE = "make the dataset again with tools/preprocess_data.py"
+_REMAKE = "make the dataset again with megatron-cod preprocess"
 
 
 @dataclass(frozen=True)

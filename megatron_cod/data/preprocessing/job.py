@@ -1,4 +1,4 @@
-"""The job of `tools/preprocess_data.py`: its options, checked."""
+"""The job of `megatron-cod preprocess`: its options, checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_MERGE = ("split", "holdout_every", "deduplicate", "skip_bad_lines")
 
 @dataclass(frozen=True)
 class PreprocessJob:
-    """What to do; the fields are the options of `tools/preprocess_data.py`, explained there."""
+    """What to do; the fields are the options of `megatron-cod preprocess`, explained there."""
 
     inputs: Sequence[str]
     output_prefix: str

@@ -14,6 +14,7 @@ from megatron_cod.data.datasets.blends import SPLITS, Blend, blends_of
 from megatron_cod.data.datasets.check import DatasetSummary, check_prefix
 from megatron_cod.data.datasets.content import content_digest
 from megatron_cod.errors import UserError
+from megatron_cod.training.data.default_data import make_sample
 from megatron_cod.training.data.tokenizer_in_use import trained_with
 
 _MEGATRONS_SPLIT = "969,30,1"  # for --data-path without --split
@@ -33,7 +34,8 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
         return
     blends = blends_of(args)
     if not blends:
-        raise UserError("no data: give --data-path PREFIX (made by tools/preprocess_data.py), or --mock-data")
+        raise UserError("no data: give --data-path PREFIX (made by megatron-cod preprocess), or --mock-data")
+    make_sample(args)
     _check_validation(args, blends)
     tokenizer = trained_with(args)
     for name, blend in blends.items():

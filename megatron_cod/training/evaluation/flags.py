@@ -9,7 +9,7 @@ from megatron_cod.training.task import Program
 INTRODUCTION = """\
 Perplexity and bits per byte of a checkpoint of any norm scheme, at any layout (docs/evaluation.md).
 
-  torchrun --nproc-per-node N -m megatron_cod.training.evaluate --load runs/first \\
+  megatron-cod evaluate --load runs/first \\
       --eval-data web=data/valid_text_document news=news.jsonl [layout flags, any Megatron flag]
 
 The model's flags come from the run's directory; --micro-batch-size and --seq-length are the run's unless given. --eval-data

@@ -24,6 +24,7 @@ from megatron_cod.data.tokenizers.choice import BYTE_VOCABULARY
 from megatron_cod.errors import Phase, UserError
 from megatron_cod.estimate.memory import evaluation_memory
 from megatron_cod.launch.exit_codes import fail, one_line_endings
+from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.training.data.tokenizer_in_use import trained_with
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
@@ -184,6 +185,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 def main() -> None:
     """Evaluate, as the command line says."""
     with one_line_endings(lambda: Phase.START):
+        launch_unless_launched()
         start, checkpoint = start_of(sys.argv[1:])
         args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))

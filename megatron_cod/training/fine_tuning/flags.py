@@ -14,7 +14,7 @@ from megatron_cod.training.flags.token_counts import KINDS
 INTRODUCTION = """\
 Supervised fine-tuning of a checkpoint of any norm scheme: all weights, loss on the answers only (docs/sft.md).
 
-  torchrun --nproc-per-node N -m megatron_cod.training.sft --recipe recipes/sft_debug.yaml \\
+  megatron-cod sft --recipe sft_debug \\
       --load runs/first --save runs/sft --sft-data-path chats.jsonl [any Megatron flag]
 
 The first start takes the weights of --load; once --save holds a checkpoint, the same command resumes from there.
@@ -91,7 +91,7 @@ def check_flags(raw: FineTuningArgs) -> None:
     if raw.sft_valid_data_path and raw.sft_valid_share:
         raise UserError("--sft-valid-data-path and --sft-valid-share both name the validation data; give one of them")
     if not (raw.load or raw.pretrained_checkpoint):
-        raise UserError("nothing to fine-tune: give --load CHECKPOINT, of pretraining or tools/convert_hf.py import")
+        raise UserError("nothing to fine-tune: give --load CHECKPOINT, of pretraining or megatron-cod convert import")
     if not raw.seq_length:
         raise UserError("--seq-length is missing: how many tokens a row has")
     if not raw.global_batch_size:

@@ -14,6 +14,7 @@ from megatron_cod.training.flags import recipes
 from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
 from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.save_interval import set_save_interval
 from megatron_cod.training.flags.token_counts import in_samples, overruled
 from megatron_cod.training.task import Program
 
@@ -43,6 +44,8 @@ def resolve_command_line(command_line: Sequence[str], program: Program | None = 
     raw = cast(MegatronArgs, parser.parse_args([*defaults, *asked]))
     devices.set_connections(raw)
     in_samples(raw, parser, log_rank0)
+    if program and program.trains:
+        set_save_interval(raw, log_rank0)
     if program and program.trains and raw.save and raw.tensorboard_dir is None:
         raw.tensorboard_dir = str(Path(raw.save) / "tensorboard")
     policy = resolve_init_policy(raw.norm_scheme, raw.init_policy)[0]

@@ -30,10 +30,11 @@ def check_layout(args: MegatronArgs, world_size: int) -> None:
     tp, pp, cp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size
     model_ranks = tp * pp * cp
     if world_size % model_ranks:
+        fitting = world_size // model_ranks * model_ranks or model_ranks
         raise UserError(
             f"{world_size} processes were started, but the layout takes a multiple of {model_ranks} "
             f"(--tensor-model-parallel-size {tp} x --pipeline-model-parallel-size {pp} x --context-parallel-size {cp}); "
-            f"start {world_size // model_ranks * model_ranks or model_ranks}, or change the layout"
+            f"start {fitting}, or change the layout (megatron-cod train --nproc {fitting})"
         )
     _check_context(args)
     if args.num_layers:
@@ -157,7 +158,7 @@ def _rows_for(args: MegatronArgs, rows: int) -> str:
     if checkpoint_to_load(args) is None:
         return f": give --padded-vocab-size {rows}"
     return (
-        f": import the model again with --padded-vocab-size {rows} (tools/convert_hf.py), or choose what its rows fit"
+        f": import the model again with --padded-vocab-size {rows} (megatron-cod convert), or choose what its rows fit"
     )
 
 

@@ -1,11 +1,12 @@
 """Our own flags beside Megatron's, and help that can be read."""
 
 import argparse
+import re
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any, NoReturn
 
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, did_you_mean
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, add_flags
 from megatron_cod.schemes.table import DEFAULT, SCHEMES, get_scheme
@@ -28,8 +29,10 @@ class UsageError(UserError):
     """A wrong command line; its text is the one line the user sees."""
 
 
-def _one_line_error(message: str) -> NoReturn:
-    raise UsageError(f"{message} (--help lists the flags)")
+def _one_line_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+    hint = did_you_mean(unknown[1], parser._option_string_actions) if unknown else ""
+    raise UsageError(f"{message}{hint} (--help lists the flags)")
 
 
 def at_least_one(text: str) -> int:
@@ -76,7 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     program: whose flags and help come along.
     """
     group = parser.add_argument_group("megatron_cod")
-    group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
+    group.add_argument(
+        "--recipe", metavar="NAME", help="recipe of the package or a YAML file; the command line wins over it"
+    )
     group.add_argument("--unset", nargs="+", default=[], metavar="KEY", help="recipe keys to omit, e.g. --unset swiglu")
     group.add_argument(
         "--import",
@@ -149,6 +154,11 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument("--metrics-file", metavar="FILE", help="JSON lines of the metrics (default: SAVE/metrics.jsonl)")
     group.add_argument(
+        "--sample-data",
+        action="store_true",
+        help="where no data is given, pretrain on a megabyte of speeches that comes with the package (recipe debug)",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="check arguments, recipe, data and checkpoint, print the resolved arguments as YAML, train nothing",
@@ -171,7 +181,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
                 formatter.end_section()
         print((program.introduction + "\n" if program else "") + formatter.format_help() + "\n" + _COMMON)
 
-    parser.error = _one_line_error  # type: ignore[method-assign]
+    parser.error = partial(_one_line_error, parser)  # type: ignore[method-assign]
     parser.print_help = print_help  # type: ignore[method-assign,assignment]
     return parser
 

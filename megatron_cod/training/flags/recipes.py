@@ -11,6 +11,7 @@ import yaml
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
+from megatron_cod.shipped import find
 from megatron_cod.training.flags.data_section import KEY, data_flags
 
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_check", "rewind_to", "rewind_skip")
@@ -18,12 +19,12 @@ _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_
 
 
 def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe: a mapping of argument names (``num-layers`` or ``num_layers``) to values.
+    """Read a recipe, by its path or its name in the package: argument names (``num-layers`` or ``num_layers``) to values.
 
     ``base: other.yaml`` builds on a recipe in the same folder, whose keys this one overrules. Raises UserError for a
     missing file, broken YAML, anything but a flat mapping, or bases that go in a circle.
     """
-    return _load(Path(path), ())
+    return _load(find(path), ())
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ REFUSED = (
     ),
     Refused(
         lambda a: a.fake_process_group,
-        "--fake-process-group is not supported: no rank would hear of another; tools/rehearse.py builds one rank alone",
+        "--fake-process-group is not supported: no rank would hear of another; megatron-cod rehearse builds one rank alone",
     ),
     Refused(
         lambda a: a.seq_length == 1,
@@ -79,11 +79,6 @@ REFUSED = (
             (a.save_params_interval or a.save_wgrads_interval or a.save_tokens_per_expert_interval) and not a.save
         ),
         "--save-params-interval, --save-wgrads-interval and --save-tokens-per-expert-interval need --save, where to",
-        training=True,
-    ),
-    Refused(
-        lambda a: a.save and a.save_interval is None and not a.skip_train,
-        "--save needs --save-interval: how many steps from one checkpoint to the next",
         training=True,
     ),
     Refused(

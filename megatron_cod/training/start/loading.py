@@ -20,7 +20,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.directory import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
-from megatron_cod.launch.local_run import launch_alone
+from megatron_cod.launch.single_process import launch_alone
 from megatron_cod.schemes.residual import set_training_step
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import before_megatron

@@ -131,6 +131,8 @@ def prepare(
         )
         run_checks(start, Phase.LAYOUT)
         program.complete(raw)
+        if Need.DATA in provided:
+            program.data_by_default(raw)
         run_checks(start, Phase.SCHEDULE)
         hooks.before_megatron(settings_of(raw), raw)
         torch_only.install()

@@ -1,0 +1,1 @@
+"""The command megatron-cod, and what a user has without a checkout."""

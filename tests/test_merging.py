@@ -1,0 +1,121 @@
+"""Merged checkpoints are the weighted average of their members, at any layouts, and are loaded and exported."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_cod import merging
+from megatron_cod.checkpoint.tensors import WEIGHTS, Checkpoint, kind_of
+from megatron_cod.errors import UserError
+from megatron_cod.huggingface.export import ExportJob, export_model
+from megatron_cod.merging import METHODS, MergeJob, members_of, merge, weights_of
+from tests.distributed.launch import run_training_ranks
+
+
+def trained(flags, save: Path, world: int = 1) -> Path:
+    ended = run_training_ranks(world, [*flags, "--save", str(save), "--save-interval", "2"])
+    assert [one.code for one in ended] == [0] * world, ended[0].output[-2000:]
+    return save
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """A run whose first half was one process, and whose second half a pipeline of two: its members have two layouts."""
+    save = tmp_path_factory.mktemp("merging") / "run"
+    trained([*tiny, "--exit-interval", "4"], save)
+    return trained([*tiny, "--load", str(save), "--pipeline-model-parallel-size", "2"], save, world=2)
+
+
+def tensors(path: Path) -> dict:
+    opened = Checkpoint(path)
+    return {
+        name: opened.read(part, 0, part.shape[0] if part.shape else 1)
+        for name, part in opened.slices.items()
+        if kind_of(name[0]) == WEIGHTS
+    }
+
+
+def largest_difference(run: Path, output: Path, weights: list[float]) -> float:
+    members, merged = [tensors(path) for path in members_of(run, None, None)], tensors(output / "release")
+    assert merged.keys() == members[-1].keys() and len(merged) > 20
+    differences = []
+    for name, value in merged.items():
+        expected = sum(weight * member[name].double() for weight, member in zip(weights, members, strict=True))
+        differences.append(float((value.double() - expected).abs().max()))
+    return max(differences)
+
+
+def test_weights_sum_to_one_and_have_their_shapes():
+    for method in METHODS:
+        for count in (2, 3, 7):
+            assert math.isclose(math.fsum(weights_of(method, count)), 1.0, abs_tol=1e-12)
+    assert weights_of("equal", 4) == [0.25] * 4
+    assert weights_of("linear", 3) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
+    assert weights_of("ema", 3, 0.5) == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+    # Of a decay by 1 - sqrt(t), the gradients after member j keep the weight of all later members together.
+    parts = weights_of("minus-sqrt", 4)
+    for later in range(1, 4):
+        assert math.fsum(parts[later:]) == pytest.approx(1 - math.sqrt(later / 4))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_tensor_is_the_average_of_the_members(method, run, tmp_path):
+    members = members_of(run, None, None)
+    assert [path.name for path in members] == [f"iter_000000{step}" for step in (2, 4, 6, 8)]
+    shares = merge(MergeJob(members, tmp_path / "merged", method))
+    assert list(shares.values()) == weights_of(method, 4)
+    assert largest_difference(run, tmp_path / "merged", weights_of(method, 4)) < 1e-7
+
+
+@pytest.mark.parametrize("mutant", ["reversed", "newest alone"])
+def test_finds_wrong_weights(mutant, run, tmp_path, monkeypatch):
+    right = weights_of("linear", 4)
+    wrong = right[::-1] if mutant == "reversed" else [0.0, 0.0, 0.0, 1.0]
+    monkeypatch.setattr(merging, "weights_of", lambda *_: wrong)
+    merge(MergeJob(members_of(run, None, None), tmp_path / "merged", "linear"))
+    assert largest_difference(run, tmp_path / "merged", right) > 1e-5
+
+
+def test_pieces_of_a_tensor_are_put_together(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_cod.checkpoint.tensors.CHUNK", 100)
+    merge(MergeJob(members_of(run, 2, None), tmp_path / "merged", file_bytes=10_000))
+    assert len(list((tmp_path / "merged" / "release").glob("*.distcp"))) > 3
+    opened = Checkpoint(tmp_path / "merged" / "release")
+    assert all(opened.read(part, 0, part.shape[0]).isfinite().all() for part in opened.slices.values() if part.shape)
+    monkeypatch.undo()
+    merge(MergeJob(members_of(run, 2, None), tmp_path / "whole"))
+    one, other = (tensors(tmp_path / name / "release") for name in ("merged", "whole"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_the_result_is_trained_on_and_exported(run, tiny, tmp_path):
+    merge(MergeJob(members_of(run, 3, None), tmp_path / "merged"))
+    flags = [*tiny, "--load", str(tmp_path / "merged"), "--pipeline-model-parallel-size", "2", "--train-iters", "2"]
+    ended = run_training_ranks(2, [*flags, "--log-interval", "1"])
+    assert ended[0].code == 0 and "step 2/2 | loss" in ended[0].output, ended[0].output[-2000:]
+    export_model(ExportJob(tmp_path / "merged", tmp_path / "hf"))
+    assert (tmp_path / "hf" / "config.json").is_file()
+    refused = run_training_ranks(1, [*tiny, "--norm-scheme", "pre_ln", "--load", str(tmp_path / "merged")])
+    assert refused[0].code == 2 and "was trained with --norm-scheme lns" in refused[0].output
+
+
+def test_refuses_what_does_not_belong_together(run, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"no finished checkpoint of step 5; there are 2, 4, 6, 8"):
+        members_of(run, None, [4, 5])
+    with pytest.raises(UserError, match="has 4 finished checkpoints, not 9"):
+        members_of(run, 9, None)
+    with pytest.raises(UserError, match="at least two"):
+        merge(MergeJob(members_of(run, None, [4]), tmp_path / "x"))
+    other = trained([*tiny, "--norm-scheme", "pre_ln", "--train-iters", "2"], tmp_path / "other")
+    with pytest.raises(UserError, match="compute different functions and are not merged: norm_scheme"):
+        merge(MergeJob((*members_of(other, None, None), *members_of(run, None, None)), tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_nothing_is_left_of_a_merge_that_fails(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging.CheckpointWriter, "finish", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError):
+        merge(MergeJob(members_of(run, None, None), tmp_path / "merged"))
+    assert list(tmp_path.iterdir()) == []
