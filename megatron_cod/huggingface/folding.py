@@ -115,7 +115,7 @@ def foldable_schemes() -> list[str]:
 
 def unfoldable_schemes() -> list[str]:
     """The schemes that an existing stock model can be treated as: with nothing learned that it does not have."""
-    return [name for name, stock in _foldable() if not stock.learned and stock.gain is None]
+    return [name for name, stock in _foldable() if stock.imported and not stock.learned and stock.gain is None]
 
 
 def learned_names() -> tuple[str, ...]:

@@ -6,12 +6,11 @@ from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
-from torch import Tensor
 
-from megatron_cod.schemes.depth import DEPTH_EXPONENT, DepthScaled, depth_factor
+from megatron_cod.schemes.branch_scale import ScaledBranchJoin
+from megatron_cod.schemes.depth import DEPTH_EXPONENT, depth_factor
 from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
-from megatron_cod.schemes.residual import ResidualJoin
 from megatron_cod.schemes.row import NORM_SITES, OUTPUT_SITES, Foldable, Scheme, Site
 
 _SITES = {
@@ -31,13 +30,6 @@ class LNSOptions:
         choices=tuple(_SITES),
     )
     lns_exponent: float | None = option(help="the factor of lns is l ** -E (default: 0.5)", type=float, metavar="E")
-
-
-class ScaledBranchJoin(DepthScaled, ResidualJoin):
-    """x + s_l * F(Norm(x)): the factor on the branch's output, as the authors do for vision (placement ablation)."""
-
-    def scaled(self, branch: Tensor) -> Tensor:
-        return branch * self.bound_factor()
 
 
 def _placement(options: LNSOptions) -> str:

@@ -11,6 +11,9 @@ VIRTUAL = Layout(pp=2, vp=2)
 AT = {name: (ONE, FOUR_SP if "sandwich" in name or "scale" in name or "skip" in name else FOUR) for name in VARIANTS}
 AT["layer_rope"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4))
 AT["layer_rope peri"] = (ONE, FOUR_SP)
+REPLICAS = Layout(pp=2, dp=2, flags=("--use-distributed-optimizer",))
+AT["complete_p"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4), REPLICAS)
+AT["complete_p half"] = (ONE, FOUR_SP)
 AT["mix_ln 4"] += (VIRTUAL,)
 AT["mix_ln 5"] += (VIRTUAL,)
 CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
