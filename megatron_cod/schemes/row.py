@@ -17,6 +17,7 @@ class Site(Enum):
     MLP_NORM = "mlp_norm"
     ATTENTION_OUTPUT = "attention_output"
     MLP_OUTPUT = "mlp_output"
+    ROUTER = "router"
 
 
 NORM_SITES = (Site.ATTENTION_NORM, Site.MLP_NORM)
@@ -37,6 +38,8 @@ class Foldable:
 
     sites: Callable[[Any], tuple[Site, ...]] = lambda _options: ()
     """Options -> where the row's ``factor`` acts."""
+    divided: Callable[[Any], tuple[Site, ...]] = lambda _options: ()
+    """Options -> where it is taken off again: a stock model's weights are these over the factor."""
     learned: Mapping[Site, str] = field(default_factory=dict)
     """Parameters, [h] or [1], that multiply the output of a branch: output site -> their name in the layer
     (``self_attn_bda.scale``)."""

@@ -32,6 +32,20 @@ def apart(x: Tensor, streams: int) -> Tensor:
     return x.unflatten(1, (-1, streams))
 
 
+def open_outside(model: torch.nn.Module) -> None:
+    """From now on block 1 is given n streams, as the others are: for an analysis, which runs blocks one by one.
+
+    UserError for a scheme whose blocks make the streams otherwise.
+    """
+    found = [module for module in model.modules() if isinstance(module, StreamJoin)]
+    if not found:
+        raise UserError(
+            "this norm scheme has several residual streams of its own making, which the analysis cannot follow"
+        )
+    for module in found:
+        module.opens = False
+
+
 def own(module: torch.nn.Module, config: TransformerConfig) -> None:
     """Mark parameters that each tensor-parallel rank has whole: under sequence parallelism it sees s/TP tokens."""
     for parameter in module.parameters(recurse=False):

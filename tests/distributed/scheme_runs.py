@@ -92,7 +92,9 @@ def against_the_oracle(results: list[dict], name: str, layout: Layout, decay: fl
     variant, _ = VARIANTS[name]
     vectors = load_file(VECTORS)
     weights = oracle_schemes.parameters(init_weights(vectors), variant, SHAPE)
-    right = oracle_schemes.run(weights, vectors["tokens"], vectors["labels"], variant, SHAPE, START, eps_of(name), decay)
+    right = oracle_schemes.run(
+        weights, vectors["tokens"], vectors["labels"], variant, SHAPE, START, eps_of(name), decay
+    )
     expected = {f"mha.init.{key}": value for key, value in weights.items()}
     expected |= {f"mha.x.{key}": right[key] for key in ("logits", "loss", "losses")}
     expected |= {f"mha.x.grad.{key}": value for key, value in right["grad"].items()}
