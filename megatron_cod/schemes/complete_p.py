@@ -72,10 +72,11 @@ def configure(config: TransformerConfig, options: CompletePOptions) -> None:
             "--use-mup has other rules than --norm-scheme complete_p, which scales with the width too; omit it"
         )
     width = options.width(config)
-    config.init_method_std /= math.sqrt(width)
+    config.init_method_std = config.init_method_std / math.sqrt(width)
     config.init_method = init_method_normal(config.init_method_std)
     config.output_layer_init_method = scaled_init_method_normal(config.init_method_std, config.num_layers)
-    config.use_mup, config.mup_output_mult = True, 1 / width
+    config.use_mup = True
+    config.mup_output_mult = 1 / width
 
 
 def complete_p_overlay(

@@ -82,7 +82,8 @@ def test_the_head_equals_that_of_transformers():
 
 
 def test_mixing_is_doubly_stochastic():
-    logits = 3 * torch.eye(4) + torch.randn(4096, 4, 4, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(4096, 4, 4, generator=torch.Generator().manual_seed(1))
+    logits = mhc._IDENTITY * torch.eye(4) + 0.5 * noise
     found = sinkhorn(logits, 20)
     assert (found > 0).all()
     assert (found.sum(-1) - 1).abs().max() <= 1e-5 and (found.sum(-2) - 1).abs().max() <= 1e-5
@@ -269,6 +270,23 @@ def test_analysis_follows_the_streams(whole):
         for number in range(1, 5):
             assert (traced.block(trace, number, trace.streams[number - 1]) - trace.streams[number]).abs().max() <= 1e-5
         assert (traced.head(trace, trace.streams[-1]) - trace.logits).abs().max() <= 1e-5
+
+
+def test_trained_mixing_is_doubly_stochastic(whole):
+    flags, folder = whole
+    if flags is not MHC:
+        pytest.skip("mHC's are")
+    traced = trace_megatron(folder, None, 16)
+    seen: list[torch.Tensor] = []
+    for module in traced.blocks:
+        for join in (module.self_attn_bda, module.mlp_bda):
+            writing = join.writing
+            join.writing = lambda streams, writing=writing: (seen.append(writing(streams)[0]), writing(streams))[1]
+    traced.trace(torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4)))
+    assert len(seen) == 8
+    for found in seen:
+        assert (found.sum(-1) - 1).abs().max() <= 1e-5 and (found.sum(-2) - 1).abs().max() <= 1e-5
+        assert (found - found[:1, :1]).abs().max() > 1e-6  # tokens differ
 
 
 def test_export_is_refused(whole, tmp_path):
