@@ -125,7 +125,7 @@ HOOKED = (
     ),
     Hooked(
         "`is_embedding_or_output_parameter` of parameters, `decoupled_lr` of the arguments",
-        "set before the optimizer is built, under a scheme with rates for kinds of parameters; the second one for that long",
+        "set before the optimizer is built, under a scheme with rates for kinds of parameters; the latter for that long",
         "Megatron then has groups of their own for what is outside of blocks",
         ("schemes/parameter_groups.py mark_outside: parameter.is_embedding_or_output_parameter",),
     ),

@@ -165,7 +165,7 @@ def layer_parts(args: MegatronArgs, mixture: bool) -> dict[str, float]:
 
 
 def _beside_streams(args: MegatronArgs, streams: int) -> float:
-    """Of each branch: what it reads, what it writes, and in lower precision twice all streams in fp32, for their weights."""
+    """Of each branch: what it reads and writes, and in lower precision twice all streams in fp32, for their weights."""
     element = element_size(args.params_dtype)
     wide = 2 * streams * 4 / element if element < 4 else 0.0
     return 2 * (2 + wide) * _stream(args)
