@@ -200,12 +200,12 @@ def stream_parameters(variant: Variant, shape: Shape, drawn: Callable[..., Tenso
                 own[p + "base"] = drawn(n * (n + 2), 0.0)
                 own[p + "gates"] = drawn(3, 0.3)
                 continue
-            # Near I: with more of the others, fp32 loses 3 digits by block 8.
-            mix = torch.eye(n) + 0.3 * drawn((n, n), 0.0)
-            own[p + "static"] = torch.cat([drawn((n, 1), 1 / n), drawn((n, 1), 1.0), mix], 1).flatten()
+            # Near the start: farther away, fp32 loses 3 digits by block 8.
+            read, mix = 1 / n + 0.25 * drawn((n, 1), 0.0), torch.eye(n) + 0.15 * drawn((n, n), 0.0)
+            own[p + "static"] = torch.cat([read, drawn((n, 1), 1.0), mix], 1).flatten()
             if not variant.static:
                 own[p + "weight"] = 0.2 * drawn((n + 2, shape.hidden), 0.0)
-                own[p + "gates"] = drawn(2, 0.3)
+                own[p + "gates"] = 0.3 * drawn(2, 0.3)
     if variant.scheme == "mhc":
         own |= {"streams_head.weight": drawn((n, n * shape.hidden), 0.0), "streams_head.base": drawn(n, 0.0)}
         own["streams_head.gates"] = drawn(1, 0.3)
