@@ -139,6 +139,9 @@ class MegatronArgs(Protocol):
     lr: float
     lr_decay_style: str
     min_lr: float
+    decoupled_lr: float | None
+    decoupled_min_lr: float | None
+    apply_wd_to_qk_layernorm: bool
     start_weight_decay: float | None
     end_weight_decay: float | None
     weight_decay_incr_style: str

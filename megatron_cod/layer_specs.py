@@ -76,8 +76,7 @@ def scheme_block_spec(
     )
     layers = [_with_design(spec, config, design, chosen) for spec in stock.layer_specs]
     # The final norm is scaled under no scheme here.
-    final = chosen.norms.plain if design.scheme.final_norm else None
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=final)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=design.final_norm(chosen.norms))
 
 
 def _with_design(spec: ModuleSpec, config: TransformerConfig, design: BlockDesign, backend: Backend) -> ModuleSpec:

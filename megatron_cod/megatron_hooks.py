@@ -118,6 +118,24 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`init_method`, `init_method_std`, `use_mup`, `mup_output_mult` of the configuration",
+        "set before the model is built, under a scheme with rules of width",
+        "fields that Megatron reads: initialisation, and what it multiplies the logits by; not its rates",
+        ("schemes/complete_p.py configure: config.*",),
+    ),
+    Hooked(
+        "`is_embedding_or_output_parameter` of parameters, `decoupled_lr` of the arguments",
+        "set before the optimizer is built, under a scheme with rates for kinds of parameters; the latter for that long",
+        "Megatron then has groups of their own for what is outside of blocks",
+        ("schemes/parameter_groups.py mark_outside: parameter.is_embedding_or_output_parameter",),
+    ),
+    Hooked(
+        "`max_lr`, `min_lr`, `wd_mult`, `eps` of the optimizer's groups",
+        "set once, when the weights are loaded or before the first step, under such a scheme",
+        "Megatron's loop takes no overrides for groups of its optimizer",
+        ("training/loop/group_rules.py SchemeRates.model_built: inner.register_load_state_dict_post_hook",),
+    ),
+    Hooked(
         "`batch_p2p_sync` of the configuration",
         "set under `--cuda-graph-impl full_iteration`",
         "Megatron 0.19.2 keeps the value of eager runs, which waits for the device after each message",
@@ -155,6 +173,7 @@ HOOKED = (
             "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
             "schemes/branch_scale.py LearnedScaleJoin.__init__: self.scale.sequence_parallel",
             "schemes/shared_gains.py SharedGains.__init__: parameter.sequence_parallel",
+            "schemes/streams.py own: parameter.sequence_parallel",
         ),
     ),
     Hooked(

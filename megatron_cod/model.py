@@ -29,6 +29,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
 from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
+from megatron_cod.schemes.parameter_groups import mark_outside
 from megatron_cod.schemes.table import PRE_LN
 
 
@@ -104,6 +105,8 @@ def attach_design(
     ``own_layers`` asks for those of our spec.
     """
     transformer = config.transformer
+    if design.scheme.configure is not None:
+        design.scheme.configure(transformer, design.options)
     apply_init_policy(transformer, design.init_policy)
     if design.is_stock and transformer.transformer_impl not in ("local", "transformer_engine"):
         ours = False
@@ -120,6 +123,8 @@ def attach_design(
     if design.scheme.attach is not None:
         transformer.has_cond_embedder = True  # Megatron then sums the gradients of copies over stages
         config.pre_wrap_hooks.append(design.attach)
+    if design.scheme.groups is not None:
+        config.pre_wrap_hooks.append(mark_outside)
     if design.streams > 1:
         _fit_transfers_to_streams(transformer)
     if ours:

@@ -29,6 +29,23 @@ class Variant:
     """LayerRoPE's."""
     peri: bool = False
     """LayerRoPE's output gains are weights of norms behind the branches."""
+    alpha: float = 1.0
+    """CompleteP's."""
+    base_layers: int = 2
+    base_hidden: int = 16
+    """Of the model that CompleteP's rates are for."""
+    streams: int = 4
+    """Of hyper-connections and mHC."""
+    static: bool = False
+    """Hyper-connections that do not depend on the token."""
+
+    def depth(self, shape: Shape) -> float:
+        """CompleteP's m_L."""
+        return shape.layers / self.base_layers
+
+    def width(self, shape: Shape) -> float:
+        """CompleteP's m_N."""
+        return shape.hidden / self.base_hidden
 
     def warm(self, block: int, step: int) -> float:
         """ProRes' weight of a branch."""
@@ -48,9 +65,61 @@ def shared_gain(w: Weights, site: str, block: int, base: float) -> Tensor:
     return torch.view_as_real(turned).reshape(-1)
 
 
+def hyper_weights(w: Weights, p: str, streams: Tensor, variant: Variant, shape: Shape) -> tuple[Tensor, ...]:
+    """Hyper-connections: read [b, s, n], write [b, s, n], mix [b, s, n, n], of streams [b, s, n, h]."""
+    n = variant.streams
+    table = w[p + "static"].reshape(n, n + 2).expand(*streams.shape[:2], n, n + 2)
+    if not variant.static:
+        normed = streams / torch.sqrt(streams.pow(2).mean(-1, keepdim=True) + shape.eps)
+        wide = torch.tanh(normed @ w[p + "weight"].T)
+        s_mix, s_write = w[p + "gates"]
+        table = table + torch.cat([s_mix * wide[..., :1], s_write * wide[..., 1:2], s_mix * wide[..., 2:]], dim=-1)
+    return table[..., 0], table[..., 1], table[..., 2:]
+
+
+def mhc_read(w: Weights, p: str, streams: Tensor, n: int, shape: Shape) -> Tensor:
+    """sigmoid(s x W + c) of mHC's first n rows, [b, s, n]."""
+    flat = streams.flatten(2)
+    normed = flat / torch.sqrt(flat.pow(2).mean(-1, keepdim=True) + shape.eps)
+    return torch.sigmoid(w[p + "gates"][0] * (normed @ w[p + "weight"][:n].T) + w[p + "base"][:n]) + 1e-6
+
+
+def mhc_weights(w: Weights, p: str, streams: Tensor, variant: Variant, shape: Shape) -> tuple[Tensor, ...]:
+    """The same of mHC: its mixing is made doubly stochastic in 20 rounds, each rows first and then columns."""
+    n, flat = variant.streams, streams.flatten(2)
+    normed = flat / torch.sqrt(flat.pow(2).mean(-1, keepdim=True) + shape.eps)
+    write = 2 * torch.sigmoid(w[p + "gates"][1] * (normed @ w[p + "weight"][n : 2 * n].T) + w[p + "base"][n : 2 * n])
+    mix = w[p + "gates"][2] * (normed @ w[p + "weight"][2 * n :].T) + w[p + "base"][2 * n :]
+    mix = mix.reshape(*mix.shape[:2], n, n).softmax(-1) + 1e-6
+    for round in range(20):
+        if round:
+            mix = mix / (mix.sum(-1, keepdim=True) + 1e-6)
+        mix = mix / (mix.sum(-2, keepdim=True) + 1e-6)
+    return mhc_read(w, p, streams, n, shape), write, mix
+
+
+def streams_forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape) -> Tensor:
+    """tokens [b, s] -> logits [b, s, vocab] of a model with n streams."""
+    weights = {"hyper_connections": hyper_weights, "mhc": mhc_weights}[variant.scheme]
+    streams = w["model.embed_tokens.weight"][tokens].unsqueeze(2).repeat(1, 1, variant.streams, 1)
+    for block in range(shape.layers):
+        p = f"model.layers.{block}."
+        for which, gamma in (("attn", "input_layernorm.weight"), ("mlp", "post_attention_layernorm.weight")):
+            read, write, mix = weights(w, f"{p}{which}_streams.", streams, variant, shape)
+            y = rms_norm((read.unsqueeze(-1) * streams).sum(2), w[p + gamma], shape.eps)
+            y = attention(y, w, p + "self_attn.", shape) if which == "attn" else mlp(y, w, p + "mlp.")
+            mixed = sum(mix[..., i, :].unsqueeze(-1) * streams[:, :, i : i + 1] for i in range(variant.streams))
+            streams = mixed + write.unsqueeze(-1) * y.unsqueeze(2)
+    if variant.scheme == "mhc":
+        streams = mhc_read(w, "streams_head.", streams, variant.streams, shape).unsqueeze(-1) * streams
+    return rms_norm(streams.sum(2), w["model.norm.weight"], shape.eps) @ w["lm_head.weight"].T
+
+
 def forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape, step: int = 0) -> Tensor:
     """tokens [b, s] -> logits [b, s, vocab]."""
     scheme, depth = variant.scheme, shape.layers
+    if scheme in ("hyper_connections", "mhc"):
+        return streams_forward(w, tokens, variant, shape)
     x = w["model.embed_tokens.weight"][tokens]
     for block in range(1, depth + 1):
         p = f"model.layers.{block - 1}."
@@ -71,6 +140,8 @@ def forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape, step: in
             place = "attention" if which == "attn" else "mlp"
             if scheme == "pre_ln" or (scheme == "mix_ln" and block > variant.post):
                 x = x + warm * branch(norm(x), which)
+            elif scheme == "complete_p":
+                x = x + warm * variant.depth(shape) ** -variant.alpha * branch(norm(x), which)
             elif scheme == "lns" and variant.placement == "branch_output":
                 x = x + warm * s * branch(norm(x), which)
             elif scheme == "lns":
@@ -87,6 +158,8 @@ def forward(w: Weights, tokens: Tensor, variant: Variant, shape: Shape, step: in
                 raise ValueError(scheme)
     if scheme not in ("post_ln", "deepnorm"):
         x = rms_norm(x, w["model.norm.weight"], shape.eps)
+    if scheme == "complete_p":
+        x = x / variant.width(shape)
     return x @ w["lm_head.weight"].T
 
 
@@ -106,12 +179,53 @@ def parameters(weights: Weights, variant: Variant, shape: Shape) -> Weights:
                 own[p + "_out_norm.weight"] = drawn(shape.hidden, 1.0)
             if variant.scheme in ("layerscale", "skipinit"):
                 own[p + "_scale"] = drawn(shape.hidden if variant.scheme == "layerscale" else 1, 0.6)
+    if variant.scheme in ("hyper_connections", "mhc"):
+        own = stream_parameters(variant, shape, drawn)
     if variant.scheme == "layer_rope":
         weights = {name: tensor for name, tensor in weights.items() if "layernorm" not in name}
     kept = {
         n: t for n, t in weights.items() if n != "model.norm.weight" or variant.scheme not in ("post_ln", "deepnorm")
     }
     return kept | own
+
+
+def stream_parameters(variant: Variant, shape: Shape, drawn: Callable[..., Tensor]) -> Weights:
+    """Random numbers of hyper-connections or mHC, away from their start values, so that streams and tokens differ."""
+    n, own = variant.streams, {}
+    for block in range(shape.layers):
+        for which in ("attn", "mlp"):
+            p = f"model.layers.{block}.{which}_streams."
+            if variant.scheme == "mhc":
+                own[p + "weight"] = drawn((n * (n + 2), n * shape.hidden), 0.0)
+                own[p + "base"] = drawn(n * (n + 2), 0.0)
+                own[p + "gates"] = drawn(3, 0.3)
+                continue
+            # Near the start: farther away, fp32 loses 3 digits by block 8.
+            read, mix = 1 / n + 0.25 * drawn((n, 1), 0.0), torch.eye(n) + 0.15 * drawn((n, n), 0.0)
+            own[p + "static"] = torch.cat([read, drawn((n, 1), 1.0), mix], 1).flatten()
+            if not variant.static:
+                own[p + "weight"] = 0.2 * drawn((n + 2, shape.hidden), 0.0)
+                own[p + "gates"] = 0.3 * drawn(2, 0.3)
+    if variant.scheme == "mhc":
+        own |= {"streams_head.weight": drawn((n, n * shape.hidden), 0.0), "streams_head.base": drawn(n, 0.0)}
+        own["streams_head.gates"] = drawn(1, 0.3)
+    return own
+
+
+def adam(name: str, tensor: Tensor, variant: Variant, shape: Shape, eps: float, decay: float) -> dict[str, float]:
+    """Rate, decay and eps of a parameter; CompleteP's are those of its paper's table 1."""
+    found = {"lr": 1e-2, "weight_decay": decay if tensor.dim() > 1 else 0.0, "eps": eps}
+    if variant.scheme != "complete_p":
+        return found
+    m_l, m_n, alpha = variant.depth(shape), variant.width(shape), variant.alpha
+    found["eps"] /= m_n
+    if name.startswith("model.layers."):
+        found["eps"] /= m_l**alpha
+        found["lr"] *= m_l ** (alpha - 1)
+        if tensor.dim() > 1:
+            found["lr"] /= m_n
+            found["weight_decay"] *= m_n
+    return found
 
 
 def run(
@@ -129,11 +243,8 @@ def run(
     step: how many steps the weights have behind them. eps, decay: Adam's; vectors and numbers are not decayed.
     """
     w = {name: tensor.double().detach().clone().requires_grad_() for name, tensor in weights.items()}
-    groups = [
-        {"params": [tensor for tensor in w.values() if tensor.dim() > 1], "weight_decay": decay},
-        {"params": [tensor for tensor in w.values() if tensor.dim() == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=eps)
+    groups = [{"params": [tensor], **adam(name, tensor, variant, shape, eps, decay)} for name, tensor in w.items()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     result: dict = {"losses": []}
     for index in range(len(tokens)):
         optimizer.zero_grad()

@@ -36,6 +36,8 @@ OURS = {
     "schemes/depth.py bind_depth_factor: carrier.depth_factor": "our own norms and joins",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual": "our own norm",
     "schemes/residual.py *: join.*": "our own joins",
+    "schemes/streams.py bind_streams: join.opens": "our own joins",
+    "schemes/streams.py open_outside: module.opens": "our own joins",
     "rehearsal/worker.py _keep_in_range: batches.get_batch": "our own function",
     "benchmark/monitor.py time_monitor: engines[*].forward_step": "our own engine",
     "preflight/table.py run_checks: here.shared": "our own object",

@@ -7,6 +7,9 @@ from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, flag_of
 from megatron_cod.schemes.table import SCHEMES, get_scheme
 
+_NAMED = {"lns_scaled": "lns+scaled"}
+"""Arms with a name of their own: what the paper advises against, and others found better than LNS alone."""
+
 _VALUED = ("init-policy", "lr", "init-method-std")
 """Flags that an arm may have beside the options of its scheme."""
 
@@ -37,7 +40,8 @@ def parse_arm(text: str) -> Arm:
 
     UserError names what is wrong, and the nearest scheme.
     """
-    scheme, *parts = text.split("+")
+    named, *more = text.split("+")
+    scheme, *parts = [*_NAMED.get(named, named).split("+"), *more]
     switches, valued = _option_flags()
     flags = ["--norm-scheme", get_scheme(scheme).name]
     for part in parts:

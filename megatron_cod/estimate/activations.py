@@ -149,9 +149,11 @@ def layer_parts(args: MegatronArgs, mixture: bool) -> dict[str, float]:
     recomputation keeps.
     """
     stream = _stream(args)
+    streams = design_from_args(args).streams
     parts = {
-        "input": stream * design_from_args(args).streams,
-        "residual": stream,
+        "input": stream * streams,
+        "residual": stream * streams,
+        "streams": 0.0 if streams == 1 else _beside_streams(args, streams),
         "layernorm": 2 * stream,
         "dropout": 2 * stream / element_size(args.params_dtype) if args.hidden_dropout else 0.0,
     }
@@ -160,6 +162,13 @@ def layer_parts(args: MegatronArgs, mixture: bool) -> dict[str, float]:
         return parts | _moe_parts(args)
     width = (_up(args) + 1) * args.ffn_hidden_size / args.tensor_model_parallel_size
     return parts | {"mlp": _tokens(args) * width * element_size(args.params_dtype)}
+
+
+def _beside_streams(args: MegatronArgs, streams: int) -> float:
+    """Of each branch: what it reads and writes, and in lower precision twice all streams in fp32, for their weights."""
+    element = element_size(args.params_dtype)
+    wide = 2 * streams * 4 / element if element < 4 else 0.0
+    return 2 * (2 + wide) * _stream(args)
 
 
 def _kept(args: MegatronArgs, parts: dict[str, float]) -> float:

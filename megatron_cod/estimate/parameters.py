@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from megatron_cod.args import MegatronArgs
 from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
+from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.table import get_scheme
 
 
@@ -116,13 +117,16 @@ def mlp_count(args: MegatronArgs, mixture: bool) -> Count:
 def layer_count(args: MegatronArgs, mixture: bool) -> Count:
     """One transformer layer."""
     norm = _norm(args, args.hidden_size)
-    added = get_scheme(args.norm_scheme).layer_parameters(args.hidden_size, norm)
+    design = design_from_args(args)
+    added = design.scheme.layer_parameters(args.hidden_size, norm, design.options)
     return attention_count(args) + mlp_count(args, mixture) + Count(whole=2 * norm + added)
 
 
 def final_norm_count(args: MegatronArgs) -> Count:
     """The norm behind the last block, under the schemes that have one."""
-    return Count(whole=_norm(args, args.hidden_size) if get_scheme(args.norm_scheme).final_norm else 0)
+    design = design_from_args(args)
+    norm = _norm(args, args.hidden_size) if design.scheme.final_norm else 0
+    return Count(whole=norm + design.scheme.final_parameters(args.hidden_size, design.options))
 
 
 def embedding_count(args: MegatronArgs) -> Count:

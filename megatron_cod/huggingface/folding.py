@@ -27,6 +27,7 @@ _SITES = {
     Part.MLP_NORM: Site.MLP_NORM,
     Part.ATTENTION_OUTPUT: Site.ATTENTION_OUTPUT,
     Part.MLP_OUTPUT: Site.MLP_OUTPUT,
+    Part.ROUTER: Site.ROUTER,
 }
 _DECODER = "decoder."
 _LAYERS = "decoder.layers."
@@ -85,10 +86,12 @@ class Folding:
 
     def factor(self, part: Part, layer: int | None) -> float:
         """What the scheme multiplies a part of layer l with (from 1), and a stock model does not."""
-        if layer is None or _SITES.get(part) not in self._stock.sites(self.design.options):
+        site, options = _SITES.get(part), self.design.options
+        divided = site in self._stock.divided(options)
+        if layer is None or not (divided or site in self._stock.sites(options)):
             return 1.0
         factor = self.design.factor(layer, SimpleNamespace(num_layers=self.layers))
-        return 1.0 if factor is None else factor
+        return 1.0 if factor is None else 1 / factor if divided else factor
 
     def identity(self) -> dict[str, Any]:
         """As checkpoints record it."""
@@ -115,7 +118,7 @@ def foldable_schemes() -> list[str]:
 
 def unfoldable_schemes() -> list[str]:
     """The schemes that an existing stock model can be treated as: with nothing learned that it does not have."""
-    return [name for name, stock in _foldable() if not stock.learned and stock.gain is None]
+    return [name for name, stock in _foldable() if stock.imported and not stock.learned and stock.gain is None]
 
 
 def learned_names() -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Learned scales of the branches: LayerScale x + diag(a) F(N(x)), SkipInit x + a F(N(x))."""
+"""Scales of the branches: a factor of the layer's; LayerScale x + diag(a) F(N(x)), SkipInit x + a F(N(x)), a learned."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
+from megatron_cod.schemes.depth import DepthScaled
 from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
@@ -27,6 +28,13 @@ class LayerScaleOptions:
         type=float,
         metavar="A",
     )
+
+
+class ScaledBranchJoin(DepthScaled, ResidualJoin):
+    """x + s_l * F: the layer's factor on the branch's output."""
+
+    def scaled(self, branch: Tensor) -> Tensor:
+        return branch * self.bound_factor()
 
 
 class LearnedScaleJoin(ResidualJoin):
@@ -83,7 +91,7 @@ LAYERSCALE = Scheme(
     options=LayerScaleOptions,
     overlay=layerscale_overlay,
     recorded=records_nothing,
-    layer_parameters=lambda hidden, _norm: 2 * hidden,
+    layer_parameters=lambda hidden, _norm, _options: 2 * hidden,
     stock=_SCALES,
 )
 SKIPINIT = Scheme(
@@ -92,6 +100,6 @@ SKIPINIT = Scheme(
     reference="De & Smith, arXiv 2002.10444",
     default_init="normal",
     overlay=skipinit_overlay,
-    layer_parameters=lambda _hidden, _norm: 2,
+    layer_parameters=lambda _hidden, _norm, _options: 2,
     stock=_SCALES,
 )

@@ -14,7 +14,8 @@ from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import bind_depth_factor, depth_factor, global_layer_number
 from megatron_cod.schemes.init_policy import INIT_POLICIES, resolve_init_policy
 from megatron_cod.schemes.options import CommonOptions, flag_of, given, names, read_options
-from megatron_cod.schemes.overlay import Norms, with_joins
+from megatron_cod.schemes.overlay import NormBuilder, Norms, with_joins
+from megatron_cod.schemes.parameter_groups import GroupRules
 from megatron_cod.schemes.residual import ResidualJoin, start_warmup
 from megatron_cod.schemes.row import Scheme
 from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme, takers
@@ -58,6 +59,19 @@ class BlockDesign:
         layer_number: l, from 1 over the whole model. config: anything with ``num_layers``.
         """
         return None if self.scheme.factor is None else self.scheme.factor(layer_number, config, self.options)
+
+    def final_norm(self, norms: Norms) -> NormBuilder | None:
+        """What builds the model's final norm; None where the last block ends with one."""
+        if not self.scheme.final_norm:
+            return None
+        return norms.plain if self.scheme.final is None else self.scheme.final(norms.plain, self.options)
+
+    def group_rules(self, config: Any) -> GroupRules | None:
+        """Rates, decay and eps of kinds of parameters, or None where all have the run's.
+
+        config: anything with ``num_layers`` and ``hidden_size``.
+        """
+        return None if self.scheme.groups is None else self.scheme.groups(config, self.options)
 
     def identity(self, config: Any) -> dict[str, Any]:
         """What the function of the trained weights depends on beside their names and shapes; checkpoints are held to it.

@@ -183,7 +183,7 @@ LAYER_ROPE = Scheme(
         "layer_rope_base": options.layer_rope_base,
         "layer_rope_peri": options.layer_rope_peri,
     },
-    layer_parameters=lambda _hidden, norm: -2 * norm,
+    layer_parameters=lambda _hidden, norm, _options: -2 * norm,
     stage_parameters=lambda hidden: len(SITES) * (hidden + 4),
     unsupported=_unsupported,
     stock=Foldable(

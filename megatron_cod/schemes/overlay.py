@@ -11,13 +11,15 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 
 from megatron_cod.schemes.residual import ResidualJoin
 
+NormBuilder = Callable[..., torch.nn.Module]
+"""Builds a norm, from (config, hidden_size, eps)."""
+
 
 @dataclass(frozen=True)
 class Norms:
     """What a backend does for a scheme's norms: it knows where in its layers they are, fused with a linear or not."""
 
-    plain: Callable[..., torch.nn.Module]
-    """Builds a norm, from (config, hidden_size, eps)."""
+    plain: NormBuilder
     depth_scaled: Callable[[TransformerLayerSubmodules, Collection[str]], TransformerLayerSubmodules]
     """The same layer with a depth factor on the input norms of some branches, of "attention" and "mlp" (see
     ``schemes.depth.DepthScaled``). UserError where it finds no norm."""

@@ -29,11 +29,20 @@ class MixLNOptions:
 
 
 class Deferred:
-    """Mixin of norms [s, b, h] -> [s, b, h] that a block may apply after its residual sum instead of before the branch."""
+    """Mixin of norms [s, b, h] -> [s, b, h] that a block may apply after its residual sum instead of before the branch, or
+    to what it reads of several streams."""
 
     after_residual: bool = False
+    # In a tuple: what reads is the layer's submodule, and must not be registered a second time here.
+    _reader: tuple[Any, ...] = ()
+
+    def read_by(self, reader: Any) -> None:
+        """Normalise ``reader.read(x)`` from now on."""
+        self._reader = (reader,)
 
     def forward(self, x: Tensor) -> Tensor:
+        for reader in self._reader:
+            x = reader.read(x)
         return x if self.after_residual else self.normalized(x)
 
     def normalized(self, x: Tensor) -> Tensor:

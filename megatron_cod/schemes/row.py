@@ -6,7 +6,8 @@ from enum import Enum
 from typing import Any
 
 from megatron_cod.schemes.options import NoOptions
-from megatron_cod.schemes.overlay import Bind, Overlay
+from megatron_cod.schemes.overlay import Bind, NormBuilder, Overlay
+from megatron_cod.schemes.parameter_groups import GroupRules
 
 
 class Site(Enum):
@@ -16,6 +17,7 @@ class Site(Enum):
     MLP_NORM = "mlp_norm"
     ATTENTION_OUTPUT = "attention_output"
     MLP_OUTPUT = "mlp_output"
+    ROUTER = "router"
 
 
 NORM_SITES = (Site.ATTENTION_NORM, Site.MLP_NORM)
@@ -36,6 +38,8 @@ class Foldable:
 
     sites: Callable[[Any], tuple[Site, ...]] = lambda _options: ()
     """Options -> where the row's ``factor`` acts."""
+    divided: Callable[[Any], tuple[Site, ...]] = lambda _options: ()
+    """Options -> where it is taken off again: a stock model's weights are these over the factor."""
     learned: Mapping[Site, str] = field(default_factory=dict)
     """Parameters, [h] or [1], that multiply the output of a branch: output site -> their name in the layer
     (``self_attn_bda.scale``)."""
@@ -46,6 +50,8 @@ class Foldable:
     own, or what multiplies a branch's output."""
     refused: Callable[[Any], str | None] = lambda _options: None
     """Options -> why the scheme with these is no stock model, or None."""
+    imported: bool = True
+    """Whether an existing stock model can be treated as one of this scheme."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,15 @@ class Scheme:
     layer: Mapping[type, type] = field(default_factory=dict)
     """Layer classes of its own: Megatron's class -> a subclass of it that also inherits ``design.Numbered``."""
     streams: Callable[[Any], int] = lambda _options: 1
-    """Options -> n, how many residual streams a model has: [s, n b, h] between its blocks. The scheme's layer class makes
-    n of one in the first block, and one of n in the last. Transfers between pipeline stages and the rehearsal read it."""
+    """Options -> n, how many residual streams a model has: [s, n b, h] between its blocks. The first block makes n of one;
+    ``final``, or the last block, makes one of n. Transfers between pipeline stages and the rehearsal read it."""
     attach: Callable[[Any, list[tuple[Any, int]], Any], None] | None = None
     """(decoder of a pipeline stage's first chunk, the layers of all of its chunks with their global numbers, options) ->
     gives the stage its copy of the parameters that all layers share, before the chunks are wrapped."""
+    configure: Callable[[Any, Any], None] | None = None
+    """(TransformerConfig, options) -> sets fields of it before the model is built: initialisers, Megatron's multipliers."""
+    groups: Callable[[Any, Any], GroupRules] | None = None
+    """(anything with ``num_layers`` and ``hidden_size``, options) -> rates, decay and eps of kinds of parameters."""
     own_gammas: bool = True
     """Whether the input norms of a layer have weights of their own."""
     stage_parameters: Callable[[int], int] = lambda _hidden: 0
@@ -113,10 +123,14 @@ class Scheme:
     """The inverse of ``recorded``, for imports; None: each option is recorded under its own name, or at its default."""
     stock: Stock = field(default_factory=Foldable)
     """Whether and how its weights become those of a stock Pre-LN model."""
+    final: Callable[[NormBuilder, Any], NormBuilder] | None = None
+    """(builder of a norm, options) -> builder of the final norm; None: the norm itself."""
     final_norm: bool = True
     """Whether the model's final norm stays: without it the last block's own norm is the last one."""
-    layer_parameters: Callable[[int, int], int] = lambda _hidden, _norm: 0
-    """(hidden size, parameters of a norm) -> parameters it adds to each layer."""
+    layer_parameters: Callable[[int, int, Any], int] = lambda _hidden, _norm, _options: 0
+    """(hidden size, parameters of a norm, options) -> parameters it adds to each layer."""
+    final_parameters: Callable[[int, Any], int] = lambda _hidden, _options: 0
+    """(hidden size, options) -> parameters it adds to the final norm."""
     unsupported: Callable[[Any, str, Any], list[str]] = _accepts
     """(TransformerConfig, backend's name, options) -> what it does not support of them, as ``--flag (reason)``."""
     notes: Mapping[str, str] = field(default_factory=dict)

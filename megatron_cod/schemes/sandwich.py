@@ -37,6 +37,6 @@ SANDWICH_LN = Scheme(
     reference="Ding et al., arXiv 2105.13290; Peri-LN: Kim et al., arXiv 2502.02732",
     default_init="normal",
     overlay=sandwich_overlay,
-    layer_parameters=lambda _hidden, norm: 2 * norm,
+    layer_parameters=lambda _hidden, norm, _options: 2 * norm,
     stock=NotFoldable("it has a second norm behind each branch"),
 )

@@ -7,8 +7,11 @@ from difflib import get_close_matches
 
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.branch_scale import LAYERSCALE, SKIPINIT
+from megatron_cod.schemes.complete_p import COMPLETE_P
+from megatron_cod.schemes.hyper_connections import HYPER_CONNECTIONS
 from megatron_cod.schemes.layer_rope import LAYER_ROPE
 from megatron_cod.schemes.lns import LNS
+from megatron_cod.schemes.mhc import MHC
 from megatron_cod.schemes.options import CommonOptions, flag_of, names
 from megatron_cod.schemes.post_norm import DEEPNORM, MIX_LN, POST_LN
 from megatron_cod.schemes.row import Scheme
@@ -47,7 +50,10 @@ def register_scheme(row: Scheme) -> Scheme:
     return row
 
 
-for _row in (PRE_LN, LNS, POST_LN, MIX_LN, DEEPNORM, SANDWICH_LN, LAYERSCALE, SKIPINIT, LAYER_ROPE):
+for _row in (
+    *(PRE_LN, LNS, POST_LN, MIX_LN, DEEPNORM, SANDWICH_LN, LAYERSCALE, SKIPINIT),
+    *(LAYER_ROPE, COMPLETE_P, HYPER_CONNECTIONS, MHC),
+):
     register_scheme(_row)
 
 

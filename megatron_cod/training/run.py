@@ -37,6 +37,7 @@ from megatron_cod.training.faults.saving import failed_saves
 from megatron_cod.training.faults.signals import Signals, UntilTraining
 from megatron_cod.training.faults.spikes import SpikeWarnings
 from megatron_cod.training.faults.time_limit import TimeLimit
+from megatron_cod.training.loop.group_rules import SchemeRates
 from megatron_cod.training.loop.observers import Row, Run, around, observers_of
 from megatron_cod.training.loop.odd_width_warm_up import widen_warm_up
 from megatron_cod.training.loop.random_states import ForeignRandomStates
@@ -103,6 +104,7 @@ OBSERVERS: tuple[Row, ...] = (
     TimeLimit.of,
     GraphWarmup.of,
     ForeignRandomStates,
+    SchemeRates.of,  # before the rates of a checkpoint are compared with this run's
     ResumedRates.of,
     DepthMonitor.of,
     StepGuard.of,  # after the monitor, which is to have written what it measured when the guard stops the run

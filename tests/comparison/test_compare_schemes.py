@@ -15,6 +15,7 @@ from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics, read_
 from megatron_cod.comparison.arms import parse_arm, parse_arms
 from megatron_cod.comparison.report import noise, pooled_deviation, row_of, table
 from megatron_cod.comparison.runs import Outcome, how_it_diverged
+from megatron_cod.schemes.table import SCHEMES
 from tests.conftest import ROOT
 
 TOY = ["--num-layers", "4", "--hidden-size", "32", "--ffn-hidden-size", "64", "--seq-length", "32", "--eval-iters", "1"]
@@ -39,6 +40,20 @@ def run(line: list[str], expect: int = 0) -> subprocess.CompletedProcess:
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done
+
+
+def test_lns_with_scaled_initialisation_has_a_name():
+    assert (
+        parse_arm("lns_scaled").flags
+        == parse_arm("lns+scaled").flags
+        == ("--norm-scheme", "lns", "--init-policy", "scaled")
+    )
+    assert parse_arm("lns_scaled+lr=1e-3").flags[-2:] == ("--lr", "1e-3")
+
+
+def test_every_scheme_is_an_arm():
+    for name in SCHEMES:
+        assert parse_arm(name).flags == ("--norm-scheme", name)
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,8 @@ class Engine:
         from megatron.training.training import setup_model_and_optimizer
 
         from megatron_cod.model import model_config_from_args
+        from megatron_cod.schemes.parameter_groups import split_groups
+        from megatron_cod.training.loop.group_rules import use_rules
 
         args.norm_scheme, args.init_policy, args.curr_iteration = scheme, init_policy, start
         self.args, self.layout, self.shape = args, layout, shape
@@ -72,12 +74,17 @@ class Engine:
         self.cp_rank = mpu.get_context_parallel_rank()
         self.last = mpu.is_pipeline_last_stage(ignore_virtual=True)
         model_config, self.init_line = model_config_from_args(args)
+        rules = model_config.design.group_rules(args)
+        if rules is not None:
+            split_groups(args)
         self.model, self.optimizer, self.scheduler = setup_model_and_optimizer(
             ModelType.encoder_or_decoder,
             checkpointing_context={},
             cfg_container=pretrain_cfg_container_from_args(args, model_config),
             pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
         )
+        if rules is not None:
+            use_rules(self.scheduler, rules, args)
         self.config = get_model_config(self.model[0])
         # What megatron.training.train sets before its loop.
         from megatron.core.distributed import finalize_model_grads
@@ -150,8 +157,9 @@ class Engine:
         from megatron_cod.training.data.batches import forward_step
 
         logits: list[Tensor] = []
+        factor = self.config.mup_output_mult if self.config.use_mup else 1.0  # Megatron's, on what its head returns
         handles = [
-            module.register_forward_hook(lambda _m, _i, out: logits.append(out[0].detach().transpose(0, 1).clone()))
+            module.register_forward_hook(lambda _m, _i, out: logits.append(out[0].detach().transpose(0, 1) * factor))
             for chunk in self.model
             for name, module in chunk.named_modules()
             if name.endswith("output_layer")

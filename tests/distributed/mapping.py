@@ -66,7 +66,10 @@ def pieces(name: str, layout: Layout, shape: Shape, tp_rank: int, pp_rank: int, 
     if name == "output_layer.weight":
         yield name, everything, "lm_head.weight", (share(shape.vocab), everything)
         return
-    if name == "decoder.final_layernorm.weight":
+    if name.startswith("decoder.final_layernorm.collapse."):
+        yield name, everything, name.replace("decoder.final_layernorm.collapse.", "streams_head."), (everything,)
+        return
+    if name in ("decoder.final_layernorm.weight", "decoder.final_layernorm.norm.weight"):
         yield name, everything, "model.norm.weight", (everything,)
         return
     if name.startswith("decoder.shared_gains."):
@@ -87,6 +90,9 @@ def pieces(name: str, layout: Layout, shape: Shape, tp_rank: int, pp_rank: int, 
         "self_attn_bda.scale": ("attn_scale", (everything,)),
         "mlp_bda.scale": ("mlp_scale", (everything,)),
     }
+    for branch, source in (("self_attn_bda.", "attn_streams."), ("mlp_bda.", "mlp_streams.")):
+        for part in ("static", "weight", "gates", "base"):
+            simple.setdefault(branch + part, (source + part, (everything,)))
     if rest in simple:
         target, where = simple[rest]
         yield name, everything, prefix + target, where

@@ -20,6 +20,16 @@ EPS = 1e-6
 weights were then over 1e-4 away, gradients being equal to 6e-7."""
 
 
+COMPLETE_P = ["--complete-p-base-layers", "2", "--complete-p-base-hidden-size", "16"]
+EPS_OF = {"mhc": 1e-5, "hyper_connections": 1e-5}
+"""mHC's first mixing is of copies, which it leaves as they are: its gradient is rounding. Hyper-connections have small ones."""
+
+
+def eps_of(name: str) -> float:
+    """Adam's in the runs of a variant."""
+    return EPS_OF.get(VARIANTS[name][0].scheme, EPS)
+
+
 VARIANTS = {
     "pre_ln": (Variant("pre_ln"), []),
     "lns": (Variant("lns"), []),
@@ -40,6 +50,15 @@ VARIANTS = {
         Variant("layer_rope", peri=True, base=1e4),
         ["--layer-rope-peri", "--layer-rope-base", "1e4"],
     ),
+    "complete_p": (Variant("complete_p"), COMPLETE_P),
+    "complete_p half": (Variant("complete_p", alpha=0.5), [*COMPLETE_P, "--complete-p-alpha", "0.5"]),
+    "hyper_connections": (Variant("hyper_connections"), []),
+    "hyper_connections static": (
+        Variant("hyper_connections", static=True, streams=3),
+        ["--hyper-connections-static", "--hyper-connections-streams", "3"],
+    ),
+    "mhc": (Variant("mhc"), []),
+    "mhc 3": (Variant("mhc", streams=3), ["--mhc-streams", "3"]),
     "pre_ln warm-up": (Variant("pre_ln", warmup=2), ["--residual-warmup-steps", "2"]),
     "lns warm-up": (Variant("lns", warmup=2), ["--residual-warmup-steps", "2"]),
     "post_ln warm-up": (Variant("post_ln", warmup=2), ["--residual-warmup-steps", "2"]),
@@ -53,7 +72,7 @@ def worker(_rank: int, name: str, layout: Layout, mutate=None, decay: float = 0.
     variant, flags = VARIANTS[name]
     vectors = load_file(VECTORS)
     batch = ["--micro-batch-size", "1", "--global-batch-size", "2"]
-    adam = ["--adam-eps", str(EPS), "--weight-decay", str(decay)]
+    adam = ["--adam-eps", str(eps_of(name)), "--weight-decay", str(decay)]
     args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *batch, *layout.all_flags(), *flags, *adam])
     engine = Engine(args, layout, SHAPE, variant.scheme, start=START)
     engine.load(oracle_schemes.parameters(init_weights(vectors), variant, SHAPE))
@@ -73,7 +92,9 @@ def against_the_oracle(results: list[dict], name: str, layout: Layout, decay: fl
     variant, _ = VARIANTS[name]
     vectors = load_file(VECTORS)
     weights = oracle_schemes.parameters(init_weights(vectors), variant, SHAPE)
-    right = oracle_schemes.run(weights, vectors["tokens"], vectors["labels"], variant, SHAPE, START, EPS, decay)
+    right = oracle_schemes.run(
+        weights, vectors["tokens"], vectors["labels"], variant, SHAPE, START, eps_of(name), decay
+    )
     expected = {f"mha.init.{key}": value for key, value in weights.items()}
     expected |= {f"mha.x.{key}": right[key] for key in ("logits", "loss", "losses")}
     expected |= {f"mha.x.grad.{key}": value for key, value in right["grad"].items()}

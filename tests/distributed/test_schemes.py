@@ -11,6 +11,13 @@ VIRTUAL = Layout(pp=2, vp=2)
 AT = {name: (ONE, FOUR_SP if "sandwich" in name or "scale" in name or "skip" in name else FOUR) for name in VARIANTS}
 AT["layer_rope"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4))
 AT["layer_rope peri"] = (ONE, FOUR_SP)
+REPLICAS = Layout(pp=2, dp=2, flags=("--use-distributed-optimizer",))
+AT["complete_p"] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4), REPLICAS)
+for name in ("hyper_connections", "mhc"):
+    AT[name] = (ONE, FOUR_SP, VIRTUAL, Layout(pp=4), REPLICAS)
+AT["hyper_connections static"] = (ONE, FOUR_SP, VIRTUAL)
+AT["mhc 3"] = (ONE,)
+AT["complete_p half"] = (ONE, FOUR_SP)
 AT["mix_ln 4"] += (VIRTUAL,)
 AT["mix_ln 5"] += (VIRTUAL,)
 CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
@@ -33,6 +40,10 @@ CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
     "lns-one",
     "layer_rope-one",
     "layer_rope-pp2 vp2",
+    "complete_p-pp2 vp2",
+    "hyper_connections-pp2 vp2",
+    "mhc-one",
+    "mhc-tp2 pp2 sequence-parallel",
 )
 def test_the_scheme_agrees_with_the_oracle(name, layout):
     found = differences(name, layout)

@@ -50,6 +50,20 @@ CASES = {
     "layerscale": ([*SMALL, *layout(tp=2), "--norm-scheme", "layerscale"], 2, (0,)),
     "skipinit": ([*SMALL, "--norm-scheme", "skipinit"], 1, (0,)),
     "shared gains": ([*SMALL, *layout(pp=2), "--norm-scheme", "layer_rope"], 2, (0, 1)),
+    "hyper-connections": ([*SMALL, *layout(pp=2), "--norm-scheme", "hyper_connections"], 2, (0, 1)),
+    "static hyper-connections": (
+        [
+            *SMALL,
+            "--norm-scheme",
+            "hyper_connections",
+            "--hyper-connections-static",
+            "--hyper-connections-streams",
+            "2",
+        ],
+        1,
+        (0,),
+    ),
+    "mhc": ([*SMALL, *layout(tp=2, pp=2), "--norm-scheme", "mhc", "--mhc-streams", "3"], 4, (0, 2)),
     "no final norm": ([*SMALL, *layout(pp=2), "--norm-scheme", "deepnorm"], 2, (1,)),
     "a factor on one norm": ([*SMALL, *layout(pp=2), "--lns-placement", "mlp", "--lns-exponent", "1"], 2, (1,)),
     "mtp moe": ([*SMALL, *MOE, *MTP], 1, (0,)),
@@ -63,6 +77,7 @@ CASES = {
     "moe every second layer, shared expert, tp2",
     "mtp tied, stage of its own",
     "a factor on one norm",
+    "mhc",
 )
 def test_the_count_is_the_built_model(name):
     flags, world, ranks = CASES[name]

@@ -6,17 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megatron_cod.checkpoint.tensors import Checkpoint
 from megatron_cod.schemes.layer_rope import SITES, layer_gain
 from tests.conftest import ROOT, TINY
+from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
-from tests.distributed.oracle_runs import within_tolerance
+from tests.distributed.oracle_runs import SHAPE, VECTORS, init_weights, within_tolerance
 from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
-from tests.distributed.scheme_runs import FOUR_SP, differences, worker
+from tests.distributed.scheme_runs import FOUR_SP, differences
 from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import tokens, transformers_logits
+from tests.oracle_schemes import Variant, parameters
 from tests.programs import run_program
 
 VIRTUAL = Layout(pp=2, vp=2)
@@ -78,15 +81,29 @@ COPIES = {
 }
 
 
+STEPS = 20
+
+
+def trained_gains(_rank: int, layout: Layout) -> list[tuple[str, torch.Tensor]]:
+    """A rank's copy of the shared gains after some steps."""
+    vectors = load_file(VECTORS)
+    batch = ["--micro-batch-size", "1", "--global-batch-size", "2"]
+    args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *batch, *layout.all_flags()])
+    engine = Engine(args, layout, SHAPE, "layer_rope")
+    engine.load(parameters(init_weights(vectors), Variant("layer_rope"), SHAPE))
+    places = [step % len(vectors["tokens"]) for step in range(STEPS)]
+    engine.train(vectors["tokens"][places], vectors["labels"][places])
+    return [(name, tensor) for name, _, tensor in engine.parts("data") if name.startswith("shared_gains.")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", COPIES.values(), ids=COPIES)
 def test_all_stages_keep_one_value_to_the_bit(layout):
-    results = run_ranks(layout.world, worker, "layer_rope", layout)
+    results = run_ranks(layout.world, trained_gains, layout)
     copies: dict[str, list[torch.Tensor]] = {}
     for rank in results:
-        for name, _, tensor in rank["params"]:
-            if name.startswith("shared_gains."):
-                copies.setdefault(name, []).append(tensor)
+        for name, tensor in rank:
+            copies.setdefault(name, []).append(tensor)
     assert len(copies) == 2 * len(SITES) and all(len(found) == layout.world for found in copies.values())
     for name, (first, *others) in copies.items():
         assert all(torch.equal(first, other) for other in others), name

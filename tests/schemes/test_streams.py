@@ -75,4 +75,6 @@ def test_the_estimate_counts_streams():
 
     one, two = parts("pre_ln"), parts(NAME)
     assert two.pop("input") == 2 * one.pop("input") > 0
+    assert two.pop("residual") == 2 * one.pop("residual") > 0
+    assert two.pop("streams") > one.pop("streams") == 0
     assert one == two

@@ -2,7 +2,8 @@
 
 A model is run once on a batch while its blocks are watched; the arguments they got (masks, rotary embeddings) then let
 each be called alone, on another stream, omitted or in another order. The head is the model itself with its blocks made
-to hand on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
+to hand on a given stream. Streams are [b, s, h] here, whatever the model's own layout. The n streams of a model that has
+several are one of [b, s, n h], so that whatever is measured of a token's stream is measured of all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -46,13 +47,16 @@ class TracedModel:
         batch_first: bool = True,
         vocab_size: int | None = None,
         module: torch.nn.Module | None = None,
+        streams: int = 1,
     ) -> None:
-        """run: tokens [b, s] -> logits [b, s, v], through all ``blocks`` once, in order. module: the whole model."""
+        """run: tokens [b, s] -> logits [b, s, v], through all ``blocks`` once, in order. module: the whole model.
+        streams: n, for blocks on [s, n b, h], those of a sequence side by side, block 1 too."""
         self._run = run
         self._module = module
         self.blocks = list(blocks)
         self._batch_first = batch_first
         self.vocab_size = vocab_size
+        self._streams = streams
 
     @property
     def depth(self) -> int:
@@ -65,7 +69,16 @@ class TracedModel:
             self._module.to(device)
 
     def _outside(self, stream: Tensor) -> Tensor:
-        """A block's own layout -> [b, s, h]; and back, being its own inverse."""
+        """A block's own layout -> [b, s, h], or [b, s, n h]."""
+        outside = stream if self._batch_first else stream.transpose(0, 1)
+        if self._streams == 1:
+            return outside
+        return outside.unflatten(0, (-1, self._streams)).transpose(1, 2).flatten(2)
+
+    def _inside(self, stream: Tensor) -> Tensor:
+        """And back."""
+        if self._streams > 1:
+            stream = stream.unflatten(2, (self._streams, -1)).transpose(1, 2).flatten(0, 1)
         return stream if self._batch_first else stream.transpose(0, 1)
 
     def trace(self, tokens: Tensor) -> Trace:
@@ -105,7 +118,7 @@ class TracedModel:
     def block(self, trace: Trace, number: int, stream: Tensor) -> Tensor:
         """Block ``number`` on a stream [b, s, h], with the arguments it had in ``trace``."""
         args, kwargs = trace.calls[number - 1]
-        return self._outside(_first(self.blocks[number - 1](self._outside(stream), *args, **kwargs)))
+        return self._outside(_first(self.blocks[number - 1](self._inside(stream), *args, **kwargs)))
 
     def through(self, trace: Trace, stream: Tensor, numbers: Sequence[int]) -> Tensor:
         """A stream [b, s, h] through some blocks, in the order given."""
@@ -115,7 +128,7 @@ class TracedModel:
 
     def head(self, trace: Trace, stream: Tensor) -> Tensor:
         """Logits [b, s, v] of a stream [b, s, h] that would have left the last block."""
-        inner = self._outside(stream)
+        inner = self._inside(stream)
         with _handing_on(self.blocks, trace.rests, inner):
             return self._run(trace.tokens)
 

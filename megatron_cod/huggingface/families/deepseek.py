@@ -55,7 +55,7 @@ ROWS = (
     _latent("linear_proj.weight", "o_proj.weight", "hidden values", part=Part.ATTENTION_OUTPUT),
     shared_rows.MLP_NORM,
     *shared_rows.DENSE_MLP,
-    Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), when=_experts),
+    Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), part=Part.ROUTER, when=_experts),
     Row(
         (_MLP + "router.expert_bias",),
         ((_HF_MLP + "gate.e_score_correction_bias", "experts"),),

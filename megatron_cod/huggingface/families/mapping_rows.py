@@ -23,6 +23,7 @@ class Part(Enum):
     MLP_NORM = auto()
     ATTENTION_OUTPUT = auto()
     MLP_OUTPUT = auto()
+    ROUTER = auto()
 
 
 NORMS = (Part.ATTENTION_NORM, Part.MLP_NORM)

@@ -14,7 +14,7 @@ ROWS = (
     shared_rows.ATTENTION_NORM,
     *shared_rows.ATTENTION,
     shared_rows.MLP_NORM,
-    Row((_MLP + "router.weight",), ((_HF + "gate.weight", "experts hidden"),)),
+    Row((_MLP + "router.weight",), ((_HF + "gate.weight", "experts hidden"),), part=Part.ROUTER),
     Row(
         (_MLP + "experts.experts.linear_fc1.weight",),
         ((_HF + "experts.{e}.w1.weight", "expert_ffn hidden"), (_HF + "experts.{e}.w3.weight", "expert_ffn hidden")),

@@ -7,6 +7,7 @@ import importlib.util
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
+from megatron_cod.schemes.design import design_from_args
 
 _OWN = ("adam", "sgd")
 _RUN = (*_OWN, "muon", "lion")
@@ -25,6 +26,7 @@ def check_optimizer(args: MegatronArgs) -> None:
     """
     name = args.optimizer
     _check_offload(args)
+    _check_group_rules(args)
     if name in _OWN:
         return
     flag = f"--optimizer {name}"
@@ -45,6 +47,25 @@ def check_optimizer(args: MegatronArgs) -> None:
     refused = [what for what, is_set in asked.items() if is_set]
     if refused:
         raise UserError(f"{flag} does not support {', '.join(refused)}")
+
+
+def _check_group_rules(args: MegatronArgs) -> None:
+    """UserError for flags that a norm scheme with its own rates for kinds of parameters cannot have."""
+    design = design_from_args(args)
+    if design.scheme.groups is None:
+        return
+    asked = {
+        f"--optimizer {args.optimizer} (its rates are Adam's)": args.optimizer != "adam",
+        "--decoupled-lr (embeddings and head have --lr)": args.decoupled_lr is not None,
+        "--decoupled-min-lr (embeddings and head have --min-lr)": args.decoupled_min_lr is not None,
+        "--apply-wd-to-qk-layernorm": args.apply_wd_to_qk_layernorm,
+        "--optimizer-cpu-offload": args.optimizer_cpu_offload,
+        "--use-torch-fsdp2": args.use_torch_fsdp2,
+        "--use-megatron-fsdp": args.use_megatron_fsdp,
+    }
+    refused = [what for what, is_set in asked.items() if is_set]
+    if refused:
+        raise UserError(f"--norm-scheme {design.scheme.name} does not support {', '.join(refused)}; omit that")
 
 
 def _check_offload(args: MegatronArgs) -> None:

@@ -41,17 +41,19 @@ class ResumedRates(Observer):
 
         def weights_loaded(*_: Any) -> None:
             handle.remove()
-            for optimizer in _optimizers():
-                match_rates(optimizer, self._keeps_saved)
+            for scheduler in schedulers():
+                for optimizer in _parts(scheduler.optimizer):
+                    match_rates(optimizer, self._keeps_saved)
 
         handle = inner.register_load_state_dict_post_hook(weights_loaded)
 
 
-def _optimizers() -> Iterator[Any]:
-    """Megatron's optimizers of this rank: nothing that we are given leads to them yet, so all objects are asked."""
+def schedulers() -> Iterator[Any]:
+    """Megatron's schedulers of this rank, which have its optimizers: nothing that we are given leads to them before the
+    first step, so all objects are asked."""
     for one in gc.get_objects():
         if isinstance(one, OptimizerParamScheduler) and one.optimizer is not None:
-            yield from _parts(one.optimizer)
+            yield one
 
 
 def _parts(optimizer: Any) -> Iterator[Any]:

@@ -88,7 +88,7 @@ class DepthMonitor(Observer):
         before = (args[0] if args else kwargs["hidden_states"]).detach()  # [s, b, h]
         stream = output[0] if isinstance(output, tuple) else output
         row = self._table[int(layer.layer_number) - 1]
-        row += _sums(before, stream.detach())
+        row += _sums(_as_many(before, stream), stream.detach())
         if stream.requires_grad:
             stream.register_hook(lambda gradient: _add_gradient(row, gradient))
 
@@ -124,6 +124,12 @@ class DepthMonitor(Observer):
 def _whole(gamma: Tensor) -> Tensor:
     """Under ``--use-torch-fsdp2`` a rank holds a piece of it. Collective then, over ranks with the same layers."""
     return gamma.full_tensor() if isinstance(gamma, DTensor) else gamma
+
+
+def _as_many(before: Tensor, stream: Tensor) -> Tensor:
+    """[s, b, h] -> [s, n b, h], copies, where a scheme's first block makes n streams of one."""
+    copies = stream.shape[1] // before.shape[1]
+    return before if copies == 1 else before.repeat_interleave(copies, dim=1)
 
 
 def _sums(before: Tensor, after: Tensor) -> Tensor:

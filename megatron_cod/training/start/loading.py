@@ -21,7 +21,9 @@ from megatron_cod.checkpoint import selection
 from megatron_cod.checkpoint.directory import RELEASE, is_dcp, read_tracker
 from megatron_cod.errors import Phase, UserError, megatron_refusals
 from megatron_cod.launch.single_process import launch_alone
+from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.residual import set_training_step
+from megatron_cod.schemes.streams import open_outside, spread
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training import before_megatron
 from megatron_cod.training.flags.imports import modules_of
@@ -146,12 +148,18 @@ def load_megatron(folder: Path, step: int | None, length: int, in_fp32: bool = F
 def trace_megatron(folder: Path, step: int | None, length: int) -> TracedModel:
     """The same as blocks that can be run alone, for schemes that no stock architecture computes."""
     model, args = load_megatron(folder, step, length)
+    streams = design_from_args(args).streams
+    if streams > 1:
+        open_outside(model)
 
     def run(tokens: torch.Tensor) -> torch.Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
-        return model(tokens, positions, None)[..., : args.vocab_size]
+        embedded = spread(model.embedding(tokens, positions), streams) if streams > 1 else None
+        return model(tokens, positions, None, decoder_input=embedded)[..., : args.vocab_size]
 
-    return TracedModel(run, model.decoder.layers, batch_first=False, vocab_size=args.vocab_size, module=model)
+    return TracedModel(
+        run, model.decoder.layers, batch_first=False, vocab_size=args.vocab_size, module=model, streams=streams
+    )
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ register_scheme(
         options=FadingOptions,
         overlay=fading_overlay,
         factor=fading_factor,
-        layer_parameters=lambda hidden, norm: 1,
+        layer_parameters=lambda hidden, norm, options: 1,
         stock=Foldable(sites=lambda options: NORM_SITES, learned={Site.MLP_OUTPUT: "mlp_bda.scale"}),
     )
 )

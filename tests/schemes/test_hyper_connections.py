@@ -1,0 +1,335 @@
+"""hyper_connections and mhc: start values, transformers' class, runs at every layout, monitors, analysis; mutants."""
+
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_cod.schemes import mhc
+from megatron_cod.schemes.hyper_connections import HyperJoin
+from megatron_cod.schemes.mhc import MhcHead, MhcJoin, sinkhorn
+from megatron_cod.training.start.loading import trace_megatron
+from tests import oracle
+from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
+from tests.distributed.launch import run_ranks
+from tests.distributed.mapping import Layout
+from tests.distributed.oracle_runs import SHAPE, VECTORS, init_weights, within_tolerance
+from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
+from tests.distributed.scheme_runs import ONE, differences
+from tests.programs import run_program
+
+PP2_VPP2 = [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]
+TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
+VIRTUAL = Layout(pp=2, vp=2)
+HYPER, MHC = ["--norm-scheme", "hyper_connections"], ["--norm-scheme", "mhc"]
+STATIC = [*HYPER, "--hyper-connections-static"]
+
+
+def config(hidden: int = 32, dtype: torch.dtype = torch.float32) -> SimpleNamespace:
+    init = lambda weight: torch.nn.init.normal_(weight, std=0.02)  # noqa: E731
+    return SimpleNamespace(
+        hidden_size=hidden, params_dtype=dtype, sequence_parallel=False, layernorm_epsilon=1e-6, init_method=init
+    )
+
+
+def drawn(module: torch.nn.Module) -> torch.nn.Module:
+    """With random parameters."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def streams_of(batch: int, streams: int, hidden: int = 32) -> torch.Tensor:
+    """[s, n b, h]"""
+    return torch.randn(6, batch * streams, hidden, generator=torch.Generator().manual_seed(6))
+
+
+def deepseek() -> SimpleNamespace:
+    return SimpleNamespace(hc_mult=4, hc_sinkhorn_iters=20, hc_eps=1e-6, rms_norm_eps=1e-6, hidden_size=32)
+
+
+def test_equals_the_class_of_transformers():
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection
+
+    ours, theirs = drawn(MhcJoin(config(), 4, 20)), DeepseekV4HyperConnection(deepseek())
+    with torch.no_grad():
+        for name, parameter in (("fn", ours.weight), ("base", ours.base), ("scale", ours.gates)):
+            getattr(theirs, name).copy_(parameter)
+        streams, branch = streams_of(2, 4), streams_of(2, 1)
+        apart = streams.unflatten(1, (2, 4)).transpose(0, 1)  # [b, s, n, h]
+        post, comb, collapsed = theirs(apart)
+        assert (ours.read(streams).transpose(0, 1) - collapsed).abs().max() <= 1e-6
+        expected = post.unsqueeze(-1) * branch.transpose(0, 1).unsqueeze(2) + comb.transpose(-1, -2) @ apart
+        found = ours.combined(streams, branch).unflatten(1, (2, 4)).transpose(0, 1)
+    assert (found - expected).abs().max() <= 1e-6
+
+
+def test_the_head_equals_that_of_transformers():
+    from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperHead
+
+    ours, theirs = drawn(MhcHead(config(), 4)), DeepseekV4HyperHead(deepseek())
+    with torch.no_grad():
+        for name, parameter in (("hc_fn", ours.weight), ("hc_base", ours.base), ("hc_scale", ours.gates)):
+            getattr(theirs, name).copy_(parameter)
+        streams = streams_of(2, 4)
+        expected = theirs(streams.unflatten(1, (2, 4)).transpose(0, 1))
+        assert (ours(streams).transpose(0, 1) - expected).abs().max() <= 1e-6
+
+
+def test_mixing_is_doubly_stochastic():
+    noise = torch.randn(4096, 4, 4, generator=torch.Generator().manual_seed(1))
+    logits = mhc._IDENTITY * torch.eye(4) + 0.5 * noise
+    found = sinkhorn(logits, 20)
+    assert (found > 0).all()
+    assert (found.sum(-1) - 1).abs().max() <= 1e-5 and (found.sum(-2) - 1).abs().max() <= 1e-5
+
+
+def test_the_start_of_the_mixing_has_a_gradient():
+    """Biases 16 apart, which others start with, make Sinkhorn a permutation whose gradient is rounding."""
+
+    def gradient(diagonal: float) -> float:
+        logits = (diagonal * torch.eye(4)).requires_grad_()
+        (sinkhorn(logits, 20) * torch.randn(4, 4, generator=torch.Generator().manual_seed(2))).sum().backward()
+        return float(logits.grad.abs().max())
+
+    assert gradient(mhc._IDENTITY) > 1e-2 > 1e-5 > gradient(16.0)
+
+
+def test_a_block_reads_one_stream_in_turn():
+    join = HyperJoin(config(), 4, dynamic=True)
+    for sublayer, read in ((0, 0), (1, 1), (6, 2)):
+        join.start(sublayer)
+        table = join.static.detach().view(4, 6)
+        assert table[:, 0].tolist() == [float(one == read) for one in range(4)]
+        assert (table[:, 1] == 1).all() and torch.equal(table[:, 2:], torch.eye(4))
+    assert not join.weight.any() and join.gates.tolist() == pytest.approx([0.01, 0.01])
+
+
+def start_worker(_rank: int, scheme: str, flags: list[str]) -> dict:
+    """Logits and gradients of a model at its start values, the rest of it being the vectors'."""
+    vectors = load_file(VECTORS)
+    batch = ["--micro-batch-size", "1", "--global-batch-size", "2"]
+    args = start_megatron([*MODEL_FLAGS, *shape_flags(SHAPE, 32), *batch, *ONE.all_flags(), *flags])
+    engine = Engine(args, ONE, SHAPE, scheme)
+    own = {name: tensor for name, _, tensor in engine.parts("data") if "streams" in name}
+    engine.load({**init_weights(vectors), **own})
+    return engine.forward_backward(vectors["tokens"][0], vectors["labels"][0])
+
+
+@pytest.mark.parametrize("flags", [[], ["--hyper-connections-static"]], ids=["dynamic", "static"])
+def test_hyper_connections_start_as_pre_ln(flags):
+    vectors = load_file(VECTORS)
+    expected, _ = oracle.forward(init_weights(vectors), vectors["tokens"][0], "pre_ln", SHAPE)
+    [found] = run_ranks(1, start_worker, "hyper_connections", flags)
+    assert (found["logits"] - expected).abs().max() <= 1e-4  # the final norm's epsilon is of a stream n times as large
+
+
+def test_all_of_mhc_learns_from_the_first_step():
+    """But for the first mixing: of copies, whatever it is, it makes the same copies."""
+    [found] = run_ranks(1, start_worker, "mhc", [])
+    own = {name: gradient for name, _, gradient in found["grad"] if "streams" in name}
+    assert len(own) == 3 * 2 * SHAPE.layers + 3
+    for name, gradient in own.items():
+        rows = gradient.reshape(gradient.shape[0], -1).abs().amax(1)
+        first = name.startswith("model.layers.0.attn_")
+        if first and gradient.shape[0] == 24:
+            assert rows[8:].max() <= 1e-3 * rows[:8].max(), name
+            rows = rows[:8]
+        if first and name.endswith("gates"):
+            rows = rows[:2]
+        assert (rows > 1e-9).all(), (name, rows)
+
+
+def swapped() -> None:
+    """The mutant: the weights of reading and writing have changed places."""
+    right = HyperJoin._weights
+
+    def weights(self, streams, columns):
+        whole = right(self, streams, slice(0, None))
+        return torch.cat([whole[..., 1:2], whole[..., :1], whole[..., 2:]], dim=-1)[..., columns]
+
+    HyperJoin._weights = weights
+
+
+def untransposed() -> None:
+    """The mutant: stream j gets row j of A, not its column."""
+    from megatron_cod.schemes.mhc import MhcJoin
+
+    right = MhcJoin.writing
+
+    def writing(self, streams):
+        mixing, weights = right(self, streams)
+        return mixing.transpose(-1, -2), weights
+
+    MhcJoin.writing = writing
+
+
+def without_the_last_columns() -> None:
+    """The mutant: Sinkhorn ends with its rows."""
+
+    def short(logits, iterations):
+        found = sinkhorn(logits, iterations - 1)
+        return found / (found.sum(dim=-1, keepdim=True) + 1e-6)
+
+    mhc.sinkhorn = short
+
+
+def two_rounds() -> None:
+    """The mutant: Sinkhorn stops early."""
+    mhc.sinkhorn = lambda logits, _: sinkhorn(logits, 2)
+
+
+def averaged_between_stages() -> None:
+    """The mutant: a stage gets the mean of the streams, n times."""
+    from megatron.core.transformer.transformer_block import TransformerBlock
+
+    right = TransformerBlock.set_input_tensor
+
+    def averaged(self, tensor):
+        if tensor is not None:
+            tensor = tensor.unflatten(1, (-1, 4)).mean(2).repeat_interleave(4, dim=1)
+        right(self, tensor)
+
+    TransformerBlock.set_input_tensor = averaged
+
+
+MUTANTS = {
+    "swapped": ("hyper_connections", ONE, swapped),
+    "untransposed": ("mhc", ONE, untransposed),
+    "two rounds": ("mhc", ONE, two_rounds),
+    "averaged between stages": ("mhc", VIRTUAL, averaged_between_stages),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.slow_except("averaged between stages")
+def test_a_wrong_implementation_is_outside_the_tolerances(name):
+    assert not within_tolerance(differences(*MUTANTS[name]))
+
+
+def test_sinkhorn_without_its_last_normalisation_is_caught(monkeypatch):
+    monkeypatch.setattr(mhc, "sinkhorn", mhc.sinkhorn)
+    without_the_last_columns()
+    with pytest.raises(AssertionError):
+        test_equals_the_class_of_transformers()
+
+
+RUNS = {"hyper_connections": HYPER, "static": [*STATIC, "--hyper-connections-streams", "2"], "mhc": MHC}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request, tmp_path_factory, tiny):
+    """(flags, folder) of a run of 8 steps at PP 2 x VPP 2, saved after 4 and 8."""
+    folder = tmp_path_factory.mktemp("streams")
+    flags = RUNS[request.param]
+    monitor = ["--depth-monitor-interval", "4", "--use-distributed-optimizer"]
+    succeed(2, [*tiny, *flags, *monitor, *PP2_VPP2, "--save", str(folder), "--save-interval", "4"])
+    return flags, folder
+
+
+@pytest.mark.parametrize(
+    ("world", "layout", "tolerance"),
+    [(2, PP2_VPP2, 0.0), (1, [], 1e-5), (2, TP2_SP, 1e-5), (1, ["--recompute-granularity", "full"], 1e-5)],
+    ids=["same", "one process", "tp2", "recompute"],
+)
+@pytest.mark.slow_except("mhc-same", "hyper_connections-same")
+def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, layout, tolerance):
+    flags, folder = whole
+    stopped = at_step_4(folder, tmp_path / "stopped")
+    if "full" in layout:
+        layout = [*layout, "--recompute-method", "uniform", "--recompute-num-layers", "1"]
+    train, _ = losses(folder)
+    more = ["--load", str(stopped), "--save", str(tmp_path / "run"), "--save-interval", "4"]
+    succeed(world, [*tiny, *flags, "--use-distributed-optimizer", *layout, *more])
+    found, _ = losses(tmp_path / "run")
+    assert max(abs(found[step] - train[step]) for step in (5, 6, 7, 8)) <= tolerance
+
+
+def test_monitors_measure_every_block(whole):
+    _, folder = whole
+    text = (folder / "metrics.jsonl").read_text()
+    for name in ("variance before", "variance after", "gradient norm", "angular distance"):
+        found = re.findall(rf'"depth/{name}/layer (\d+)", "step": 4, "value": ([\d.e-]+)', text)
+        assert [int(number) for number, _ in found] == [1, 2, 3, 4], name
+        assert all(float(value) > 0 for _, value in found)
+
+
+def test_analysis_follows_the_streams(whole):
+    _, folder = whole
+    traced = trace_megatron(folder, None, 16)
+    batch = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4))
+    trace = traced.trace(batch)
+    n = trace.streams[0].shape[-1] // 32
+    assert n > 1 and {stream.shape for stream in trace.streams} == {(2, 16, 32 * n)}
+    with torch.no_grad():
+        for number in range(1, 5):
+            assert (traced.block(trace, number, trace.streams[number - 1]) - trace.streams[number]).abs().max() <= 1e-5
+        assert (traced.head(trace, trace.streams[-1]) - trace.logits).abs().max() <= 1e-5
+
+
+def test_trained_mixing_is_doubly_stochastic(whole):
+    flags, folder = whole
+    if flags is not MHC:
+        pytest.skip("mHC's are")
+    traced = trace_megatron(folder, None, 16)
+    seen: list[torch.Tensor] = []
+    for module in traced.blocks:
+        for join in (module.self_attn_bda, module.mlp_bda):
+            writing = join.writing
+            join.writing = lambda streams, writing=writing: (seen.append(writing(streams)[0]), writing(streams))[1]
+    traced.trace(torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4)))
+    assert len(seen) == 8
+    for found in seen:
+        assert (found.sum(-1) - 1).abs().max() <= 1e-5 and (found.sum(-2) - 1).abs().max() <= 1e-5
+        assert (found - found[:1, :1]).abs().max() > 1e-6  # tokens differ
+
+
+def test_export_is_refused(whole, tmp_path):
+    done = run_program("convert_hf.py", "export", "--checkpoint", whole[1], "--output", tmp_path / "hf")
+    assert done.returncode == 2 and "several residual streams" in done.stderr and "lns" in done.stderr
+
+
+def test_monitors_see_what_they_see_of_pre_ln(tiny, tmp_path):
+    """At the start all streams are Pre-LN's: each of their figures is."""
+    found = {}
+    for name, flags in (("pre_ln", ["--norm-scheme", "pre_ln", "--init-policy", "normal"]), ("streams", STATIC)):
+        steps = ["--train-iters", "1", "--save", str(tmp_path / name), "--depth-monitor-interval", "1"]
+        succeed(1, [*tiny, *flags, *steps])
+        text = (tmp_path / name / "metrics.jsonl").read_text()
+        found[name] = {
+            key: float(value)
+            for key, value in re.findall(r'"(depth/[a-z ]+/layer \d+)", "step": 1, "value": ([\d.e-]+)', text)
+        }
+    assert len(found["pre_ln"]) == 24 == len(found["streams"])
+    for key, value in found["pre_ln"].items():
+        if "gradient" not in key:  # a stream of n has a share of it
+            assert math.isclose(found["streams"][key], value, rel_tol=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            [*HYPER, "--hyper-connections-streams", "1"],
+            "--hyper-connections-streams 1 must be at least 2 and at most 16",
+        ),
+        ([*MHC, "--mhc-streams", "17"], "--mhc-streams 17 must be at least 2 and at most 16"),
+        ([*MHC, "--mhc-iterations", "0"], "--mhc-iterations 0 must be at least 1 and at most 100"),
+        ([*MHC, "--mtp-num-layers", "1"], "--mtp-num-layers"),
+        ([*HYPER, "--mhc-streams", "2"], "--mhc-streams does not go with --norm-scheme hyper_connections"),
+    ],
+)
+def test_bad_input_is_one_line(tiny, flags, says):
+    refuse(1, [*tiny, *flags, "--dry-run"], re.escape(says))
+
+
+def test_another_number_of_streams_is_refused(whole, tiny):
+    flags, folder = whole
+    name = "hyper_connections_streams" if "hyper_connections" in flags else "mhc_streams"
+    other = [*flags[:2], f"--{name.replace('_', '-')}", "3"]
+    refuse(1, [*tiny, *other, "--load", str(folder), "--dry-run"], rf"{name} \d .this run: 3.")
