@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_context_parallel import attention_of_chunks
 from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
-from megatron_cod.errors import UserError
+from megatron_cod.common.lists import refuse_set
 
 
 class SDPACoreAttention(MegatronModule):
@@ -45,11 +45,7 @@ class SDPACoreAttention(MegatronModule):
             "--qk-clip": getattr(config, "qk_clip", False),
             **unsupported_in_parallel(config),
         }
-        asked = [flag for flag, is_set in unsupported.items() if is_set]
-        if asked:
-            raise UserError(
-                f"the torch backend's attention does not support {', '.join(asked)}; use Transformer Engine"
-            )
+        refuse_set(unsupported, "the torch backend's attention does not support", "use Transformer Engine")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale  # None: 1/sqrt(head size), torch's own default
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout

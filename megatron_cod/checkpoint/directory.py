@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_cod.checkpoint import checksums
 from megatron_cod.checkpoint.tensors import damaged_file
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -50,9 +51,7 @@ def read_tracker(directory: str | Path) -> str | None:
 
 def write_tracker(directory: str | Path, text: str) -> None:
     """Write the tracker file in one step: a reader sees the old one or the new one."""
-    part = Path(directory) / f".{TRACKER}.{os.getpid()}"
-    part.write_text(text)
-    part.replace(Path(directory) / TRACKER)
+    write_whole(Path(directory) / TRACKER, text, os.getpid())
 
 
 def latest_checkpoint(directory: str | Path) -> Path | None:

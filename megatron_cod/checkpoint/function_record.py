@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.function_fields import ARGUMENTS, DERIVED, FLAGS, FREE, FUNCTION, TENSORS, WITHOUT_FLAG
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import UserError
 
 RECORD = "model_function"
@@ -123,9 +124,7 @@ def check_function(checkpoint: Path, saved: argparse.Namespace, args: MegatronAr
     if not found:
         return []
     tensors = [one for one in found if not one.fits]
-    listed = "; ".join(str(one) for one in (tensors or found)[:4])
-    more = len(tensors or found) - 4
-    line = f"checkpoint {checkpoint} was trained with {listed}{f'; and {more} more' if more > 0 else ''}"
+    line = f"checkpoint {checkpoint} was trained with {listed(tensors or found, 4, '; ')}"
     if tensors:
         raise UserError(f"{line}: its tensors do not fit")
     if not override:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from megatron_cod import __version__
+from megatron_cod.common.lists import groups_of_bytes
+from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
@@ -24,8 +26,7 @@ from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
 from megatron_cod.huggingface.megatron_args import architecture_of_args
-from megatron_cod.huggingface.progress import Progress
-from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, shards, write_shards
+from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, write_shards
 from megatron_cod.huggingface.stock import Multipliers, fields_of
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
@@ -186,16 +187,16 @@ def export_model(
         log(note if note.startswith("WARNING") else f"note: {note}")
     if job.dry_run:
         return found
-    planned = shards(found.parcels, job.shard_bytes)
+    planned = groups_of_bytes(found.parcels, job.shard_bytes)
     stat = (path / ".metadata").stat()
     part = PartialDirectory(
         job.output,
         {"job": [str(value) for value in vars(job).values()], "source": [str(path), stat.st_size, stat.st_mtime_ns]},
     )
     part.check_space(missing_bytes(part, planned))
-    progress = Progress(sum(parcel.bytes for parcel in found.parcels))
+    progress = progress_of_bytes(sum(parcel.bytes for parcel in found.parcels))
     try:
-        write_shards(part, planned, progress.add, progress.skip)
+        write_shards(part, planned, progress.add, progress.pace.skip)
     finally:
         progress.close()
     if found.originals:

@@ -13,7 +13,9 @@ import yaml
 
 from megatron_cod.checkpoint.directory import RELEASE, TRACKER
 from megatron_cod.checkpoint.scheme_record import record
-from megatron_cod.checkpoint.writer import CheckpointWriter, Piece, groups
+from megatron_cod.checkpoint.writer import CheckpointWriter, Piece
+from megatron_cod.common.lists import groups_of_bytes
+from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
@@ -24,7 +26,6 @@ from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
-from megatron_cod.huggingface.progress import Progress
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
@@ -251,18 +252,18 @@ def _write_checkpoint(
 
     lost: grows by the elements that do not come back exactly; what a kept file lost is taken from its note.
     """
-    parcels = groups(pieces, file_bytes)
+    parcels = groups_of_bytes(pieces, file_bytes)
     names = [f"{RELEASE}/{CheckpointWriter.file_of(number)}" for number in range(len(parcels))]
     done = [part.done(name) for name in names]
     part.check_space(sum(p.bytes for note, parcel in zip(done, parcels, strict=True) if note is None for p in parcel))
-    progress = Progress(sum(piece.bytes for piece in pieces))
+    progress = progress_of_bytes(sum(piece.bytes for piece in pieces))
     try:
         writer = CheckpointWriter(part.folder / RELEASE, progress.add)
         for number, (name, note, parcel) in enumerate(zip(names, done, parcels, strict=True)):
             if note is not None:
                 writer.resume(number, parcel, note["index"])
                 lost.append(note["lost"])
-                progress.skip(sum(piece.bytes for piece in parcel))
+                progress.pace.skip(sum(piece.bytes for piece in parcel))
                 continue
             before = sum(lost)
             index = writer.write(number, parcel)

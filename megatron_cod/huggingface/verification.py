@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import UserError
 
 MegatronLogits = Callable[[Path, Tensor], Tensor]
@@ -55,9 +56,7 @@ def _available() -> int:
 
 def named(names: Iterable[str], most: int = 4) -> str:
     """Names in one short line."""
-    found = sorted(map(str, names))
-    more = len(found) - most
-    return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
+    return listed(sorted(names), most)
 
 
 def check_whole(report: Mapping[str, Any], what: object, left_over: bool = True) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
 from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
@@ -121,9 +122,8 @@ def compare_votes(votes: list[dict[str, Any]], absent: list[int], save: str | No
     votes: {"rank", "host", "versions", "mark", "data"}; the last three are None but for one rank a machine.
     """
     if absent:
-        listed = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         heard = sorted({vote["host"] for vote in votes})
-        return f"no sign of rank {listed} within {seconds:.0f} s; heard from {', '.join(heard[:8]) or 'nobody'}"
+        return f"no sign of rank {listed(absent)} within {seconds:.0f} s; heard from {', '.join(heard[:8]) or 'nobody'}"
     versions = {f"{vote['host']} (rank {vote['rank']})": vote["versions"] for vote in votes if vote["versions"]}
     unequal = [line for name, (line, _) in differences(versions).items() if name in MUST_AGREE]
     if unequal:

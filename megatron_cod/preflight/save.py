@@ -11,13 +11,13 @@ from typing import Any
 import psutil
 
 from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.common.amounts import GIB
 from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 
 _WRITTEN_WITHIN_SECONDS, _SEEN_WITHIN_SECONDS = 20.0, 10.0
 _MARGIN = 1.2
-GIB = 1 << 30
 
 
 def _filesystem(directory: Path) -> str:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
+from megatron_cod.common.numbers import parse_count
+from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, ramp_up
 from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.flags.schedule_checks import check_batches, check_schedule
 from tests.conftest import ROOT

@@ -4,10 +4,10 @@ import math
 import pytest
 
 from megatron_cod.analysis.metrics import perplexity, read_metrics, variance_tag
+from megatron_cod.common.amounts import format_duration, tokens_text
 from megatron_cod.training.monitoring import metrics_writer
 from megatron_cod.training.monitoring.metrics_writer import MetricsWriter
-from megatron_cod.training.monitoring.summary import format_duration
-from megatron_cod.training.monitoring.throughput import Job, tokens_text
+from megatron_cod.training.monitoring.throughput import Job
 
 
 class Clock:

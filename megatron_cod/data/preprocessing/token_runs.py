@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_cod.common.files import replacing
 from megatron_cod.data.reading.skipped import MOST_EXAMPLES
 from megatron_cod.errors import UserError
 
@@ -215,10 +216,8 @@ def _saved(array: np.ndarray) -> list[bytes]:
 
 def _write(path: Path, content: Sequence[bytes | bytearray]) -> int:
     """Write a file that is there whole or not at all after a kill; its checksum."""
-    partial = path.with_name(path.name + f".{os.getpid()}")
-    with partial.open("wb") as file:
+    with replacing(path, os.getpid()) as part, part.open("wb") as file:
         file.writelines(content)
-    partial.rename(path)
     checksum = 0
     for piece in content:
         checksum = zlib.crc32(piece, checksum)

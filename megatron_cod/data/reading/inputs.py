@@ -10,6 +10,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, cast
 
+from megatron_cod.common.lists import listed
 from megatron_cod.data.reading.compression import SUFFIXES
 from megatron_cod.errors import UserError, bad_input
 
@@ -66,8 +67,7 @@ def find_inputs(
     if not names:
         raise UserError("no input given")
     if again:
-        more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
-        log(f"each input is read once; skipped: {', '.join(again[:_SHOWN])}{more}")
+        log(f"each input is read once; skipped: {listed(again, _SHOWN)}")
     found = []
     for path in names.values():
         status = path.stat()

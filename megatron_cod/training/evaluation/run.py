@@ -16,6 +16,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
 from megatron_cod.args import EvaluationArgs
+from megatron_cod.common.progress import Pace
 from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
@@ -153,7 +154,7 @@ def _report(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     )
 
 
-def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
+def _facts(args: EvaluationArgs, checkpoint: Path, pace: Pace) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint),
         "iteration": args.iteration,
@@ -163,8 +164,8 @@ def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) ->
         "stride": args.stride or args.seq_length,
         "prefix": args.eval_prefix,
         "processes": args.world_size,
-        "seconds": round(progress.seconds(), 3),
-        "tokens_per_second": round(progress.rate(), 1),
+        "seconds": round(pace.seconds(), 3),
+        "tokens_per_second": round(pace.rate(), 1),
         "megatron_cod_version": __version__,
     }
 
@@ -192,7 +193,7 @@ def main() -> None:
             log_rank0("dry run: arguments, checkpoint and data are in order")
             return
     last = this_rank() == args.world_size - 1
-    progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
+    progress = report.ProgressLines(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
     in_one_line = partial(reported_in_one_line, args, lambda: "in evaluation", evaluation_memory)
     with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, start.model_config)
@@ -207,9 +208,9 @@ def main() -> None:
     ]
     rows, total = report.with_sums(scores, [one.group for one in job.sets])
     print("\n".join(report.table(rows, total)))
-    print(f"{progress.rate():,.0f} tokens/s", flush=True)
+    print(f"{progress.pace.rate():,.0f} tokens/s", flush=True)
     if args.output:
-        report.write(args.output, _facts(args, checkpoint, progress), rows, total)
+        report.write(args.output, _facts(args, checkpoint, progress.pace), rows, total)
     message = not_finite(job, totals.not_finite)
     if message:
         fail(message, exit_code=1)

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 from megatron_cod.launch.exit_codes import fail
 from megatron_cod.launch.scheduler import slurm_job
@@ -109,11 +110,8 @@ class SaveClaim(Observer):
 
     def _write(self) -> None:
         self._heartbeats += 1
-        part = self._path.with_name(f"{FILE}.{self._facts['run']}")
-        part.write_text(
-            json.dumps({**self._facts, "beat": self._heartbeats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        )
-        part.replace(self._path)
+        facts = {**self._facts, "beat": self._heartbeats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_whole(self._path, json.dumps(facts), self._facts["run"])
 
     def _is_ours(self) -> bool:
         found = _read(self._path.parent)

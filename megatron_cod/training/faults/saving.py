@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.directory import newest_whole
+from megatron_cod.common.amounts import GIB
 from megatron_cod.errors import UserError
 
 
@@ -48,7 +49,7 @@ def free_space(folder: str) -> tuple[str, bool]:
         return f"the file system does not answer ({error})", False
     if free < 1 << 20:
         return "its disk is full", True
-    return f"{free / (1 << 30):,.1f} GiB are free there", False
+    return f"{free / GIB:,.1f} GiB are free there", False
 
 
 @contextmanager

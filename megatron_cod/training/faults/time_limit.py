@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError
 from megatron_cod.training.loop.observers import Observer, Run
 
@@ -30,10 +31,7 @@ def deadline(asked: str, now: float) -> float | None:
     if asked == "auto":
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         return float(end) if end.isdigit() and int(end) > now else None
-    try:
-        minutes = float(asked)
-    except ValueError:
-        minutes = 0.0
+    minutes = number_or_nan(asked)
     if not 0.0 < minutes < float("inf"):
         raise UserError(f"--time-limit {asked}: give auto, none, or minutes above 0")
     return now + 60.0 * minutes

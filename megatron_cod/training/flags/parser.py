@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, NoReturn
 
+from megatron_cod.common.numbers import at_least
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, add_flags
@@ -30,13 +31,6 @@ class UsageError(UserError):
 
 def _one_line_error(message: str) -> NoReturn:
     raise UsageError(f"{message} (--help lists the flags)")
-
-
-def at_least_one(text: str) -> int:
-    """A flag's type: a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def _scheme(text: str) -> str:
@@ -119,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument(
         "--keep-last-checkpoints",
-        type=at_least_one,
+        type=at_least(1),
         metavar="K",
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
@@ -131,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument(
         "--depth-monitor-interval",
-        type=at_least_one,
+        type=at_least(1),
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
     )

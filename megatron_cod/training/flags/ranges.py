@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.options import may_be_negative
 from megatron_cod.schemes.table import SCHEMES
@@ -140,11 +141,7 @@ def _check_split(split: str | None) -> None:
     """UserError for shares of training, validation and test that are none."""
     if split is None:
         return
-    parts = split.replace("/", ",").split(",")
-    try:
-        shares = [float(part) for part in parts]
-    except ValueError:
-        shares = []
+    shares = [number_or_nan(part) for part in split.replace("/", ",").split(",")]
     if not 1 <= len(shares) <= 3 or not all(NOT_NEGATIVE.holds(one) for one in shares) or not sum(shares):
         raise UserError(
             f"--split {split} must be up to three shares, of training, validation and test, such as 969,30,1"

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.numbers import count
 from megatron_cod.errors import UserError
-from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
+from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, ramp_up
 
 KINDS = ("train", "lr_warmup", "lr_decay", "lr_wsd_decay")
 """Each can be given as KIND_tokens, and in Megatron as KIND_iters or KIND_samples."""
@@ -20,13 +21,6 @@ _SAME = [_BATCH] + [
 """Arguments that say one thing."""
 
 
-def _tokens(text: str) -> int:
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def add_token_options(group: Any) -> None:
     """Add them to an argparse group."""
     texts = {
@@ -36,7 +30,7 @@ def add_token_options(group: Any) -> None:
         "lr_wsd_decay": "with --lr-decay-style WSD: it decays over the last N tokens",
     }
     for kind, text in texts.items():
-        group.add_argument(f"--{kind.replace('_', '-')}-tokens", type=_tokens, metavar="N", help=text)
+        group.add_argument(f"--{kind.replace('_', '-')}-tokens", type=count, metavar="N", help=text)
 
 
 def _flag(kind: str, unit: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_cod.analysis.metrics import BITS, TEST_LOSS, TRAIN_LOSS, VALID_LOSS, bits_per_byte, perplexity
-from megatron_cod.training.monitoring.summary import Summary, format_duration
-from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
+from megatron_cod.common.amounts import format_duration, tokens_text
+from megatron_cod.training.monitoring.summary import Summary
+from megatron_cod.training.monitoring.throughput import Job, Rate
 
 
 class MetricsWriter:

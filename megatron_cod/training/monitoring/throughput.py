@@ -41,15 +41,6 @@ class Job:
     """Of one device; None where it is not known."""
 
 
-def tokens_text(tokens: float) -> str:
-    """A number of tokens as one reads it: 820, 52.4K, 1.31B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= size:
-            value = tokens / size
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
-    return f"{tokens:.0f}"
-
-
 @dataclass(frozen=True)
 class Rate:
     """Samples in seconds of a job."""

@@ -91,21 +91,32 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     return [*flags, *WEIGHTS_ALONE, "--load", str(folder), *step]
 
 
+def initialize() -> None:
+    """Megatron's process groups and globals, from prepared arguments. Collective."""
+    before_megatron.satisfy_make()
+    try:
+        loop.initialize_megatron()
+    finally:
+        before_megatron.forget_make()
+
+
+def set_up(args: MegatronArgs, config: Any) -> tuple[list[torch.nn.Module], Any, Any]:
+    """The model's chunks on this rank, optimizer and schedule. Collective."""
+    found = loop.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        checkpointing_context={},
+        cfg_container=pretrain_cfg_container_from_args(args, config),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    return found[:3]
+
+
 def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
     with redirect_stdout(io.StringIO()), megatron_refusals(Phase.SET_UP):
-        try:
-            before_megatron.satisfy_make()
-            loop.initialize_megatron()
-            with selection.readable(args.load):
-                model, *_ = loop.setup_model_and_optimizer(
-                    ModelType.encoder_or_decoder,
-                    checkpointing_context={},
-                    cfg_container=pretrain_cfg_container_from_args(args, config),
-                    pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-                )
-        finally:
-            before_megatron.forget_make()
+        initialize()
+        with selection.readable(args.load):
+            model, *_ = set_up(args, config)
     set_training_step(model, args.iteration)  # how far a residual warm-up was
     for chunk in model:
         chunk.eval().requires_grad_(False)
