@@ -10,7 +10,7 @@ from megatron_cod.data.sample_corpus import prepare_sample, sample_conversations
 from tests.commands import run
 from tests.conftest import ROOT, TINY
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.sft_runs import base, chats  # noqa: F401
+from tests.training.fine_tuning.sft_runs import base, chats  # noqa: F401
 
 EXAMPLE = [sys.executable, str(ROOT / "examples" / "fine_tuning.py")]
 

@@ -2,7 +2,7 @@
 
 The record is made from the *built* configuration, so that what Megatron derives from the arguments is in it. Every field of
 the configuration is compared but those in ``MAY_DIFFER``: a field that a later Megatron adds is compared until somebody
-writes down why it need not be (``tests/test_function_record.py`` fails until it is classified).
+writes down why it need not be (``tests/checkpoint/test_function_record.py`` fails until it is classified).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
-from tests.faults.mutants import Stuck, current_step
+from tests.training.faults.mutants import Stuck, current_step
 
 NATIVE = ("--no-rope-fusion", "--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
 """Without Transformer Engine. Megatron's other cross entropy asserts on the host."""

@@ -10,7 +10,7 @@ import pytest
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, read_metrics
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.runs import at_step_4, losses, succeed
-from tests.evaluation.conftest import EOD, sentences, write_dataset
+from tests.training.evaluation.datasets import EOD, sentences, write_dataset
 
 CP2, CP4 = ["--context-parallel-size", "2"], ["--context-parallel-size", "4"]
 MTP2 = ["--mtp-num-layers", "2"]

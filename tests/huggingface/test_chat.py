@@ -7,9 +7,9 @@ import pytest
 from megatron_cod.huggingface.generation import answer, open_model
 from tests.data.chat.toys import CHATML_UNMARKED, hugging_face_tokenizer
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.sft_runs import base, chats, toy  # noqa: F401
 from tests.huggingface.models import MODELS, make_model
 from tests.programs import run_program
+from tests.training.fine_tuning.sft_runs import base, chats, toy  # noqa: F401
 
 KNOWN = {"How is our Union?": "Strong.", "And the people?": "They work.", "Who pays?": "Nobody, at all."}
 LEARN = ["--train-iters", "120", "--lr", "1e-2", "--min-lr", "1e-3", "--clip-grad", "1.0", "--eval-interval", "200"]

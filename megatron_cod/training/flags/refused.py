@@ -1,7 +1,7 @@
 """Flags that the parser of Megatron-Core 0.19.2 accepts and its code fails on later: one line each instead.
 
-``tests/training/test_refused_flags.py`` has an example of each row, and ``tests/distributed/test_flag_sweep.py`` runs every
-flag of Megatron's.
+In ``tests/training/flags``, ``test_refused.py`` has an example of each row, and ``test_flag_sweep.py`` runs every flag of
+Megatron's.
 """
 
 from __future__ import annotations

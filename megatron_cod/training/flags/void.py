@@ -1,6 +1,6 @@
 """Flags without effect unless another flag is given, or if it is: refused if the run would differ silently, else reported.
 
-A flag counts as given where its value differs from the parser's default. ``tests/training/test_void_flags.py`` tries every
+A flag counts as given where its value differs from the parser's default. ``tests/training/flags/test_void.py`` tries every
 row, and holds every flag of Megatron's to a row here or to a list of those that act by themselves.
 """
 
