@@ -32,7 +32,7 @@ def test_the_conversations_are_real_and_held_apart():
 
 
 @pytest.mark.slow
-def test_at_toy_size(base, tmp_path):  # noqa: F811
+def test_runs_at_toy_size(base, tmp_path):  # noqa: F811
     toy = ["--base", str(base / "lns"), "--output", str(tmp_path / "out"), "--epochs", "1"]
     output = run([*EXAMPLE, *toy, "--", "--lr", "1e-2", "--global-batch-size", "8"], tmp_path)
     before, after = losses(output)

@@ -96,7 +96,7 @@ def factors_after(_rank: int, flags: list[str]) -> dict:
     ],
     ids=" ".join,
 )
-def test_factors_stay_what_they_are(flags):
+def test_factors_survive_casts_and_recompute(flags):
     found = run_ranks(1, factors_after, flags)[0]
     expected = tuple((number**-0.5,) * 2 for number in range(1, SHAPE.layers + 1))
     assert found["before"] == found["after"] == expected

@@ -63,7 +63,7 @@ def test_quickstart_is_safe_to_repeat(quickstart):
     assert [line for line in again.splitlines() if line[:1] == "|"] == table
 
 
-def test_the_training_command(quickstart):
+def test_training_command_of_the_readme_runs(quickstart):
     home, _, _ = quickstart
     command = next(line for line in readme_commands() if line.startswith("torchrun --nproc-per-node 2"))
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(command)[1:], *TOY]
@@ -73,7 +73,7 @@ def test_the_training_command(quickstart):
 
 
 @pytest.mark.parametrize("command", [c for c in readme_commands() if c.endswith("--help")])
-def test_help_commands(command):
+def test_help_commands_of_the_readme_run(command):
     assert "usage" in run(shlex.split(command.replace("python", sys.executable, 1)), ROOT)
 
 

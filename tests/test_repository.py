@@ -56,7 +56,9 @@ ACROSS = {"containers", "cuda", "cuda_te", "distributed", "docs", "te"}
 def test_test_folders_mirror_the_package():
     for folder in sorted({Path(name).parent for name in tracked() if Path(name).match("tests/**/test_*.py")}):
         mirrored = folder.relative_to("tests")
-        assert mirrored.parts[:1] and mirrored.parts[0] in ACROSS or (ROOT / "megatron_cod" / mirrored).is_dir(), folder
+        assert (mirrored.parts[:1] and mirrored.parts[0] in ACROSS) or (ROOT / "megatron_cod" / mirrored).is_dir(), (
+            folder
+        )
 
 
 def test_texts_are_ascii():

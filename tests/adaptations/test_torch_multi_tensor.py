@@ -22,7 +22,7 @@ def some(dtype=torch.float32):
     return [(torch.randn(*shape) * 3).to(dtype) for shape in ((7, 5), (64,), (1,), (33, 2))]
 
 
-def test_the_norm_is_megatrons():
+def test_norm_equals_megatrons():
     ours, _ = torch_multi_tensor.l2_norm(0, NOOP, [some()], False)
     theirs, _ = utils.local_multi_tensor_l2_norm(0, NOOP, [some()], False)
     assert torch.equal(ours, theirs) and ours.shape == (1,)
@@ -31,7 +31,7 @@ def test_the_norm_is_megatrons():
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_scaling_is_megatrons(in_place):
+def test_scaling_equals_megatrons(in_place):
     outcomes = []
     for scale in (torch_multi_tensor.scale, utils.local_multi_tensor_scale):
         source = some()
@@ -41,7 +41,7 @@ def test_scaling_is_megatrons(in_place):
     assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
 
 
-def test_copies_are_megatrons():
+def test_copies_equal_megatrons():
     ours, theirs = ([torch.empty_like(one, dtype=torch.bfloat16) for one in some()] for _ in range(2))
     torch_multi_tensor.copy(some(), ours)
     for source, target in zip(some(), theirs, strict=True):
@@ -58,7 +58,7 @@ def sharded(tensors):
     return [distribute_tensor(one, mesh, [Shard(0)]) for one in tensors]
 
 
-def test_sharded_tensors_of_fsdp2_are_taken():
+def test_accepts_sharded_tensors_of_fsdp2():
     ours = sharded([torch.empty_like(one, dtype=torch.bfloat16) for one in some()])
     torch_multi_tensor.copy(sharded(some()), ours)
     assert all(torch.equal(one.to_local(), of.bfloat16()) for one, of in zip(ours, some(), strict=True))

@@ -47,7 +47,7 @@ def true_keys() -> None:
 
 
 @pytest.mark.slow
-def test_local_keys_cannot_be_saved(tiny, tmp_path):
+def test_rejects_keys_numbered_by_stage(tiny, tmp_path):
     flags = [*tiny, *PP2, "--train-iters", "4", "--save", str(tmp_path / "s"), "--save-interval", "4"]
     ended = run_training_ranks(2, flags, before=local_keys)
     assert all(rank.code for rank in ended)
@@ -57,7 +57,7 @@ def test_local_keys_cannot_be_saved(tiny, tmp_path):
 
 @pytest.mark.parametrize("keys", [true_keys, swapped_keys])
 @pytest.mark.slow
-def test_keys_of_the_other_stage_are_seen_at_another_layout(tiny, tmp_path, keys):
+def test_detects_keys_of_the_other_stage_at_another_layout(tiny, tmp_path, keys):
     whole, one, two = tmp_path / "whole", tmp_path / "one", tmp_path / "two"
     ended = run_training_ranks(2, [*tiny, *PP2, "--save", str(whole), "--save-interval", "4"], before=keys)
     assert [rank.code for rank in ended] == [0, 0], ended[0].output[-3000:]

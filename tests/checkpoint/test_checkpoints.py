@@ -41,7 +41,7 @@ def another_exponent() -> None:
     lns.DEPTH_EXPONENT = -1.0
 
 
-def test_another_exponent_is_refused_unless_asked_for(checkpoint, tiny):
+def test_rejects_another_exponent_without_override(checkpoint, tiny):
     flags = [*tiny, "--load", str(checkpoint), "--dry-run", "--override-opt_param-scheduler"]
     said = r"was trained with lns of scheme_exponent -0.5 \(this run: -1.0\); give the same, or --override-scheme-check"
     refuse(1, flags, said, before=another_exponent)
@@ -50,7 +50,7 @@ def test_another_exponent_is_refused_unless_asked_for(checkpoint, tiny):
     assert re.search(r"WARNING: checkpoint .* of scheme_exponent -0.5.*loading it anyway", ended.output)
 
 
-def test_another_init_policy_is_only_said(checkpoint, tiny):
+def test_warns_of_another_init_policy(checkpoint, tiny):
     ended = succeed(1, [*tiny, "--load", str(checkpoint), "--dry-run", "--init-policy", "scaled", OVERRIDE])[0]
     assert "was initialised with --init-policy normal; scaled has no effect here" in ended.output
 
@@ -84,7 +84,7 @@ def test_loads_checkpoints_of_stock_megatron_and_older_versions():
     assert differences(place, newer, lns) == [f"s was saved by megatron_cod 9.0, this is {megatron_cod.__version__}"]
 
 
-def test_a_directory_that_is_only_loaded_from_is_left_as_it_is(checkpoint, tiny, tmp_path):
+def test_load_directory_is_unchanged(checkpoint, tiny, tmp_path):
     folder = tmp_path / "theirs"
     shutil.copytree(checkpoint, folder)
     (folder / "iter_0000009").mkdir()
@@ -177,7 +177,7 @@ def test_the_newest_are_kept_to_the_last_save(tiny, tmp_path):
     ids=["incomplete", "complete", "empty tracker"],
 )
 @pytest.mark.slow_except("incomplete")
-def test_the_next_start_says_what_it_found(tiny, tmp_path, stage, said):
+def test_next_start_logs_the_checkpoints_it_found(tiny, tmp_path, stage, said):
     folder = tmp_path / "s"
     flags = [*tiny, "--eval-iters", "0", "--save", str(folder), "--load", str(folder), "--save-interval", "1"]
     run_until_killed(1, flags, stage, 2, tmp_path / "pids")

@@ -46,14 +46,14 @@ CASES = [(name, optimizer) for name in LAYOUTS for optimizer in ([], [OPTIMIZER]
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES, ids=[f"{n}{' distributed' if o else ''}" for n, o in CASES])
 @pytest.mark.slow_except("pp4 distributed", "pp2 vp2 distributed")
-def test_resuming_at_another_layout(saved, tiny, tmp_path, record_property, name, optimizer):
+def test_resumes_at_another_layout(saved, tiny, tmp_path, record_property, name, optimizer):
     difference = go_on(saved, tiny, tmp_path / "other", *LAYOUTS[name], optimizer)
     record_property("difference", difference)
     assert difference <= TOLERANCE
 
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
-def test_without_the_optimizer_state_it_would_be_seen(saved, tiny, tmp_path, optimizer):
+def test_detects_missing_optimizer_state(saved, tiny, tmp_path, optimizer):
     """The comparison above can fail: weights alone give other losses from the second step on."""
     difference = go_on(saved, tiny, tmp_path / "other", 1, [], optimizer, "--no-load-optim")
     assert difference > 100 * TOLERANCE
@@ -94,17 +94,17 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("world", "layout", "now"), WRONG.values(), ids=WRONG)
-def test_an_optimizer_state_that_cannot_be_resharded(buckets, tiny, world, layout, now):
+def test_rejects_optimizer_state_that_cannot_be_resharded(buckets, tiny, world, layout, now):
     said = rf"cannot be resharded \(dp_reshardable\), saved at TP 1 x PP 2 x EP 1 x VPP 1, {now}: load it at the saved"
     refuse(world, [*tiny, *layout, OPTIMIZER, "--load", str(buckets)], said)
 
 
-def test_the_remedy_that_is_named_works(buckets, tiny):
+def test_named_remedy_works(buckets, tiny):
     ended = succeed(1, [*tiny, OPTIMIZER, "--load", str(buckets), "--no-load-optim"])
     assert "step 8/8 | loss" in ended[0].output
 
 
-def test_buckets_and_the_adam_of_torch(buckets, tiny):
+def test_reshards_buckets_and_adam_of_torch(buckets, tiny):
     """Megatron cannot load them into torch's AdamW at the saved layout either: said before anything starts."""
     pytest.importorskip("torch")
     from megatron_cod.checkpoint.optimizer_layout import HAVE_APEX_OR_TE
@@ -116,7 +116,7 @@ def test_buckets_and_the_adam_of_torch(buckets, tiny):
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
 @pytest.mark.slow_except("plain")
-def test_the_other_optimizer_is_refused(saved, tiny, optimizer):
+def test_rejects_the_other_optimizer(saved, tiny, optimizer):
     _, stopped = saved(*optimizer)
     other = [] if optimizer else [OPTIMIZER]
     said = rf"saved {'with' if optimizer else 'without'} --use-distributed-optimizer.*or give --no-load-optim"
@@ -124,7 +124,7 @@ def test_the_other_optimizer_is_refused(saved, tiny, optimizer):
 
 
 @pytest.mark.gpu
-def test_pre_ln_from_torch_to_transformer_engine(tiny, tmp_path):
+def test_loads_pre_ln_of_torch_into_transformer_engine(tiny, tmp_path):
     """The stock scheme saved on the torch backend, resumed on Transformer Engine. Kernels differ: 1e-3 in fp32."""
     pytest.importorskip("transformer_engine")
     scheme = ["--norm-scheme", "pre_ln"]

@@ -29,7 +29,7 @@ def stopped(runs, tmp_path):
     return folder
 
 
-def test_a_run_says_and_keeps_what_it_does(runs):
+def test_logs_and_records_the_run(runs):
     whole, ended = runs
     output = ended[0].output + ended[1].output
     assert "pipeline stage 1, virtual stage 0: layers 3..4, norm factors 0.5774..0.5000" in output
@@ -56,7 +56,7 @@ def test_stopping_changes_nothing_to_the_bit(runs, tiny, tmp_path):
     assert losses(folder) == losses(whole)
 
 
-def test_a_changed_seed_would_be_seen(runs, tiny, tmp_path):
+def test_detects_changed_seed(runs, tiny, tmp_path):
     """The comparison above can fail: another data order gives other losses."""
     succeed(2, [*tiny, *PP2, "--save", str(tmp_path / "x"), "--save-interval", "8", "--seed", "7"])
     assert losses(tmp_path / "x") != losses(runs[0])
@@ -73,7 +73,7 @@ OTHER_LAYOUTS = {
 
 @pytest.mark.parametrize(("world", "flags"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
 @pytest.mark.slow_except("tp2 sp", "dp2")
-def test_resume_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
+def test_resumes_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     folder = tmp_path / "other"
     succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])
     train, valid = losses(folder)
@@ -100,7 +100,7 @@ def test_the_distributed_optimizer_reshards_without_a_flag(tiny, tmp_path):
         assert max(abs(train[step] - expected[step]) for step in train) <= (0 if name == "dp2" else 1e-5)
 
 
-def test_another_scheme_is_refused_unless_asked_for(stopped, tiny):
+def test_rejects_another_scheme_without_override(stopped, tiny):
     flags = [*tiny, "--load", str(stopped), "--norm-scheme", "pre_ln"]
     ended = run_training_ranks(1, flags)[0]
     assert ended.code == 2

@@ -33,7 +33,7 @@ def _rates(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.slow_except("fp32")
-def test_the_asked_rate_is_that_of_a_run_with_it_from_the_start(kind, tiny, tmp_path):
+def test_requested_rate_equals_that_of_a_run_from_the_start(kind, tiny, tmp_path):
     world, more = KINDS[kind]
     flags = [*tiny, *more, "--eval-iters", "0", "--train-iters", "6", "--save-interval", "3"]
     other = ["--lr", "5e-4", "--min-lr", "5e-5"]
@@ -48,7 +48,7 @@ def test_the_asked_rate_is_that_of_a_run_with_it_from_the_start(kind, tiny, tmp_
 
 
 @pytest.mark.slow
-def test_the_saved_rate_is_kept_where_that_is_asked(tiny, tmp_path):
+def test_saved_rate_is_kept_if_requested(tiny, tmp_path):
     flags = [*tiny, "--eval-iters", "0", "--train-iters", "6", "--save-interval", "3"]
     _run(1, [*flags, "--save", str(tmp_path / "a"), "--exit-interval", "3"])
     _run(1, [*flags, "--save", str(tmp_path / "whole")])
@@ -97,7 +97,7 @@ def _arguments(**changed):
         ({"start_weight_decay": 0.0, "weight_decay": 0.0, "end_weight_decay": 0.0}, "--weight-decay 0.1"),
     ],
 )
-def test_another_schedule_is_told_with_its_flag(changed, flag):
+def test_warns_of_another_schedule_by_flag(changed, flag):
     saved, now = _arguments(), _arguments(**changed)
     state = {"opt_param_scheduler": resumed_schedule._scheduler_of(saved)}
     with pytest.raises(UserError, match=re.escape(flag)) as error:

@@ -131,7 +131,7 @@ def test_a_failing_deletion_ends_no_training(tmp_path, monkeypatch, capsys):
     choose=st.none() | st.integers(0, 5),
 )
 @settings(max_examples=200, deadline=None)
-def test_cleaning_at_start(tmp_path_factory, complete, incomplete, choose):
+def test_start_removes_interrupted_saves(tmp_path_factory, complete, incomplete, choose):
     incomplete -= complete
     tracked = sorted(complete)[choose % len(complete)] if complete and choose is not None else None
     root = make(tmp_path_factory.mktemp("clean"), complete, incomplete, None if tracked is None else str(tracked))
@@ -144,14 +144,14 @@ def test_cleaning_at_start(tmp_path_factory, complete, incomplete, choose):
     assert sum("is complete but newer" in line for line in lines) == len(newer & complete)
 
 
-def test_an_iteration_asked_for_is_spared(tmp_path):
+def test_iteration_to_load_is_kept(tmp_path):
     root = make(tmp_path / "s", [2, 4, 6], tracker="2")
     clean(root, print, spare=4)
     assert names(root) == {2, 4}
 
 
 @pytest.mark.parametrize("left", ["", "\0\0\0"])
-def test_an_empty_tracker(tmp_path, left):
+def test_empty_tracker_gets_newest_checkpoint(tmp_path, left):
     root = make(tmp_path / "s", [2, 4, 10], [12], tracker=left)
     with pytest.raises(ValueError, match="newest complete checkpoint is 10: write 10 into the file"):
         latest_checkpoint(root)
@@ -166,7 +166,7 @@ def test_an_empty_tracker(tmp_path, left):
     assert latest_checkpoint(root) == root / iteration_name(10)
 
 
-def test_an_empty_tracker_with_nothing_complete(tmp_path):
+def test_rejects_empty_tracker_without_complete_checkpoint(tmp_path):
     root = make(tmp_path / "s", [], [2], tracker="")
     with pytest.raises(ValueError, match="delete it to start from scratch"):
         latest_checkpoint(root)
@@ -188,7 +188,7 @@ def test_damaged_checkpoints_are_skipped_and_kept(tmp_path, capsys):
     assert not capsys.readouterr().out and names(root) == {2, 4}
 
 
-def test_a_tracked_checkpoint_that_is_gone(tmp_path, capsys):
+def test_missing_tracked_checkpoint_is_skipped(tmp_path, capsys):
     root = make(tmp_path / "s", [2], tracker="4")
     assert newest_whole(root)[0] == root / iteration_name(2)
     clean(root, print)
@@ -214,14 +214,14 @@ def test_a_kill_between_tracker_and_renaming_changes_nothing(tmp_path, monkeypat
     assert names(root) == {2}
 
 
-def test_with_none_whole_nothing_is_touched(tmp_path):
+def test_nothing_changes_without_a_complete_checkpoint(tmp_path):
     root = make(tmp_path / "s", [], [2, 4], tracker="4")
     with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
         clean(root, print)
     assert names(root) == {2, 4} and (root / TRACKER).read_text() == "4"
 
 
-def test_saves_that_would_overwrite(tmp_path):
+def test_rejects_saves_that_would_overwrite(tmp_path):
     root = str(make(tmp_path / "s", [2, 4], tracker="4"))
     check_save(root, root)
     check_save(root, root, step=4)
@@ -252,7 +252,7 @@ def one_too_few(directory, keep, every=None):
 
 
 @pytest.mark.parametrize("mutant", [keeps_the_newest_by_name, one_too_few])
-def test_mutants_delete_what_is_tracked(tmp_path, monkeypatch, mutant):
+def test_detects_deletion_of_tracked_checkpoint(tmp_path, monkeypatch, mutant):
     """The trees above tell right from wrong: with these, the tracked checkpoint is gone."""
     root = make(tmp_path / "s", [1, 2, 3], tracker="2" if mutant is keeps_the_newest_by_name else "3")
     tracked = latest_checkpoint(root)

@@ -51,7 +51,7 @@ def clock_from_zero() -> None:
 
 
 @pytest.mark.slow
-def test_a_warm_up_that_starts_again_is_seen(tiny, tmp_path):
+def test_detects_warm_up_that_starts_again(tiny, tmp_path):
     flags = [*tiny, "--residual-warmup-steps", "3"]
     succeed(1, [*flags, "--save", str(tmp_path / "whole"), "--save-interval", "4"])
     stopped = at_step_4(tmp_path / "whole", tmp_path / "stopped")
@@ -61,7 +61,7 @@ def test_a_warm_up_that_starts_again_is_seen(tiny, tmp_path):
     assert abs(losses(tmp_path / "x")[0][5] - losses(tmp_path / "whole")[0][5]) > 1e-3
 
 
-def test_another_boundary_is_refused(tiny, tmp_path):
+def test_rejects_another_boundary(tiny, tmp_path):
     flags = [*tiny, "--norm-scheme", "mix_ln"]
     succeed(1, [*flags, "--train-iters", "2", "--eval-iters", "0", "--save", str(tmp_path), "--save-interval", "2"])
     more = ["--mix-ln-post-layers", "2", "--load", str(tmp_path), "--dry-run"]

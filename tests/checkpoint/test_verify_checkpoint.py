@@ -88,7 +88,7 @@ def test_detects_one_changed_byte(run):
 
 
 @pytest.mark.parametrize("place", [0, 30, -22])
-def test_the_archive_itself_may_be_damaged(run, place):
+def test_detects_damaged_archive(run, place):
     """Its head, a name, its end; of a file beside the pieces as well, such as older versions write."""
     _, path, offset, length = pieces(run / LAST)[3]
     other = run / LAST / "common.pt"
@@ -101,7 +101,7 @@ def test_the_archive_itself_may_be_damaged(run, place):
     assert "common.pt holds bytes that have changed" in str(damage(run / LAST, verify=True))
 
 
-def test_in_the_runs_own_directory_it_is_skipped(whole, run, tiny):
+def test_damaged_checkpoint_in_save_is_skipped(whole, run, tiny):
     spoil_a_weight(run / LAST)
     save = ["--save", str(run), "--load", str(run), "--save-interval", "3", "--verify-checkpoint"]
     ended = succeed(2, [*tiny, *PP2, *save])
@@ -111,7 +111,7 @@ def test_in_the_runs_own_directory_it_is_skipped(whole, run, tiny):
     assert losses(run)[0] == whole[1]
 
 
-def test_without_the_flag_the_losses_are_others(whole, run, tiny):
+def test_losses_differ_without_verification(whole, run, tiny):
     """What there is to be seen, and what a check that looks at nothing would let through."""
     spoil_a_weight(run / LAST)
     succeed(2, [*tiny, *PP2, "--save", str(run), "--load", str(run), "--save-interval", "3"])
@@ -119,7 +119,7 @@ def test_without_the_flag_the_losses_are_others(whole, run, tiny):
     assert {step for step in found if found[step] != whole[1][step]} == {7, 8}
 
 
-def test_elsewhere_it_is_refused(run, tiny, tmp_path):
+def test_rejects_damaged_checkpoint_elsewhere(run, tiny, tmp_path):
     spoil_a_weight(run / LAST)
     load = ["--load", str(run), "--save", str(tmp_path / "other"), "--save-interval", "3"]
     for more in ([], ["--dry-run", "--save", str(run)]):

@@ -15,7 +15,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-def test_what_an_earlier_run_did_is_not_in_the_rate(clock: Clock):
+def test_rate_excludes_an_earlier_run(clock: Clock):
     pace = Pace(1000, before=200)
     pace.skip(100)
     clock.now = 10.0

@@ -127,7 +127,7 @@ DP2 = ("--overlap-grad-reduce",)
     ],
     ids=["local TP 2", "local DP 2", "full_iteration TP 2", "full_iteration PP 2", "full_iteration DP 2"],
 )
-def test_graphs_over_ranks(kind, layout, tmp_path):
+def test_graphs_over_ranks_have_the_eager_runs_figures(kind, layout, tmp_path):
     flags = [*WARM_UP, *layout]
     graphed("none", 2, tmp_path / "eager", *flags).succeeded()
     graphed(kind, 2, tmp_path / "graph", *flags).succeeded()

@@ -36,7 +36,7 @@ def test_saves_and_resumes(tmp_path, name, device):
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 @pytest.mark.slow
-def test_is_refused_before_the_first_step(tmp_path, case):
+def test_rejects_before_the_first_step(tmp_path, case):
     run = launch(case.world, tmp_path, *case.flags)
     assert run.refused(*case.refused), run.console[-2000:]
 

@@ -54,7 +54,7 @@ def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
     assert check_prefix(tmp_path / "data" / "bytes_valid_text_document", vocab_size=257).documents == 2
 
 
-def test_the_summary_counts_what_is_empty_for_each_key(
+def test_summary_counts_empty_documents_by_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"title": "a", "body": "b"}\n{"title": "c", "body": ""}\n')
@@ -93,7 +93,9 @@ def test_dry_run_writes_nothing(
         (["--input", str(sample_corpus_path()), "--tokenizer-type", "HuggingFaceTokenizer"], "needs --tok"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_rejects_wrong_input_in_one_line_with_exit_code_2(
+    tool: Tool, tmp_path: Path, arguments: list[str], says: str
+) -> None:
     done = tool("preprocess_data.py", "--output-prefix", tmp_path / "d", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -102,7 +104,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arg
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_flags_and_help(tool: Tool) -> None:
+def test_rejects_wrong_flags_and_prints_help(tool: Tool) -> None:
     for name in ("preprocess_data.py", "train_tokenizer.py", "make_sample_corpus.py"):
         assert "python tools/" + name in tool(name, "--help").stdout
         wrong = tool(name, "--nonsense")

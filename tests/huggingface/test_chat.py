@@ -40,7 +40,7 @@ def ask(folder) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_bytes(toy, answers, tmp_path):  # noqa: F811
+def test_answers_of_byte_models_are_equal(toy, answers, tmp_path):  # noqa: F811
     """A pretrained toy under LNS, over two stages; the plain template comes along in the checkpoint."""
     flags = toy[: toy.index("--sft-data-path")]
     flags += ["--unset", "train-epochs", *LEARN, *answers, "--pipeline-model-parallel-size", "2"]
@@ -97,6 +97,6 @@ def test_another_template_replaces_the_tokenizers_own(imported, answers, tmp_pat
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "User:\na\nAssistant:\nb<|endoftext|>"
 
 
-def test_a_model_without_a_template_says_so(base, tmp_path):  # noqa: F811
+def test_names_model_without_template(base, tmp_path):  # noqa: F811
     done = run_program("generate.py", "--checkpoint", base / "lns", "--chat", "Hello")
     assert done.returncode == 2 and "error: the tokenizer has no chat template" in done.stderr

@@ -59,7 +59,7 @@ def test_rank_0_has_the_console_and_each_rank_a_file(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_on_the_console_where_asked(tiny, tmp_path):
+def test_prints_all_on_the_console_if_requested(tiny, tmp_path):
     save = tmp_path / "run"
     ended = succeed(4, [*tiny, *SHORT, "--save", str(save), "--rank-log-dir", "none"])
     assert not (save / "logs").exists() and "attention_dropout" in ended[0].output
@@ -80,7 +80,7 @@ def test_lines_go_from_the_last_rank_to_the_first():
     assert shown == ["step 1", "end", ""]
 
 
-def test_a_teller_that_is_lost_does_not_hold_rank_0_up():
+def test_lost_rank_does_not_block_rank_0():
     reader = Lines()
     reader.connect(HashStore(), reads=True)
     begun = time.monotonic()
@@ -88,7 +88,7 @@ def test_a_teller_that_is_lost_does_not_hold_rank_0_up():
     assert time.monotonic() - begun < 3
 
 
-def test_without_rank_0_the_last_rank_speaks_itself(capsys):
+def test_last_rank_prints_without_rank_0(capsys):
     class Gone:
         def set(self, *_: object) -> None:
             raise DistNetworkError("gone")
@@ -119,7 +119,7 @@ def test_a_log_on_a_full_disk_loses_lines_and_not_the_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_with_a_file_still_says_on_the_console_that_it_fails(tiny, tmp_path):
+def test_failure_is_on_the_console_too(tiny, tmp_path):
     ended = run_training_ranks(4, [*tiny, *SHORT, "--save", str(tmp_path)], before=FailsAt(rank=2, step=3))
     said = [line for line in ended[2].output.splitlines() if line.startswith("rank 2 failed: ")]
     log = tmp_path / "logs" / "rank_00002.log"

@@ -37,7 +37,7 @@ def test_ranks_that_gave_no_sign_are_named():
     assert line == "no sign of rank 2, 3 within 60 s; heard from a"
 
 
-def test_a_mark_that_is_not_seen_names_its_machine(tmp_path, monkeypatch):
+def test_names_machine_whose_mark_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(start_agreement, "SEEN_WITHIN_SECONDS", 0.2)
     (tmp_path / "one").write_text("one")
     line = compare_votes([vote(0, "a", "one"), vote(2, "b", "two")], [], str(tmp_path), 60)
@@ -81,7 +81,7 @@ def test_another_version_on_one_rank_ends_all_before_the_first_step(tiny):
     assert "(rank 1); install the same on all" in line
 
 
-def test_a_judge_who_does_not_look_lets_it_through(tiny):
+def test_detects_vote_that_is_not_compared(tiny):
     ended = run_training_ranks(2, tiny, before=OnRankOne(version="2.14.0", compared="agreed"))
     assert [one.code for one in ended] == [0, 0]
 
@@ -143,7 +143,7 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
 
 
 @pytest.mark.parametrize("fails", [None, 0, 2])
-def test_rank_0_holds_the_store_until_all_know_the_verdict(fails):
+def test_rank_0_keeps_the_store_until_all_know_the_result(fails):
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), free_port(24000)
     processes = [context.Process(target=_rank, args=(rank, port, fails, results)) for rank in range(3)]

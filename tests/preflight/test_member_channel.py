@@ -29,7 +29,7 @@ def test_check_ends_at_time_out():
         in_time(lambda: 1 / 0, 5)
 
 
-def test_machines_of_one_name_are_told_apart():
+def test_machines_of_one_name_are_numbered():
     places = [("x", 0), ("x", 1), ("y", 0), ("x", 0), ("x", 1)]
     assert distinct_names(places) == [("x", 0), ("x", 1), ("y", 0), ("x#2", 0), ("x#2", 1)]
 
@@ -147,7 +147,7 @@ def results(states: dict[str, str]) -> list[Result]:
     return [Result("x", Outcome([Finding(node, "x", state, "text", "hint") for node, state in states.items()], "line"))]
 
 
-def test_the_table():
+def test_table_has_a_row_for_each_machine():
     text = format_table(results({"a": "OK", "b": "FAIL"}), missing_findings([["c", "not there within 9 s"]]))
     lines = text.splitlines()
     assert [line.split() for line in lines[:4]] == [["node", "x"], ["a", "OK"], ["b", "FAIL"], ["c", "absent"]]
@@ -155,13 +155,13 @@ def test_the_table():
     assert any(line.startswith("FAIL c there: not there within 9 s") for line in lines)
 
 
-def test_states_that_fail():
+def test_exit_code_is_of_the_worst_state():
     assert failed(results({"a": "FAIL"}), [])
     assert failed(results({"a": "OK"}), missing_findings([["c", "not there"]]))
     assert not failed(results({"a": "OK", "b": "WARN"}), [])
     assert as_json(results({"a": "FAIL"}), [])["passed"] is False
 
 
-def test_of_many_machines_only_those_with_something_to_say_are_listed():
+def test_of_many_machines_only_those_with_findings_are_listed():
     text = format_table(results({f"n{number}": "FAIL" if number == 77 else "OK" for number in range(100)}), [])
     assert "99 more machines, all in order" in text and "n77" in text and "n76" not in text

@@ -83,7 +83,7 @@ def measured(request):
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{s}-{p}" for s, p, _ in CASES])
-def test_standard_deviations(measured, index):
+def test_standard_deviations_equal_the_formulas(measured, index):
     found = merged([rank[index] for rank in measured])
     assert len([name for name in found if "_proj" in name]) == 7 * SHAPE.layers
     assert wrong(found, CASES[index][2]) == []
@@ -122,7 +122,7 @@ def beta_with_the_wrong_sign() -> None:
 
 
 @pytest.mark.parametrize("mutate", [depth_of_the_stage, beta_with_the_wrong_sign])
-def test_wrong_initialisations_are_caught(mutate):
+def test_detects_wrong_initialisation(mutate):
     layout = Layout(pp=2)
     ranks = run_ranks(2, without_the_depth_check, layout, mutate)
     depth_scaled, deepnorm = (merged([rank[i] for rank in ranks]) for i in (5, 6))

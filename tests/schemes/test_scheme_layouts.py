@@ -67,7 +67,7 @@ def test_a_decayed_scale_is_caught():
 
 
 @pytest.mark.parametrize(("name", "layout", "mutate"), MUTANTS, ids=[mutant[2].__name__ for mutant in MUTANTS])
-def test_a_wrong_scheme_is_caught(name, layout, mutate):
+def test_detects_wrong_scheme(name, layout, mutate):
     found = differences(name, layout, mutate)
     assert not within_tolerance(found)
     assert found["logits"] > 1e-2, found

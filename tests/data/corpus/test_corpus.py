@@ -24,7 +24,7 @@ def test_prose_of_a_page() -> None:
     assert paragraphs_of(page) == ["A title", "One <tag> and a word.", "first", "second", "last"]
 
 
-def test_pages_lose_what_an_earlier_one_had(tmp_path: Path) -> None:
+def test_repeated_parts_of_pages_are_removed(tmp_path: Path) -> None:
     long = "A sentence that is long enough to make a page of it. " * 5
     (tmp_path / "a.html").write_text(f"<p>{long}<p>Copyright.")
     (tmp_path / "b.html").write_text(f"<p>Copyright.<p>Another one: {long}")
@@ -34,7 +34,7 @@ def test_pages_lose_what_an_earlier_one_had(tmp_path: Path) -> None:
     assert found == [f"{long.strip()}\n\nCopyright.", f"Another one: {long.strip()}"]
 
 
-def test_dictionary_entries(tmp_path: Path) -> None:
+def test_reads_dictionary_entries(tmp_path: Path) -> None:
     for part in ("noun", "verb", "adj", "adv"):
         head = "  1 This software\n"
         entry = '00001740 03 n 02 abstract_entity 0 thing 1 000 | what is not a thing; "an idea"  \n'

@@ -39,7 +39,7 @@ def arguments(parser):
     return parse
 
 
-def test_prefixes_and_weights() -> None:
+def test_reads_prefixes_and_weights() -> None:
     assert read_blend("--data-path", ["a", "b"]).weights is None
     blend = read_blend("--data-path", ["3", "a", "1e0", "b"])
     assert (blend.prefixes, blend.weights, blend.shares()) == (["a", "b"], [3.0, 1.0], [0.75, 0.25])
@@ -67,7 +67,7 @@ def test_prefixes_and_weights() -> None:
         (["1e308", "a", "1e308", "b"], "--data-path: the weights add up to more than a number can hold"),
     ],
 )
-def test_wrong_blends(words: list[str], says: str) -> None:
+def test_rejects_wrong_blends(words: list[str], says: str) -> None:
     with pytest.raises(ValueError) as caught:
         read_blend("--data-path", words)
     assert says in str(caught.value)
@@ -100,7 +100,7 @@ def test_blends_from_flags_and_files_agree(arguments, tmp_path: Path) -> None:
         ('{"train": "1 a b", "valid": null, "test": null}', ", train takes dataset prefixes, or a weight before each"),
     ],
 )
-def test_wrong_files(arguments, tmp_path: Path, content: str, says: str) -> None:
+def test_rejects_wrong_files(arguments, tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError) as caught:
         blends_of(arguments("--per-split-data-args-path", str(tmp_path / "x.json")))
@@ -207,7 +207,7 @@ def test_a_data_section_becomes_flags(parser) -> None:
         ({"train": 5}, "'data: train' must hold dataset prefixes or {path: ..., weight: ...}, found 5"),
     ],
 )
-def test_wrong_data_sections(section: object, says: str) -> None:
+def test_rejects_wrong_data_sections(section: object, says: str) -> None:
     with pytest.raises(ValueError) as caught:
         data_flags(section)
     assert says in str(caught.value)

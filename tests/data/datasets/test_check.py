@@ -63,7 +63,7 @@ def test_data_of_another_tool_passes(tmp_path: Path) -> None:
         assert summary.record is None
 
 
-def test_missing_names_both_files_and_what_is_near(good: Path, tmp_path: Path) -> None:
+def test_missing_dataset_names_both_files_and_similar_ones(good: Path, tmp_path: Path) -> None:
     message = complaint(good.with_name("sotu"))
     assert "sotu.idx" in message and "sotu.bin" in message
     assert f"did you mean {good}?" in message
@@ -74,7 +74,7 @@ def test_missing_names_both_files_and_what_is_near(good: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
-def test_one_file_missing(copy: Path, suffix: str) -> None:
+def test_names_missing_file(copy: Path, suffix: str) -> None:
     Path(f"{copy}{suffix}").unlink()
     assert f"{copy}{suffix} is missing" in complaint(copy)
 
@@ -98,13 +98,13 @@ def change(path: Path, place: int, content: bytes) -> None:
         (34 + 24 * 12 + 8, struct.pack("<q", 99), "contradict each other"),
     ],
 )
-def test_damaged_index(copy: Path, place: int, content: bytes, says: str) -> None:
+def test_rejects_damaged_index(copy: Path, place: int, content: bytes, says: str) -> None:
     change(Path(f"{copy}.idx"), place, content)
     assert says in complaint(copy)
 
 
 @pytest.mark.parametrize(("size", "says"), [(0, "is not a Megatron index"), (20, "cut off"), (400, "cut off")])
-def test_cut_index(copy: Path, size: int, says: str) -> None:
+def test_rejects_truncated_index(copy: Path, size: int, says: str) -> None:
     with Path(f"{copy}.idx").open("r+b") as file:
         file.truncate(size)
     assert says in complaint(copy)
@@ -118,7 +118,7 @@ def test_data_of_another_size(copy: Path, change_by: int) -> None:
     assert "859402 tokens of 2 bytes = 1718804" in complaint(copy)
 
 
-def test_an_empty_dataset(tmp_path: Path) -> None:
+def test_rejects_empty_dataset(tmp_path: Path) -> None:
     assert "is empty (0 tokens)" in complaint(build(tmp_path / "x", []))
     assert "is empty (0 tokens)" in complaint(build(tmp_path / "y", [[], []]))
 
@@ -132,7 +132,7 @@ def test_ids_above_the_vocabulary(good: Path, tmp_path: Path) -> None:
     assert check_prefix(prefix, vocab_size=901).max_token == 900
 
 
-def test_negative_ids(tmp_path: Path) -> None:
+def test_rejects_negative_ids(tmp_path: Path) -> None:
     assert "token id -1 at position 1" in complaint(build(tmp_path / "x", [[1, -1]], np.int32))
 
 
@@ -144,7 +144,7 @@ def test_large_data_is_sampled_from_end_to_end(copy: Path, monkeypatch: pytest.M
     assert "token id 5000 at position 859401" in complaint(copy, vocab_size=512)
 
 
-def test_a_broken_record(copy: Path) -> None:
+def test_rejects_broken_manifest(copy: Path) -> None:
     path = Path(f"{copy}.json")
     for content in ("{", "[]", '{"format": 9}', '{"format": 1}'):
         path.write_text(content)

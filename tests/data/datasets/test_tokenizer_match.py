@@ -107,7 +107,7 @@ def test_merges_that_were_cut(check: Check, huggingface_parts: Path, tmp_path: P
     assert "has another added_tokens.json" in str(check(dataset, *hugging_face(folder)))
 
 
-def test_ids_alone(check: Check, dataset: Path, folder: Path, tmp_path: Path) -> None:
+def test_compares_ids_alone(check: Check, dataset: Path, folder: Path, tmp_path: Path) -> None:
     numbers = ["--tokenizer-type", "NullTokenizer", "--vocab-size"]
     said = str(check(dataset, *numbers, "1000"))
     assert f"{folder} of 800 ids, of which 1 ends a document, but NullTokenizer has 1000, of which 999 does" in said
@@ -122,7 +122,7 @@ def test_ids_alone(check: Check, dataset: Path, folder: Path, tmp_path: Path) ->
     assert "of 800 ids, but NullTokenizer has 801; for ids alone give --vocab-size 800; train with" in said
 
 
-def test_types(check: Check, dataset: Path, sentencepiece_model: Path, tmp_path: Path) -> None:
+def test_compares_tokenizer_types(check: Check, dataset: Path, sentencepiece_model: Path, tmp_path: Path) -> None:
     pieces = made_with(TokenizerChoice("SentencePieceTokenizer", sentencepiece_model), tmp_path / "hf")
     for name in ("SentencePieceTokenizer", "Llama2Tokenizer"):
         assert check(pieces, "--tokenizer-type", name, "--tokenizer-model", str(sentencepiece_model)) is None

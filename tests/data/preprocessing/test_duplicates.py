@@ -51,7 +51,7 @@ def test_both_halves_of_a_hash_count(tmp_path: Path) -> None:
     assert duplicates.mark_duplicates([run], 4, tmp_path / "plan").tolist() == [0, 0, 0, 1]
 
 
-def test_the_hash_tells_which_text_stands_under_which_key() -> None:
+def test_hash_depends_on_the_key_of_each_text() -> None:
     assert digest_of(["ab", "c"])[0] != digest_of(["a", "bc"])[0]
     assert digest_of(["a", ""])[0] != digest_of(["", "a"])[0]
     long = "x\u00e9" * 2_000_000

@@ -136,7 +136,7 @@ def away(tmp_path: Path) -> Iterator[Path]:
     ],
     ids=["bytes", "pieces", "unigram", "byte level", "many words", "escaped", "text", "parquet", "short documents"],
 )
-def test_below_a_gigabyte(
+def test_worker_uses_less_than_a_gigabyte(
     away: Path, huge: str, kinds: dict, name: str, write: Any, kind: str, options: list[str]
 ) -> None:
     write(away / name, huge)
@@ -146,6 +146,6 @@ def test_below_a_gigabyte(
 
 
 @pytest.mark.slow
-def test_a_mutant_takes_more(away: Path, huge: str, kinds: dict) -> None:
+def test_detects_mutant_that_uses_more(away: Path, huge: str, kinds: dict) -> None:
     json_line(away / "d.jsonl", huge)
     assert max(peaks(away / "d.jsonl", kinds["pieces"], mutant=MUTANT)) > LIMIT

@@ -53,7 +53,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def test_megatron_reads_back_what_its_tokenizer_gave(
+def test_megatron_reads_back_the_tokens(
     choice: TokenizerChoice, documents: list[str], jsonl: Jsonl, tmp_path: Path
 ) -> None:
     run(jsonl(documents[:20]), tmp_path / "d", tokenizer=choice, append_eod=True)
@@ -97,7 +97,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert content_of(tmp_path / "one") == content_of(tmp_path / "many")
 
 
-def test_parts_batches_and_runs_do_not_show_in_the_result(
+def test_result_is_independent_of_parts_batches_and_runs(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = jsonl(documents)
@@ -175,7 +175,7 @@ def test_holdout_by_whole_documents(speeches: list[str], tmp_path: Path) -> None
         ("file", ["one\ntwo\n\nthree"]),
     ],
 )
-def test_plain_text(tmp_path: Path, split_on: str, expected: list[str]) -> None:
+def test_reads_plain_text(tmp_path: Path, split_on: str, expected: list[str]) -> None:
     (tmp_path / "in.txt").write_text("one\ntwo\n\nthree\n")
     result = run(tmp_path / "in.txt", tmp_path / "d", split_on=split_on)
     assert texts_of(tmp_path / "d_text_document") == expected
@@ -224,7 +224,7 @@ def test_max_documents_counts_documents_written(jsonl: Jsonl, tmp_path: Path) ->
     assert result.empty == {"text": 2}
 
 
-def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
+def test_rejects_or_counts_bad_lines(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_bytes(b'{"text": "a"}\n{"text": 1}\n\n{"text": "\\ud800"}\n{"text": "b"}\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: key 'text' holds a int, .*--skip-bad-lines"):
@@ -261,7 +261,7 @@ def test_a_document_that_the_index_cannot_hold(tmp_path: Path, monkeypatch: pyte
         run(source, tmp_path / "d", append_eod=True)
 
 
-def test_a_small_failed_run_leaves_nothing(tmp_path: Path) -> None:
+def test_small_failed_run_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "a"}\n{\n')
     with pytest.raises(ValueError, match=r"in\.jsonl, line 2: not JSON"):
         run(tmp_path / "in.jsonl", tmp_path / "out" / "d", workers=2)
@@ -278,7 +278,7 @@ def test_a_parts_bad_lines_are_an_error_when_they_are_not_skipped_any_more(tmp_p
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_run_leaves_nothing_that_looks_finished(
+def test_interrupted_run_leaves_no_finished_files(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type
 ) -> None:
     small_parts(monkeypatch)
@@ -311,7 +311,7 @@ def test_a_failed_second_run_keeps_the_first(jsonl: Jsonl, tmp_path: Path) -> No
     assert content_of(tmp_path / "out") == before
 
 
-def test_existing_output_is_kept_unless_asked(jsonl: Jsonl, tmp_path: Path) -> None:
+def test_keeps_existing_output_without_overwrite(jsonl: Jsonl, tmp_path: Path) -> None:
     run(jsonl(["first"]), tmp_path / "d")
     second = jsonl(["second"])
     with pytest.raises(ValueError, match=r"exists already: .*d_text_document\.bin.*--overwrite"):
@@ -343,7 +343,7 @@ def test_the_same_job_again_has_nothing_to_do(jsonl: Jsonl, tmp_path: Path) -> N
         ({"holdout_every": 100}, "1 document(s) are too few: none for"),
     ],
 )
-def test_bad_options(jsonl: Jsonl, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_rejects_bad_options(jsonl: Jsonl, tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as caught:
         run(jsonl(["text"]), tmp_path / "out" / "d", **options)
     assert says in str(caught.value)

@@ -54,22 +54,22 @@ def test_weights_need_not_add_up_to_a_hundred() -> None:
     assert deal(TEXTS, "90,5,5") == deal(TEXTS, "0.9,0.05,0.05")
 
 
-def test_holdout_takes_every_nth() -> None:
+def test_holdout_is_every_nth_document() -> None:
     assert deal(TEXTS[:6], holdout_every=3) == ["train", "train", "valid"] * 2
 
 
 @pytest.mark.parametrize("split", ["90", "", "a,b", "1,1,1,1", "-1,2", "0,1", "1/0,1", "nan,1"])
-def test_bad_split(split: str) -> None:
+def test_rejects_bad_split(split: str) -> None:
     with pytest.raises(ValueError, match="is not TRAIN,VALID or TRAIN,VALID,TEST"):
         make_splitter(split, None)
 
 
-def test_bad_holdout() -> None:
+def test_rejects_bad_holdout() -> None:
     with pytest.raises(ValueError, match="leaves nothing to train on"):
         make_splitter(None, 1)
     with pytest.raises(ValueError, match="not both"):
         make_splitter("9,1", 5)
 
 
-def test_without_split_flag() -> None:
+def test_one_dataset_without_split_flag() -> None:
     assert make_splitter(None, None) is None

@@ -122,7 +122,7 @@ def test_other_kinds_of_strings(documents: list[str], tmp_path: Path) -> None:
         assert texts_of(tmp_path / f"d{number}_text_document") == documents[:20]
 
 
-def test_bad_rows_are_named(tmp_path: Path) -> None:
+def test_names_bad_rows(tmp_path: Path) -> None:
     texts = pa.array([b"one", b"\xff", None, b"four"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), len(texts), texts.buffers())
     path = tmp_path / "d.parquet"
@@ -180,7 +180,7 @@ def test_a_stream_cut_between_two_batches_is_an_error(tmp_path: Path, kind: str)
             run(path, tmp_path / "cut")
 
 
-def test_without_pyarrow_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_missing_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = parquet(tmp_path / "d.parquet", ["a"])
     real = builtins.__import__
 

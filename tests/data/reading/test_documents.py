@@ -100,7 +100,7 @@ def test_byte_order_mark_is_no_text() -> None:
         (b"[" * 100000, "nested too deeply"),
     ],
 )
-def test_bad_json_says_what_is_wrong(line: bytes, says: str) -> None:
+def test_bad_json_is_named_with_its_reason(line: bytes, says: str) -> None:
     with pytest.raises(ValueError) as caught:
         texts_of_json(line, ["text"])
     assert says in str(caught.value)

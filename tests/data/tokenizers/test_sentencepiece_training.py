@@ -50,7 +50,7 @@ def test_seed_decides_the_sample(tmp_path: Path) -> None:
     assert vocabulary("a2", 1) != vocabulary("c", 2)
 
 
-def test_digits_and_bytes_as_asked(tmp_path: Path) -> None:
+def test_splits_digits_and_falls_back_to_bytes_if_requested(tmp_path: Path) -> None:
     model = load(train(tmp_path / "a").model)
     assert model.encode("1998", out_type=str)[-4:] == list("1998")
     plain = load(train(tmp_path / "b", byte_fallback=False).model)
@@ -71,7 +71,7 @@ def test_digits_and_bytes_as_asked(tmp_path: Path) -> None:
         ({"inputs": ["none.txt"]}, "none.txt does not exist"),
     ],
 )
-def test_bad_options(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_rejects_bad_options(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError) as caught:
         train(tmp_path / "t", **options)
     assert says in str(caught.value)
@@ -93,7 +93,7 @@ def test_odd_text_is_no_trouble(tmp_path: Path) -> None:
     assert train(tmp_path / "t", inputs=[str(path)], vocab_size=275).vocab_size == 275
 
 
-def test_bad_lines_are_an_error_or_counted(tmp_path: Path) -> None:
+def test_rejects_or_counts_bad_lines(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     good = json.dumps({"text": "plain words here " * 300}) + "\n"
     path.write_text(good + "{\n" * 4 + '{"text": 1}\n' * 3 + good)

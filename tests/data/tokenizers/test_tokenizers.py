@@ -76,7 +76,7 @@ def test_append_eod_needs_one(huggingface_folder: Path, tmp_path: Path) -> None:
         DocumentEncoder(choice, append_eod=True)
 
 
-def test_bad_choices(tmp_path: Path, sentencepiece_model: Path) -> None:
+def test_rejects_bad_choices(tmp_path: Path, sentencepiece_model: Path) -> None:
     text = tmp_path / "text.model"
     text.write_text("not a model")
     for choice, says in [

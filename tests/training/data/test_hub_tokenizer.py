@@ -40,7 +40,7 @@ def test_rejects_a_path_that_does_not_exist(network, name):
     assert problem(asked(name)) == f"--tokenizer-model {name} does not exist"
 
 
-def test_accepts_what_can_be_had(network, tmp_path):
+def test_accepts_available_tokenizers(network, tmp_path):
     assert problem(asked("some/tokenizer")) is None
     assert problem(asked(str(tmp_path))) is None
     assert problem(asked(None)) is None
@@ -50,7 +50,7 @@ def test_accepts_what_can_be_had(network, tmp_path):
     assert problem(asked("some/tokenizer")) is None
 
 
-def test_a_proxy_stands_in_between(monkeypatch):
+def test_reports_hub_behind_a_proxy(monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     assert hub_tokenizer._unreachable.__wrapped__("https://no.such.host.invalid") is None
     monkeypatch.delenv("HTTPS_PROXY")

@@ -37,7 +37,7 @@ def rows(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in TRAINED])
-def test_megatrons_own_validation(tiny, rows, tmp_path, name):
+def test_equals_megatrons_validation(tiny, rows, tmp_path, name):
     world, flags = TRAINED[name]
     # An interval beyond the end: one validation, over one pass of the data.
     validation = ["--eval-interval", "9", "--eval-iters", str(ROWS // 4), "--valid-data-path", str(rows)]

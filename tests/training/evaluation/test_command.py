@@ -26,7 +26,7 @@ def test_prints_table(checkpoints, asked, tmp_path):
     assert "tokens/s" in last.output
 
 
-def test_a_dry_run_and_a_checkpoint_named_itself(checkpoints, asked, tmp_path):
+def test_dry_run_accepts_a_single_checkpoint(checkpoints, asked, tmp_path):
     flags = ["--load", str(checkpoints / "lns" / "iter_0000008"), *asked, "--dry-run"]
     ended = run_training_ranks(1, [*flags, "--output", str(tmp_path / "o.json")], entry="evaluate")[0]
     assert ended.code == 0 and "dry run: arguments, checkpoint and data are in order" in ended.output
@@ -152,7 +152,7 @@ def filled(flags: list[str], checkpoints, eval_data) -> list[str]:
 
 @pytest.mark.parametrize(("flags", "pattern"), BAD_FLAGS.values(), ids=BAD_FLAGS)
 @pytest.mark.slow_except("no checkpoint", "no data", "stride", "another model", "another scheme", "layout")
-def test_wrong_flags(checkpoints, eval_data, flags, pattern):
+def test_rejects_wrong_flags(checkpoints, eval_data, flags, pattern):
     refuse(1, filled(flags, checkpoints, eval_data), pattern, entry="evaluate")
 
 
@@ -179,14 +179,14 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize(("ids", "made", "pattern"), BAD_DATA.values(), ids=BAD_DATA)
-def test_bad_datasets(checkpoints, tmp_path, ids, made, pattern):
+def test_rejects_bad_datasets(checkpoints, tmp_path, ids, made, pattern):
     write_dataset(tmp_path / "bad", [np.array(ids, np.int64)])
     if made is not None:
         record(tmp_path / "bad", tokens=len(ids), **made)
     refuse(1, ["--load", str(checkpoints / "lns"), "--eval-data", str(tmp_path / "bad")], pattern, entry="evaluate")
 
 
-def test_bad_lines_are_counted_and_skipped_where_asked(checkpoints, eval_data, tmp_path):
+def test_bad_lines_are_skipped_if_requested(checkpoints, eval_data, tmp_path):
     lines = (eval_data / "mix.jsonl").read_text().splitlines()[:3]
     (tmp_path / "some.jsonl").write_text(
         "\n".join([lines[0], "{", '{"text": 7}', "", lines[1], '{"text": " "}']) + "\n"
@@ -198,7 +198,7 @@ def test_bad_lines_are_counted_and_skipped_where_asked(checkpoints, eval_data, t
     assert "some.jsonl, line 3: key 'text' holds a int" in output and "1 sets, 2 documents" in output
 
 
-def test_a_run_that_does_not_tell_of_its_model(checkpoints, asked, tmp_path):
+def test_rejects_run_without_recipe(checkpoints, asked, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(checkpoints / "lns", copy, ignore=shutil.ignore_patterns("resolved_args*"))
     flags = ["--load", str(copy), *asked, "--dry-run"]

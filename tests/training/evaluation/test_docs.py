@@ -10,7 +10,7 @@ from tests.training.evaluation.page import blocks, run_block
 
 
 @pytest.mark.slow
-def test_the_command_of_the_page(tiny, text_data, tmp_path):
+def test_command_of_the_page_runs(tiny, text_data, tmp_path):
     assert len(blocks()) == 2
     data, sample = tmp_path / "runs" / "quickstart" / "data", tmp_path / "megatron_cod" / "data" / "sample"
     data.mkdir(parents=True)

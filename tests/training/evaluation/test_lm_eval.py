@@ -51,12 +51,12 @@ def scores(folder) -> dict:
     return json.loads(results.read_text())["results"]
 
 
-def test_the_commands_of_the_page(home):
+def test_commands_of_the_page_run(home):
     run_block(blocks()[1], home, **offline(home))
     assert 0 < scores(home / "hf" / "scores")["speeches"]["bits_per_byte,none"] < 8
 
 
-def test_its_bits_per_byte_are_ours(home, tmp_path):
+def test_bits_per_byte_equal_lm_evals(home, tmp_path):
     """On documents no longer than a window; longer ones are cut in another way."""
     texts = [text for text in sentences() if len(text) < WINDOW][:12]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

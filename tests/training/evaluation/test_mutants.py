@@ -175,7 +175,7 @@ def off(outcome: Outcome, expected: dict[str, list[float]]) -> float:
 
 
 @pytest.mark.parametrize(("world", "mutants"), [(1, MUTANTS), (2, ACROSS)], ids=["one process", "two replicas"])
-def test_a_mutant_is_caught(checkpoints, eval_data, asked, world, mutants):
+def test_detects_mutant(checkpoints, eval_data, asked, world, mutants):
     weights = direct.exported_weights(checkpoints / "lns")
     expected = direct.measured(weights, direct.documents(eval_data), 32, 20, True, EOD)
     flags = ["--load", str(checkpoints / "lns"), *asked, *DOCUMENTS]

@@ -41,7 +41,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("flags", "size", "stride", "by_document", "prefix"), MODES.values(), ids=MODES)
-def test_the_figures_of_a_plain_loop(
+def test_equals_a_plain_loop(
     checkpoints, eval_data, asked, weights, tmp_path, flags, size, stride, by_document, prefix
 ):
     found = result(tmp_path, 1, ["--load", str(checkpoints / "lns"), *asked, *flags])
@@ -85,7 +85,7 @@ def one_rank(checkpoints, asked, tmp_path_factory):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
 )
-def test_the_same_at_every_layout(one_rank, tmp_path, name):
+def test_equal_at_every_layout(one_rank, tmp_path, name):
     flags, expected = one_rank
     world, layout = LAYOUTS[name]
     rows = result(tmp_path, world, [*flags, *layout])["rows"]

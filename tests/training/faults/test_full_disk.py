@@ -42,7 +42,7 @@ def disk(tmp_path):
 # A checkpoint of this run is about 990 KiB, 37 of them the index, written last.
 @pytest.mark.parametrize("size", [2500, 2990], ids=["in the data", "in the index"])
 @pytest.mark.slow_except("in the data")
-def test_a_disk_that_is_full_in_mid_save(tiny, tmp_path, disk, size):
+def test_full_disk_in_a_save_ends_in_one_line(tiny, tmp_path, disk, size):
     small = disk(size)
     save = small / "run"
     metrics = tmp_path / "metrics.jsonl"
@@ -79,7 +79,7 @@ def test_an_event_that_cannot_be_written_is_reported(disk, capsys):
     assert "events.jsonl cannot be written" in said and '"event": "start"' in said
 
 
-def test_a_torn_line_does_not_take_the_next_with_it(tmp_path):
+def test_line_after_a_torn_line_is_kept(tmp_path):
     (tmp_path / "events.jsonl").write_text('{"event": "start"}\n{"eve')
     Events(str(tmp_path), 0).add("finished")
     assert [one["event"] for one in read_events(tmp_path)] == ["start", "finished"]

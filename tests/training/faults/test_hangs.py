@@ -223,7 +223,7 @@ def test_all_ranks_end_with_one_message(tmp_path, capsys):
     assert [one["ranks"] for one in read_events(tmp_path)] == [[2]]
 
 
-def test_before_the_first_step_rank_0_looks_too(tmp_path):
+def test_rank_0_checks_before_the_first_step(tmp_path):
     """It builds something, and rank 1 has waited for that almost as long as a collective may take."""
     store, codes = HashStore(), []
     store.set("sign/1", json.dumps(asdict(sign(1.7, WAITING, 0, waited=1.7))))
@@ -255,13 +255,13 @@ def test_a_store_that_does_not_answer(tmp_path, capsys):
     assert "from the store that rank 0's process keeps" in capsys.readouterr().err
 
 
-def test_the_innermost_place_counts():
+def test_innermost_place_is_reported():
     frame = sys._getframe()
     assert doing(frame).startswith("computing (faults/test_hangs.py:")
     assert doing(None) == "computing ()"
 
 
-def test_the_limits_leave_time_to_speak():
+def test_limits_leave_time_to_report():
     """Before the collectives fail: a wait is seen up to an interval late, its sign read up to two later."""
     args = {"hang_timeout": None, "distributed_timeout_minutes": 10, "distributed_timeout_seconds_after_init": None}
     for given in ({}, {"hang_timeout": 8}, {"hang_timeout": 5000}, {"distributed_timeout_minutes": 1}):

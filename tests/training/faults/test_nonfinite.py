@@ -60,7 +60,7 @@ def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, worl
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "4"
 
 
-def test_a_fault_that_does_not_come_again_is_told_from_one_of_the_model(tiny, tmp_path):
+def test_distinguishes_passing_faults_from_those_of_the_model(tiny, tmp_path):
     flags = [*tiny, *SHORT, "--save", str(tmp_path)]
     ended = run_training_ranks(2, flags, before=BrokenLayer(2, (6,), rank=1, once=True))
     errors = [line for rank in ended for line in rank.output.splitlines() if line.startswith("error: ")]
@@ -171,7 +171,7 @@ class Optimizer:
 
 
 @pytest.mark.parametrize("own", [None, lambda: "of this object"])
-def test_leaves_out_one_step_and_keeps_the_optimizers_own(own):
+def test_skips_one_step_and_keeps_the_optimizers_own_skips(own):
     """``--optimizer-cuda-graph`` puts a step into the optimizer, and takes it out at the end of training."""
     optimizer = Optimizer()
     if own is not None:

@@ -56,7 +56,7 @@ def test_finds_a_device_without_memory(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_leaves_other_errors(name):
+def test_other_errors_are_unchanged(name):
     assert out_of_memory(OTHERS[name]) is None
     kind = type(OTHERS[name])
     with pytest.raises(kind), reported_in_one_line(SimpleNamespace(), lambda: "in set-up"):

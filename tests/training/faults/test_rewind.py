@@ -67,7 +67,7 @@ def run(tiny, save, record, *flags: str, world: int = 2):
     return ended
 
 
-def test_back_to_a_step_and_past_the_data_of_three(tiny, tmp_path):
+def test_rewinds_to_a_step_and_skips_data(tiny, tmp_path):
     """DP 2. Steps 5 to 9 then see the data that an undisturbed run sees three steps later."""
     plain, save = tmp_path / "plain", tmp_path / "run"
     run(tiny, plain, tmp_path / "plain.data", "--train-iters", "15")
@@ -113,7 +113,7 @@ def made(root, steps, tracker):
 
 
 @pytest.mark.parametrize("moment", ["tracker", "record", "first rename"])
-def test_a_kill_in_the_middle_of_a_rewind(tmp_path, monkeypatch, moment):
+def test_rewind_survives_a_kill(tmp_path, monkeypatch, moment):
     """Whoever looks then resumes from the checkpoint that was asked for."""
     from megatron_cod.checkpoint.directory import newest_whole
     from megatron_cod.checkpoint.retention import clean
@@ -169,7 +169,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("make", "given", "said"), WRONG.values(), ids=WRONG)
-def test_wrong_rewinds(tmp_path, make, given, said):
+def test_rejects_wrong_rewinds(tmp_path, make, given, said):
     made(tmp_path, [2, 4], 4)
     args = make(tmp_path, **given)
     with pytest.raises(ValueError, match=said):
@@ -177,7 +177,7 @@ def test_wrong_rewinds(tmp_path, make, given, said):
         pending(args)
 
 
-def test_a_damaged_checkpoint_is_no_place_to_go(tmp_path):
+def test_rejects_rewind_to_damaged_checkpoint(tmp_path):
     made(tmp_path, [2, 4], 4)
     (tmp_path / "iter_0000002" / "metadata.json").unlink()
     with pytest.raises(ValueError, match=r"iter_0000002 is corrupt: metadata.json is missing"):

@@ -60,7 +60,7 @@ def test_a_run_that_ended_with_an_error_leaves_no_claim(tiny, tmp_path):
     check_no_other_run(str(tmp_path), _nothing)
 
 
-def test_a_killed_process_is_gone_at_once(tmp_path):
+def test_killed_process_has_ended_at_once(tmp_path):
     code = f"""
 import time
 from megatron_cod.training.faults.save_claim import SaveClaim
@@ -114,7 +114,7 @@ def test_another_machines_run_is_live_while_its_file_changes(tmp_path, claim):
 
 
 @pytest.mark.parametrize("ends", ["stays", "goes"])
-def test_another_machines_run_is_gone_once_its_file_stays_or_goes(tmp_path, claim, ends):
+def test_another_machines_run_has_ended_once_its_file_is_unchanged_or_removed(tmp_path, claim, ends):
     _stop(claim)
     rewrite(tmp_path, space="another", host="far")
     lines: list[str] = []
@@ -143,7 +143,7 @@ def test_half_a_file_claims_nothing(tmp_path, text):
     check_no_other_run(str(tmp_path), _nothing)
 
 
-def test_mutant_a_process_is_never_gone(tmp_path, monkeypatch):
+def test_detects_process_that_never_ends(tmp_path, monkeypatch):
     """A killed run would then have to be cleared away by hand: the tests above are about that."""
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
         pass

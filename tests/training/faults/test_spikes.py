@@ -31,7 +31,7 @@ def test_no_spike_in_an_ordinary_training(noise, seed):
 
 
 @pytest.mark.parametrize(("at", "length"), [(60, 1), (100, 1), (500, 20), (1500, 300)])
-def test_a_spike_is_told_once_at_its_first_step(at, length):
+def test_spike_is_logged_once_at_its_first_step(at, length):
     losses = falling(2000, 0.05)
     for step in range(at, at + length):
         losses[step] += 3.0
@@ -82,7 +82,7 @@ class Spike:
         GPTModel.forward = higher
 
 
-def test_in_a_run(tiny, tmp_path):
+def test_run_logs_a_spike(tiny, tmp_path):
     flags = [*tiny, "--train-iters", "44", "--lr-decay-iters", "44", "--eval-iters", "0", "--save-interval", "100"]
     ended = run_training_ranks(1, [*flags, "--save", str(tmp_path)], before=Spike(40))
     assert ended[0].code == 0

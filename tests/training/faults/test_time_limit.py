@@ -28,7 +28,7 @@ def test_the_end_is_slurms_or_the_users(monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["0", "-3", "soon", "nan", "inf"])
-def test_other_limits_are_refused(wrong):
+def test_rejects_other_limits(wrong):
     with pytest.raises(ValueError, match=rf"--time-limit {wrong}: give auto, none, or minutes above 0"):
         check_flags(build_parser().parse_args(["--time-limit=" + wrong]))
 
@@ -88,6 +88,6 @@ def test_a_run_stops_in_time_and_resumes_exactly(tiny, tmp_path):
     assert losses_of(cut) == losses_of(whole)
 
 
-def test_flags_take_numbers():
+def test_rejects_flags_that_are_no_numbers():
     with pytest.raises(UsageError, match=r"--hang-timeout: '-1' is not a number of at least 0"):
         build_parser().parse_args(["--hang-timeout=-1"])

@@ -34,7 +34,7 @@ def whole(tmp_path_factory, toy):
     )
 
 
-def test_a_run_says_what_it_trains_on(whole):
+def test_logs_the_data(whole):
     folder, ended = whole
     output = ended[0].output
     for text in (
@@ -72,7 +72,7 @@ def test_the_same_command_resumes_to_the_bit(whole, toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_the_distributed_optimizer(toy, tmp_path):
+def test_resumes_with_the_distributed_optimizer(toy, tmp_path):
     flags = [*toy, "--use-distributed-optimizer", "--finetune"]
     succeed(2, [*flags, *saved(tmp_path / "whole")])
     succeed(2, [*flags, *saved(tmp_path / "parts"), "--exit-interval", "5"])
@@ -81,7 +81,7 @@ def test_with_the_distributed_optimizer(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_changed_seed_would_be_seen(whole, toy, tmp_path):
+def test_detects_changed_seed(whole, toy, tmp_path):
     """The comparison above can fail: another order of rows gives other losses."""
     succeed(2, [*toy, *PP2, *saved(tmp_path), "--seed", "7"])
     assert losses(tmp_path)[0] != losses(whole[0])[0]
@@ -104,7 +104,7 @@ def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
         assert max(abs(ours[step] - theirs[step]) for step in ours) <= 1e-5
 
 
-def test_single_rows_over_context_parallelism(toy, tmp_path):
+def test_trains_single_rows_over_context_parallelism(toy, tmp_path):
     """The ranks of a row hold unequal numbers of answer tokens."""
     found = []
     for world, layout in ((1, []), (2, CP2)):
@@ -134,7 +134,7 @@ def test_packed_or_not_the_epochs_mean_is_the_same_at_first(base, toy, tmp_path,
         assert abs(found[0][name][1] - found[1][name][1]) <= 2e-6
 
 
-def test_another_scheme_is_refused(base, toy):
+def test_rejects_another_scheme(base, toy):
     refuse(
         1,
         [*toy, "--load", str(base / "pre_ln")],
@@ -143,7 +143,7 @@ def test_another_scheme_is_refused(base, toy):
     )
 
 
-def test_resuming_with_other_data_is_refused(whole, chats, toy, tmp_path):
+def test_rejects_resume_with_other_data(whole, chats, toy, tmp_path):
     shutil.copytree(whole[0], tmp_path / "run")
     before = sorted((tmp_path / "run").rglob("iter_*/*"))
     flags = [*toy, *PP2, *saved(tmp_path / "run"), "--sft-data-path", str(chats / "valid.jsonl")]
@@ -172,7 +172,7 @@ def test_dry_run_trains_nothing(toy, tmp_path):
     assert not list((tmp_path / "s").glob("iter*"))
 
 
-def test_a_held_out_share_and_what_is_skipped_is_reported(chats, toy, tmp_path):
+def test_reports_held_out_share_and_skipped_lines(chats, toy, tmp_path):
     broken = tmp_path / "broken.jsonl"
     long = json.dumps({"prompt": "b", "completion": "c" * 209})
     broken.write_text((chats / "train.jsonl").read_text() + '{"prompt": "a"\n' + long)
@@ -231,7 +231,7 @@ BAD_FLAGS = {
 @pytest.mark.slow_except(
     "no data", "missing file", "too long", "rows over the pipeline", "unknown template", "epochs and samples"
 )
-def test_wrong_flags(toy, flags, pattern):
+def test_rejects_wrong_flags(toy, flags, pattern):
     if flags == ["--unset-data"]:
         place = toy.index("--sft-data-path")
         toy, flags = toy[:place] + toy[place + 2 :], []
@@ -248,12 +248,12 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize(("line", "pattern"), BAD_LINES.values(), ids=BAD_LINES)
-def test_bad_lines(toy, tmp_path, line, pattern):
+def test_rejects_bad_lines(toy, tmp_path, line, pattern):
     (tmp_path / "bad.jsonl").write_text(line + "\n")
     refuse(2, [*toy, "--sft-data-path", str(tmp_path / "bad.jsonl")], pattern, entry="sft")
 
 
-def test_all_too_long(toy):
+def test_rejects_data_that_is_all_too_long(toy):
     flags = ["--seq-length", "8", "--sft-too-long", "drop"]
     refuse(1, [*toy, *flags], r"no conversation is left to train on \(40 too long, 0 bad\)", entry="sft")
 

@@ -25,7 +25,7 @@ from tests.conftest import ROOT
         ("1e9", 10**9),
     ],
 )
-def test_counts(text, value):
+def test_parses_counts(text, value):
     assert parse_count(text) == value
 
 
@@ -40,7 +40,7 @@ SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, m
 
 @given(SIZES, st.integers(0, 60), st.integers(0, 30), st.integers(1, 200))
 @settings(max_examples=200, deadline=None)
-def test_against_megatrons_calculator(drawn, steps, start, samples):
+def test_equals_megatrons_calculator(drawn, steps, start, samples):
     from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
 
     firsts, size, stages = 0, 0, []
@@ -111,7 +111,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize(("flags", "expected"), LENGTHS.values(), ids=LENGTHS)
-def test_flags_for_megatron(flags, expected):
+def test_sets_megatrons_flags(flags, expected):
     raw, resolved = resolve_command_line([*BASE, *flags])
     assert {name: getattr(raw, name) for name in expected} == expected
     check_schedule(raw)

@@ -198,7 +198,7 @@ def test_every_hook_and_value_of_the_step_is_in_the_table():
         ("config.post_wrap_hooks += [a.attach, b]", "f: post_wrap_hooks b"),
     ],
 )
-def test_the_scan_sees_a_new_one(line, site):
+def test_scan_finds_a_new_one(line, site):
     assert f"new.py {site}" in sites_in(f"def f(layer, args, steps, config):\n    {line}\n", "new.py")
 
 
@@ -271,7 +271,7 @@ def test_accepts_batch_sizes_in_stages_for_layers_of_one_stage(on_a_gpu):
     check_graphs(given(LOCAL, step_batch_size_schedule="0:4 1K:8"))
 
 
-def test_without_a_gpu_or_transformer_engine(monkeypatch):
+def test_rejects_graphs_without_gpu_or_transformer_engine(monkeypatch):
     monkeypatch.setattr(cuda_graphs.cpu, "has_cuda", lambda: False)
     with pytest.raises(ValueError, match="--cuda-graph-impl local needs a GPU"):
         check_graphs(given(LOCAL))
@@ -281,7 +281,7 @@ def test_without_a_gpu_or_transformer_engine(monkeypatch):
         check_graphs(given(TE))
 
 
-def test_a_captured_optimizer_without_transformer_engine(on_a_gpu, monkeypatch):
+def test_rejects_captured_optimizer_without_transformer_engine(on_a_gpu, monkeypatch):
     monkeypatch.setattr(cuda_graphs.clip_grads, "multi_tensor_scale_tensor_impl", None)
     with pytest.raises(ValueError, match="--optimizer-cuda-graph needs Transformer Engine"):
         check_graphs(given("none", optimizer_cuda_graph=True))

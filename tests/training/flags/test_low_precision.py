@@ -53,7 +53,7 @@ def test_other_layers_than_transformer_engines_are_refused(name, value):
         check_low_precision(given(**{name: value}))
 
 
-def test_the_device_is_asked_for_the_recipe(on_transformer_engine):
+def test_rejects_recipes_that_the_device_lacks(on_transformer_engine):
     te = {"transformer_impl": "transformer_engine"}
     check_low_precision(given(fp8="hybrid", fp8_recipe="blockwise", **te))
     check_low_precision(given(fp4="e2m1", **te))

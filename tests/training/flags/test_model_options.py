@@ -103,7 +103,7 @@ def test_keeps_flags_that_another_needs():
     assert dropped == set(recipe) - {"fp8-format"}
 
 
-def test_keeps_the_model_and_leaves_unknown_keys_to_be_refused():
+def test_keeps_the_model_and_unknown_keys():
     recipe = [
         "num-layers",
         "ffn_hidden_size",

@@ -45,7 +45,7 @@ def test_rejects_unsupported_optimizers(flags, line):
         check(*flags)
 
 
-def test_without_the_package(monkeypatch):
+def test_names_missing_package(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "emerging" in name else found(name))
     check("--optimizer", "adam")

@@ -77,7 +77,7 @@ def test_turns_off_what_is_missing_for_every_choice(gpu, installed, choice, norm
 
 
 @pytest.mark.parametrize("installed", INSTALLED)
-def test_automatic_choice_takes_what_is_installed(gpu, installed):
+def test_automatic_choice_is_an_installed_backend(gpu, installed):
     gpu(INSTALLED[installed])
     found = {name: default_flags(["--normalization", name])[1][0] for name in ("RMSNorm", "LayerNorm")}
     best = {"none": ("torch", "torch"), "Apex": ("torch", "apex")}.get(installed, ("transformer_engine",) * 2)
@@ -102,7 +102,7 @@ def set_to(row: packages.OnRequest) -> Namespace:
 
 
 @pytest.mark.parametrize("row", ON_REQUEST, ids=lambda row: f"{row.option} {row.package.name}")
-def test_refuses_what_is_asked_for_and_missing_in_one_line(row, monkeypatch):
+def test_rejects_missing_packages_in_one_line(row, monkeypatch):
     args = set_to(row)
     assert hasattr(parser().parse_args([]), row.option)
     monkeypatch.setattr(packages.Package, "is_installed", lambda self: self != row.package)

@@ -96,7 +96,7 @@ def _numbers(parser, kind):
     return [one for one in parser._actions if one.type is kind and not one.choices]
 
 
-def test_no_flag_takes_nan_or_infinity(parser):
+def test_rejects_nan_and_infinity(parser):
     floats = _numbers(parser, float)
     assert len(floats) > 60
     args = parser.parse_args([])

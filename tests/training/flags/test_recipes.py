@@ -125,12 +125,12 @@ def test_the_command_line_wins(tmp_path):
         ("base: gone.yaml\n", "does not exist; there are r.yaml"),
     ],
 )
-def test_bad_recipes(parser, tmp_path, text, message):
+def test_rejects_bad_recipes(parser, tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         recipe_flags(load_recipe(write(tmp_path, text)), parser)
 
 
-def test_unset_of_a_key_that_is_not_there(parser):
+def test_rejects_unset_of_unknown_key(parser):
     with pytest.raises(ValueError, match="recipe has no such key"):
         recipe_flags({"lr": 1}, parser, unset=["swiglu"])
 

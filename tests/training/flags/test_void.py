@@ -28,7 +28,7 @@ def _value(action):
 
 
 @pytest.mark.parametrize("row", VOID, ids=[f"{row.names[:30]} {row.why[:30]}" for row in VOID])
-def test_every_row_is_told_or_refused(row, parser):
+def test_every_row_warns_or_is_refused(row, parser):
     found = [one for one in parser._actions if one.option_strings and row.has(one.dest)]
     action = next(one for one in found if one.nargs != 0 or one.const is not None)
     args = parser.parse_args([])
@@ -66,7 +66,7 @@ def test_every_flag_of_megatron_is_classified(parser):
     assert known >= ACT
 
 
-def test_rejects_a_mask_that_nobody_makes():
+def test_rejects_missing_mask():
     with pytest.raises(UserError, match=re.escape("--unset no-create-attention-mask-in-dataloader")):
         read_launch([*SMALL, "--reset-attention-mask"], 1)
     read_launch([*SMALL, "--reset-attention-mask", "--unset", "no-create-attention-mask-in-dataloader"], 1)
@@ -87,5 +87,5 @@ def test_warns_of_flags_that_do_nothing(flags, line):
     assert any(line in note for note in read_launch([*SMALL, *flags], 1).notes)
 
 
-def test_says_nothing_of_flags_that_act():
+def test_no_warning_for_flags_that_act():
     assert read_launch(SMALL, 1).notes == ()

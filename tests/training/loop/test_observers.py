@@ -188,7 +188,7 @@ def test_a_new_fault_handler_is_one_class_and_one_row(tiny, tmp_path):
     ]
 
 
-def test_the_summary_counts_what_retention_leaves(tiny, tmp_path):
+def test_summary_counts_remaining_checkpoints(tiny, tmp_path):
     """The order of the rows: retention is over when the report ends."""
     flags = [
         *tiny,

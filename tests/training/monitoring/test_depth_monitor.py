@@ -23,7 +23,7 @@ SP = "--sequence-parallel"
 FULL = ["--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1"]
 
 
-def test_sums_against_the_definitions():
+def test_sums_equal_the_definitions():
     before, after = torch.randn(5, 2, 16), torch.randn(5, 2, 16)
     gradient = torch.randn(5, 2, 16)
     table = torch.zeros(1, len(COLUMNS) + 3, dtype=torch.float64)
@@ -115,13 +115,13 @@ def test_a_layout_gives_the_numbers_of_one_process(tiny, whole, tmp_path, name):
         assert values[5] == pytest.approx(one[key][5], rel=1e-4), key
 
 
-def test_experts(tiny, tmp_path):
+def test_experts_have_the_metrics_of_one_process(tiny, tmp_path):
     found = monitored(tiny, tmp_path, 1, *MOE)
     assert all(set(values) == {4, 8} for values in found.values())
     assert all(0 < found[depth_tag("gradient norm", number)][8] < 1e3 for number in range(1, 5))
 
 
-def test_fully_sharded_gammas(tiny, tmp_path):
+def test_fully_sharded_gammas_are_gathered(tiny, tmp_path):
     """Each rank holds a piece of every gamma there; its checkpoints are another matter, so none is written."""
     file = tmp_path / "metrics.jsonl"
     flags = [*tiny, "--micro-batch-size", "1", "--use-torch-fsdp2", "--metrics-file", str(file)]

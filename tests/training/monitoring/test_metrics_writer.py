@@ -80,7 +80,7 @@ def test_computes_eta_in_samples(clock):
     assert "steps 1 to 10, 1.50K tokens" in made.summary.lines(None)[1]
 
 
-def test_rates_are_of_all_and_of_each_and_of_what_the_devices_could_do(clock):
+def test_rates_are_total_per_process_and_mfu(clock):
     """4 devices of 1 TFLOP/s, 8 samples of 1e11 in a second: 8e11 of 4e12."""
     told = {}
     made, lines = writer(job=Job(4, 25, 1e11, 1.0), also=lambda values, step: told.update({step: values}))
@@ -96,11 +96,11 @@ def test_rates_are_of_all_and_of_each_and_of_what_the_devices_could_do(clock):
     ("tokens", "text"),
     [(0, "0"), (820, "820"), (1000, "1.00K"), (52_400, "52.4K"), (1_310_000_000, "1.31B"), (999_900, "1000K")],
 )
-def test_numbers_of_tokens(tokens, text):
+def test_token_counts_are_short(tokens, text):
     assert tokens_text(tokens) == text
 
 
-def test_the_summary_says_what_a_start_did(clock, tmp_path):
+def test_summary_lists_the_steps_of_a_start(clock, tmp_path):
     from megatron_cod.checkpoint.events import Events
 
     (tmp_path / "iter_0000006").mkdir()
@@ -136,7 +136,7 @@ def test_everything_reaches_tensorboard_and_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ['{"step": 2, "na', '{"step": 1, "name": "x", "value": 1.0}\n{"st', ""])
-def test_a_torn_line_does_not_take_the_next_with_it(tmp_path, torn):
+def test_line_after_a_torn_line_is_kept(tmp_path, torn):
     path = tmp_path / "m.jsonl"
     path.write_text(torn)
     made, _ = writer(path)
@@ -167,7 +167,7 @@ def test_metrics_of_a_resumed_run_and_a_torn_line(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3600, "1:00:00"), (3725, "1:02:05")])
-def test_durations(seconds, text):
+def test_durations_are_hours_minutes_seconds(seconds, text):
     assert format_duration(seconds) == text
 
 

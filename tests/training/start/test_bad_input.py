@@ -100,7 +100,7 @@ WRONG_FLAGS = {
     "context parallelism",
     "missing data",
 )
-def test_wrong_flags(tiny, tmp_path, flags, pattern):
+def test_rejects_wrong_flags(tiny, tmp_path, flags, pattern):
     flags = [str(tmp_path) if flag == "SAVE" else flag for flag in flags]
     refuse(2, [*tiny, *flags], pattern)
 
@@ -111,13 +111,13 @@ def test_unknown_recipe_key_names_the_nearest(tiny, tmp_path):
     refuse(2, [*tiny, "--recipe", str(recipe)], r"unknown recipe key 'num-layer'; did you mean num-layers\?")
 
 
-def test_more_ranks_than_the_layout_uses(tiny):
+def test_rejects_more_ranks_than_the_layout_uses(tiny):
     flags = [*tiny, "--pipeline-model-parallel-size", "2"]
     refuse(3, flags, r"3 processes were started, but the layout takes a multiple of 2 .*start 2, or")
 
 
 @pytest.mark.parametrize("part", ["idx", "bin"])
-def test_truncated_data(text_data, tiny, tmp_path, part):
+def test_rejects_truncated_data(text_data, tiny, tmp_path, part):
     for name in ("idx", "bin"):
         source = text_data / f"some_train_text_document.{name}"
         content = source.read_bytes()
@@ -125,18 +125,18 @@ def test_truncated_data(text_data, tiny, tmp_path, part):
     refuse(2, [*tiny, "--train-data-path", str(tmp_path / "cut")], rf"cut.*{part}")
 
 
-def test_data_of_a_larger_vocabulary(text_data, tiny):
+def test_rejects_data_of_a_larger_vocabulary(text_data, tiny):
     flags = [*tiny, "--vocab-size", "100", "--padded-vocab-size", "100"]
     refuse(1, flags, r"some_train_text_document.*100")
 
 
-def test_unwritable_checkpoint_directory(tiny, tmp_path):
+def test_rejects_unwritable_checkpoint_directory(tiny, tmp_path):
     (tmp_path / "file").write_text("not a directory")
     flags = [*tiny, "--save", str(tmp_path / "file" / "runs"), "--save-interval", "4"]
     refuse(2, flags, r"--save .* cannot be written: Not a directory")
 
 
-def test_save_would_overwrite_another_run(tiny, checkpoint):
+def test_rejects_save_over_another_run(tiny, checkpoint):
     before = sorted((path, path.stat().st_mtime_ns) for path in checkpoint.rglob("*"))
     refuse(2, [*tiny, "--save", str(checkpoint), "--save-interval", "4"], r"already holds checkpoints; resume them")
     assert sorted((path, path.stat().st_mtime_ns) for path in checkpoint.rglob("*")) == before
@@ -169,12 +169,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "pattern"), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
+def test_rejects_damaged_checkpoint(checkpoint, tiny, tmp_path, damage, pattern):
     flags = [*tiny, "--override-opt_param-scheduler"]
     refuse(1, [*flags, *damaged(checkpoint, tmp_path, damage)], pattern)
 
 
-def test_checkpoint_of_another_shape(checkpoint, tiny):
+def test_rejects_checkpoint_of_another_shape(checkpoint, tiny):
     refuse(1, [*tiny, "--load", str(checkpoint), "--num-layers", "2"], r"trained with --num-layers 4, this run has 2")
 
 
@@ -186,7 +186,7 @@ def test_dry_run_trains_nothing(tiny, tmp_path):
     assert not (tmp_path / "s" / "metrics.jsonl").exists()
 
 
-def test_under_torchrun_one_rank_speaks(tiny):
+def test_one_rank_prints_the_error_under_torchrun(tiny):
     """The real launcher: the line appears once, from rank 0, and the launcher's exit code is not 0."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     flags = [*tiny, "--pipeline-model-parallel-size", "2"]

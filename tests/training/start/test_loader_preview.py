@@ -99,7 +99,7 @@ def test_the_rows_are_those_of_a_run(sources: list[str], tmp_path: Path, more: l
         assert not np.array_equal(other[1, 0], said["tokens"][1, 0])
 
 
-def test_shares_of_a_blend(sources: list[str]) -> None:
+def test_prints_shares_of_a_blend(sources: list[str]) -> None:
     [said] = run_ranks(1, rows_of, flags_of(sources), 2, STEPS)
     assert said["asked"] == pytest.approx([0.6, 0.3, 0.1])
     assert said["names"] == sources
@@ -111,7 +111,7 @@ def test_shares_of_a_blend(sources: list[str]) -> None:
     assert all(abs(actual - asked) <= 1 / len(rows) for actual, asked in zip(counted, said["asked"], strict=True))
 
 
-def test_the_program_shows_datasets_steps_and_shares(sources: list[str], tmp_path: Path) -> None:
+def test_program_prints_datasets_steps_and_shares(sources: list[str], tmp_path: Path) -> None:
     def inspect(*arguments: str, code: int = 0) -> str:
         command = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -137,7 +137,7 @@ def test_the_program_shows_datasets_steps_and_shares(sources: list[str], tmp_pat
         (1, 2, "--dp-rank 2 does not exist: the launch has 2"),
     ],
 )
-def test_steps_and_replicas_that_are_not_there(sources: list[str], step: int, replica: int, says: str) -> None:
+def test_rejects_unknown_steps_and_replicas(sources: list[str], step: int, replica: int, says: str) -> None:
     assert says in run_ranks(1, complaint, flags_of(sources), 2, step, replica)[0]
 
 

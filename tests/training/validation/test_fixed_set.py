@@ -29,7 +29,7 @@ class Samples:
         (0, 5, False, Extent(0, 0, 0)),
     ],
 )
-def test_extent_of_an_evaluation(epoch, eval_iters, whole, expected):
+def test_evaluation_has_its_extent(epoch, eval_iters, whole, expected):
     assert extent_of(epoch, 4, eval_iters, whole) == expected
 
 

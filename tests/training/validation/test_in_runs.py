@@ -51,7 +51,7 @@ def _megatrons_own_sets():
     Evaluations.around_sets = lambda self, provider: provider
 
 
-def test_next_batches_at_each_evaluation_would_differ(tiny, tmp_path):
+def test_detects_evaluation_of_the_next_batches(tiny, tmp_path):
     """The mutant: Megatron's own sets, of which each evaluation takes the next batches."""
     train(1, [*tiny, *STILL, "--save", str(tmp_path), "--save-interval", "6"], before=_megatrons_own_sets)
     assert len(set(validations(tmp_path).values())) == 3
@@ -83,7 +83,7 @@ def test_skip_train_reports_and_needs_no_save_interval(still, tiny, text_data, t
     assert "\nvalidation at step 6: loss" in output and "\ntest at step 6: loss" in output
 
 
-def test_whole_set_is_read_where_asked(tiny, tmp_path):
+def test_reads_the_whole_set_if_requested(tiny, tmp_path):
     """Its last window is shorter than the others and counts as well: all tokens but the first are predicted."""
     flags = [*tiny, *STILL, "--full-validation", "--train-iters", "2", "--save", str(tmp_path), "--save-interval", "2"]
     output, _ = train(1, flags)
