@@ -93,9 +93,7 @@ def test_dry_run_writes_nothing(
         (["--input", str(sample_corpus_path()), "--tokenizer-type", "HuggingFaceTokenizer"], "needs --tok"),
     ],
 )
-def test_rejects_wrong_input_with_exit_code_2(
-    tool: Tool, tmp_path: Path, arguments: list[str], says: str
-) -> None:
+def test_rejects_wrong_input_with_exit_code_2(tool: Tool, tmp_path: Path, arguments: list[str], says: str) -> None:
     done = tool("preprocess_data.py", "--output-prefix", tmp_path / "d", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
