@@ -1,6 +1,7 @@
 """Promises of the house that a test can keep."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,28 @@ def test_huggingface_and_analysis_do_not_import_training():
     for name in tracked():
         if name.startswith(("megatron_cod/huggingface/", "megatron_cod/analysis/")):
             assert not any(module.startswith("megatron_cod.training") for module in imported(name)), name
+
+
+_NO_SUCH_NAME = re.compile(r'.*(?:"type\[\w+\]"|Module|Module "[\w.]+") has no attribute .*')
+
+
+def names_that_are_gone(*paths: str | Path) -> list[str]:
+    """Names of classes and modules that these sources read or replace, and that do not exist: mypy's lines."""
+    command = [sys.executable, "-m", "mypy", "--check-untyped-defs", *map(str, paths)]
+    return _NO_SUCH_NAME.findall(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
+
+
+def test_tests_replace_names_that_exist():
+    """A mutant of a slow test would otherwise be found to patch nothing only when that test runs."""
+    assert names_that_are_gone("tests") == []
+
+
+def test_finds_name_that_is_gone(tmp_path):
+    source = (
+        "from megatron_cod.checkpoint.directory import {}\n"
+        "from megatron_cod.training.faults.checkpoint_deletion import Retention\n"
+        "Retention.{}\n"
+    )
+    (tmp_path / "wrong.py").write_text(source.format("gone", "gone"))
+    (tmp_path / "right.py").write_text(source.format("iterations", "check_tracker"))
+    assert len(names_that_are_gone(tmp_path / "wrong.py")) == 2 and not names_that_are_gone(tmp_path / "right.py")

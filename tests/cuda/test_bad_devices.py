@@ -48,16 +48,17 @@ def test_rejects_gpus_that_torch_cannot_use(variables, words, tmp_path):
     assert train(1, tmp_path, *DEBUG, before=machine(**variables)).refused(*words)
 
 
+def _old_driver_that_torch_asks() -> None:
+    machine(driver="12040")()
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"  # as Slurm sets it: nothing is hidden
+
+
 @pytest.mark.slow
 def test_rejects_a_driver_that_is_too_old_where_torch_asks_the_driver(tmp_path):
     """Without PYTORCH_NVML_BASED_CUDA_CHECK torch then finds no GPU at all; nobody is to train on CPUs without knowing."""
-
-    def before() -> None:
-        machine(driver="12040")()
-        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK")
-        os.environ["CUDA_VISIBLE_DEVICES"] = "0,1"  # as Slurm sets it: nothing is hidden
-
-    assert train(1, tmp_path, *DEBUG, before=before).refused("cannot use this machine's GPUs", "too old")
+    run = train(1, tmp_path, *DEBUG, before=_old_driver_that_torch_asks)
+    assert run.refused("cannot use this machine's GPUs", "too old"), run.console[-3000:]
 
 
 @pytest.mark.slow
@@ -114,11 +115,14 @@ def test_sets_the_connections_that_megatron_asks_for(flags, generation, expected
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"  # the user's wins
 
 
+def _plain_shell() -> None:
+    os.environ.pop("CUDA_DEVICE_MAX_CONNECTIONS", None)
+
+
 @pytest.mark.slow
 def test_tensor_parallelism_trains_in_a_plain_shell(tmp_path):
     flags = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--train-iters", "2"]
-    before = partial(os.environ.pop, "CUDA_DEVICE_MAX_CONNECTIONS", None)
-    assert len(train(2, tmp_path, *DEBUG, *flags, before=before).succeeded().losses) == 2
+    assert len(train(2, tmp_path, *DEBUG, *flags, before=_plain_shell).succeeded().losses) == 2
 
 
 @pytest.mark.parametrize("flag", ["--use-megatron-fsdp", "--log-device-memory-used"])

@@ -218,14 +218,14 @@ class RecordsRetention:
     def __call__(self) -> None:
         from megatron_cod.training.faults.checkpoint_deletion import Retention
 
-        right = Retention.look
+        right = Retention.check_tracker
 
         def recorded(keeper: Any) -> None:
             with self.file.open("a") as lines:
                 lines.write(f"{current_step()}\n")
             right(keeper)
 
-        Retention.look = recorded
+        Retention.check_tracker = recorded
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ sets up RANK and friends as torchrun would. As there, the launcher holds the sto
 looked up here and opened in a worker may be somebody else's by then.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -21,6 +22,8 @@ from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.distributed.preload"])
+SHOW_STACKS = signal.SIGUSR2
+"""What a rank that is still running at the end of its time gets: it writes the stack of each thread into its log."""
 
 
 def open_store() -> Any:
@@ -36,6 +39,7 @@ def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folde
     log = open(f"{folder}/{rank}.log", "w", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    faulthandler.register(SHOW_STACKS, file=log, all_threads=True)  # a rank may redirect its standard error
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -74,6 +78,16 @@ def _end(processes: list[Any]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
+
+
+def _stacks(processes: list[Any], folder: str) -> str:
+    """Where the ranks that still run are: the end of their logs, with the stacks of their threads."""
+    running = {rank: process for rank, process in enumerate(processes) if process.exitcode is None}
+    for process in running.values():
+        os.kill(process.pid, SHOW_STACKS)
+    time.sleep(2)
+    logs = {rank: Path(folder, f"{rank}.log").read_text(errors="replace") for rank in running}
+    return "\n".join(f"--- the log of rank {rank} ends:\n{log[-8000:]}" for rank, log in logs.items())
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,8 @@ def run_training_ranks(
         failed_at = None
         try:
             while any(process.exitcode is None for process in processes):
-                assert time.monotonic() < deadline, f"still running after {timeout} s"
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"still running after {timeout} s\n{_stacks(processes, folder)}")
                 if any(process.exitcode for process in processes):
                     failed_at = failed_at or time.monotonic()
                     for process in processes:
@@ -185,7 +200,8 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
                     elif not process.is_alive() and not path.exists():
                         raise WorkerError(f"rank {rank} died with exit code {process.exitcode}")
                 if time.monotonic() > deadline:
-                    raise WorkerError(f"no result after {timeout} s from ranks {set(range(world)) - set(results)}")
+                    late = set(range(world)) - set(results)
+                    raise WorkerError(f"no result after {timeout} s from ranks {late}\n{_stacks(processes, folder)}")
                 time.sleep(0.05)
         finally:
             _end(processes)

@@ -6,6 +6,7 @@ micro-batches and replicas.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def middle_stages_read_nothing() -> None:
 def _other_masks(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
     import sys
 
-    here = sys.modules[__name__]
+    here: Any = sys.modules[__name__]
     right = here.filled
 
     def wrong(*arguments):

@@ -2,6 +2,7 @@
 
 import importlib
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def replace_offset(stage: int, other: int | None) -> None:
         return original(config, vp_stage, {stage: other, other: stage}.get(rank, rank))
 
     for name in LOOKED_UP:
-        module = importlib.import_module(f"megatron.core.{name}")
+        module: Any = importlib.import_module(f"megatron.core.{name}")
         assert hasattr(module, "get_transformer_layer_offset")
         module.get_transformer_layer_offset = offset
 

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -111,13 +112,13 @@ def test_exports_to_a_stock_llama(whole, tmp_path):
 
 def not_summed() -> None:
     """The mutant: stages keep the gradients of their own layers."""
-    module = sys.modules["megatron.core.distributed.finalize_model_grads"]
+    module: Any = sys.modules["megatron.core.distributed.finalize_model_grads"]
     module._allreduce_conditional_embedding_grads = lambda *rest, **kwargs: None
 
 
 def summed_for_each_chunk() -> None:
     """The mutant: virtual stages are summed twice."""
-    module = sys.modules["megatron.core.distributed.finalize_model_grads"]
+    module: Any = sys.modules["megatron.core.distributed.finalize_model_grads"]
     right = module._allreduce_conditional_embedding_grads
 
     def twice(*rest, **kwargs):
