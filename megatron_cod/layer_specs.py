@@ -1,4 +1,4 @@
-"""Layer specs with a norm scheme applied to whatever Megatron would build.
+"""Layer specs with a norm scheme applied to the spec that Megatron would build.
 
 In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (then the scheme, plain initialisation and
 the start-up depth check all come with the spec; see docs/megatron_lm.md).
@@ -114,7 +114,7 @@ def scheme_mtp_spec(
 
 @dataclass(frozen=True)
 class _DepthCheck:
-    """``refuse_wrong_depth`` for a design, as a hook that can be found again: the spec is asked for once a chunk."""
+    """``refuse_wrong_depth`` for a design, as a hook that can be found again: the spec is requested once a chunk."""
 
     design: BlockDesign
 

@@ -19,7 +19,7 @@ from megatron_cod.common.lists import refuse_set
 
 
 class SDPACoreAttention(MegatronModule):
-    """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
+    """softmax(Q K^T * scale) V without the s x s scores in memory; replaces ``DotProductAttention``.
 
     Causal by default; an explicit mask (document boundaries) is honoured; packed samples are attended to one by one;
     grouped-query heads are not repeated in memory. Under context parallelism queries are this rank's, keys and values are
@@ -66,7 +66,7 @@ class SDPACoreAttention(MegatronModule):
 
         attention_mask: None, or bool [b or 1, 1, sq, sk], True where attention is forbidden (Megatron's sense).
         packed_seq_params: Megatron's for the ``thd`` format; then query is [t, heads, d], key and value [t, groups, d] and
-        the result [t, heads * d]. Each sample is attended to by itself: there are no scores across samples to mask.
+        the result [t, heads * d]. Each sample has attention of its own: there are no scores across samples to mask.
         """
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None:

@@ -57,7 +57,7 @@ class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
     def __init__(self, args: MegatronArgs, scheme: str, backend: str | None = None) -> None:
-        """backend: a name of ``backends.choice.BACKENDS``; None leaves what the arguments say."""
+        """backend: a name of ``backends.choice.BACKENDS``; None keeps that of the arguments."""
         args.norm_scheme = scheme
         if backend is not None:
             args.backend = backend

@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What one benchmark measured; ``facts`` says of what, ``notes`` what was checked before timing."""
+    """What one benchmark measured; ``facts``: of what; ``notes``: what was checked before timing."""
 
     title: str
     reference: str
@@ -102,7 +102,7 @@ class Report:
         return json.dumps(content, indent=1) + "\n"
 
     def write(self, json_path: str | None, markdown_path: str | None) -> None:
-        """Write the files that were asked for; OSError when a place cannot be written."""
+        """Write the requested files; OSError when one cannot be written."""
         if json_path:
             Path(json_path).write_text(self.json())
         if markdown_path:

@@ -83,7 +83,7 @@ class Difference:
 def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:
     """Where the model of a checkpoint's arguments is another than that of ``args``, those of tensors first.
 
-    A checkpoint without a record, of an earlier version or an import, is compared by its arguments as far as both say.
+    A checkpoint without a record, of an earlier version or an import, is compared by those arguments that both have.
     """
     asked: Mapping[str, Any] = getattr(args, RECORD)
     theirs = getattr(saved, RECORD, None)
@@ -118,7 +118,7 @@ def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tup
 def check_function(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
     """Lines for the log where the checkpoint's model computes another function and ``override`` allows it.
 
-    UserError without, and for tensors that do not fit whatever is allowed.
+    UserError without, and always for tensors that do not fit.
     """
     found = differences(saved, args)
     if not found:

@@ -36,7 +36,7 @@ def write_whole(path: str | Path, content: str | bytes, mark: object = "part", s
 
 @contextmanager
 def making_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill, which becomes ``path`` at the end, unless another process has made that meanwhile."""
+    """An empty directory to fill, which becomes ``path`` at the end, unless another process has made that in between."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

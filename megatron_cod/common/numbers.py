@@ -1,4 +1,4 @@
-"""Numbers that a user gives: types for argparse, which name the text that is none."""
+"""Numbers that a user gives: types for argparse, whose errors quote the text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUFFIXES = {"K": 3, "M": 6, "B": 9, "T": 12}
 
 
 def number_or_nan(text: str) -> float:
-    """The number; NaN, which is in no range, where the text is none."""
+    """The number; NaN, which is in no range, for any other text."""
     try:
         return float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A Megatron checkpoint as the converter sees it: found, opened, read unit by unit, whatever layout it was saved at."""
+"""A Megatron checkpoint for the converter: found, opened, read unit by unit, at any saved layout."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import PRE_LN
 
 _QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
-# What a config of another model would say of RoPE and precision, and must not once ours has said it.
+# Keys of RoPE and precision that the config of another model may have, and that ours replaces.
 _OVERRIDDEN = (
     *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
     "layer_types",
@@ -109,7 +109,7 @@ def exported(
     vocab: int | None = None,
     like: dict[str, Any] | None = None,
 ) -> Exported:
-    """Open a checkpoint directory (``iter_N``) as stock tensors; nothing is read yet but what it says of itself.
+    """Open a checkpoint directory (``iter_N``) as stock tensors; only its arguments are read yet.
 
     dtype: of every tensor; None keeps each one's own. like: a config whose other keys (token ids, ...) are taken over.
     Raises UserError for a damaged checkpoint, an architecture or a norm scheme that no stock model computes.
@@ -171,7 +171,7 @@ def export_model(
     """Write ``job.output``, and read it again before it gets that name.
 
     megatron: what computes the checkpoint's own logits, to compare with. Raises UserError, and leaves nothing under that
-    name, for what cannot be converted, and for a result that does not load whole or computes something else.
+    name, for what is not convertible, and for a result that does not load whole or computes something else.
     """
     path = find_checkpoint(job.checkpoint, job.step)
     like = job.like or _came_with(path)
@@ -235,7 +235,7 @@ def _check_files(folder: Path, parcels: Sequence[Parcel]) -> None:
 
 
 def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: MegatronLogits | None, folded: bool) -> str:
-    """Load the directory and compare it; the line that says what was compared."""
+    """Load the directory and compare it; a line about what was compared."""
     reason = too_little_memory(sum(torch.Size(shape).numel() for parcel in found.parcels for shape in parcel.shapes))
     if reason is not None:
         return f"not verified: {reason}"
@@ -275,7 +275,7 @@ def _came_with(checkpoint: Path) -> Path | None:
 
 
 def _other_keys(config: dict[str, Any], family: str | None) -> dict[str, Any]:
-    """A config without what an earlier export said of itself; of another family, only the ids of special tokens."""
+    """A config without what an earlier export recorded; of another family, only the ids of special tokens."""
     if family is not None and config.get("model_type") != family:
         return {key: value for key, value in config.items() if key.endswith("_token_id")}
     return {key: value for key, value in config.items() if key != companions.KEY}

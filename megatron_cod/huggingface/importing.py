@@ -47,7 +47,7 @@ _FILE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class ImportJob:
-    """What the user asked for."""
+    """The user's options."""
 
     model: Path
     output: Path
@@ -65,7 +65,7 @@ class ImportJob:
 
 @dataclass
 class Outcome:
-    """What a conversion has to say when it is done."""
+    """The result of a conversion."""
 
     output: Path
     arch: Architecture
@@ -90,7 +90,7 @@ def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Foldi
     if job.as_scheme not in known:
         raise UserError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
     asked = folding(get_scheme(job.as_scheme), layers)
-    # The options that the model was trained with, where it says so.
+    # The options that the model was trained with, if recorded.
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
 
 
@@ -140,7 +140,7 @@ def import_model(
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
     megatron: what computes the written checkpoint's logits, to compare with transformers'. Raises UserError, and leaves
-    nothing under the output's name, for what cannot be converted, and for a result that computes something else.
+    nothing under the output's name, for what is not convertible, and for a result that computes something else.
     """
     if not job.model.is_dir():
         raise UserError(f"{job.model} is no directory")
@@ -192,7 +192,7 @@ def import_model(
 
 
 def _with_rows(job: ImportJob, arch: Architecture) -> tuple[Architecture, list[str]]:
-    """The architecture with as many rows as asked for, and notes. UserError for fewer than the model has."""
+    """The architecture with the requested rows, and notes. UserError for fewer than the model has."""
     notes = []
     if job.padded_vocab is not None:
         if job.padded_vocab < arch.vocab:
@@ -218,7 +218,7 @@ def _verified(
     arch: Architecture,
     megatron: MegatronLogits,
 ) -> str:
-    """Compare transformers' model with the checkpoint in ``folder``; the line that says what was compared."""
+    """Compare transformers' model with the checkpoint in ``folder``; a line about what was compared."""
     reason = too_little_memory(sum(torch.Size(shape).numel() for unit in wanted for shape in unit.shapes))
     if reason is not None:
         return f"not verified: {reason}"

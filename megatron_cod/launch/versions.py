@@ -13,7 +13,7 @@ import torch
 import megatron_cod
 from megatron_cod.common.lists import listed
 
-# What must be the same on every machine of a run; the rest may differ, and is only said.
+# What must be the same on every machine of a run; the rest may differ, and is only logged.
 MUST_AGREE = ("torch", "CUDA", "NCCL", "megatron-core", "megatron_cod", "transformer_engine")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -52,7 +52,7 @@ def versions_here() -> dict[str, str]:
 
 
 def differences(by_host: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, list[str]]]:
-    """Name -> (a line that says which hosts have what, the hosts that are not like most) for what is not the same."""
+    """Name -> (a line with the hosts of each version, the hosts that differ from most) for versions that differ."""
     found = {}
     for name in dict.fromkeys(name for versions in by_host.values() for name in versions):
         holders: dict[str, list[str]] = {}

@@ -87,7 +87,7 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
 
 
 def collect(here: Here) -> bool:
-    """Nothing is to be seen on the machines: HEAD has the answer already."""
+    """The machines check nothing: HEAD has the answer already."""
     return True
 
 

@@ -27,7 +27,7 @@ def _filesystem(directory: Path) -> str:
 
 
 def collect_shared(here: Here) -> dict[str, Any]:
-    """Leave a mark, look for everyone's. Returns the machines whose mark is not seen."""
+    """Write a mark, wait for those of all. Returns the machines whose mark is missing."""
     save = here.job.get("save")
     if not save:
         return {"save": None}
@@ -86,7 +86,7 @@ def bytes_needed(job: dict[str, Any], present: int) -> int | None:
 
 
 def compare_disk(answers: Answers, here: Here) -> Outcome:
-    """Fails where the checkpoints do not fit. Quotas are not seen."""
+    """Fails where the checkpoints do not fit. Quotas are not checked."""
     findings, need = [], None
     for member, answer in answers.items():
         if answer["free"] is None:

@@ -93,7 +93,7 @@ class StudyDirectory:
         return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
 
     def fail(self, job: Job, line: str) -> None:
-        """Note why a run failed; it is tried again when the study goes on."""
+        """Note why a run failed; it is tried again when the study resumes."""
         folder = self.root / job.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILED).write_text(line + "\n")
@@ -104,7 +104,7 @@ class StudyDirectory:
         return {job: path.read_text().strip() for job, path in paths.items() if path.exists()}
 
     def running(self, jobs: Iterable[Job]) -> list[Job]:
-        """Jobs with a live process: its heartbeat is young."""
+        """Jobs with a live process: its heartbeat is recent."""
         return [job for job in jobs if _age(self.root / job.folder / RUNNING) < SILENT_SECONDS]
 
     def drop_checkpoints(self, job: Job) -> None:

@@ -2,7 +2,7 @@
 
 A model is run once on a batch while its blocks are watched; the arguments they got (masks, rotary embeddings) then let
 each be called alone, on another stream, omitted or in another order. The head is the model itself with its blocks made
-to hand on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
+to pass on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ class Trace:
 
 
 class TracedModel:
-    """A model whose blocks can be run one by one. Blocks are numbered 1..L, as they stand in the model."""
+    """A model whose blocks can be run one by one. Blocks are numbered 1..L, in the order of the model."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def cache_key(files: Sequence[str], chat: ChatFormat, reading: Reading) -> str:
     names = [sorted(encoder.variables.items()), sorted(encoder.specials.items())]
     digest = hashlib.sha256(json.dumps([_VERSION, chat.template.text, asdict(reading), *names]).encode())
     digest.update(encoder.fingerprint())
-    for source in find_inputs(files, "jsonl", log=lambda _: None):  # reading them says it
+    for source in find_inputs(files, "jsonl", log=lambda _: None):  # reading them logs it
         with source.path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:24]

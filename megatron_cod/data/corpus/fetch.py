@@ -16,7 +16,7 @@ _SECONDS = 600  # for one download
 
 
 class NotToBeHad(Exception):
-    """A package that cannot be fetched here; the text says why."""
+    """A package that cannot be fetched here; the text has the reason."""
 
 
 def fetch(manager: str, packages: Sequence[str], folder: Path) -> Path:

@@ -21,7 +21,7 @@ _MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Made:
-    """One source. ``bytes`` is of the text in UTF-8; ``missing`` says why there is none, and is None when there is."""
+    """One source. ``bytes`` is of the text in UTF-8; ``missing``: why there is none, else None."""
 
     name: str
     packages: str

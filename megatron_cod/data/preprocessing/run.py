@@ -54,7 +54,7 @@ class PreprocessResult:
 def preprocess(job: PreprocessJob) -> PreprocessResult:
     """Write the datasets of `job`, all or none.
 
-    The result depends on the inputs and options alone, to the byte, whatever the number of workers and however often
+    The result depends on the inputs and options alone, to the byte, for any number of workers and however often
     the run was broken off: what is finished is kept in PREFIX.partial, and the same job resumes from there. Datasets
     that the same job has made already are left as they are. Raises UserError for bad options, inputs or documents,
     OSError when a file cannot be used.

@@ -1,7 +1,7 @@
 """Runs: the tokens of some documents of one part of the input, as a worker leaves them for the final merge.
 
-A run is complete when its `.json` is there, which is written last and says where reading goes on. So after a kill at
-any moment the work goes on behind the last complete run of each part, and no document is lost or doubled.
+A run is complete when its `.json` is there, which is written last and records where reading continues. So after a kill at
+any moment the work continues behind the last complete run of each part, and no document is lost or doubled.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class WorkFolder:
         self.finish_publishing()
 
     def finish_publishing(self) -> bool:
-        """Go on with a publication that was interrupted; false when there is none."""
+        """Continue an interrupted publication; false when there is none."""
         path = self.path / _PUBLISH
         if not path.exists():
             return False

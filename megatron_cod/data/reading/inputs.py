@@ -56,7 +56,7 @@ def find_inputs(
     A file keeps the first name it is given; further ones, links too, are omitted, and `log` gets a line. A folder must be
     a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
     "text", or "auto" to go by the file's name. Raises UserError for a path that is missing, another folder, a glob
-    without matches, or a name whose format "auto" cannot tell.
+    without matches, or a name that "auto" does not know.
     """
     names: dict[Path, Path] = {}
     again: list[str] = []

@@ -73,7 +73,7 @@ _PROGRAM = replace(PROGRAM, complete=_set_batches)
 
 
 def start_of(command_line: list[str]) -> tuple[Start, Path]:
-    """(the start of the checkpoint's model at the layout asked for, the checkpoint)."""
+    """(the start of the checkpoint's model at the requested layout, the checkpoint)."""
     import_schemes(command_line)
     given = build_parser(_PROGRAM).parse_args(command_line)
     check_flags(given)
@@ -112,7 +112,7 @@ def _text_reading(args: EvaluationArgs, tokenizer: Any, vocabulary: int) -> Text
 
 
 def read_sets(args: EvaluationArgs) -> list[TokenSet]:
-    """All that ``--eval-data`` names. UserError for what cannot be measured on."""
+    """All that ``--eval-data`` names. UserError for unusable data."""
     tokenizer = get_tokenizer()
     vocabulary = check_vocabulary(args, tokenizer)
     found: list[TokenSet] = []
@@ -183,7 +183,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 
 
 def main() -> None:
-    """Evaluate, as the command line says."""
+    """Evaluate by the command line."""
     with one_line_endings(lambda: Phase.START):
         start, checkpoint = start_of(sys.argv[1:])
         args = cast(EvaluationArgs, start.args)

@@ -68,7 +68,7 @@ def in_step(args: MegatronArgs, begun: bool) -> str:
 
 
 def _device(error: BaseException) -> str:
-    """How much there is, what was asked for, and what is not this process's."""
+    """How much there is, what was requested, and what is not this process's."""
     asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
     words = [f"{asked[1]} more were asked for"] if asked else []
     try:

@@ -121,7 +121,7 @@ class SaveClaim(Observer):
         while not self._over.wait(HEARTBEAT_SECONDS):
             if not self._is_ours():  # two runs began at the same moment: the later file counts
                 fail(f"--save {self._path.parent} was taken by another run, which started at the same time")
-            with suppress(OSError):  # a full disk: what is saved there says so
+            with suppress(OSError):  # a full disk: the next save reports it
                 self._write()
 
     def around_training(self) -> AbstractContextManager[None]:

@@ -54,7 +54,7 @@ def free_space(folder: str) -> tuple[str, bool]:
 
 @contextmanager
 def failed_saves(args: MegatronArgs) -> Iterator[None]:
-    """Around the training: turn the errors of a save into a SaveError that says where the run would go on.
+    """Around the training: turn the errors of a save into a SaveError with the checkpoint that the run would resume from.
 
     Those of files, and the RuntimeErrors of torch's writers and of lost ranks. Others are a fault of ours, unless the disk
     is full: then its outcome is unknown.

@@ -49,7 +49,7 @@ class Conversations:
         self.share = float(self.train.positions().sum()) / (self.plan.rows_an_epoch * raw.seq_length)
 
     def fingerprint(self) -> str:
-        """Of the tokens in training, their masks and their order: what a run that goes on must find unchanged."""
+        """Of the tokens in training, their masks and their order: what a resumed run must find unchanged."""
         digest = hashlib.blake2b(repr(self._order).encode(), digest_size=16)
         for part in (self.train.ids, self.train.trained, self.train.starts):
             digest.update(part.tobytes())

@@ -67,7 +67,7 @@ def add_arguments(group: Any) -> None:
         metavar="E",
         help="pass over the conversations E times; wins over --train-iters",
     )
-    # Not the user's: every rank's arguments, and so every checkpoint, are to say what was trained on.
+    # Not the user's: every rank's arguments, and so every checkpoint, record what was trained on.
     group.add_argument("--sft-data-fingerprint", help=argparse.SUPPRESS)
 
 

@@ -1,4 +1,4 @@
-"""How many samples each step has: always as many, or in stages as ``--step-batch-size-schedule`` says."""
+"""How many samples each step has: always as many, or in the stages of ``--step-batch-size-schedule``."""
 
 from __future__ import annotations
 

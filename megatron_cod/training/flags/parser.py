@@ -67,7 +67,7 @@ class _HelpMegatron(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser, program: Program | None = None) -> argparse.ArgumentParser:
     """Megatron's ``extra_args_provider``: our flags, one-line errors, short help.
 
-    program: whose flags and help come along.
+    program: whose flags and help are included.
     """
     group = parser.add_argument_group("megatron_cod")
     group.add_argument("--recipe", metavar="FILE", help="YAML file of argument names; the command line wins over it")
@@ -187,7 +187,7 @@ def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> a
 
 
 def _refusing(action: argparse.Action) -> Callable[[str], Any]:
-    """The action's type, with one line for whatever it raises: argparse knows TypeError and ValueError alone."""
+    """The action's type, with one line for any exception: argparse knows TypeError and ValueError alone."""
     kind: Callable[[str], Any] = action.type  # type: ignore[assignment]
 
     @wraps(kind)

@@ -40,7 +40,7 @@ def _balances(args: MegatronArgs, kind: str) -> bool:
 
 
 def _is_nowhere(args: MegatronArgs) -> bool:
-    """Whether the weights to begin with are not there; they are not asked for where ``--load`` has a checkpoint."""
+    """Whether the weights to begin with are missing; they are not needed where ``--load`` has a checkpoint."""
     places = [place for place in (args.load, args.pretrained_checkpoint) if place]
     return bool(args.pretrained_checkpoint) and not any((Path(place) / TRACKER).is_file() for place in places)
 

@@ -19,7 +19,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(given: float | None) -> float | None:
-    """TFLOP/s of this device in dense bf16: what the user says, or the table's; None where neither knows it."""
+    """TFLOP/s of this device in dense bf16: the user's, or the table's; None without either."""
     if given is not None:
         return given
     if not torch.cuda.is_available():

@@ -33,7 +33,7 @@ from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program
 
 _RECIPES = (selection.RESOLVED, "recipe.yaml")
-"""What tells of a model beside its checkpoints: as a run leaves it, or an import."""
+"""The file beside checkpoints that describes the model, of a run or an import."""
 
 WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-iters", "0", "--num-workers", "0")
 """Megatron's flags for a model without optimizer, gradients and data."""
@@ -68,7 +68,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     """Flags that build the model of a checkpoint at any layout, and load it.
 
     kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to omit besides.
-    UserError where no file tells how the model is built.
+    UserError without a file that describes the model.
     """
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
     if not known:
@@ -137,8 +137,8 @@ def _reduced(folder: Path) -> list[str]:
 def load_megatron(folder: Path, step: int | None, length: int, in_fp32: bool = False) -> tuple[Any, Any]:
     """(GPTModel in eval mode, arguments) of a run's directory in this one process, for up to ``length`` tokens.
 
-    in_fp32: whatever precision the run had.
-    Raises UserError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
+    in_fp32: for any precision of the run.
+    Raises UserError where there is no checkpoint, no file describes its model, or Megatron refuses.
     """
     run, checkpoint = locate(folder, step)
     flags = [
