@@ -291,7 +291,7 @@ def test_interrupted_run_leaves_no_finished_files(
         if len(seen) == 50:
             raise error
 
-    monkeypatch.setattr(preprocess_module.Progress, "update", stop_halfway)
+    monkeypatch.setattr(preprocess_module.PreprocessingProgress, "update", stop_halfway)
     with pytest.raises(error):
         run(source, tmp_path / "out" / "d")
     assert {tuple(names) for names in seen} == {("d.partial",)}
