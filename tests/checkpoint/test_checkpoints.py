@@ -43,7 +43,7 @@ def another_exponent() -> None:
 
 def test_rejects_another_exponent_without_override(checkpoint, tiny):
     flags = [*tiny, "--load", str(checkpoint), "--dry-run", "--override-opt_param-scheduler"]
-    said = r"was trained with lns of scheme_exponent -0.5 \(this run: -1.0\); give the same, or --override-scheme-check"
+    said = r"lns of scheme_exponent -0.5 \(this run: -1.0\); .*--override-scheme-check"
     refuse(1, flags, said, before=another_exponent)
     ended = run_training_ranks(1, [*flags, "--override-scheme-check"], before=another_exponent)[0]
     assert ended.code == 0
@@ -95,7 +95,7 @@ def test_load_directory_is_unchanged(checkpoint, tiny, tmp_path):
     assert "iter_0000009 is ignored" in ended.output
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
     (folder / TRACKER).write_text("")
-    refuse(1, flags, r"is empty, a save was interrupted; the newest complete checkpoint is 2: write 2 into the file")
+    refuse(1, flags, r"is empty, .* checkpoint is 2: write 2 ")
 
 
 def test_a_dry_run_removes_nothing(tiny, tmp_path):

@@ -88,7 +88,7 @@ BAD_FLAGS = {
     "names": (["--load", "RUN", "--eval-data", "a=WEB", "a=WEB"], r"--eval-data has the name a twice"),
     "stride": (
         ["--load", "RUN", "--eval-data", "WEB", "--stride", "33"],
-        r"--stride 33 is larger than the window of --seq-length 32: tokens would be skipped",
+        r"--stride 33 .*--seq-length 32",
     ),
     "positions": (
         ["--load", "RUN", "--eval-data", "WEB", "--seq-length", "256"],
@@ -113,7 +113,7 @@ BAD_FLAGS = {
     ),
     "a tokenizer too large": (
         ["--load", "RUN", "--eval-data", "WEB", "--vocab-size", "300"],
-        r"the tokenizer has 300 tokens, the model's vocabulary only 264",
+        r"300 tokens, .* 264",
     ),
     "a tokenizer that is not there": (
         [
@@ -138,7 +138,7 @@ BAD_FLAGS = {
     ),
     "layout": (
         ["--load", "RUN", "--eval-data", "WEB", "--tensor-model-parallel-size", "3"],
-        r"1 processes were started, but the layout takes a multiple of 3",
+        r"1 processes .* multiple of 3",
     ),
 }
 
@@ -167,13 +167,13 @@ def record(prefix, **changed):
 
 
 BAD_DATA = {
-    "ids beyond the vocabulary": ([3, 300, 4], {}, r"holds token id 300 at position 1, but the model has ids 0 to 263"),
+    "ids beyond the vocabulary": ([3, 300, 4], {}, r"token id 300 at position 1, .* 0 to 263"),
     "nothing to predict": ([3], None, r"bad has 1 tokens: there is nothing to predict"),
     "empty": ([], None, r"dataset .*bad is empty \(0 tokens\)"),
     "of another tokenizer": (
         [3, 4, 5],
         {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "x.model", "vocab_size": 260, "eod_id": 2},
-        r"made with the tokenizer model x.model of 260 ids, of which 2 ends a document, but NullTokenizer has 257",
+        r"x.model of 260 ids, .* 2 .*NullTokenizer has 257",
     ),
 }
 

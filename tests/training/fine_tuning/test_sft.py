@@ -194,7 +194,7 @@ BAD_FLAGS = {
     ),
     "too long": (
         ["--seq-length", "16"],
-        r"conversations do not fit into --seq-length 16, the longest takes \d+ .*train.jsonl:\d+",
+        r"--seq-length 16, the longest .*\d+ .*train.jsonl:\d+",
     ),
     "two validations": (["--sft-valid-share", "0.5"], r"--sft-valid-data-path and --sft-valid-share both name"),
     "a share of nothing": (["--sft-valid-share", "1.5"], r"'1.5' is not between 0 and 1"),
@@ -204,7 +204,7 @@ BAD_FLAGS = {
     ),
     "rows over context parallelism": (
         CP2,
-        r"packing does not support --context-parallel-size > 1; change that, or give --no-sft-packing",
+        r"packing .*--context-parallel-size > 1; .*--no-sft-packing",
     ),
     "unfused attention": (["--attention-backend", "unfused"], r"packing does not support --attention-backend unfused"),
     "prediction of several tokens": (["--mtp-num-layers", "1"], r"packing does not support --mtp-num-layers"),
@@ -217,7 +217,7 @@ BAD_FLAGS = {
     "tokenizer": (["--tokenizer-type", "NullTokenizer", "--vocab-size", "128"], r"NullTokenizer reads no text"),
     "a vocabulary too small": (
         ["--padded-vocab-size", "200"],
-        r"the tokenizer has 257 tokens, the model's vocabulary only",
+        r"257 tokens, .* vocabulary",
     ),
     "epochs": (["--train-epochs", "0"], r"--train-epochs: '0' is not a number of at least 1"),
     "epochs and samples": (
@@ -255,7 +255,7 @@ def test_rejects_bad_lines(toy, tmp_path, line, pattern):
 
 def test_rejects_data_that_is_all_too_long(toy):
     flags = ["--seq-length", "8", "--sft-too-long", "drop"]
-    refuse(1, [*toy, *flags], r"no conversation is left to train on \(40 too long, 0 bad\)", entry="sft")
+    refuse(1, [*toy, *flags], r"\(40 too long, 0 bad\)", entry="sft")
 
 
 @pytest.mark.slow

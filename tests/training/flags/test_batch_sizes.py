@@ -135,14 +135,14 @@ WRONG = {
         r"--lr-warmup-tokens and --lr-warmup-fraction both set the same",
     ),
     "no number": (["--train-tokens", "many"], r"--train-tokens: 'many' is not a number of at least 1, such as"),
-    "no length": ([], r"how long to train is missing: give --train-tokens, --train-iters or --train-samples"),
+    "no length": ([], r"missing: give --train-tokens, --train-iters or --train-samples"),
     "warm-up longer than the run": (
         ["--train-tokens", "10K", "--lr-warmup-tokens", "10.4K"],
-        r"--lr-warmup-samples 104 must be less than the 104 samples of the schedule",
+        r"--lr-warmup-samples 104 .* 104 samples",
     ),
     "warm-up in steps longer than the run": (
         ["--train-iters", "10", "--lr-warmup-iters", "10"],
-        r"--lr-warmup-iters 10 must be less than the 10 iterations of the schedule",
+        r"--lr-warmup-iters 10 .* 10 iterations",
     ),
     "all of it warm-up": (
         ["--train-iters", "10", "--lr-warmup-fraction", "1"],
@@ -172,7 +172,7 @@ WRONG = {
             "--lr-wsd-decay-tokens",
             "6.5K",
         ],
-        r"--lr-wsd-decay-samples 65 and a warm-up of 40 exceed the 104 samples of the schedule",
+        r"--lr-wsd-decay-samples 65 .* 40 .* 104 samples",
     ),
     "no last phase": (
         ["--train-iters", "9", "--lr-decay-style", "WSD"],
@@ -184,16 +184,16 @@ WRONG = {
     ),
     "other units": (
         ["--train-samples", "80", "--lr-warmup-iters", "3"],
-        r"--lr-warmup-iters does not go with --train-samples; give --lr-warmup-samples or --lr-warmup-tokens",
+        r"--lr-warmup-iters .*--train-samples; give --lr-warmup-samples or --lr-warmup-tokens",
     ),
     "rates": (["--train-iters", "9", "--min-lr", "1"], r"--min-lr 1.0 is larger than --lr 0.001"),
     "a batch that does not divide": (
         ["--train-iters", "9", "--global-batch-size", "6"],
-        r"--global-batch-size 6 is not a multiple of --micro-batch-size 2 x 2 data-parallel replicas",
+        r"--global-batch-size 6 .*--micro-batch-size 2 x 2 ",
     ),
     "a stage that does not divide": (
         ["--unset-batch", "--step-batch-size-schedule", "0:4 1K:6", "--train-tokens", "9K"],
-        r"a batch size of --step-batch-size-schedule, 6 is not a multiple of --micro-batch-size 2 x 2",
+        r"--step-batch-size-schedule, 6 .*--micro-batch-size 2 x 2 ",
     ),
     "batches that shrink": (
         ["--unset-batch", "--step-batch-size-schedule", "0:8 1K:4", "--train-tokens", "9K"],
@@ -213,15 +213,15 @@ WRONG = {
     ),
     "steps of growing size": (
         ["--unset-batch", "--step-batch-size-schedule", "0:4 1K:8", "--train-iters", "9"],
-        r"--train-iters counts steps, and their size grows: give --train-tokens or --train-samples",
+        r"--train-iters .*: give --train-tokens or --train-samples",
     ),
     "an odd ramp": (
         ["--rampup-batch-size", "3", "2", "100", "--train-tokens", "9K"],
-        r"--rampup-batch-size 3 2 100: --global-batch-size 8 must be a whole number of increments above the start",
+        r"--rampup-batch-size 3 2 100: --global-batch-size 8 .* increments",
     ),
     "phases and tokens": (
         ["--train-tokens", "9K", "--phase-transition-iterations", "3"],
-        r"--phase-transition-iterations goes with one batch size and --train-samples or --train-iters",
+        r"--phase-transition-iterations .*--train-samples or --train-iters",
     ),
 }
 

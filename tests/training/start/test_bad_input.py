@@ -69,7 +69,7 @@ WRONG_FLAGS = {
             "--micro-batch-size",
             "4",
         ],
-        r"virtual stages take 1 micro-batches a step in groups of 2: there must be at least 2",
+        r"virtual stages .* 1 micro-batches .* groups of 2: .* at least 2",
     ),
     "context parallelism": (
         ["--context-parallel-size", "2", "--cp-comm-type", "a2a"],
@@ -83,7 +83,7 @@ WRONG_FLAGS = {
     "heads over TP": (["--tensor-model-parallel-size", "2", "--num-attention-heads", "1"], r"--num-attention-heads 1"),
     "batch": (["--global-batch-size", "6", "--micro-batch-size", "4"], r"--global-batch-size 6 is not a multiple"),
     "warm-up": (["--unset", "lr-warmup-fraction", "--lr-warmup-iters", "99"], r"--lr-warmup-iters 99 must be less"),
-    "tokenizer": (["--padded-vocab-size", "200"], r"the tokenizer has 257 tokens, the model's vocabulary only 200"),
+    "tokenizer": (["--padded-vocab-size", "200"], r"257 tokens, .* 200"),
     "missing data": (["--train-data-path", "nowhere/some_text"], r"nowhere/some_text"),
     "no save interval": (["--save", "SAVE"], r"--save needs --save-interval"),
 }
@@ -113,7 +113,7 @@ def test_unknown_recipe_key_names_the_nearest(tiny, tmp_path):
 
 def test_rejects_more_ranks_than_the_layout_uses(tiny):
     flags = [*tiny, "--pipeline-model-parallel-size", "2"]
-    refuse(3, flags, r"3 processes were started, but the layout takes a multiple of 2 .*start 2, or")
+    refuse(3, flags, r"3 processes .* multiple of 2 .*start 2, or")
 
 
 @pytest.mark.parametrize("part", ["idx", "bin"])
