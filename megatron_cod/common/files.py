@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_cod.errors import UserError
+
 
 @contextmanager
 def replacing(path: str | Path, mark: object = "part") -> Iterator[Path]:
@@ -49,3 +51,15 @@ def making_directory(path: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Make a folder if it is missing. UserError "WHAT cannot be written" where no file can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Root passes os.access on read-only mounts, so try.
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror or error}") from None

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_cod.common.files import making_directory, replacing, write_whole
+from megatron_cod.common.files import check_writable, making_directory, replacing, write_whole
+from megatron_cod.errors import UserError
 
 
 def test_replaces_content_only_when_all_is_written(tmp_path: Path):
@@ -50,3 +51,15 @@ def test_removes_directory_that_could_not_be_filled(tmp_path: Path):
     with pytest.raises(ValueError), making_directory(tmp_path / "d"):
         raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+def test_makes_missing_folder_and_leaves_no_file(tmp_path: Path):
+    check_writable(tmp_path / "a" / "b", "--save x")
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_rejects_folder_that_cannot_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", Path("/proc/x")):
+        with pytest.raises(UserError, match="--save x cannot be written: "):
+            check_writable(folder, "--save x")

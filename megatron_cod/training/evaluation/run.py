@@ -16,6 +16,7 @@ from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
 from megatron_cod.args import EvaluationArgs
+from megatron_cod.common.files import check_writable
 from megatron_cod.common.progress import Pace
 from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
@@ -49,13 +50,7 @@ def _check_output(path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = target.parent / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
+    check_writable(target.parent, f"--output {path}")
     if target.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
 
