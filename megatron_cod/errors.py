@@ -1,6 +1,6 @@
 """How programs end: a user error is one line, a fault of this package keeps its traceback.
 
-``ending`` is the one place that distinguishes them. The tools end by it (``run_tool``), and training, evaluation and the
+``ending`` is the one place that tells them apart. The tools end by it (``run_tool``), and training, evaluation and the
 rehearsal's ranks (``launch/exit_codes.py``). Imports nothing but the standard library, so that all code can raise these.
 """
 

@@ -50,7 +50,7 @@ def test_no_test_file_imports_another():
                 )
 
 
-ACROSS = {"containers", "cuda", "cuda_te", "distributed", "docs", "te"}
+ACROSS = {"containers", "cuda", "cuda_te", "distributed", "docs", "packaging", "te"}
 """Folders of tests of no single folder of the package: devices, images, layouts, docs."""
 
 

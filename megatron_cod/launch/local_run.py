@@ -27,7 +27,7 @@ class RunFailed(RuntimeError):
 def launch_alone() -> None:
     """Make this process the only rank of a job, as the launcher's environment would; for tools that start Megatron."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    # No other process joins, so any port will do: the kernel gives a free one. No launcher holds a store there.
+    # Nobody else joins, so any port will do: the kernel gives a free one. No launcher holds a store there.
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
 

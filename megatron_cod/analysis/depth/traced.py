@@ -2,7 +2,7 @@
 
 A model is run once on a batch while its blocks are watched; the arguments they got (masks, rotary embeddings) then let
 each be called alone, on another stream, omitted or in another order. The head is the model itself with its blocks made
-to pass on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
+to hand on a given stream. Streams are [b, s, h] here, whatever the model's own layout.
 """
 
 from collections.abc import Callable, Iterator, Sequence
