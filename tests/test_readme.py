@@ -73,7 +73,7 @@ def test_training_command_of_the_readme_runs(quickstart):
 
 
 @pytest.mark.parametrize("command", [c for c in readme_commands() if c.endswith("--help")])
-def test_help_commands_of_the_readme_run(command):
+def test_help_commands(command):
     assert "usage" in run(shlex.split(command.replace("python", sys.executable, 1)), ROOT)
 
 

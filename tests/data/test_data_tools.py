@@ -102,7 +102,7 @@ def test_rejects_wrong_input_with_exit_code_2(tool: Tool, tmp_path: Path, argume
     assert not list(tmp_path.iterdir())
 
 
-def test_rejects_wrong_flags_and_prints_help(tool: Tool) -> None:
+def test_wrong_flags_and_help(tool: Tool) -> None:
     for name in ("preprocess_data.py", "train_tokenizer.py", "make_sample_corpus.py"):
         assert "python tools/" + name in tool(name, "--help").stdout
         wrong = tool(name, "--nonsense")
