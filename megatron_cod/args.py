@@ -1,7 +1,7 @@
 """The fields of Megatron's arguments that this package reads, with their types; and ours among them.
 
 A plain parse of the command line has the same fields, some of them still None: a size that is typed ``int`` here is set
-after Megatron's validation, and before it where the checks of ``training/start/checks.py`` say so.
+after Megatron's validation, and before it in those checks of ``training/start/checks.py`` that need them.
 """
 
 from typing import Any, Protocol

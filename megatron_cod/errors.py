@@ -24,7 +24,7 @@ from megatron_cod import refusals
 USER_ERROR = 2
 """Exit code of what was started wrongly: starting it again would change nothing."""
 MAY_PASS = 1
-"""Exit code of a run that may go well when it is started again: another rank was lost, say. Also that of a fault."""
+"""Exit code of a run that may go well when it is started again, as when another rank was lost. Also that of a fault."""
 INTERRUPTED = 130
 _PIPE_CLOSED = 141
 REPORT = "please report it, with the traceback (see CONTRIBUTING.md)"
@@ -105,14 +105,14 @@ def _is_a(error: BaseException, name: str) -> bool:
 
 
 def may_pass(error: BaseException | None) -> bool:
-    """Whether the run may go well when it is started again: the error, or what it came from, tells of a lost connection.
+    """Whether the run may go well when it is started again: the error, or its cause, is a lost connection.
 
     A rank that was killed, or a machine that is gone, shows in those that talk to it: in set-up and in saves too, where
     the same exceptions come from wrong arguments and full disks. An error's own attribute ``may_pass`` decides first.
     """
     while error is not None:
         own = getattr(error, "may_pass", None)
-        # gloo raises RuntimeError; where in its sources is all that tells it from others.
+        # gloo raises RuntimeError; only the place in its sources distinguishes it from others.
         if own is not None or _is_a(error, "DistError") or "gloo/transport" in str(error):
             return own is not False
         error = error.__cause__ or error.__context__
@@ -135,8 +135,8 @@ def refused_by_megatron(error: BaseException, phase: Phase) -> bool:
 
     In set-up the innermost frame must be Megatron's own. While it parses and validates arguments also what it calls then,
     such as an enumeration that has no such member: of Megatron's frames and ours, the innermost must be Megatron's.
-    A RuntimeError counts where a ``raise`` stands there: torch's operators have others, which are no refusals. In set-up
-    Transformer Engine's errors count as well: its kernels do not run yet, and it says what the machine lacks.
+    A RuntimeError counts if it comes from a ``raise``: torch's operators have others, which are no refusals. In set-up
+    Transformer Engine's errors count as well: its kernels do not run yet, and it names what the machine lacks.
     """
     if isinstance(error, UserError) or not isinstance(error, AssertionError | ValueError | RuntimeError):
         return False
@@ -165,7 +165,7 @@ _OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, er
 
 
 def of_files(error: BaseException) -> bool:
-    """Whether the operating system refuses a file, which is for the user to mend."""
+    """Whether the operating system refuses a file, which the user can fix."""
     return isinstance(error, OSError) and (error.filename is not None or error.errno in _OF_FILES)
 
 
@@ -206,9 +206,9 @@ def ending(error: BaseException, phase: Phase) -> Ending:
 
 
 def run_tool(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0 when it returns, 2 with one line for what the user can mend, 130 when interrupted.
+    """Run `main` and exit: 0 when it returns, 2 with one line for what the user can fix, 130 when interrupted.
 
-    A fault keeps its traceback, and a line below it says so; the exit code is then 1.
+    A fault keeps its traceback, with a line below it; the exit code is then 1.
     """
     try:
         main()

@@ -1,4 +1,4 @@
-"""Layer specs with a norm scheme applied to whatever Megatron would build.
+"""Layer specs with a norm scheme applied to the spec that Megatron would build.
 
 In an unmodified Megatron-LM checkout: ``--spec megatron_cod.layer_specs lns`` (then the scheme, plain initialisation and
 the start-up depth check all come with the spec; see docs/megatron_lm.md).
@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_cod.backends.backend import Backend
 from megatron_cod.backends.choice import get_backend
+from megatron_cod.common.lists import flags_set
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import BlockDesign, plain_design
@@ -38,7 +39,7 @@ def unsupported_features(config: TransformerConfig, backend: Backend) -> list[st
         "--hybrid-layer-pattern": bool(getattr(config, "is_hybrid_model", False)),
         **backend.unsupported(config),
     }
-    return [flag for flag, is_set in features.items() if is_set]
+    return flags_set(features)
 
 
 def refuse_unsupported(config: TransformerConfig, design: BlockDesign, backend: Backend) -> None:
@@ -112,7 +113,7 @@ def scheme_mtp_spec(
 
 @dataclass(frozen=True)
 class _DepthCheck:
-    """``refuse_wrong_depth`` for a design, as a hook that can be found again: the spec is asked for once a chunk."""
+    """``refuse_wrong_depth`` for a design, as a hook that can be found again: the spec is requested once a chunk."""
 
     design: BlockDesign
 

@@ -25,7 +25,7 @@ class Hooked:
     """What is done with it."""
     reason: str
     sites: tuple[str, ...]
-    """Where: "file function: what", as the test's scan finds it; ``*`` stands for anything."""
+    """Where: "file function: what", as the test's scan finds it; ``*`` matches anything."""
     program: str = RUN
     """Which programs do it."""
 

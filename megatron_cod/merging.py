@@ -35,10 +35,11 @@ from megatron_cod.checkpoint.tensors import (
     kind_of,
     pieces,
 )
-from megatron_cod.checkpoint.writer import CheckpointWriter, Piece, groups
+from megatron_cod.checkpoint.writer import CheckpointWriter, Piece
+from megatron_cod.common.lists import groups_of_bytes
+from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
-from megatron_cod.huggingface.progress import Progress
 from megatron_cod.schemes.table import STOCK
 
 METHODS = ("equal", "linear", "minus-sqrt", "ema")
@@ -198,12 +199,12 @@ def merge(job: MergeJob, log: Callable[[str], None] = lambda _: None) -> dict[Pa
         raise UserError(f"--ema-decay {job.ema_decay} must be above 0 and at most 1")
     weights = weights_of(job.method, len(job.members), job.ema_decay)
     members = _Members(job.members)
-    parcels = groups(_pieces_of(members, weights), job.file_bytes)
+    parcels = groups_of_bytes(_pieces_of(members, weights), job.file_bytes)
     shares = dict(zip(job.members, weights, strict=True))
     part = PartialDirectory(job.output, {"merged at": str(job.output)})
     try:
         part.check_space(sum(piece.bytes for parcel in parcels for piece in parcel))
-        progress = Progress(sum(piece.bytes for parcel in parcels for piece in parcel))
+        progress = progress_of_bytes(sum(piece.bytes for parcel in parcels for piece in parcel))
         try:
             writer = CheckpointWriter(part.folder / RELEASE, progress.add)
             for number, parcel in enumerate(parcels):

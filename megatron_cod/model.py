@@ -44,7 +44,7 @@ class SchemeModelConfig(GPTModelConfig):
 
 
 class SchemeModelBuilder(GPTModelBuilder):
-    """Megatron's builder; with ``--mtp-num-layers`` it hands over our layers where Megatron rebuilds stock ones."""
+    """Megatron's builder; with ``--mtp-num-layers`` it passes our layers where Megatron rebuilds stock ones."""
 
     def build_model(
         self,

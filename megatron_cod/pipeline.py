@@ -1,4 +1,4 @@
-"""Which global layers every pipeline stage is to hold, from the arguments alone: the plan that a built model is held to.
+"""Which global layers every pipeline stage is to hold, from the arguments alone: the plan to compare a built model with.
 
 Megatron's own helpers answer for the process that asks (with a pipeline layout they ignore the rank they are given), and
 accept layouts that they then build wrongly. So the plan counts layers stage by stage in the order a token passes them,
@@ -24,12 +24,12 @@ LAYOUT, PP, VP = (
 
 
 class LayoutError(UserError):
-    """A pipeline layout that cannot be built as it was asked for; its text names the flags."""
+    """A pipeline layout that cannot be built as requested; its text names the flags."""
 
 
 @dataclass(frozen=True)
 class PipelineSplit:
-    """What the arguments say about the pipeline."""
+    """The arguments about the pipeline."""
 
     num_layers: int
     pipeline_size: int = 1
@@ -217,7 +217,7 @@ def _numbered(table: Sequence[Sequence[tuple[int, int, bool, bool]]], num_layers
 def embedding_ranks(args: MegatronArgs, pipeline_ranks: list[int]) -> list[int]:
     """Which ranks of one pipeline hold a copy of the word embeddings: Megatron sums their gradients over these.
 
-    Left alone, Megatron takes the first and the last. With multi-token prediction on a stage of its own that misses its
+    Megatron's own choice is the first and the last. With multi-token prediction on a stage of its own that misses its
     copy, and adds the embedding's gradient to an untied output layer.
     """
     if not args.mtp_num_layers:

@@ -16,7 +16,7 @@ DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_hadolint_has_nothing_to_say(name):
+def test_hadolint_finds_nothing(name):
     done = subprocess.run([tool("hadolint"), str(ROOT / name)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
@@ -98,13 +98,13 @@ def wrong_in(commands: list[list[str]]) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/containers.md", *DOCKERFILES, "examples/docker/run.sh"])
-def test_container_commands_name_what_is_there(page):
+def test_container_commands_name_existing_files(page):
     """The comments of files are read as pages: their commands stand after '#   '."""
     text = re.sub(r"^#   (?=\S)", "    ", (ROOT / page).read_text(), flags=re.M)
     assert not wrong_in(commands_of(text))
 
 
-def test_wrong_container_commands_are_found():
+def test_detects_wrong_container_commands():
     page = "    docker build -t a:b -f Dockerfile.gpu . && IMAGE=a:c GPUS= examples/docker/go.sh  # no\n"
     assert wrong_in(commands_of(page)) == ["no Dockerfile.gpu", "no image a:c", "no examples/docker/go.sh"]
     assert wrong_in(commands_of("    docker run --rm megatron_cod:cpu\n")) == ["no image megatron_cod:cpu"]

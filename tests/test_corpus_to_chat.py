@@ -23,7 +23,7 @@ def corpus(folder, documents: int):
     return folder
 
 
-def test_wrong_input_is_one_line(tmp_path):
+def test_rejects_wrong_input_in_one_line(tmp_path):
     out = ["--output", str(tmp_path / "out")]
     assert "is no directory" in run([*EXAMPLE, "--corpus", str(tmp_path / "none"), *out], tmp_path, expect=2)
     (tmp_path / "empty").mkdir()

@@ -20,7 +20,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("stages", GOOD.values(), ids=GOOD)
-def test_right_maps_pass(stages):
+def test_accepts_right_maps(stages):
     check_depth_map(stages, 8)
 
 
@@ -42,7 +42,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("stages", "message"), BAD.values(), ids=BAD)
-def test_wrong_maps_are_refused_and_the_stage_named(stages, message):
+def test_rejects_wrong_maps_and_names_the_stage(stages, message):
     with pytest.raises(DepthMapError, match=message):
         check_depth_map(stages, 8)
 

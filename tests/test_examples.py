@@ -27,12 +27,12 @@ JOBS = ["pretrain.sbatch", "pretrain_container.sbatch"]
 
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
-def test_shellcheck_has_nothing_to_say(script):
+def test_shellcheck_finds_nothing(script):
     done = subprocess.run([tool("shellcheck"), "-x", "-P", str(ROOT), str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
-def test_shell_scripts_look_alike():
+def test_shell_scripts_are_formatted():
     done = subprocess.run([tool("shfmt"), "-d", "-i", "4", *map(str, SHELL)], capture_output=True, text=True)
     assert done.returncode == 0, f"shfmt -w -i 4 would change:\n{done.stdout}"
 

@@ -10,7 +10,7 @@ from megatron_cod.data.sample_corpus import prepare_sample, sample_conversations
 from tests.commands import run
 from tests.conftest import ROOT, TINY
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.sft_runs import base, chats  # noqa: F401
+from tests.training.fine_tuning.sft_runs import base, chats  # noqa: F401
 
 EXAMPLE = [sys.executable, str(ROOT / "examples" / "fine_tuning.py")]
 
@@ -32,7 +32,7 @@ def test_the_conversations_are_real_and_held_apart():
 
 
 @pytest.mark.slow
-def test_at_toy_size(base, tmp_path):  # noqa: F811
+def test_runs_at_toy_size(base, tmp_path):  # noqa: F811
     toy = ["--base", str(base / "lns"), "--output", str(tmp_path / "out"), "--epochs", "1"]
     output = run([*EXAMPLE, *toy, "--", "--lr", "1e-2", "--global-batch-size", "8"], tmp_path)
     before, after = losses(output)

@@ -130,7 +130,7 @@ def array(tmp_path):
     return Array(tmp_path)
 
 
-def test_an_array_takes_every_file_once(array):
+def test_array_reads_every_file_once(array):
     whole = [0, 1, 2]
     assert [array.files(number, whole) for number in whole] == [["f0", "f3"], ["f1", "f4"], ["f2"]]
     # What failed again, alone.
@@ -161,7 +161,7 @@ def test_a_task_beyond_the_whole_and_a_pattern_of_no_file_are_refused(array):
         ({"SLURM_JOB_ID": "36", "SLURM_ARRAY_JOB_ID": ""}, "36"),
     ],
 )
-def test_a_job_is_asked_for_by_its_own_name(tmp_path, variables, name):
+def test_job_is_queried_by_its_own_name(tmp_path, variables, name):
     """And of several lines of squeue the first end counts; those without one do not."""
     squeue = 'case "$*" in *--jobs=NAME\\ *) printf "N/A\\n2031-01-01T10:00:00\\n2031-01-01T09:00:00\\n";; esac'
     program(tmp_path / "squeue", f"#!/usr/bin/env bash\n{squeue.replace('NAME', name)}\n")

@@ -134,7 +134,7 @@ def test_the_plan_is_what_megatron_builds_and_exactly_1_to_L(split):
     assert {(s.virtual_stage, s.pipeline_rank): list(s.layers) for s in plan} == numbers
 
 
-def test_the_comparison_sees_an_offset_that_is_one_too_high(monkeypatch):
+def test_detects_offset_that_is_one_too_high(monkeypatch):
     """The mutant: the last stage's offset shifted by one."""
     original = transformer_layer.get_transformer_layer_offset
     shifted = lambda config, vp, rank: original(config, vp, rank) + (rank == 3)  # noqa: E731
@@ -143,7 +143,7 @@ def test_the_comparison_sees_an_offset_that_is_one_too_high(monkeypatch):
     assert in_order(built_by_megatron(split)) != [n for stage in plan_pipeline(split) for n in stage.layers]
 
 
-def test_multi_token_prediction_may_stand_before_the_last_stage():
+def test_multi_token_prediction_may_be_before_the_last_stage():
     plan = plan_pipeline(PipelineSplit(4, 4, layout="Ett|tt|m|L", mtp_layers=1))
     assert [stage.mtp for stage in plan] == [(), (), (5,), ()]
     assert multi_token_prediction.get_mtp_layer_offset.__name__  # Megatron numbers it 1: see test_mtp.py

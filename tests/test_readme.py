@@ -63,7 +63,7 @@ def test_quickstart_is_safe_to_repeat(quickstart):
     assert [line for line in again.splitlines() if line[:1] == "|"] == table
 
 
-def test_the_training_command(quickstart):
+def test_training_command_of_the_readme_runs(quickstart):
     home, _, _ = quickstart
     command = next(line for line in readme_commands() if line.startswith("megatron-cod train --nproc 2"))
     words = [sys.executable, "-m", "megatron_cod", *shlex.split(command)[1:], *TOY]

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Adapted:
-    """One name that is replaced: where it lives, what stands in for it, why."""
+    """One name that is replaced: where it is, what replaces it, why."""
 
     module: str
     """Module, or class in a module, that holds the name."""
@@ -16,7 +16,7 @@ class Adapted:
     replacement: Any
     reason: str
     wraps: bool = False
-    """Whether ``replacement`` takes the original and returns what stands in for it."""
+    """Whether ``replacement`` takes the original and returns its replacement."""
 
 
 def owner(path: str) -> Any:
@@ -36,7 +36,7 @@ def missing_names(rows: Iterable[Adapted]) -> list[str]:
 def put_in(rows: Iterable[Adapted], table: str) -> None:
     """Replace every name of the rows.
 
-    table: the file they stand in, for the RuntimeError that names those Megatron has lost.
+    table: the file that has them, for the RuntimeError that names those Megatron has lost.
     """
     rows = tuple(rows)
     missing = missing_names(rows)

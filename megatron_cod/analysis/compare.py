@@ -16,7 +16,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import STOCK
 
 MAIN_TAGS = (TRAIN_LOSS, VALID_LOSS)
-# Scalars that say how fast or where a run was trained, not what came out: another machine has other ones.
+# Scalars about the speed and place of a training, not its result: another machine has other ones.
 _TIMING = re.compile(
     r"\btime\b|\bmem|memory|throughput|flop|/s\b|per[-_ ]sec|elapsed|world-size|\bMFU\b", re.IGNORECASE
 )
@@ -24,7 +24,7 @@ _TIMING = re.compile(
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart two values may be: absolute + relative * the largest absolute value they stand among."""
+    """How far apart two values may be: absolute + relative * the largest absolute value of their tensor."""
 
     absolute: float = 0.0
     relative: float = 0.0

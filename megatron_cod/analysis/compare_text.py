@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from megatron_cod.common.lists import aligned, listed
+
 if TYPE_CHECKING:
     from megatron_cod.analysis.compare import CheckpointResult, MetricsResult, Tolerance
 
@@ -21,25 +23,16 @@ def _number(value: float) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as they need be; the first one flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _few(items: list[Any]) -> str:
-    return ", ".join(map(str, items[:8])) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+    return "\n".join("  " + line for line in aligned(rows))
 
 
 def metrics_text(result: MetricsResult) -> str:
     lines = [f"Metrics: {len(result.steps)} common training steps, {result.steps[0]}..{result.steps[-1]}"]
     for side, steps, tags in zip("AB", result.steps_only, result.tags_only, strict=True):
         if steps:
-            lines.append(f"  only {side} has training steps {_few(steps)}")
+            lines.append(f"  only {side} has training steps {listed(steps)}")
         if tags:
-            lines.append(f"  only {side} has: {_few(tags)}")
+            lines.append(f"  only {side} has: {listed(tags)}")
     body = [("", "points", "first differing step", "max abs diff", "at step", "both NaN")]
     for row in result.rows:
         first = "" if row.first_step is None else str(row.first_step)

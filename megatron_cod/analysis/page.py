@@ -25,13 +25,12 @@ def page(title: str, body: str) -> str:
     )
 
 
-def figure(path: Path, caption: str) -> str:
-    """A PNG, in the page itself."""
+def figure(path: Path, caption: str = "") -> str:
+    """A PNG, in the page itself. Without a caption its name is what it is read out as."""
     encoded = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f"<figure><img alt='{html.escape(caption, quote=True)}' src='data:image/png;base64,{encoded}'>"
-        f"<figcaption class=facts>{html.escape(caption)}</figcaption></figure>"
-    )
+    below = f"<figcaption class=facts>{html.escape(caption)}</figcaption>" if caption else ""
+    shown = html.escape(caption or path.stem, quote=True)
+    return f"<figure><img alt='{shown}' src='data:image/png;base64,{encoded}'>{below}</figure>"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -42,7 +42,7 @@ def have_apex() -> bool:
 def get_backend(config: TransformerConfig, name: str | None = None) -> Backend:
     """The backend for a configuration's ``--transformer-impl``.
 
-    name: "torch" or "apex" to say which norms ``local`` is to have; None takes Apex's LayerNorm where there is one.
+    name: "torch" or "apex", which norms ``local`` is to have; None takes Apex's LayerNorm where there is one.
     Raises UserError for an implementation without our schemes, and for a package that is not installed.
     """
     if config.transformer_impl == "transformer_engine":

@@ -24,7 +24,7 @@ def shadowed(module: torch.nn.Module, values: dict[str, Any]) -> Iterator[None]:
     """Attributes of a module, parameters included, read as ``values`` inside the block.
 
     An entry of the instance's own dictionary is found before the registered parameter, which is not touched: its name,
-    identity, checkpoint key and optimizer state stay, and autograd reaches it through the value that stands for it.
+    identity, checkpoint key and optimizer state stay, and autograd reaches it through its replacement.
     """
     own = vars(module)
     before = {name: own[name] for name in values if name in own}

@@ -34,7 +34,7 @@ def depth_weights(loss_mask: Tensor, depths: int, group: Any, per_token: bool) -
 
 
 class WeighedMTP(GPTModel):
-    """GPTModel whose losses, asked for depth by depth and then for the next token, are weighed over the ranks."""
+    """GPTModel whose losses, by prediction depth and then of the next token, are weighted means over the ranks."""
 
     _weights: tuple[Tensor, ...] = ()
 

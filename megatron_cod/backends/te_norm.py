@@ -1,7 +1,7 @@
 """Transformer Engine's norms with a depth factor. Import this only where Transformer Engine is installed.
 
-They are operations of its fuser, which reads gamma's values in the forward and again in the backward, outside autograd's
-sight: both must see s * gamma, and the gradient that comes back is that of s * gamma, so it is multiplied by s.
+They are operations of its fuser, which reads gamma's values in the forward and again in the backward, outside autograd:
+both must get s * gamma, and the gradient that comes back is that of s * gamma, so it is multiplied by s.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ class _LayerNormInChain(_DepthScaledOp, ops.LayerNorm):
 
 
 class _BackwardAddDepthScaledRMSNorm(BackwardAddRMSNorm):
-    """Transformer Engine's fused backward of norm and residual sum, which reads gamma by itself."""
+    """Transformer Engine's fused backward of norm and residual sum, which reads gamma directly."""
 
     def fuser_backward(self, basic_op_ctxs: Any, grad_output: torch.Tensor, **kwargs: Any) -> Any:
         norm: Any = self.basic_ops[1]

@@ -68,7 +68,7 @@ def _scale_attention(submodules: TransformerLayerSubmodules) -> TransformerLayer
         inner = replace(inner, linear_qkv=DepthScaledTELayerNormColumnParallelLinear)
         return replace(submodules, self_attention=replace(attention, submodules=inner))
     if getattr(inner, "linear_qkv_down_proj", None) is TELayerNormColumnParallelLinear:
-        # Megatron's fused latent attention knows its linears by their exact class: the norm stands before it.
+        # Megatron's fused latent attention checks the exact class of its linears: the norm is in front of it.
         scaled = _with_input_norm(submodules, depth_scaled_te_norm, linear_qkv_down_proj=TEColumnParallelLinear)
         return replace(scaled, sharded_state_dict_keys_map={})  # which named the fused norm what it is called now
     raise UserError("found no input norm of the attention in Megatron's Transformer Engine spec")
@@ -109,7 +109,7 @@ def _deferred(submodules: TransformerLayerSubmodules) -> TransformerLayerSubmodu
 
 
 def _prepared(submodules: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
-    """With our norms in all places, and the op fuser's MLP where it was asked for: Megatron's block specs omit it."""
+    """With our norms in all places, and the op fuser's MLP if requested: Megatron's block specs omit it."""
     attention: Any = submodules.self_attention
     inner = attention.submodules
     in_attention = {

@@ -15,11 +15,11 @@ from torch import Tensor
 from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_context_parallel import attention_of_chunks
 from megatron_cod.backends.torch_context_parallel import unsupported as unsupported_in_parallel
-from megatron_cod.errors import UserError
+from megatron_cod.common.lists import refuse_set
 
 
 class SDPACoreAttention(MegatronModule):
-    """softmax(Q K^T * scale) V without the s x s scores in memory; stands in for ``DotProductAttention``.
+    """softmax(Q K^T * scale) V without the s x s scores in memory; replaces ``DotProductAttention``.
 
     Causal by default; an explicit mask (document boundaries) is honoured; packed samples are attended to one by one;
     grouped-query heads are not repeated in memory. Under context parallelism queries are this rank's, keys and values are
@@ -45,11 +45,7 @@ class SDPACoreAttention(MegatronModule):
             "--qk-clip": getattr(config, "qk_clip", False),
             **unsupported_in_parallel(config),
         }
-        asked = [flag for flag, is_set in unsupported.items() if is_set]
-        if asked:
-            raise UserError(
-                f"the torch backend's attention does not support {', '.join(asked)}; use Transformer Engine"
-            )
+        refuse_set(unsupported, "the torch backend's attention does not support", "use Transformer Engine")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale  # None: 1/sqrt(head size), torch's own default
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
@@ -70,7 +66,7 @@ class SDPACoreAttention(MegatronModule):
 
         attention_mask: None, or bool [b or 1, 1, sq, sk], True where attention is forbidden (Megatron's sense).
         packed_seq_params: Megatron's for the ``thd`` format; then query is [t, heads, d], key and value [t, groups, d] and
-        the result [t, heads * d]. Each sample is attended to by itself: there are no scores across samples to mask.
+        the result [t, heads * d]. Each sample has attention of its own: there are no scores across samples to mask.
         """
         causal = (attn_mask_type or self.attn_mask_type) in (AttnMaskType.causal, AttnMaskType.padding_causal)
         if packed_seq_params is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class TorchMLASelfAttention(MLASelfAttention):
-    """MLASelfAttention that hands on its compressed keys as Transformer Engine does: whole, of this rank's tokens.
+    """MLASelfAttention that passes on its compressed keys as Transformer Engine does: whole, of this rank's tokens.
 
     Megatron then gathers the rotary part over the sequence, an operation whose backward sums over the ranks. So it needs
     ``--sequence-parallel``; ``layer_specs`` refuses LNS without.

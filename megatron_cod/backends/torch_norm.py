@@ -20,7 +20,7 @@ from megatron_cod.schemes.post_norm import Deferred
 
 
 def _rms_norm(x: Tensor, norm: torch.nn.RMSNorm, gain: Tensor) -> Tensor:
-    """gain [h] * x / rms(x), handed on in gain's dtype: with --fp32-residual-connection x is wider than the weights."""
+    """gain [h] * x / rms(x), in gain's dtype: with --fp32-residual-connection x is wider than the weights."""
     return rms_norm(x, gain.to(x.dtype), norm.eps).to(gain.dtype)
 
 

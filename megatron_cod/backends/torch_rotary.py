@@ -1,7 +1,7 @@
 """Rotary position embedding on torch alone: tables of cos and sin made once, applied to queries and keys at a time.
 
 Megatron's own unfused rotary makes cos and sin in every layer and takes 24 kernels a layer. Here a layer reads tables that
-all layers share, and turns q and k in one compiled function (one or two kernels each way) where Triton is at hand, in three
+all layers share, and turns q and k in one compiled function (one or two kernels each way) with Triton, in three
 passes without temporaries elsewhere. The backward is the same rotation with another sine, and saves no activation.
 
 Each element x_i of a head has a partner x_j, a half of the head away (or its neighbour, interleaved):

@@ -14,7 +14,7 @@ from megatron_cod.backends.torch_rotary import Rotation, rotate, tables
 
 @dataclass(frozen=True)
 class _Angles:
-    """What stands in for Megatron's angles on their way through its attention, so that its own rotary is passed over."""
+    """What replaces Megatron's angles on their way through its attention, so that its own rotary is passed over."""
 
     of_query: Tensor
     of_key: Tensor

@@ -9,14 +9,11 @@ from typing import Any
 import megatron.training.training as loop
 import torch
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.enums import ModelType
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.core.transformer.transformer_layer import BaseTransformerLayer
 from megatron.core.utils import get_model_config
-from megatron.training.argument_utils import pretrain_cfg_container_from_args
 from torch import Tensor
 
 from megatron_cod.args import MegatronArgs
@@ -26,11 +23,10 @@ from megatron_cod.errors import UserError
 from megatron_cod.launch.single_process import launch_alone
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
-from megatron_cod.training.before_megatron import forget_make, satisfy_make
 from megatron_cod.training.data.batches import forward_step
 from megatron_cod.training.flags.packages import torch_has_the_norms
 from megatron_cod.training.start.checks import Need
-from megatron_cod.training.start.loading import MODEL_ALONE
+from megatron_cod.training.start.loading import MODEL_ALONE, initialize, set_up
 from megatron_cod.training.start.prepare import prepare
 
 Microbatch = dict[str, Tensor]
@@ -52,11 +48,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     if args.world_size != 1 or args.data_parallel_size != 1:
         raise UserError("the benchmark is one process: leave the parallel sizes at 1")
     with redirect_stdout(io.StringIO()):
-        satisfy_make()
-        try:
-            loop.initialize_megatron()
-        finally:
-            forget_make()
+        initialize()
     args.iteration = args.consumed_train_samples = args.consumed_valid_samples = 0
     return args
 
@@ -65,7 +57,7 @@ class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
     def __init__(self, args: MegatronArgs, scheme: str, backend: str | None = None) -> None:
-        """backend: a name of ``backends.choice.BACKENDS``; None leaves what the arguments say."""
+        """backend: a name of ``backends.choice.BACKENDS``; None keeps that of the arguments."""
         args.norm_scheme = scheme
         if backend is not None:
             args.backend = backend
@@ -74,12 +66,7 @@ class Engine:
         self.args = args
         with redirect_stdout(io.StringIO()), activation_scaling.registered():
             model_config, _ = model_config_from_args(args)
-            self.model, self.optimizer, self.scheduler = loop.setup_model_and_optimizer(
-                ModelType.encoder_or_decoder,
-                checkpointing_context={},
-                cfg_container=pretrain_cfg_container_from_args(args, model_config),
-                pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-            )
+            self.model, self.optimizer, self.scheduler = set_up(args, model_config)
         self.config = get_model_config(self.model[0])
         # What megatron.training.train sets before its loop.
         self.config.finalize_model_grads_func = finalize_model_grads

@@ -10,7 +10,7 @@ import torch
 class PeakMemory:
     """Bytes an arm would need alone: what it keeps, and the most that its steps need beyond that.
 
-    Measured on GPUs only; on CPUs the allocator keeps no such count, and ``total`` is None.
+    Measured on GPUs only; on CPUs the allocator has no such count, and ``total`` is None.
     """
 
     kept: int = 0

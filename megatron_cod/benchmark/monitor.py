@@ -19,7 +19,7 @@ AIM = 0.01
 
 
 def _at_each_call(step: Callable[..., Any], measure: Callable[[], None]) -> Callable[..., Any]:
-    """The step with a look before it: here each call is a training step of its own."""
+    """The step, observed: here each call is one training step."""
 
     def watched(*rest: Any) -> Any:
         measure()
@@ -29,7 +29,7 @@ def _at_each_call(step: Callable[..., Any], measure: Callable[[], None]) -> Call
 
 
 def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, threads: int, clock: str) -> Report:
-    """Interleaved steps of four equal models. The note says what an interval of 100 comes to."""
+    """Interleaved steps of four equal models. The note has the cost at an interval of 100."""
     args = start_megatron([*QUIET, *megatron_flags], threads)
     args.curr_iteration = 0
     engines = {name: Engine(args, "lns") for name in ("without", "guard", "between", "measuring")}

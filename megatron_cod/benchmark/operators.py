@@ -47,7 +47,7 @@ def count_operators(run: Callable[[], object], vector: int) -> Counts:
 
 
 def _computes(name: str, event: Any) -> bool:
-    """Whether it does more than look at its operand in another way; a conversion to what it is already does not."""
+    """Whether it does more than make a view of its operand; a conversion to the dtype that it has does not."""
     return bool(event.cpu_children) if name in ("to", "contiguous") else name not in _VIEWS
 
 

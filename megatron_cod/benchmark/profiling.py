@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 
 from torch.profiler import ProfilerActivity, profile
 
+from megatron_cod.common.lists import aligned
+
 _STEPS = 3
 _LINES = 25
 
@@ -30,7 +32,4 @@ def operator_table(steps: Mapping[str, Callable[[], object]]) -> str:
         times = {name: found.total() if key == "sum" else found[key] for name, found in milliseconds.items()}
         more = [f"{times[name] - times[reference]:+.1f}" for name in others]
         lines.append((key[:56], *(f"{times[name]:.1f}" for name in steps), *more))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    )
+    return "\n".join(aligned(lines))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.benchmark.timing import Lap, Laps, Ratio, ratio
+from megatron_cod.common.amounts import GIB
+from megatron_cod.common.lists import aligned
 
 PARTS: dict[str, Callable[[Lap], float]] = {
     "step": lambda lap: lap.total,
@@ -36,7 +38,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What one benchmark measured; ``facts`` says of what, ``notes`` what was checked before timing."""
+    """What one benchmark measured; ``facts``: of what; ``notes``: what was checked before timing."""
 
     title: str
     reference: str
@@ -58,7 +60,7 @@ class Report:
                 f"{row.ratio.median:.4f}",
                 f"{row.ratio.low:.4f} .. {row.ratio.high:.4f}",
                 "" if row.mfu is None else f"{100 * row.mfu:.1f}%",
-                "" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f}",
+                "" if row.peak_bytes is None else f"{row.peak_bytes / GIB:.2f}",
             )
             for row in self.rows
         ]
@@ -72,17 +74,8 @@ class Report:
 
     def text(self) -> str:
         """The table for a terminal."""
-        cells = self._cells()
-        widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
         below = ["", self.appendix] if self.appendix else []
-        return "\n".join([self.title, self._facts_line(), *self.notes, "", *lines, *below])
+        return "\n".join([self.title, self._facts_line(), *self.notes, "", *aligned(self._cells(), left=2), *below])
 
     def markdown(self) -> str:
         """The table for a document."""
@@ -109,7 +102,7 @@ class Report:
         return json.dumps(content, indent=1) + "\n"
 
     def write(self, json_path: str | None, markdown_path: str | None) -> None:
-        """Write the files that were asked for; OSError when a place cannot be written."""
+        """Write the requested files; OSError when one cannot be written."""
         if json_path:
             Path(json_path).write_text(self.json())
         if markdown_path:

@@ -1,6 +1,6 @@
 """Interleaved timing: every contestant once a round, in random order, compared round by round.
 
-A shared machine drifts: its clock, its neighbours and its caches change by more than the differences looked for. Two
+A shared machine drifts: its clock, its neighbours and its caches change by more than the differences of interest. Two
 steps of one round see the same machine, so the ratio is taken inside a round and the median over rounds.
 """
 

@@ -1,7 +1,7 @@
 """Bytes of a checkpoint that have changed since they were written (``--verify-checkpoint``).
 
-torch writes every piece of a checkpoint as a zip archive with a CRC-32 of each member, and does not look at it when it
-reads. Nothing has to be written for this: checkpoints of stock Megatron can be looked at too.
+torch writes every piece of a checkpoint as a zip archive with a CRC-32 of each member, and does not check it when it
+reads. Nothing has to be written for this: checkpoints of stock Megatron can be checked too.
 """
 
 from __future__ import annotations

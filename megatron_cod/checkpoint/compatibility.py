@@ -48,7 +48,7 @@ def lacks_norm_state(args: MegatronArgs) -> bool:
 def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) -> list[str]:
     """Check the checkpoint that ``--load`` would take, before any process group exists.
 
-    trains: whether the schedule of the learning rate goes on.
+    trains: whether the schedule of the learning rate continues.
     Raises UserError when it is damaged, of another shape, of another function (``function_record``) or norm scheme (whose
     tensors may have the same names and shapes, so that nothing else would notice), or holds an optimizer state that does
     not fit the layout.
@@ -58,7 +58,7 @@ def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) 
     lines = ignored(args, checkpoint)
     if checkpoint is None:
         return [*lines, f"--load {args.load}: no checkpoint there, starting from scratch"] if args.load else []
-    # A run's own is looked at when its directory is put in order. One rank's reading is enough.
+    # A run's own is checked when its directory is cleaned. One rank's reading is enough.
     elsewhere = args.dry_run or not same_directory(args.load, args.save)
     check_files(checkpoint, verify=args.verify_checkpoint and elsewhere and this_rank() == 0)
     _check_format(checkpoint, args)
@@ -97,7 +97,7 @@ def _check_format(checkpoint: Path, args: MegatronArgs) -> None:
 def check_scheme(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
     """UserError, or with ``override`` a warning, for another norm scheme, or the same one with other options.
 
-    A checkpoint that does not say what its scheme's exponent was has the paper's.
+    A checkpoint that does not record its scheme's exponent has the paper's.
     """
     theirs, ours = recorded_identity(saved), design_from_args(args).identity(args)
     if theirs == ours:

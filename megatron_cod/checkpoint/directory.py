@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_cod.checkpoint import checksums
 from megatron_cod.checkpoint.tensors import damaged_file
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -34,7 +35,7 @@ def iterations(directory: str | Path) -> dict[int, Path]:
 
 
 def read_tracker(directory: str | Path) -> str | None:
-    """What the tracker file says: digits, 'release', '' for one that a kill left empty; None without the file.
+    """The content of the tracker file: digits, 'release', '' for one that a kill left empty; None without the file.
 
     Raises UserError for anything else. Megatron opens the file for writing and then writes it, so that a kill between
     the two leaves it empty; after a power failure some file systems give zero bytes.
@@ -50,16 +51,14 @@ def read_tracker(directory: str | Path) -> str | None:
 
 def write_tracker(directory: str | Path, text: str) -> None:
     """Write the tracker file in one step: a reader sees the old one or the new one."""
-    part = Path(directory) / f".{TRACKER}.{os.getpid()}"
-    part.write_text(text)
-    part.replace(Path(directory) / TRACKER)
+    write_whole(Path(directory) / TRACKER, text, os.getpid())
 
 
 def latest_checkpoint(directory: str | Path) -> Path | None:
     """The checkpoint that the tracker names, or None where none was ever finished.
 
     Raises UserError when the tracker is empty or unreadable, or names a checkpoint that is not there. For directories
-    that are only read; a run's own is put in order (``newest_whole``).
+    that are only read; a run's own is cleaned (``newest_whole``).
     """
     text = read_tracker(directory)
     if text is None:
@@ -80,7 +79,7 @@ def latest_checkpoint(directory: str | Path) -> Path | None:
 
 
 def newest_whole(directory: str | Path, verify: bool = False) -> tuple[Path | None, dict[Path, str]]:
-    """Where a run goes on in its own ``--save``: the tracked checkpoint, or the newest whole one before it.
+    """Where a run resumes in its own ``--save``: the tracked checkpoint, or the newest whole one before it.
 
     Also the damaged ones that were passed over, newest first, with what is wrong with each. (None, {}) where none was ever
     finished. Raises UserError where there are some and none is whole: a start from scratch would be no answer.
@@ -113,7 +112,7 @@ def damage(checkpoint: Path, verify: bool = False) -> str | None:
         check_files(checkpoint, verify)
     except ValueError as error:
         return str(error)
-    # Written last: empty, it tells of a save that did not end.
+    # Written last: empty, it means that a save did not end.
     last = checkpoint / (".metadata" if is_dcp(checkpoint) else "metadata.json")
     return None if last.stat().st_size else f"{last} is empty"
 
@@ -129,7 +128,7 @@ def is_dcp(checkpoint: Path) -> bool:
         return False
     try:
         return "args" in FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    except Exception:  # whatever a damaged pickle raises
+    except Exception:  # a damaged pickle may raise anything
         return False
 
 
@@ -151,7 +150,7 @@ def check_files(checkpoint: Path, verify: bool = False) -> None:
         return  # not the torch_dist format: Megatron reads it its own way
     try:
         stored = FileSystemReader(checkpoint).read_metadata().storage_data or {}
-    except Exception as error:  # whatever a damaged pickle raises, it is one thing to the user
+    except Exception as error:  # a damaged pickle may raise anything
         raise UserError(f"checkpoint {checkpoint} is corrupt: .metadata cannot be read ({error})") from None
     damage = damaged_file(checkpoint, stored) or (checksums.changed(checkpoint, stored) if verify else None)
     if damage:

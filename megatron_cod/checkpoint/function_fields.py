@@ -13,7 +13,7 @@ is_hybrid_model mamba_state_dim mamba_head_dim mamba_num_groups mamba_num_heads 
 position_embedding_type
 """
 TENSORS = frozenset(_TENSORS.split())
-"""Names or shapes of tensors hang on them: a checkpoint of another value does not fit, whatever is overridden."""
+"""Names or shapes of tensors depend on them: a checkpoint of another value does not fit, also with an override."""
 
 _FUNCTION = """
 layernorm_epsilon layernorm_zero_centered_gamma apply_residual_connection_post_layernorm qk_l2_norm activation_func

@@ -2,7 +2,7 @@
 
 The record is made from the *built* configuration, so that what Megatron derives from the arguments is in it. Every field of
 the configuration is compared but those in ``MAY_DIFFER``: a field that a later Megatron adds is compared until somebody
-writes down why it need not be (``tests/test_function_record.py`` fails until it is classified).
+writes down why it need not be (``tests/checkpoint/test_function_record.py`` fails until it is classified).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.function_fields import ARGUMENTS, DERIVED, FLAGS, FREE, FUNCTION, TENSORS, WITHOUT_FLAG
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import UserError
 
 RECORD = "model_function"
@@ -82,7 +83,7 @@ class Difference:
 def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:
     """Where the model of a checkpoint's arguments is another than that of ``args``, those of tensors first.
 
-    A checkpoint without a record, of an earlier version or an import, is compared by its arguments as far as both say.
+    A checkpoint without a record, of an earlier version or an import, is compared by those arguments that both have.
     """
     asked: Mapping[str, Any] = getattr(args, RECORD)
     theirs = getattr(saved, RECORD, None)
@@ -117,15 +118,13 @@ def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tup
 def check_function(checkpoint: Path, saved: argparse.Namespace, args: MegatronArgs, override: bool) -> list[str]:
     """Lines for the log where the checkpoint's model computes another function and ``override`` allows it.
 
-    UserError without, and for tensors that do not fit whatever is allowed.
+    UserError without, and always for tensors that do not fit.
     """
     found = differences(saved, args)
     if not found:
         return []
     tensors = [one for one in found if not one.fits]
-    listed = "; ".join(str(one) for one in (tensors or found)[:4])
-    more = len(tensors or found) - 4
-    line = f"checkpoint {checkpoint} was trained with {listed}{f'; and {more} more' if more > 0 else ''}"
+    line = f"checkpoint {checkpoint} was trained with {listed(tensors or found, 4, '; ')}"
     if tensors:
         raise UserError(f"{line}: its tensors do not fit")
     if not override:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.lists import listed
 from megatron_cod.data.datasets.blends import blends_of
 from megatron_cod.errors import UserError
 
@@ -31,8 +32,7 @@ def data_warnings(checkpoint: Path, saved: argparse.Namespace, args: MegatronArg
     warnings = []
     new = _new_content(saved, args)
     if new:
-        shown = ", ".join(new[:4]) + (f" and {len(new) - 4} more" if len(new) > 4 else "")
-        warnings.append(f"was not trained on what is now in {shown}")
+        warnings.append(f"was not trained on what is now in {listed(new, 4)}")
     changed = _changed_order(saved, args)
     if changed:
         warnings.append(f"was trained with {'; '.join(changed)}")

@@ -1,4 +1,4 @@
-"""Another schedule of the learning rate on resume, refused before the start unless a flag says whose schedule is meant."""
+"""Another schedule of the learning rate on resume, refused before the start unless a flag names the schedule to use."""
 
 from __future__ import annotations
 

@@ -42,11 +42,11 @@ def _remove(path: Path) -> None:
 
 
 def _repair(directory: Path, text: str | None, log: Log, on_damaged: Callable[[Path, str], None], verify: bool) -> str:
-    """Have the tracker name the newest whole checkpoint, and put damaged ones aside; what the tracker says then."""
+    """Have the tracker name the newest whole checkpoint, and rename damaged ones; the tracker's content then."""
     checkpoint, damaged = newest_whole(directory, verify)
     assert checkpoint is not None
     number = str(int(checkpoint.name.removeprefix("iter_")))
-    # First the tracker: a rank that looks in between finds the same checkpoint.
+    # First the tracker: a rank that reads it in between finds the same checkpoint.
     if number != text:
         write_tracker(directory, number)
     if not text:
@@ -69,7 +69,7 @@ def clean(
     damaged: Callable[[Path, str], None] = lambda path, why: None,
     verify: bool = False,
 ) -> None:
-    """Put a ``--save`` directory in order before a run saves into it. For rank 0 alone, before the process group.
+    """Clean a ``--save`` directory before a run saves into it. For rank 0 alone, before the process group.
 
     - leftovers of a deletion that was interrupted go;
     - an empty tracker gets the number of the newest whole checkpoint, and so does one that names a damaged checkpoint;

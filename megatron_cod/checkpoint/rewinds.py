@@ -43,7 +43,7 @@ def read_rewinds(save: str | Path) -> list[Rewind]:
 
 
 def pending(args: MegatronArgs) -> Path | None:
-    """The checkpoint of a rewind that is asked for and not done yet, else None.
+    """The checkpoint of a requested rewind that is not done yet, else None.
 
     Raises UserError when it is not there, or not whole.
     """

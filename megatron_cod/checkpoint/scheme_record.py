@@ -1,4 +1,4 @@
-"""What a checkpoint's arguments say of its weights beside names and shapes: their function, and where they were trained."""
+"""What a checkpoint's arguments record of its weights: the function that they have, and where they were trained."""
 
 import argparse
 from typing import Any
@@ -12,7 +12,7 @@ from megatron_cod.schemes.table import SCHEMES, STOCK, get_scheme
 
 
 def record(args: MegatronArgs) -> None:
-    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not say of themselves."""
+    """Put on Megatron's ``args``, which every checkpoint keeps, what the weights do not show."""
     design = design_from_args(args)
     args.init_policy = design.init_policy
     for name, value in design.identity(args).items():
@@ -27,15 +27,15 @@ def device_kind() -> str:
 
 
 def recorded_device_kind(saved: argparse.Namespace) -> str:
-    """What a checkpoint was trained on. Earlier versions did not record it, but the backend of the collectives tells."""
+    """What a checkpoint was trained on. Earlier versions did not record it, but the backend of the collectives shows it."""
     backend = getattr(saved, "distributed_backend", "nccl")
     return getattr(saved, "device_kind", "cpu" if backend == "gloo" else "cuda")
 
 
 def recorded_identity(saved: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint says of its scheme. One that records none is stock Megatron's: pre_ln.
+    """The scheme that a checkpoint records. One that records none is stock Megatron's: pre_ln.
 
-    A checkpoint that does not say what its scheme's exponent was has the paper's.
+    A checkpoint that does not record its scheme's exponent has the paper's.
     """
     name = getattr(saved, "norm_scheme", STOCK)
     if name not in SCHEMES:

@@ -1,6 +1,5 @@
 """Which checkpoint ``--load`` names, whether ``--save`` can be written, and what a checkpoint holds beside its tensors."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from megatron_cod.checkpoint.directory import (
     same_directory,
 )
 from megatron_cod.checkpoint.rewinds import pending
+from megatron_cod.common.files import check_writable
 from megatron_cod.errors import UserError
 
 RESOLVED = "resolved_args.yaml"
@@ -80,14 +80,7 @@ def check_save(save: str | None, load: str | None, *, step: int | None = None, f
     if not save:
         return
     directory = Path(save)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        # Root passes os.access on read-only mounts, so try.
-        probe = directory / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--save {save} cannot be written: {error.strerror or error}") from None
+    check_writable(directory, f"--save {save}")
     tracked = read_tracker(directory)
     if tracked is None:
         return

@@ -1,4 +1,4 @@
-"""Read a torch_dist checkpoint tensor by tensor, keyed by global layer, whatever layout it was saved at.
+"""Read a torch_dist checkpoint tensor by tensor, keyed by global layer, for any saved layout.
 
 torch_dist keeps global tensors, cut into the pieces that the ranks held. The layers of a stack of equal layers are one
 tensor with a leading layer axis, those of unequal layers one tensor each; both come out here under one name and the
@@ -113,7 +113,7 @@ class Checkpoint:
         try:
             self._metadata = self._reader.read_metadata()
             self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
-        except Exception as error:  # whatever a damaged index raises, it is one thing to the user
+        except Exception as error:  # a damaged index may raise anything
             raise self._corrupt(f".metadata cannot be read ({error})") from None
         self._check_files()
         self.slices: dict[Name, Slice] = {}

@@ -96,19 +96,6 @@ class _Resolve(DefaultSavePlanner):
         return made
 
 
-def groups(pieces: Sequence[Piece], limit: int) -> list[list[Piece]]:
-    """Consecutive pieces of at most ``limit`` bytes together; a larger one stands alone."""
-    found: list[list[Piece]] = []
-    size = 0
-    for piece in pieces:
-        if not found or size + piece.bytes > limit:
-            found.append([])
-            size = 0
-        found[-1].append(piece)
-        size += piece.bytes
-    return found
-
-
 class CheckpointWriter:
     """One torch_dist checkpoint directory, written file by file. The index is written last, by ``finish``."""
 

@@ -20,18 +20,18 @@ RISE = 1.0
 """Nats above its own best (a mean over 20 steps) at which a finished run counts as diverged."""
 _NOT_FINITE = re.compile(r"^step +(\d+)/.*\| loss (nan|inf|-inf)\b", re.IGNORECASE)
 STOPPED = re.compile(r"step \d+: .* is not finite")
-"""How a run says that it ended itself for that (training/faults/nonfinite.py)."""
+"""The message with which a run ends itself for that (training/faults/nonfinite.py)."""
 
 Show = Callable[[str], None]
 
 
 class _Diverged(Exception):
-    """The loss is not finite any more; its text says since when."""
+    """The loss is not finite any more; its text has the step."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run measured; diverged: a line that says how, or None."""
+    """What one run measured; diverged: a line with the reason, or None."""
 
     metrics: Metrics
     diverged: str | None
@@ -56,7 +56,7 @@ def how_it_diverged(metrics: Metrics) -> str | None:
 
 
 def run_to_end(launch: Callable[[Show], None], show: Show) -> str | None:
-    """Run; a line that says how it diverged, or None. launch: runs, and passes progress lines on to what it is given.
+    """Run; how it diverged, in one line, or None. launch: runs, and calls what it is given with progress lines.
 
     Raises RunFailed when the run fails for another reason than divergence.
     """

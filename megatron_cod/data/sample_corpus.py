@@ -45,7 +45,7 @@ def sample_conversations(per_speech: int = 20) -> tuple[list[dict[str, str]], li
     """(training, validation) of "Continue this speech of PRESIDENT, YEAR: ..." with a sentence, and the next as the answer.
 
     Evenly spread over each speech, sentences of moderate length. The speeches that ``prepare_sample`` holds out are held
-    out here too, so that a model pretrained on its data has seen nothing of them.
+    out here too, so that no model pretrained on its data was trained on them.
     """
     sides: tuple[list[dict[str, str]], list[dict[str, str]]] = ([], [])
     for number, line in enumerate(sample_corpus_path().read_text(encoding="utf-8").splitlines(), 1):

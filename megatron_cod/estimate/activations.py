@@ -1,6 +1,6 @@
 """Bytes that the passes of a step hold, by estimate: what layers keep for their backward, and what a backward needs beside.
 
-Each term is one function; docs/rehearsal.md has the formulas, and the peaks of an emulated device that they are held to
+Each term is one function; docs/rehearsal.md has the formulas, and the peaks of an emulated device to compare with
 (tests/cuda/test_memory.py). t: tokens of this rank, e: bytes an element, h: hidden size.
 """
 
@@ -109,7 +109,7 @@ def _moe_parts(args: MegatronArgs) -> dict[str, float]:
     """Experts keep their rows once and what goes into and comes out of the activation function.
 
     Not their outputs: the router's probabilities are multiplied in within the activation function
-    (``weighted_bias_swiglu_impl``), and what puts rows back in order keeps only places.
+    (``weighted_bias_swiglu_impl``), and what restores the order of rows keeps only places.
     """
     element, rows, ffn = element_size(args.params_dtype), routed_rows(args), expert_ffn(args)
     parts = {

@@ -1,7 +1,8 @@
 """What holds a rank's memory, and which flags would make it less: for the rehearsal and for a run that is out of memory."""
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.estimate.memory import GIB, Memory
+from megatron_cod.common.amounts import GIB
+from megatron_cod.estimate.memory import Memory
 
 _FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
 

@@ -17,7 +17,6 @@ from megatron_cod.estimate.schedule import peak_in_flight, stage_tasks
 from megatron_cod.estimate.shape import element_size, microbatches, virtual_group
 from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 
-GIB = 1 << 30
 RESERVED = (0.02, 0.18)
 """Least and most that the allocator reserved over what was allocated at the peak, of the shapes in docs/rehearsal.md."""
 

@@ -6,6 +6,7 @@ One ``Count`` a module. It holds the numbers of the whole model, so that the sam
 from dataclasses import dataclass
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.lists import flags_set
 from megatron_cod.estimate.shape import head_dim, query_groups
 from megatron_cod.pipeline import StagePlan
 from megatron_cod.schemes.design import design_from_args
@@ -63,7 +64,7 @@ def uncounted_features(args: MegatronArgs) -> list[str]:
         "--mtp-use-repeated-layer": bool(args.mtp_num_layers) and args.mtp_use_repeated_layer,
         "--spec": args.spec is not None,
     }
-    return [flag for flag, is_set in features.items() if is_set]
+    return flags_set(features)
 
 
 def moe_pattern(args: MegatronArgs) -> list[bool]:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 
 _RECORD = "conversion.json"
@@ -47,9 +48,7 @@ class PartialDirectory:
     def mark(self, name: str, note: Any) -> None:
         """Note that a file is whole."""
         self._done[name] = {"bytes": (self.folder / name).stat().st_size, "note": note}
-        part = self.folder / (_RECORD + ".new")
-        part.write_text(json.dumps({"job": self._job, "done": self._done}))
-        part.replace(self.folder / _RECORD)
+        write_whole(self.folder / _RECORD, json.dumps({"job": self._job, "done": self._done}))
 
     def check_space(self, needed: int) -> None:
         """UserError when the disk has no room for ``needed`` more bytes."""

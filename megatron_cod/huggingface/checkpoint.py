@@ -1,4 +1,4 @@
-"""A Megatron checkpoint as the converter sees it: found, opened, read unit by unit, whatever layout it was saved at."""
+"""A Megatron checkpoint for the converter: found, opened, read unit by unit, at any saved layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_cod.checkpoint.directory import iteration_name, latest_checkpoint
 from megatron_cod.checkpoint.tensors import WEIGHTS, Checkpoint, Slice, is_checkpoint, kind_of
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Architecture
 from megatron_cod.huggingface.families.mapping_rows import Unit
@@ -100,7 +101,7 @@ class MegatronCheckpoint:
         unknown = [name for name in extra if name not in (*prediction, *shared) and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
-            raise UserError(f"checkpoint {self.path}: {_short(list(dict.fromkeys(faults)))}")
+            raise UserError(f"checkpoint {self.path}: {listed(list(dict.fromkeys(faults)))}")
         return notes
 
     def read(self, unit: Unit) -> Tensor:
@@ -116,11 +117,6 @@ class MegatronCheckpoint:
         if part is None:
             raise UserError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
         return self._opened.read(part, 0, part.shape[0])
-
-
-def _short(faults: list[str], most: int = 4) -> str:
-    more = len(faults) - most
-    return "; ".join(faults[:most]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _derived(key: str) -> bool:

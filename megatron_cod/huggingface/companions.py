@@ -81,14 +81,14 @@ def tokens_in(folder: Path) -> int:
 
     try:
         return len(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except Exception:  # it is copied anyway, and training says what is wrong with it
+    except Exception:  # it is copied anyway, and training reports what is wrong with it
         return 0
 
 
 def save_originals(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Keep the weights as they were before folding: dividing by a factor again does not bring back every bit.
 
-    In a folder of its own, and a few vectors only, so that no loader takes it for weights of the model.
+    In a folder of its own, and a few vectors only, so that no loader treats it as weights of the model.
     """
     path = folder / _ORIGINALS
     path.parent.mkdir(exist_ok=True)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from megatron_cod import __version__
+from megatron_cod.common.lists import groups_of_bytes
+from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions, model_card, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
@@ -24,8 +26,7 @@ from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
 from megatron_cod.huggingface.megatron_args import architecture_of_args
-from megatron_cod.huggingface.progress import Progress
-from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, shards, write_shards
+from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, write_shards
 from megatron_cod.huggingface.stock import Multipliers, fields_of
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
@@ -42,7 +43,7 @@ from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import PRE_LN
 
 _QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
-# What a config of another model would say of RoPE and precision, and must not once ours has said it.
+# Keys of RoPE and precision that the config of another model may have, and that ours replaces.
 _OVERRIDDEN = (
     *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
     "layer_types",
@@ -108,7 +109,7 @@ def exported(
     vocab: int | None = None,
     like: dict[str, Any] | None = None,
 ) -> Exported:
-    """Open a checkpoint directory (``iter_N``) as stock tensors; nothing is read yet but what it says of itself.
+    """Open a checkpoint directory (``iter_N``) as stock tensors; only its arguments are read yet.
 
     dtype: of every tensor; None keeps each one's own. like: a config whose other keys (token ids, ...) are taken over.
     Raises UserError for a damaged checkpoint, an architecture or a norm scheme that no stock model computes.
@@ -170,7 +171,7 @@ def export_model(
     """Write ``job.output``, and read it again before it gets that name.
 
     megatron: what computes the checkpoint's own logits, to compare with. Raises UserError, and leaves nothing under that
-    name, for what cannot be converted, and for a result that does not load whole or computes something else.
+    name, for what is not convertible, and for a result that does not load whole or computes something else.
     """
     path = find_checkpoint(job.checkpoint, job.step)
     like = job.like or _came_with(path)
@@ -186,16 +187,16 @@ def export_model(
         log(note if note.startswith("WARNING") else f"note: {note}")
     if job.dry_run:
         return found
-    planned = shards(found.parcels, job.shard_bytes)
+    planned = groups_of_bytes(found.parcels, job.shard_bytes)
     stat = (path / ".metadata").stat()
     part = PartialDirectory(
         job.output,
         {"job": [str(value) for value in vars(job).values()], "source": [str(path), stat.st_size, stat.st_mtime_ns]},
     )
     part.check_space(missing_bytes(part, planned))
-    progress = Progress(sum(parcel.bytes for parcel in found.parcels))
+    progress = progress_of_bytes(sum(parcel.bytes for parcel in found.parcels))
     try:
-        write_shards(part, planned, progress.add, progress.skip)
+        write_shards(part, planned, progress.add, progress.pace.skip)
     finally:
         progress.close()
     if found.originals:
@@ -236,7 +237,7 @@ def _check_files(folder: Path, parcels: Sequence[Parcel]) -> None:
 
 
 def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: MegatronLogits | None, folded: bool) -> str:
-    """Load the directory and compare it; the line that says what was compared."""
+    """Load the directory and compare it; a line about what was compared."""
     reason = too_little_memory(sum(torch.Size(shape).numel() for parcel in found.parcels for shape in parcel.shapes))
     if reason is not None:
         return f"not verified: {reason}"
@@ -276,7 +277,7 @@ def _came_with(checkpoint: Path) -> Path | None:
 
 
 def _other_keys(config: dict[str, Any], family: str | None) -> dict[str, Any]:
-    """A config without what an earlier export said of itself; of another family, only the ids of special tokens."""
+    """A config without what an earlier export recorded; of another family, only the ids of special tokens."""
     if family is not None and config.get("model_type") != family:
         return {key: value for key, value in config.items() if key.endswith("_token_id")}
     return {key: value for key, value in config.items() if key != companions.KEY}

@@ -1,7 +1,7 @@
 """Depth factors and learned branch scales, folded into weights of a stock Pre-LN model, and taken out again.
 
 F(s * N(x)) with N(x) = gamma * x/rms is F(N'(x)) with gamma' = s * gamma; a * F(x) is F'(x), whose last projection has
-its rows times a. Which schemes are stock Pre-LN models with other numbers, their rows say (``schemes.row.Foldable``).
+its rows times a. The rows of schemes record which are stock Pre-LN models with other numbers (``schemes.row.Foldable``).
 """
 
 from __future__ import annotations

@@ -44,6 +44,6 @@ def _as_transformers_reads(raw: dict[str, Any], family: str) -> tuple[dict[str, 
         try:
             return kind().to_dict(), kind.from_dict(raw).to_dict()
         except Exception as error:  # it has its own errors for each kind of nonsense
-            architecture_of(raw)  # whose line says more, where it refuses the config as well
+            architecture_of(raw)  # whose line has more detail, where it refuses the config as well
             text = " ".join(str(error).split())[:200]
             raise UserError(f"config.json is refused by transformers' {kind.__name__}: {text}") from error

@@ -76,7 +76,7 @@ def _tokenizer_in(folder: Path) -> Any | None:
 
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
+    except Exception as error:  # transformers may raise anything for unreadable files
         raise UserError(f"the tokenizer in {folder} cannot be read: {error}") from None
 
 

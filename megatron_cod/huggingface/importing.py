@@ -15,7 +15,9 @@ from megatron_cod import __version__
 from megatron_cod.checkpoint.directory import RELEASE, TRACKER
 from megatron_cod.checkpoint.readme import write_readme
 from megatron_cod.checkpoint.scheme_record import record
-from megatron_cod.checkpoint.writer import CheckpointWriter, Piece, groups
+from megatron_cod.checkpoint.writer import CheckpointWriter, Piece
+from megatron_cod.common.lists import groups_of_bytes
+from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
@@ -26,7 +28,6 @@ from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
-from megatron_cod.huggingface.progress import Progress
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
@@ -48,7 +49,7 @@ _FILE_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class ImportJob:
-    """What the user asked for."""
+    """The user's options."""
 
     model: Path
     output: Path
@@ -66,7 +67,7 @@ class ImportJob:
 
 @dataclass
 class Outcome:
-    """What a conversion has to say when it is done."""
+    """The result of a conversion."""
 
     output: Path
     arch: Architecture
@@ -91,7 +92,7 @@ def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Foldi
     if job.as_scheme not in known:
         raise UserError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
     asked = folding(get_scheme(job.as_scheme), layers)
-    # The options that the model was trained with, where it says so.
+    # The options that the model was trained with, if recorded.
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
 
 
@@ -141,7 +142,7 @@ def import_model(
     """Write ``job.output``: a checkpoint that training loads at any layout, the recipe of its model, tokenizer files.
 
     megatron: what computes the written checkpoint's logits, to compare with transformers'. Raises UserError, and leaves
-    nothing under the output's name, for what cannot be converted, and for a result that computes something else.
+    nothing under the output's name, for what is not convertible, and for a result that computes something else.
     """
     if not job.model.is_dir():
         raise UserError(f"{job.model} is no directory")
@@ -194,7 +195,7 @@ def import_model(
 
 
 def _with_rows(job: ImportJob, arch: Architecture) -> tuple[Architecture, list[str]]:
-    """The architecture with as many rows as asked for, and notes. UserError for fewer than the model has."""
+    """The architecture with the requested rows, and notes. UserError for fewer than the model has."""
     notes = []
     if job.padded_vocab is not None:
         if job.padded_vocab < arch.vocab:
@@ -220,7 +221,7 @@ def _verified(
     arch: Architecture,
     megatron: MegatronLogits,
 ) -> str:
-    """Compare transformers' model with the checkpoint in ``folder``; the line that says what was compared."""
+    """Compare transformers' model with the checkpoint in ``folder``; a line about what was compared."""
     reason = too_little_memory(sum(torch.Size(shape).numel() for unit in wanted for shape in unit.shapes))
     if reason is not None:
         return f"not verified: {reason}"
@@ -254,18 +255,18 @@ def _write_checkpoint(
 
     lost: grows by the elements that do not come back exactly; what a kept file lost is taken from its note.
     """
-    parcels = groups(pieces, file_bytes)
+    parcels = groups_of_bytes(pieces, file_bytes)
     names = [f"{RELEASE}/{CheckpointWriter.file_of(number)}" for number in range(len(parcels))]
     done = [part.done(name) for name in names]
     part.check_space(sum(p.bytes for note, parcel in zip(done, parcels, strict=True) if note is None for p in parcel))
-    progress = Progress(sum(piece.bytes for piece in pieces))
+    progress = progress_of_bytes(sum(piece.bytes for piece in pieces))
     try:
         writer = CheckpointWriter(part.folder / RELEASE, progress.add)
         for number, (name, note, parcel) in enumerate(zip(names, done, parcels, strict=True)):
             if note is not None:
                 writer.resume(number, parcel, note["index"])
                 lost.append(note["lost"])
-                progress.skip(sum(piece.bytes for piece in parcel))
+                progress.pace.skip(sum(piece.bytes for piece in parcel))
                 continue
             before = sum(lost)
             index = writer.write(number, parcel)

@@ -1,4 +1,4 @@
-"""What a checkpoint's arguments, or its record of the built model, say of its architecture."""
+"""The architecture in a checkpoint's arguments, or in its record of the built model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def architecture_of_args(
 ) -> tuple[Architecture, Multipliers]:
     """The architecture that a checkpoint's arguments built, and what it multiplies beside the weights.
 
-    vocab: rows to keep of the padded vocabulary; None is what the arguments say, all where they say nothing. family:
+    vocab: rows to keep of the padded vocabulary; None: those of the arguments, or all. family:
     which stock model to write, None for the first that computes it, ``rather`` before others. Raises
     UserError where none does.
     """

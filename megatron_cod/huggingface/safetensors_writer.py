@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -36,19 +36,6 @@ class Parcel:
     def bytes(self) -> int:
         sizes = zip(self.shapes, self.dtypes, strict=True)
         return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in sizes)
-
-
-def shards(parcels: Iterable[Parcel], limit: int) -> list[list[Parcel]]:
-    """Consecutive parcels of at most ``limit`` bytes together; a larger one stands alone."""
-    found: list[list[Parcel]] = []
-    size = 0
-    for parcel in parcels:
-        if not found or size + parcel.bytes > limit:
-            found.append([])
-            size = 0
-        found[-1].append(parcel)
-        size += parcel.bytes
-    return found
 
 
 def _header(shard: Sequence[Parcel]) -> bytes:

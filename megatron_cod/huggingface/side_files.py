@@ -1,8 +1,8 @@
-"""What an export says beside its weights of templates and the ends of texts: in every file the same, and as trained.
+"""Chat templates and ends of texts in the files of an export: the same in every file, and as trained.
 
 Programs read different files. transformers and vLLM take the template from ``chat_template.jinja`` first, llama.cpp's
 converter from ``tokenizer_config.json`` first; generation ends at the ids of ``generation_config.json`` in transformers and
-vLLM, at the tokenizer's ``eos_token`` in llama.cpp and lm-eval, and at ``config.json``'s where nothing else says one.
+vLLM, at the tokenizer's ``eos_token`` in llama.cpp and lm-eval, and at ``config.json``'s where nothing else has one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def agree(args: Namespace, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Make the files in ``folder``, and ``config``, say the template that a checkpoint was fine-tuned with, if it was, and
+    """Write into the files in ``folder``, and ``config``, the template of fine-tuning, if there was one, and
     the tokens that end an answer. Returns lines for the user."""
     template = getattr(args, "chat_template", None)
     if not template:

@@ -101,7 +101,7 @@ class Multipliers:
 
 
 def fields_of(args: Namespace) -> SimpleNamespace:
-    """The model's configuration as a checkpoint's arguments tell it: as it was built, where they record that.
+    """The model's configuration by a checkpoint's arguments: as it was built, where they record that.
 
     UserError, by name, for what no stock model has.
     """

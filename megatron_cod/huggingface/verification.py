@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import UserError
 
 MegatronLogits = Callable[[Path, Tensor], Tensor]
@@ -55,9 +56,7 @@ def _available() -> int:
 
 def named(names: Iterable[str], most: int = 4) -> str:
     """Names in one short line."""
-    found = sorted(map(str, names))
-    more = len(found) - most
-    return ", ".join(found[:most]) + (f" and {more} more" if more > 0 else "")
+    return listed(sorted(names), most)
 
 
 def check_whole(report: Mapping[str, Any], what: object, left_over: bool = True) -> None:
@@ -83,14 +82,14 @@ def loaded_whole(folder: Path, dtype: torch.dtype = torch.float32, left_over: bo
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, local_files_only=True
             )
-        except Exception as error:  # whatever transformers raises, the directory does not load
+        except Exception as error:  # transformers may raise anything: the directory does not load
             raise NotTheSame(f"{folder.name} does not load in transformers: {str(error)[:300]}") from error
     check_whole(report, folder.name, left_over)
     return model.eval()
 
 
 def model_of(config: Mapping[str, Any], state: dict[str, Tensor], what: object) -> Any:
-    """A stock model of these tensors, in fp32, whatever type they have in files."""
+    """A stock model of these tensors, in fp32, for any type in files."""
     import transformers
 
     made = transformers.AutoConfig.for_model(**config)
@@ -104,7 +103,7 @@ def model_of(config: Mapping[str, Any], state: dict[str, Tensor], what: object) 
 
 
 class quiet:
-    """Without transformers' reports and bars: what is wrong is said in our line."""
+    """Without transformers' reports and bars: our line reports what is wrong."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

@@ -128,7 +128,7 @@ class _NeedsGPU:
     option: str
     flag: str
     without: Any = False
-    """Its value where it is not asked for."""
+    """Its value if it is not requested."""
     instead: str = "torch finds none here"
 
 

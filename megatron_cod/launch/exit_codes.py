@@ -20,9 +20,9 @@ _GRACE_SECONDS = 8.0
 
 
 def _report_to_launcher(message: str, delay: float) -> None:
-    """Leave the line where torchrun looks for the reason of a failed process (its ``ProcessFailure``).
+    """Write the line where torchrun expects the reason of a failed process (its ``ProcessFailure``).
 
-    torchrun's own last line is that of the earliest time: the time is when this rank speaks, in ``speaks_in`` seconds.
+    torchrun's own last line is that of the earliest time: the time is when this rank prints it, after ``delay`` seconds.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
@@ -34,14 +34,14 @@ def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> 
     """Print ``error: message`` on rank 0 and end the process.
 
     The other ranks wait for the launcher to end them, so that rank 0 gets its line out first; a rank that is still
-    alive after that saw something that rank 0 did not (a file missing on its node, say) and speaks for itself.
+    alive after that found something that rank 0 did not (for example, a file missing on its node) and prints it itself.
     common: the message is the same on all ranks, and no rank is to put its name before it.
     """
     rank = this_rank()
     if rank != 0 and not common:
         message = f"rank {rank} on {socket.gethostname()}: {message}"
     wait = _GRACE_SECONDS if rank != 0 else 0.0
-    # In training it asks for a save, of which there is none now; the launcher is to see our code, not the signal.
+    # In training it requests a save, which is not possible now; the launcher must get our code, not the signal.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
     if exit_code == USER_ERROR:
         _report_to_launcher(message, wait)
@@ -53,10 +53,10 @@ def fail(message: str, *, exit_code: int = USER_ERROR, common: bool = False) -> 
 
 @contextmanager
 def one_line_endings(phase: Callable[[], Phase]) -> Iterator[None]:
-    """End the process on an error as ``errors.ending`` says for the phase that it is in then.
+    """End the process on an error as ``errors.ending`` decides for its phase at that time.
 
     What is a line for the user ends here, by ``fail``; its trace goes to the rank's log, where it keeps one. What is not is
-    raised: a fault, and what goes wrong in training beside our own errors. ``rank_logs.report`` then tells of it.
+    raised: a fault, and what goes wrong in training beside our own errors. ``rank_logs.report`` then reports it.
     With MEGATRON_COD_TRACEBACK=1 in the environment every error is raised, for debugging Megatron's set-up.
     """
     rank_logs.report_failures()

@@ -10,7 +10,7 @@ import signal
 import sys
 
 LAUNCHER = "MEGATRON_COD_LAUNCHER"
-"""The environment variable in which our torchrun tells its process id to its ranks."""
+"""The environment variable in which our torchrun passes its process id to its ranks."""
 
 
 def die_with_parent() -> None:
@@ -27,7 +27,7 @@ def die_with_launcher() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore what tells a run to save and stop: Slurm signals every process of a step, and the save needs its helpers."""
+    """Ignore the signals to save and stop: Slurm signals every process of a step, and the save needs its helpers."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 

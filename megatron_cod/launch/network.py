@@ -19,7 +19,7 @@ def without_brackets(host: str) -> str:
 
 
 def addresses_of(host: str) -> list[str]:
-    """What a name stands for here. UserError for one that is not known."""
+    """The addresses of a name. UserError for one that is not known."""
     try:
         found = socket.getaddrinfo(without_brackets(host), None, proto=socket.IPPROTO_TCP)
     except socket.gaierror as error:

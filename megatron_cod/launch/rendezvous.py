@@ -49,7 +49,7 @@ class Head:
         opening = threading.Thread(target=self._open, args=(opened,), daemon=True)
         opening.start()
         opening.join(_ANSWER_SECONDS)
-        if not opened:  # TCPStore waits forever for the answer of a server that is none
+        if not opened:  # TCPStore waits forever for the answer of something that is no TCPStore
             raise UserError(f"what listens at {self} is not a rendezvous: does another program hold that port?")
         if isinstance(opened[0], Exception):
             if self.is_here and "EADDRINUSE" in str(opened[0]):

@@ -1,4 +1,4 @@
-"""What the job scheduler says in the environment: the job, its restarts, this machine's name."""
+"""What the job scheduler puts into the environment: the job, its restarts, this machine's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def restarts() -> int:
-    """How often the job was started again, by Slurm or torchrun; 0 where neither tells."""
+    """How often the job was started again, by Slurm or torchrun; 0 without either."""
     counts = (os.environ.get(name, "0") for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
     return max(int(count) for count in counts if count.isdigit())
 

@@ -1,4 +1,4 @@
-"""Whether a directory is the same one on several machines: each leaves a mark, and looks for those of the others."""
+"""Whether a directory is the same one on several machines: each writes a mark, and waits for those of the others."""
 
 import os
 import secrets
@@ -27,7 +27,7 @@ def leave_mark(directory: str | Path) -> Path:
 
 
 def not_seen(directory: str | Path, names: Sequence[str], seconds: float) -> list[str]:
-    """Of marks by these names, those that do not come in sight within so many seconds.
+    """Of marks by these names, those that cannot be read within so many seconds.
 
     By name, not by listing: a network file system may answer for a listing from its cache, for a new name it must ask.
     """

@@ -1,8 +1,8 @@
 """Before a run begins: every rank has passed its checks, on machines that have the same versions and share ``--save``.
 
 The ranks meet at the launch's key-value store, where their process group is about to meet: before any collective, which
-versions that differ may crash or hang. Each gives one vote, rank 0 judges, all read its verdict. A rank that fails gives
-the verdict itself, so that ranks on other machines end with its line instead of waiting for it.
+versions that differ may crash or hang. Each gives one vote, rank 0 decides, all read the decision. A rank that fails writes
+the decision itself, so that ranks on other machines end with its line instead of waiting for it.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.lists import listed
 from megatron_cod.errors import USER_ERROR, CommonError, Phase, UserError, ending, one_line
 from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.launch.versions import MUST_AGREE, differences, versions_here
@@ -28,7 +29,7 @@ _TEMPORARY = "may pass: "
 """Before the line of a rank that failed by no fault of who started the run."""
 _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
-"""How long a file that one machine wrote into ``--save`` may take to be seen on another."""
+"""How long a file that one machine wrote into ``--save`` may take to be visible on another."""
 _LINGER_SECONDS = 5.0
 _SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
 
@@ -49,7 +50,7 @@ class _Meeting:
         self._hosts_store = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
         self._store: Any = None
         if self._hosts_store:
-            self._connect(_SHORT_SECONDS)  # at once: the others look for it
+            self._connect(_SHORT_SECONDS)  # at once: the others wait for it
 
     def _connect(self, seconds: float) -> Any:
         global _server
@@ -94,7 +95,7 @@ class _Meeting:
         return given, absent
 
     def decide(self, decision: str, seconds: float) -> str:
-        """Give a verdict; returns the one that counts, which is the first."""
+        """Write a decision; returns the one that counts, which is the first."""
         return self._connect(seconds).compare_set(f"{self._keys}/verdict", "", decision).decode()
 
     def decision(self, seconds: float) -> str:
@@ -106,7 +107,7 @@ class _Meeting:
             return f"rank 0 gave no verdict on the start within {seconds:.0f} s, or is gone; see its output"
 
     def leave(self) -> None:
-        """The verdict is known here. Rank 0, which holds the store, waits a little until it is known everywhere."""
+        """The decision is known here. Rank 0, which holds the store, waits a little until it is known everywhere."""
         with suppress(DistError):
             known = self._store.add(f"{self._keys}/known", 1) if self._store else 0
             deadline = time.monotonic() + _LINGER_SECONDS
@@ -116,14 +117,13 @@ class _Meeting:
 
 
 def compare_votes(votes: list[dict[str, Any]], absent: list[int], save: str | None, seconds: float) -> str:
-    """The verdict on all votes: ``agreed``, or the line to end with.
+    """The decision on all votes: ``agreed``, or the line to end with.
 
     votes: {"rank", "host", "versions", "mark", "data"}; the last three are None but for one rank a machine.
     """
     if absent:
-        listed = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         heard = sorted({vote["host"] for vote in votes})
-        return f"no sign of rank {listed} within {seconds:.0f} s; heard from {', '.join(heard[:8]) or 'nobody'}"
+        return f"no sign of rank {listed(absent)} within {seconds:.0f} s; heard from {', '.join(heard[:8]) or 'nobody'}"
     versions = {f"{vote['host']} (rank {vote['rank']})": vote["versions"] for vote in votes if vote["versions"]}
     unequal = [line for name, (line, _) in differences(versions).items() if name in MUST_AGREE]
     if unequal:

@@ -19,9 +19,9 @@ def _refuse(message: str) -> NoReturn:
 
 
 def parse(words: Sequence[str]) -> Namespace:
-    """torchrun's arguments; SIGUSR1 is for the ranks too, where nothing else is said.
+    """torchrun's arguments; SIGUSR1 is for the ranks too, unless the command line has other ones.
 
-    UserError, naming the scripts' variable too, for numbers that are none or out of range.
+    UserError, naming the scripts' variable too, for invalid numbers.
     """
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     parser = run.get_args_parser()
@@ -42,7 +42,7 @@ def parse(words: Sequence[str]) -> Namespace:
 
 
 def endpoint(args: Namespace, default_port: int) -> tuple[str, int]:
-    """Name and port of the rendezvous. UserError for a port that is none."""
+    """Name and port of the rendezvous. UserError for an invalid port."""
     text = args.rdzv_endpoint
     if text.endswith("]") or ":" not in text:
         return without_brackets(text), default_port

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 import megatron_cod
+from megatron_cod.common.lists import listed
 
-# What must be the same on every machine of a run; the rest may differ, and is only said.
+# What must be the same on every machine of a run; the rest may differ, and is only logged.
 MUST_AGREE = ("torch", "CUDA", "NCCL", "megatron-core", "megatron_cod", "transformer_engine")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -50,14 +51,8 @@ def versions_here() -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
-def names_of(hosts: list[str], most: int = 8) -> str:
-    """Hosts as words, the rest counted."""
-    rest = f" and {len(hosts) - most} more" if len(hosts) > most else ""
-    return ", ".join(hosts[:most]) + rest
-
-
 def differences(by_host: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, list[str]]]:
-    """Name -> (a line that says which hosts have what, the hosts that are not like most) for what is not the same."""
+    """Name -> (a line with the hosts of each version, the hosts that differ from most) for versions that differ."""
     found = {}
     for name in dict.fromkeys(name for versions in by_host.values() for name in versions):
         holders: dict[str, list[str]] = {}
@@ -66,6 +61,6 @@ def differences(by_host: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str
         if len(holders) == 1:
             continue
         groups = sorted(holders.items(), key=lambda item: -len(item[1]))  # a stable order: of two as large, the first
-        line = f"{name} " + "; ".join(f"{version} on {names_of(hosts)}" for version, hosts in groups)
+        line = f"{name} " + "; ".join(f"{version} on {listed(hosts)}" for version, hosts in groups)
         found[name] = (line, [host for _, hosts in groups[1:] for host in hosts])
     return found

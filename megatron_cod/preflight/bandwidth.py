@@ -1,7 +1,7 @@
 """Bandwidth of all_reduce: over all ranks, within each machine, and between neighbouring machines.
 
 As nccl-tests define it: algorithm bandwidth is the buffer's size over the time of one call, bus bandwidth is that times
-2 (n - 1) / n, what the slowest link carries, whatever the number n of ranks.
+2 (n - 1) / n, what the slowest link carries, for any number n of ranks.
 """
 
 from __future__ import annotations

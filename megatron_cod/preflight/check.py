@@ -1,4 +1,4 @@
-"""What a check is, and what it has at hand."""
+"""A check, and what it is given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Here:
 
 @dataclass(frozen=True)
 class Check:
-    """A look on every machine, then a judgement on HEAD of what was seen."""
+    """``collect`` on every machine, then ``compare`` of the answers on HEAD."""
 
     name: str
     seconds: float

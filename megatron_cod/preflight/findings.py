@@ -12,7 +12,7 @@ _ORDER = (SKIP, OK, WARN, FAIL)
 
 @dataclass(frozen=True)
 class Finding:
-    """One cell of the table, and the line below it that says more."""
+    """One cell of the table, and the line below it with the detail."""
 
     node: str
     check: str
@@ -23,7 +23,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: a cell for each node it has something to say of, a line of figures, and those for programs."""
+    """What a check found: a cell for each node that it is about, a line of figures, and those for programs."""
 
     findings: list[Finding]
     line: str = ""

@@ -40,7 +40,7 @@ def nccl_takes(setting: str, name: str) -> bool:
 
 
 def own_addresses() -> list[str]:
-    """What this machine's own name stands for."""
+    """The addresses of this machine's own name."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, proto=socket.IPPROTO_TCP)
     except socket.gaierror:
@@ -51,9 +51,9 @@ def own_addresses() -> list[str]:
 def choose(
     variables: Mapping[str, str], interfaces: Mapping[str, list[str]], own: list[str], alone: bool
 ) -> tuple[str, str]:
-    """(interface, address) that gloo would give to the other ranks. UserError, saying why, where it would fail.
+    """(interface, address) that gloo would give to the other ranks. UserError, with the reason, where it would fail.
 
-    own: what the machine's own name stands for. alone: no other machine takes part, so loopback will do.
+    own: the addresses of the machine's own name. alone: no other machine takes part, so loopback will do.
     """
     present = f"this machine has {', '.join(sorted(name for name, listed in interfaces.items() if listed))}"
     gloo, nccl = variables.get(GLOO), variables.get(NCCL)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.amounts import GIB
 from megatron_cod.errors import UserError
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
@@ -86,7 +87,7 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
 
 
 def collect(here: Here) -> bool:
-    """Nothing is to be seen on the machines: HEAD has the answer already."""
+    """The machines check nothing: HEAD has the answer already."""
     return True
 
 
@@ -104,9 +105,9 @@ def compare(answers: Answers, here: Here) -> Outcome:
         return Outcome([Finding(head.node, "job", FAIL, f"would be refused: {job['error']}", hint), *others])
     need, there = job["memory_bytes"], here.shared.get("gpu_memory_bytes")
     state, hint = OK, ""
-    text = f"a rank needs about {need / (1 << 30):.2f} GiB"
+    text = f"a rank needs about {need / GIB:.2f} GiB"
     if there:
-        text += f" of {there / (1 << 30):.2f} GiB"
+        text += f" of {there / GIB:.2f} GiB"
         state = FAIL if need > there else WARN if need > _NEARLY_FULL * there else OK
         hint = "" if state == OK else "more parallelism, --recompute-granularity, a smaller --micro-batch-size"
     return Outcome([Finding(head.node, "job", state, text, hint), *others], job["plan"], job)

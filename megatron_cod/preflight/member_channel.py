@@ -1,7 +1,7 @@
 """How the processes of a preflight find each other and stay in step, and how a lost one is detected and named.
 
-All of it goes through one key-value store on HEAD. After each check HEAD says who is still there; a process that has not
-answered by then is out, and the checks that follow are made without it.
+All of it goes through one key-value store on HEAD. After each check HEAD writes which members are left; a process
+that has not answered by then is out, and the checks that follow are made without it.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Meeting:
 
     @property
     def firsts(self) -> list[Member]:
-        """One process a machine, the one that speaks for it."""
+        """One process a machine, which answers for it."""
         nodes: dict[str, Member] = {}
         for member in self.members:
             nodes.setdefault(member.node, member)

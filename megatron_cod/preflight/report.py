@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_cod.common.lists import aligned
 from megatron_cod.preflight.findings import FAIL, SKIP, WARN, Finding, worst
 from megatron_cod.preflight.table import Result
 
@@ -48,8 +49,7 @@ def format_table(results: Sequence[Result], missing: Sequence[Finding]) -> str:
     if len(nodes) > _MOST_NODES:
         shown = [node for node in nodes if any(state in (WARN, FAIL, "absent") for state in rows[node])]
     table = [["node", *checks], *([node, *rows[node]] for node in shown)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    lines = aligned(table, left=len(checks) + 1)
     if len(shown) < len(nodes):
         lines.append(f"{len(nodes) - len(shown)} more machines, all in order")
     lines.append("")

@@ -11,13 +11,13 @@ from typing import Any
 import psutil
 
 from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.common.amounts import GIB
 from megatron_cod.launch.shared_directory import leave_mark, not_seen
 from megatron_cod.preflight.check import Answers, Here
 from megatron_cod.preflight.findings import FAIL, OK, SKIP, WARN, Finding, Outcome
 
 _WRITTEN_WITHIN_SECONDS, _SEEN_WITHIN_SECONDS = 20.0, 10.0
 _MARGIN = 1.2
-GIB = 1 << 30
 
 
 def _filesystem(directory: Path) -> str:
@@ -27,7 +27,7 @@ def _filesystem(directory: Path) -> str:
 
 
 def collect_shared(here: Here) -> dict[str, Any]:
-    """Leave a mark, look for everyone's. Returns the machines whose mark is not seen."""
+    """Write a mark, wait for those of all. Returns the machines whose mark is missing."""
     save = here.job.get("save")
     if not save:
         return {"save": None}
@@ -86,7 +86,7 @@ def bytes_needed(job: dict[str, Any], present: int) -> int | None:
 
 
 def compare_disk(answers: Answers, here: Here) -> Outcome:
-    """Fails where the checkpoints do not fit. Quotas are not seen."""
+    """Fails where the checkpoints do not fit. Quotas are not checked."""
     findings, need = [], None
     for member, answer in answers.items():
         if answer["free"] is None:

@@ -98,7 +98,7 @@ def _run(check: Check, here: Here) -> Outcome:
 
 
 def compared(check: Check, here: Here, asked: list[Member], answers: dict[int, Any]) -> Outcome:
-    """The check's own verdict on what was answered, and a failure for each machine that could not answer."""
+    """The check's own findings for the answers, and a failure for each machine that could not answer."""
     lost, good = [], {}
     for member in asked:
         answer = answers.get(member.rank)

@@ -20,7 +20,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def compare(plan: Plan, place: Place, report: RankReport, steps: int) -> None:
-    """Mismatch unless the rank stands at ``place``, holds what the plan says to the last parameter, and took its steps."""
+    """Mismatch unless the rank is at ``place``, holds exactly what the plan has, and took its steps."""
     name = f"pipeline stage {place.pipeline}"
     built = (report.pipeline_rank, report.tensor_rank, report.data_rank)
     if built != (place.pipeline, place.tensor, place.data):
@@ -50,7 +50,7 @@ def compare(plan: Plan, place: Place, report: RankReport, steps: int) -> None:
 
 
 def _compare_factors(where: str, planned: ChunkRow, chunk: BuiltChunk) -> None:
-    """As many modules of every layer carry its factor as the scheme says: both input norms, or others, or none."""
+    """As many modules of every layer carry its factor as the scheme has: both input norms, or others, or none."""
     for index, (number, built) in enumerate(zip(planned.layers, chunk.factors, strict=True)):
         expected = [planned.factors[index]] * planned.carriers if planned.factors else []
         if built != expected:

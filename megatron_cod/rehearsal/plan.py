@@ -103,7 +103,7 @@ def _stage(args: MegatronArgs, stage: int, chunks: list[StagePlan]) -> StageRow:
 
 
 def _length(args: MegatronArgs, tokens: int | None, tokens_per_step: int) -> tuple[int | None, int | None]:
-    """(steps, tokens) of the run: for a token budget, or as the arguments say."""
+    """(steps, tokens) of the run: for a token budget, or by the arguments."""
     if tokens is not None:
         steps = math.ceil(tokens / tokens_per_step)
         return steps, steps * tokens_per_step

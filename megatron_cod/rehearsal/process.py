@@ -18,7 +18,7 @@ class RehearsalFailed(Exception):
 
 
 def _why(output: str, code: int, log: Path) -> str:
-    """The line that tells most: our own error, else the last exception's, with where the rest is."""
+    """The most helpful line: our own error, else the last exception's, with where the rest is."""
     lines = [re.sub(r"^\[rank\d+\]: ", "", line).strip() for line in output.splitlines()]
     ours = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if ours:

@@ -5,15 +5,16 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.amounts import GIB
+from megatron_cod.common.lists import aligned
 from megatron_cod.estimate.advice import advice, largest
-from megatron_cod.estimate.memory import GIB, RESERVED, Memory
+from megatron_cod.estimate.memory import RESERVED, Memory
 from megatron_cod.rehearsal.plan import ChunkRow, Plan
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of right-aligned columns; the first row is the heading."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return ["  " + line for line in aligned(rows, left=0)]
 
 
 def span(numbers: Sequence[int]) -> str:

@@ -127,7 +127,7 @@ def _keep_in_range(args: MegatronArgs, job: Job) -> None:
 
 
 def _datasets(sample_counts: list[int], vp_stage: int | None = None) -> Any:
-    """The datasets of this rank. Megatron lets only rank 0 index them and the others read that: so be rank 0 meanwhile."""
+    """The datasets of this rank. Megatron lets only rank 0 index them and the others read that: so be rank 0 here."""
     real = torch.distributed.get_rank
     with mock.patch.object(torch.distributed, "get_rank", lambda group=None: real(group) if group is not None else 0):
         return batches.datasets_provider(sample_counts, vp_stage=vp_stage)
@@ -137,7 +137,7 @@ _datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
 def _give_shapes(args: MegatronArgs) -> None:
-    """With multi-token prediction before the last stage, stages tell one another the shapes they send: say them here.
+    """With multi-token prediction before the last stage, stages send one another the shapes they send: set them here.
 
     Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape
     depends on which of them asks.

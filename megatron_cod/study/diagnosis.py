@@ -33,7 +33,7 @@ def _jobs(directory: StudyDirectory) -> Iterator[Job]:
 
 
 def diagnose(directory: StudyDirectory, show: Show) -> None:
-    """Measure what was not measured yet. A diagnosis that fails is reported and left out."""
+    """Measure what was not measured yet. A diagnosis that fails is reported and skipped."""
     for job in _jobs(directory):
         folder = directory.root / job.folder
         if (folder / _FOLDER / "depth.json").exists() or not iterations(str(folder)):

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from megatron_cod.analysis.metrics import read_metrics
+from megatron_cod.common.files import write_whole
 from megatron_cod.data.datasets.content import content_digest
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError
@@ -52,7 +53,7 @@ class StudyDirectory:
             return
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(self.study.recipe, sort_keys=True))
-        write_whole(path, facts)
+        _write_json(path, facts)
 
     def check(self) -> None:
         """UserError where the directory belongs to another study file."""
@@ -81,9 +82,9 @@ class StudyDirectory:
         """Write the record of a run that has ended."""
         folder = self.root / job.folder
         result = result_of(job, read_metrics(folder / "metrics.jsonl"), diverged)
-        write_whole(folder / TIMES, {"seconds": round(seconds, 1)})
+        _write_json(folder / TIMES, {"seconds": round(seconds, 1)})
         (folder / FAILED).unlink(missing_ok=True)
-        write_whole(folder / RECORD, result.record())
+        _write_json(folder / RECORD, result.record())
         return result
 
     def seconds(self, job: Job) -> float:
@@ -92,7 +93,7 @@ class StudyDirectory:
         return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
 
     def fail(self, job: Job, line: str) -> None:
-        """Note why a run failed; it is tried again when the study goes on."""
+        """Note why a run failed; it is tried again when the study resumes."""
         folder = self.root / job.folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FAILED).write_text(line + "\n")
@@ -103,7 +104,7 @@ class StudyDirectory:
         return {job: path.read_text().strip() for job, path in paths.items() if path.exists()}
 
     def running(self, jobs: Iterable[Job]) -> list[Job]:
-        """Jobs with a live process: its heartbeat is young."""
+        """Jobs with a live process: its heartbeat is recent."""
         return [job for job in jobs if _age(self.root / job.folder / RUNNING) < SILENT_SECONDS]
 
     def drop_checkpoints(self, job: Job) -> None:
@@ -133,8 +134,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def write_whole(path: Path, content: Any) -> None:
-    """JSON in one step: a reader sees all of it or what was there before."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+def _write_json(path: Path, content: Any) -> None:
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_cod.analysis.metrics import read_metrics
+from megatron_cod.common.amounts import format_duration
 from megatron_cod.data.datasets.index_file import read_index
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job, flags_of
@@ -16,7 +17,6 @@ from megatron_cod.study.runner import Launch
 from megatron_cod.study.scheduler import outlook
 from megatron_cod.study.shapes import Shape
 from megatron_cod.study.study_file import Study
-from megatron_cod.training.monitoring.summary import format_duration
 
 _TIMED = 12
 """Steps of a timed run; the first third is not counted."""

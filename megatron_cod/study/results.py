@@ -44,7 +44,7 @@ class Result:
 
 
 def result_of(job: Job, metrics: Metrics, diverged: str | None) -> Result:
-    """The record of a run from its metrics. diverged: what the run said, or None."""
+    """The record of a run from its metrics. diverged: the run's message, or None."""
     how = diverged or how_it_diverged(metrics)
     losses = [loss for loss in metrics.series(TRAIN_LOSS)[1] if math.isfinite(loss)]
     loss, bits = metrics.last(VALID_LOSS), metrics.last(f"{BITS} validation")

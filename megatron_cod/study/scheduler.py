@@ -30,7 +30,7 @@ def curve_of(study: Study, results: Results, shape: Shape, arm: str) -> dict[flo
 
 
 def best_of(study: Study, results: Results, shape: Shape, arm: str) -> Tuned | None:
-    """The tuned rate of an arm; None while its search goes on, or where every rate diverged."""
+    """The tuned rate of an arm; None while its search is not finished, or where every rate diverged."""
     return tuned(curve_of(study, results, shape, arm), study.grid)
 
 
@@ -77,7 +77,7 @@ class Outlook:
 
 
 def outlook(study: Study, results: Results) -> Outlook:
-    """Known runs, and the final runs of arms whose search goes on; what a grid may grow by is not counted."""
+    """Known runs, and the final runs of arms whose search is not finished; what a grid may grow by is not counted."""
     known = runnable(study, results)
     left = {}
     for shape in study.shapes:

@@ -20,7 +20,7 @@ _OF_TEMPLATE = ("--recipe", "--train-data-path", "--valid-data-path", "--save", 
 
 
 def write_array(directory: StudyDirectory) -> list[str]:
-    """Write the script and its list of runs; lines that say how to submit it."""
+    """Write the script and its list of runs; lines with the command that submits it."""
     jobs = runnable(directory.study, directory.results())
     if not jobs:
         return ["nothing is left to run"]
@@ -88,7 +88,7 @@ def collect(directory: StudyDirectory) -> None:
 
 
 def _stopped(folder: Path) -> str | None:
-    """How a run said that it ended for a loss that is not finite."""
+    """The message with which a run ends for a loss that is not finite."""
     for log in sorted(folder.glob("logs/rank_*.log")):
         found = STOPPED.search(log.read_text(errors="replace"))
         if found:

@@ -45,7 +45,7 @@ class Difference:
     def verdict(self, errors: float) -> str:
         """better, worse, or no difference shown: beyond so many standard errors, with all seeds of one sign.
 
-        An arm that diverged at a seed is not better, and where the other one alone did, no number says by how much.
+        An arm that diverged at a seed is not better, and where the other one alone did, no number measures by how much.
         """
         ours, theirs = self.diverged
         if ours or theirs:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 
+from megatron_cod.common.amounts import format_duration
 from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.scheduler import best_of, finals_of, outlook, runnable
-from megatron_cod.training.monitoring.summary import format_duration
 
 
 def status_lines(directory: StudyDirectory) -> list[str]:

@@ -36,7 +36,7 @@ class Rule:
     standard_errors: float = 2.0
 
     def sentence(self) -> str:
-        """What the report's verdicts mean."""
+        """What the report's decisions mean."""
         return (
             "Each arm runs at its own tuned rate with fresh seeds. Arms are compared by the paired differences of the "
             "final validation loss, seed by seed: an arm is better or worse only beyond "

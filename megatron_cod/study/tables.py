@@ -59,7 +59,7 @@ def start_of(results: Results, shape: Shape) -> float:
 
 
 def comparison(study: Study, results: Results, shape: Shape) -> Table:
-    """A row for every arm, whatever became of it."""
+    """A row for every arm, also of failed ones."""
     measured = (
         "valid loss",
         "std over seeds",
@@ -114,7 +114,7 @@ def _sensitivity(study: Study, results: Results, shape: Shape, arm: str) -> str:
 
 
 def _against(study: Study, results: Results, shape: Shape, arm: str, other: str) -> str:
-    """The difference with its interval, the two rates where they are not the same, and the verdict."""
+    """The difference with its interval, the two rates where they are not the same, and the decision."""
     if arm == other:
         return ""
     found = difference(study, results, shape, arm, other)
@@ -132,7 +132,7 @@ def _against(study: Study, results: Results, shape: Shape, arm: str, other: str)
 
 
 def _verdict(found: Difference, errors: float) -> str:
-    """With few seeds the interval is wider than the rule's standard errors, and may include 0: then it says so."""
+    """With few seeds the interval is wider than the rule's standard errors, and may include 0: then the cell has a note."""
     verdict, interval = found.verdict(errors), found.interval
     includes = interval is not None and interval[0] <= 0 <= interval[1]
     return (
@@ -166,7 +166,7 @@ def _loss(loss: float | None, best: bool) -> str:
 
 
 def depth_table(study: Study, results: Results) -> Table:
-    """Final loss of each arm at its tuned rate, for each shape; the parameters are equal where depths were asked for."""
+    """Final loss of each arm at its tuned rate, for each shape; the parameters are equal if the file has depths."""
     rows = []
     for arm in study.arms:
         cells = [_mean(losses_of(finals_of(study, results, shape, arm))) for shape in study.shapes]

@@ -38,7 +38,7 @@ def rounded(rate: float) -> float:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best rate of an arm. ``edge`` says why it may not be the optimum: None where worse rates are at both sides."""
+    """The best rate of an arm. ``edge``: why it may not be the optimum; None where worse rates are at both sides."""
 
     rate: float
     loss: float
@@ -85,7 +85,7 @@ def tuned(curve: Mapping[float, float], grid: Grid) -> Tuned | None:
 def sensitivity(curve: Mapping[float, float], rates: Sequence[float], start: float) -> float | None:
     """Learning-rate sensitivity (Wortsman et al., arXiv 2309.14322): the mean excess of the loss over the curve's best.
 
-    rates: the range, the same for all arms. start: the loss at initialization, which stands for any above it. None where
+    rates: the range, the same for all arms. start: the loss at initialization, which replaces any above it. None where
     a rate was not run.
     """
     if any(rate not in curve for rate in rates):

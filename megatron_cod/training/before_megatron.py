@@ -20,11 +20,11 @@ def can_compile(environment: Mapping[str, str] = os.environ) -> bool:
     return has_triton and has_headers and any(map(shutil.which, compilers))
 
 
-# torch itself says once more of a driver that it cannot use (devices.check_driver).
+# torch itself warns again of a driver that it cannot use (devices.check_driver).
 warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
 if not cpu.has_cuda() or not can_compile():
     cpu.prepare_environment()
-# Megatron warns a dozen times, on every rank, of optional packages; the backend in use is said once, in our log.
+# Megatron warns a dozen times, on every rank, of optional packages; the backend in use is logged once.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
 
 _NOTHING_TO_MAKE = "--eval=nothing:;@:"

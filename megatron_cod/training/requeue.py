@@ -3,7 +3,7 @@
     python -m megatron_cod.training.requeue SAVE --retries 3
 
 ends with 0 for "queue it again", 1 for "it is done" and 2 for "give up": after RETRIES times of this job at the same step,
-or where SAVE cannot be written, since tries could not be counted then. What Slurm queues again by itself is not counted: it
+or where SAVE cannot be written, since tries could not be counted then. Requeues by Slurm itself are not counted: it
 kills the script that would ask, and a job that is preempted, or loses a node, has done nothing wrong.
 """
 
@@ -32,9 +32,9 @@ def newest_step(save: Path) -> int:
 
 
 def decide(save: Path, retries: int, job: str | None) -> tuple[int, str]:
-    """The exit code, and the line that says why. An answer of "again" is recorded, so that the next can count.
+    """The exit code, and the line with the reason. An answer of "again" is recorded, so that the next can count.
 
-    job: the tries of others, a job before the user's repair, say, do not count.
+    job: the tries of others, for example a job before the user's repair, do not count.
     """
     try:
         save.mkdir(parents=True, exist_ok=True)  # a wrong flag ends a run before it makes its directory

@@ -1,4 +1,4 @@
-"""The training run: parse, check, train. ``pretrain.py`` is its command; what it is for, a ``Task`` says."""
+"""The training run: parse, check, train. ``pretrain.py`` is its command; a ``Task`` defines what it is for."""
 
 import os
 import sys

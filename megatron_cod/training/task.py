@@ -49,4 +49,4 @@ class Task(Program):
     fixes_evaluation_sets: bool = True
     """Whether the provider's validation and test sets are to be made the same at each evaluation; fine-tuning's are."""
     share_of_tokens: Callable[[], float] = _all_tokens
-    """How much of a row is text and not padding, for the rate that the progress line tells."""
+    """How much of a row is text and not padding, for the rate in the progress line."""

@@ -1,10 +1,10 @@
-"""torchrun, with endings that say what to do: ``python -m megatron_cod.training.torchrun``, then torchrun's own flags.
+"""torchrun, with exit codes for what to do next: ``python -m megatron_cod.training.torchrun``, then torchrun's own flags.
 
-Before it starts, HEAD's name is looked up and its port tried: a wrong name or a port in use is said at once. The other
-machines wait for HEAD, and all of them for each other, as long as ``--rdzv-conf join_timeout=SECONDS`` says. A run that
+Before it starts, HEAD's name is resolved and its port tried: a wrong name or a port in use is reported at once. The other
+machines wait for HEAD, and all of them for each other, for ``--rdzv-conf join_timeout=SECONDS``. A run that
 was started wrongly (exit code 2) or stopped by a signal (85) is not started again; after any other failure all ranks are,
-``--max-restarts`` times. The last line says why it ended, and the exit code is the failed rank's, where a rank failed.
-SIGUSR1 is handed to the ranks as SIGTERM is, and when this process is killed its ranks are too.
+``--max-restarts`` times. The last line has the reason, and the exit code is the failed rank's, where a rank failed.
+SIGUSR1 is passed to the ranks as SIGTERM is, and when this process is killed its ranks are too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Agent(LocalElasticAgent):
     """torchrun's agent, which starts nothing again that would end the same way, and hears its ranks when HEAD is gone."""
 
     reason: str | None = None
-    """The error of a rank here that was still waiting for rank 0 to speak when the rendezvous ended."""
+    """The error of a rank here that was still waiting for rank 0's line when the rendezvous ended."""
 
     def _invoke_run(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -261,7 +261,7 @@ def test_a_changed_metric_is_found_at_its_step(whole, tmp_path, compare):
     assert compare(both, both)[0] == 0
 
 
-def test_another_scheme_is_said_first(whole, tiny, tmp_path, compare):
+def test_reports_another_scheme_first(whole, tiny, tmp_path, compare):
     other = train(2, [*tiny, *PP2, "--norm-scheme", "pre_ln", "--exit-interval", "4"], tmp_path / "pre_ln")
     code, out, _, _ = compare(whole, other, "--tolerance", "1e9")
     assert code == 1
@@ -293,7 +293,7 @@ def test_damaged_files_are_one_line(whole, tmp_path, compare, damage):
     assert damage in err
 
 
-def test_wrong_input_is_one_line(whole, stopped, tmp_path, compare):
+def test_rejects_wrong_input_in_one_line(whole, stopped, tmp_path, compare):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bare").mkdir()
     shutil.copy(whole / "metrics.jsonl", tmp_path / "bare")
@@ -318,7 +318,7 @@ def test_wrong_input_is_one_line(whole, stopped, tmp_path, compare):
     assert compare(whole, tmp_path / "bare", "--metrics-only")[0] == 0
 
 
-def test_from_a_shell(whole):
+def test_runs_from_a_shell(whole):
     done = subprocess.run([sys.executable, TOOL, whole, whole, "--step", "4"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "EQUAL to the bit")
     assert "Warning" not in done.stderr

@@ -73,7 +73,7 @@ def test_norm_equals_formula(kernel, zero):
 
 
 @pytest.mark.parametrize("forgotten", ["weight", "bias", "zero_centered_gamma"])
-def test_a_value_that_is_not_scaled_is_caught(forgotten, monkeypatch):
+def test_detects_value_that_is_not_scaled(forgotten, monkeypatch):
     """The mutants: gamma or beta as it is, or the kernel given s * (1 + g) adds another 1."""
     right = module.shadowed
     monkeypatch.setattr(
@@ -83,13 +83,13 @@ def test_a_value_that_is_not_scaled_is_caught(forgotten, monkeypatch):
 
 
 @pytest.mark.parametrize("build", [apex_norm, depth_scaled_apex_norm, deferred_apex_norm])
-def test_rms_norm_is_refused(build):
+def test_rejects_rms_norm(build):
     with pytest.raises(ValueError, match="Apex has LayerNorm, not --normalization RMSNorm"):
         build(config(48, "RMSNorm"), 48, EPS)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("apex") is None, reason="NVIDIA Apex is not installed")
-def test_the_stand_ins_take_what_apex_takes():
+def test_stand_ins_have_the_signatures_of_apex():
     for name in ("FastLayerNormFN", "FusedLayerNormAffineFunction"):
         real = inspect.signature(getattr(fused_layer_norm, name).forward).parameters
         assert list(real) == list(inspect.signature(getattr(apex_stand_ins, name).forward).parameters)
@@ -134,6 +134,6 @@ def without_apex(_rank: int) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("apex") is not None, reason="NVIDIA Apex is installed")
-def test_apex_asked_for_and_missing_is_refused():
+def test_rejects_missing_apex():
     with pytest.raises(WorkerError, match="UserError: --backend apex: NVIDIA Apex is not installed"):
         run_ranks(1, without_apex)

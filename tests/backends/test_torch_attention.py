@@ -53,7 +53,7 @@ def test_equals_megatrons_unfused_attention(groups, mask):
         assert (ours - theirs).abs().max() <= 1e-5
 
 
-def test_the_future_does_not_leak():
+def test_attention_is_causal():
     q, k, v = inputs(HEADS)
     attention = build(SDPACoreAttention)
     first = attention(q, k, v, None)[: S // 2]
@@ -88,7 +88,7 @@ def test_rejects_unsupported_arguments(changes, flag):
 
 
 @pytest.mark.parametrize("groups", [HEADS, 2])
-def test_packed_samples_are_as_if_masked_apart(groups):
+def test_packed_samples_equal_masked_samples(groups):
     """The ``thd`` format against Megatron's unfused attention with a mask between the samples, gradients too."""
     ends = torch.tensor([0, 10, 24], dtype=torch.int32)
     samples = PackedSeqParams(

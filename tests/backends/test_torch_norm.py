@@ -93,7 +93,7 @@ def test_factor_survives_meta_device_dtype_and_state_dict():
     assert lost.factor != 0.25
 
 
-def test_other_normalizations_are_refused():
+def test_rejects_other_normalizations():
     wrong = config("RMSNorm")
     wrong.normalization = "L2Norm"
     with pytest.raises(ValueError, match="RMSNorm and LayerNorm"):

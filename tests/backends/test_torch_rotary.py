@@ -96,7 +96,7 @@ def test_tables_are_made_once_for_all_layers_and_steps():
     assert all(tables.get(*other) is not first for other in others)
 
 
-def test_changed_angles_are_not_taken_for_those_before():
+def test_changed_angles_make_a_new_table():
     of = angles()
     first = tables.get(of, torch.float32, False, 1.0)
     of += 1.0

@@ -58,7 +58,7 @@ def test_hf_checks_then_splits_the_step(tmp_path):
         ([*_TINY, "--num-attention-heads", "5"], "num_attention_heads"),
     ],
 )
-def test_user_errors_are_one_line(arguments, message):
+def test_reports_user_errors_in_one_line(arguments, message):
     done = benchmark(*arguments)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
@@ -68,7 +68,7 @@ def test_user_errors_are_one_line(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_help_names_the_commands_and_what_they_compare():
+def test_help_explains_each_command():
     assert "{schemes,monitor,hf}" in benchmark("--help").stdout
     assert "lns_activation" in benchmark("schemes", "--help").stdout
     assert "--fused-adam" in benchmark("hf", "--help").stdout

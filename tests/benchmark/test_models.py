@@ -32,13 +32,13 @@ def _logits_of_the_yardstick(rank):
     return {name: engine.logits(batches[0][0]) for name, engine in engines.items()}
 
 
-def test_the_yardstick_computes_what_lns_does():
+def test_reference_model_equals_lns():
     (logits,) = run_ranks(1, _logits_of_the_yardstick)
     torch.testing.assert_close(logits["lns_activation"], logits["lns"], rtol=0, atol=1e-5)
     assert (logits["pre_ln"] - logits["lns"]).abs().max() > 1e-2
 
 
-def test_the_yardstick_stays_out_of_the_project_s_table():
+def test_reference_model_is_no_registered_scheme():
     from megatron_cod.benchmark.activation_scaling import NAME, registered
     from megatron_cod.schemes.table import SCHEMES
 
@@ -67,7 +67,7 @@ def _compare(rank, break_it):
     return {name: len(times) for name, times in laps.items()}, notes
 
 
-def test_a_fair_comparison_is_timed():
+def test_times_equal_models():
     ((counts, notes),) = run_ranks(1, _compare, None)
     assert counts == {"transformers": 2, "pre_ln": 2, "lns": 2}
     assert [note.split(" and ")[0] for note in notes] == ["logits of pre_ln", "logits of lns", "losses of pre_ln"]
@@ -82,6 +82,6 @@ def test_a_fair_comparison_is_timed():
         ("learning rate", "pre_ln does not train as transformers does"),
     ],
 )
-def test_a_comparison_of_different_things_is_refused(break_it, message):
+def test_rejects_comparison_of_different_models(break_it, message):
     with pytest.raises(WorkerError, match=message):
         run_ranks(1, _compare, break_it)

@@ -60,7 +60,7 @@ def test_flops_are_six_for_a_weight_and_attention():
         matrix_parameters(torch.nn.ModuleDict({"experts": torch.nn.Linear(2, 2)}))
 
 
-def test_the_peak_is_what_the_user_says():
+def test_peak_flops_are_those_given():
     assert peak_tflops(123.0) == 123.0
     if not torch.cuda.is_available():
         assert peak_tflops(None) is None
@@ -73,7 +73,7 @@ def test_a_row_has_no_mfu_of_its_own():
 
 @pytest.mark.gpu
 @pytest.mark.gpu_time
-def test_on_a_gpu_lns_costs_what_pre_ln_does():
+def test_lns_is_as_fast_as_pre_ln_on_a_gpu():
     """130M-shaped blocks in bf16: time within 2% (the aim is 0.5%), the same peak memory, vector-sized kernels only."""
     from megatron_cod.benchmark.schemes import compare_schemes
 

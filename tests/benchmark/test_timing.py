@@ -26,7 +26,7 @@ def test_every_contestant_runs_once_a_round_in_changing_order():
     assert {name: len(times) for name, times in laps.items()} == {"a": 30, "b": 30, "c": 30}
 
 
-def test_the_ratio_is_taken_within_a_round():
+def test_ratio_is_computed_within_a_round():
     # The machine becomes ten times slower: a ratio of medians over unpaired steps would not see 1.1 everywhere.
     reference = [1.0, 2.0, 10.0, 3.0, 7.0]
     found = ratio([1.1 * time for time in reference], reference)
@@ -42,7 +42,7 @@ def test_the_interval_holds_the_median_and_widens_with_noise():
     assert found.high <= 1.2
 
 
-def test_ratios_need_pairs():
+def test_rejects_ratio_without_pairs():
     with pytest.raises(ValueError, match="one time a round"):
         ratio([1.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="one time a round"):

@@ -97,7 +97,7 @@ def test_arms_of_one_seed_see_the_same_tokens(compared):
 
 
 @pytest.mark.slow
-def test_repeating_keeps_what_is_finished(compared):
+def test_repeating_keeps_finished_runs(compared):
     _, line, said = compared
     again = run(line).stdout
     assert again.count("already trained, kept") == 6
@@ -152,7 +152,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
-def test_wrong_input_is_one_line(tmp_path, flags, said):
+def test_rejects_wrong_input_in_one_line(tmp_path, flags, said):
     error = run(command(tmp_path / "o", "--seeds", "1", *flags), 2).stderr
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1

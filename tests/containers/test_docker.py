@@ -105,7 +105,7 @@ def dependencies_in_docker(daemon):
 
 
 @pytest.mark.parametrize("name", ["Dockerfile.cpu", "Dockerfile"])
-def test_dockers_own_builder_takes_the_files(daemon, dependencies_in_docker, project, name):
+def test_dockers_own_builder_accepts_the_files(daemon, dependencies_in_docker, project, name):
     given = ("--network", "none", "--build-arg", f"BASE={dependencies_in_docker}")
     daemon.run("build", *given, "--tag", f"built:{name.lower()}", "--file", name, ".", cwd=project)
     image = f"built:{name.lower()}"

@@ -57,7 +57,7 @@ def test_only_the_code_is_built_again_when_the_code_changes(store, cpu_image, gp
     assert layers_kept(store, project / name, project, later) == whole - 1
 
 
-def test_that_is_noticed_when_the_code_stands_before_the_dependencies(store, dependencies, project, tmp_path):
+def test_detects_code_before_dependencies(store, dependencies, project, tmp_path):
     later = changed(project, tmp_path / "later")
     wrong = mutant(
         project / "Dockerfile.cpu", "ARG PIP_INDEX_URL", "COPY megatron_cod megatron_cod", tmp_path / "wrong"
@@ -66,7 +66,7 @@ def test_that_is_noticed_when_the_code_stands_before_the_dependencies(store, dep
     assert kept < len(store.layers("localhost/after")) - 1
 
 
-def test_a_build_is_given_nothing_but_what_the_images_hold(store, project, tmp_path):
+def test_build_context_is_minimal(store, project, tmp_path):
     """.dockerignore, seen by a file that copies all it is given; with another one the planted files come through."""
     (tmp_path / "all").write_text(f"FROM {PYTHON_BASE}\nCOPY . /given\n")
     (tmp_path / "wrong").write_text("docs\n")

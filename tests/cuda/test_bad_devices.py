@@ -62,7 +62,7 @@ def test_rejects_a_driver_that_is_too_old_where_torch_asks_the_driver(tmp_path):
 
 
 @pytest.mark.slow
-def test_says_that_gpus_are_hidden():
+def test_reports_hidden_gpus():
     """In a process of its own: what Megatron compiles is decided when it is imported."""
     place = {
         "RANK": "0",
@@ -88,7 +88,7 @@ def test_says_that_gpus_are_hidden():
     ],
     ids=lambda flags: flags[0],
 )
-def test_rejects_what_needs_a_gpu_where_there_is_none(flags):
+def test_rejects_gpu_flags_without_gpu(flags):
     assert train_on_cpu(1, *DEBUG, *flags).refused(flags[0], "needs a GPU")
 
 
@@ -151,7 +151,7 @@ def _device(rank: int, name: str | None) -> str:
         ("gpu", "--device gpu: there are cpu, cuda and cuda:N"),
     ],
 )
-def test_device_of_a_tool(name, found):
+def test_tools_accept_a_device(name, found):
     assert run_ranks(1, _device, name)[0].startswith(found)
 
 
@@ -168,5 +168,5 @@ def test_device_of_a_tool(name, found):
         ((6, 1), ["sm_75", "compute_75"], False),
     ],
 )
-def test_kernels_run_on_their_generation(capability, architectures, expected):
+def test_rejects_kernels_of_another_generation(capability, architectures, expected):
     assert devices.runs_on(capability, architectures) is expected

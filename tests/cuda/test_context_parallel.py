@@ -73,7 +73,7 @@ def test_losses_are_those_of_one_device(tmp_path):
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [((), 2e-4), (("--bf16",), 2e-2)], ids=["memory-efficient", "flash"]
 )
-def test_each_kernel(tmp_path, precision, tolerance):
+def test_every_kernel_equals_one_device(tmp_path, precision, tolerance):
     """One head a group; flash attention is bf16's."""
     flags = [*SHORT, *precision]
     one, two = train(1, tmp_path / "1", *flags).succeeded(), train(2, tmp_path / "2", *flags, *CP2).succeeded()

@@ -50,7 +50,7 @@ def load_foreign_states() -> None:
 
 @BOTH_WAYS
 @pytest.mark.slow
-def test_random_states_of_the_other_device_would_be_seen(saved, tmp_path, device):
+def test_detects_random_states_of_the_other_device(saved, tmp_path, device):
     flags = ["--load", str(saved(device, 1).stopped)]
     assert launch(1, tmp_path, *flags, device=OTHER[device], before=load_foreign_states).code != 0
 
@@ -89,13 +89,13 @@ LAYOUTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "world", "flags", "other", "now"), LAYOUTS.values(), ids=LAYOUTS)
-def test_another_layout_on_the_other_device(saved, tmp_path, device, world, flags, other, now):
+def test_loads_at_another_layout_on_the_other_device(saved, tmp_path, device, world, flags, other, now):
     run = saved(device, world, *flags)
     assert difference(run, tmp_path, other, *now, device=OTHER[device]) <= 1e-5
 
 
 @pytest.mark.slow
-def test_without_the_optimizer_state_it_would_be_seen(saved, tmp_path):
+def test_detects_missing_optimizer_state(saved, tmp_path):
     """The comparison above can fail: weights alone give other losses from the second step on."""
     assert difference(saved("cpu", 2, *TP2), tmp_path, 1, "--no-load-optim") > 1e-4
 
@@ -135,7 +135,7 @@ def leave_on_the_host() -> None:
 
 
 @pytest.mark.slow
-def test_a_cpu_tensor_given_to_a_kernel_would_be_seen(tmp_path):
+def test_detects_cpu_tensor_given_to_a_kernel(tmp_path):
     run = launch(1, tmp_path, "--use-cpu-initialization", before=leave_on_the_host)
     assert run.code != 0 and not run.losses
     assert "same device" in run.console
@@ -150,7 +150,7 @@ def norm_weights_on_the_host() -> None:
 
 
 @pytest.mark.slow
-def test_a_norm_weight_on_the_host_would_be_seen(tmp_path):
+def test_detects_norm_weight_on_the_host(tmp_path):
     run = launch(1, tmp_path, before=norm_weights_on_the_host)
     assert run.code != 0 and "same device" in run.console
 

@@ -37,6 +37,6 @@ def test_stopping_changes_nothing_to_the_bit(world, layout, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_optimizer_state_would_be_seen(tmp_path):
+def test_detects_lost_optimizer_state(tmp_path):
     train(1, tmp_path / "w", *SIX, "--save", str(tmp_path / "w" / "run")).succeeded()
     assert in_two_parts(1, tmp_path / "two", (), "--no-load-optim") != values(tmp_path / "w" / "run")

@@ -14,7 +14,7 @@ from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from megatron_cod.training.faults.signals import STOPPED
 from tests.cuda.runs import DEBUG, Run, train
-from tests.faults.mutants import Stuck, current_step
+from tests.training.faults.mutants import Stuck, current_step
 
 NATIVE = ("--no-rope-fusion", "--cross-entropy-loss-fusion", "--cross-entropy-fusion-impl", "native")
 """Without Transformer Engine. Megatron's other cross entropy asserts on the host."""
@@ -127,7 +127,7 @@ DP2 = ("--overlap-grad-reduce",)
     ],
     ids=["local TP 2", "local DP 2", "full_iteration TP 2", "full_iteration PP 2", "full_iteration DP 2"],
 )
-def test_graphs_over_ranks(kind, layout, tmp_path):
+def test_graphs_over_ranks_have_the_eager_runs_figures(kind, layout, tmp_path):
     flags = [*WARM_UP, *layout]
     graphed("none", 2, tmp_path / "eager", *flags).succeeded()
     graphed(kind, 2, tmp_path / "graph", *flags).succeeded()

@@ -13,7 +13,7 @@ from megatron_cod.checkpoint.events import read_events
 from megatron_cod.training.faults.hangs import HUNG
 from tests.cuda.runs import DEBUG, Run, train
 from tests.distributed.kills import kill_and_go_on
-from tests.faults.mutants import OtherCollective, Stuck, StuckIn, StuckLayer
+from tests.training.faults.mutants import OtherCollective, Stuck, StuckIn, StuckLayer
 
 LIMIT = 20
 """--hang-timeout of these runs, in seconds: longer than a step takes on a busy machine."""

@@ -73,7 +73,7 @@ MUTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_mutant_is_caught(mutant):
+def test_detects_mutant(mutant):
     """``scales_activations`` launches as often as s times gamma; only the size differs."""
     counts = counted(mutant=mutant)
     if mutant == "scales_activations":
@@ -90,6 +90,6 @@ def test_a_mutant_is_caught(mutant):
 
 
 @pytest.mark.slow
-def test_the_table_of_docs_is_what_is_counted():
+def test_table_of_docs_is_counted():
     rows = table({"`pre_ln`": counted("--norm-scheme", "pre_ln"), "`lns`": counted()})
     assert rows in (ROOT / "docs" / "performance.md").read_text(), f"docs/performance.md should have\n{rows}"

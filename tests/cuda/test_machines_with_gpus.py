@@ -44,7 +44,7 @@ def test_gpus_are_hidden_from_tests_of_cpu_processes(marks):
         "no:cacheprovider",
         "-m",
         marks,
-        "tests/test_cpu.py",
+        "tests/adaptations/test_cpu.py",
         "-k",
         name,
     ]

@@ -77,7 +77,7 @@ def holders(line: str) -> list[str]:
     return [name.strip() for name, _ in sizes]
 
 
-def test_in_set_up(tmp_path):
+def test_set_up_without_memory_ends_in_one_line(tmp_path):
     run = train(1, tmp_path, *WIDE, "--micro-batch-size", "1", before=partial(_left, 90))
     line = one_line(run)
     place = r"error: rank 0 on \S+: the device is out of memory in set-up"
@@ -98,7 +98,7 @@ def test_traceback_is_in_the_log_of_the_rank(tmp_path):
 
 
 @pytest.mark.slow
-def test_later_on_one_rank_ends_the_others(tmp_path):
+def test_rank_without_memory_ends_the_others(tmp_path):
     run = train(2, tmp_path, *DEBUG, before=_second_step_is_too_large)
     assert re.match(
         r"error: rank 1 on \S+: the device is out of memory in step 2 \(4\.0 GiB, 5\.00 GiB more", one_line(run)
@@ -107,7 +107,7 @@ def test_later_on_one_rank_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_while_a_checkpoint_is_loaded(tmp_path):
+def test_loading_without_memory_ends_in_one_line(tmp_path):
     folder = str(tmp_path / "run")
     train(1, tmp_path, *DEBUG, "--save", folder, "--save-interval", "2", "--rank-log-dir", "none").succeeded()
     again = (*DEBUG, "--load", folder, "--train-iters", "6")
@@ -117,5 +117,5 @@ def test_while_a_checkpoint_is_loaded(tmp_path):
 
 
 @pytest.mark.slow
-def test_libraries_that_have_no_memory(tmp_path):
+def test_names_libraries_without_memory(tmp_path):
     assert "out of memory in step 1" in one_line(train(1, tmp_path, *DEBUG, before=_cublas_has_none))

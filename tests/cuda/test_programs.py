@@ -163,7 +163,7 @@ def test_fine_tuning_example_with_one_gpu(home):
 
 
 @pytest.mark.slow
-def test_the_launch_is_compiled_or_says_why_not(home):
+def test_launch_compiles_or_logs_why_not(home):
     """Without a C compiler Triton builds nothing: the fused activations then run operation by operation."""
     tools = home / "bin"
     tools.mkdir()

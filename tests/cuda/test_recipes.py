@@ -53,7 +53,7 @@ def pretrained(name: str, folder) -> str:
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in RECIPES])
-def test_recipe_starts(name, tmp_path):
+def test_every_recipe_starts(name, tmp_path):
     flags, entry = ["--exit-interval", "2"], "pretrain"
     if name in SFT:
         chats = tmp_path / "chats.jsonl"

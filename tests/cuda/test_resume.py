@@ -78,7 +78,7 @@ def with_one_step_for_all() -> None:
 
 
 @pytest.mark.slow
-def test_a_step_counted_once_a_parameter_would_be_seen(saved, tmp_path):
+def test_detects_step_counted_once_a_parameter(saved, tmp_path):
     run = saved(1, DISTRIBUTED, "--bf16")
     assert difference(run, tmp_path / "resumed", 1, DISTRIBUTED, "--bf16", before=with_one_step_for_all) > 1e-4
 

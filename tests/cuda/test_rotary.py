@@ -29,7 +29,7 @@ def outcomes(_rank: int, packed: bool) -> list[list[torch.Tensor]]:
     return found
 
 
-def test_the_device_turns_as_the_host():
+def test_device_rotates_as_the_host():
     for packed in (False, True):
         on_host, on_device = run_ranks(1, outcomes, packed)[0]
         assert difference(on_device, on_host) <= 1e-6

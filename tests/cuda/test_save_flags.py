@@ -1,6 +1,6 @@
 """Each flag of saving, on GPUs and CPU processes: the resumed run has the unbroken one's losses, to the bit.
 
-The table: ``tests/save_flags.py``; that every flag is in it: ``tests/training/test_save_checks.py``.
+The table: ``tests/training/flags/save_flags.py``; that every flag is in it: ``tests/training/flags/test_save_checks.py``.
 """
 
 import os
@@ -10,7 +10,7 @@ import pytest
 from megatron_cod.checkpoint.directory import damage, is_dcp
 from megatron_cod.training.start.loading import locate
 from tests.cuda.resumes import difference, launch, save
-from tests.save_flags import CASES, DCP
+from tests.training.flags.save_flags import CASES, DCP
 
 RUN = {name: case for name, case in CASES.items() if not case.refused}
 REFUSED = {name: case for name, case in CASES.items() if case.refused}
@@ -36,7 +36,7 @@ def test_saves_and_resumes(tmp_path, name, device):
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 @pytest.mark.slow
-def test_is_refused_before_the_first_step(tmp_path, case):
+def test_rejects_before_the_first_step(tmp_path, case):
     run = launch(case.world, tmp_path, *case.flags)
     assert run.refused(*case.refused), run.console[-2000:]
 

@@ -23,6 +23,6 @@ def test_the_scheme_agrees_with_the_oracle(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layout", "mutate"), scheme_runs.MUTANTS[:1], ids=["sign_of_the_exponent"])
-def test_a_wrong_scheme_is_caught(name, layout, mutate):
+def test_detects_wrong_scheme(name, layout, mutate):
     results = run_ranks(1, on_device, scheme_runs.worker, name, ONE, mutate, timeout=500)
     assert not within_tolerance(scheme_runs.against_the_oracle(results, name, ONE))

@@ -57,7 +57,7 @@ def monitored(folder: Path, *flags: str) -> tuple[Run, list[dict[int, float]]]:
 
 
 @pytest.mark.slow
-def test_the_depth_monitor_leaves_fp16s_loss_scale_out(tmp_path):
+def test_depth_monitor_divides_by_the_loss_scale_of_fp16(tmp_path):
     _, full = monitored(tmp_path / "fp32")
     _, half = monitored(tmp_path / "fp16", "--fp16", "--initial-loss-scale", str(2**14))
     for expected, found in zip(full, half, strict=True):

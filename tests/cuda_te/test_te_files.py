@@ -35,7 +35,7 @@ def goes_on(folder, model, first, then):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_training_is_resumed(name, tmp_path):
+def test_resumes_training(name, tmp_path):
     goes_on(tmp_path, MODELS[name], TE, TE)
 
 

@@ -85,7 +85,7 @@ def count_naive(*arguments) -> dict[str, list[dict[str, int]]]:
     return count(*arguments)
 
 
-def test_sees_that_an_activation_is_scaled(tmp_path):
+def test_detects_scaled_activation(tmp_path):
     found = run_ranks(1, count_naive, str(tmp_path), (), ("pre_ln", "lns"))[0]
     for direction in (0, 1):
         assert larger(more(found["lns"][direction], found["pre_ln"][direction]))

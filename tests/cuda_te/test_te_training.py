@@ -65,7 +65,7 @@ def test_starts_without_a_flag_of_the_machine(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_trains(name, tmp_path):
+def test_every_variant_trains(name, tmp_path):
     world, flags = RUNS[name]
     trained(world, tmp_path, *flags)
 
@@ -74,7 +74,7 @@ EXCHANGES = {"p2p": "nccl:Send", "all_gather": "nccl:AllGather", "a2a": "nccl:Al
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
-def test_context_parallel(exchange, tmp_path):
+def test_context_parallel_ranks_train(exchange, tmp_path):
     flags = ("--context-parallel-size", "2", "--cp-comm-type", exchange)
     run = trained(2, tmp_path, *flags, before=cudnn_attention.install)
     assert launched(run, EXCHANGES[exchange]) > 50, run.reports[0]

@@ -14,7 +14,7 @@ Tool = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
-def test_the_three_ways(tool: Tool, sentencepiece_model: Path) -> None:
+def test_measures_all_three_ways(tool: Tool, sentencepiece_model: Path) -> None:
     pytest.importorskip("datasets")
     tokenizer = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", sentencepiece_model]
     ways = ["--ways", "simple", "this", "datasets", "--rounds", 1, "--workers", 1, 2]

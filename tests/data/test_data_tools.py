@@ -15,10 +15,11 @@ import pytest
 
 from megatron_cod.cli import preprocess
 from megatron_cod.data.datasets.check import check_prefix
-from megatron_cod.data.preprocessing.progress import Progress
+from megatron_cod.data.preprocessing.progress import PreprocessingProgress
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.choice import TOKENIZER_TYPES
 from megatron_cod.errors import UserError, run_tool
+from tests.common.streams import Clock, Terminal
 
 ROOT = Path(__file__).parents[2]
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -47,7 +48,7 @@ def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
     assert check_prefix(tmp_path / "data" / "bytes_valid_text_document", vocab_size=257).documents == 2
 
 
-def test_the_summary_counts_what_is_empty_for_each_key(
+def test_summary_counts_empty_documents_by_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"title": "a", "body": "b"}\n{"title": "c", "body": ""}\n')
@@ -84,7 +85,7 @@ def test_dry_run_writes_nothing(
         (["--input", str(sample_corpus_path()), "--tokenizer-type", "HuggingFaceTokenizer"], "needs --tok"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(tool: Tool, tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_rejects_wrong_input_with_exit_code_2(tool: Tool, tmp_path: Path, arguments: list[str], says: str) -> None:
     done = tool("preprocess_data.py", "--output-prefix", tmp_path / "d", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -171,25 +172,24 @@ def test_a_fault_keeps_its_traceback(capsys: pytest.CaptureFixture[str], error: 
 
 
 def test_progress_prints_lines_when_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 6.0, 7.0])
-    monkeypatch.setattr("megatron_cod.data.preprocessing.progress.time.monotonic", lambda: next(clock))
+    clock = Clock()
+    monkeypatch.setattr("megatron_cod.common.progress.time.monotonic", clock)
     stream = io.StringIO()
-    progress = Progress(1000, 200, stream)
+    progress = PreprocessingProgress(1000, 200, stream)
+    clock.now = 1.0
     progress.update(100, 1, 10, 100)
+    clock.now = 6.0
     progress.update(300, 5, 1230, 6_000_000)
+    clock.now = 7.0
     progress.update(600, 6, 1300, 7_000_000)
     progress.close()
     # 200 of the 1000 bytes were done before: 500 are left at 300 in 6 seconds.
-    assert stream.getvalue() == " 50%  5 documents  1,230 tokens  1.0 MB/s  205 tokens/s  0:00:10 left\n"
+    assert stream.getvalue() == " 50%  5 documents  1,230 tokens  1.0 MB/s  205 tokens/s  0:10 left\n"
 
 
 def test_progress_draws_a_bar_on_a_terminal() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     stream = Terminal()
-    progress = Progress(1000, stream=stream)
+    progress = PreprocessingProgress(1000, stream=stream)
     progress.update(1000, 2, 30, 1000)
     progress.close()
     assert "2 documents  30 tokens" in stream.getvalue()

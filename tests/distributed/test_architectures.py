@@ -136,7 +136,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize(("name", "layout", "mutant"), MUTANTS, ids=[f"{m[0]}-{m[2].__name__}" for m in MUTANTS])
-def test_a_wrong_factor_is_seen(name, layout, mutant):
+def test_detects_wrong_factor(name, layout, mutant):
     ranks = run_ranks(layout.world, run_variant, VARIANTS[name], layout, mutant)
     logits = {scheme: full_logits([rank[scheme] for rank in ranks], layout) for scheme in ("lns", "folded")}
     # A wrong query norm is wrong in both, and seen by its measured gain alone.

@@ -119,9 +119,9 @@ def distance(layout: Layout, flags: tuple[str, ...] = (), mutate: Callable[[], N
 
 @pytest.mark.parametrize("flags", [(), PER_TOKEN], ids=["mean", "per token"])
 @pytest.mark.slow_except("mean")
-def test_masked_tokens_weigh_as_in_one_process(flags):
+def test_masked_tokens_have_the_weight_of_one_process(flags):
     assert distance(Layout(cp=2), flags) <= 1e-5
 
 
-def test_a_mean_of_means_is_seen():
+def test_detects_mean_of_means():
     assert distance(Layout(cp=2), (), own_mean) > 1e-2

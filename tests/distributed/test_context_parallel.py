@@ -10,7 +10,7 @@ import pytest
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, read_metrics
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.runs import at_step_4, losses, succeed
-from tests.evaluation.conftest import EOD, sentences, write_dataset
+from tests.training.evaluation.datasets import EOD, sentences, write_dataset
 
 CP2, CP4 = ["--context-parallel-size", "2"], ["--context-parallel-size", "4"]
 MTP2 = ["--mtp-num-layers", "2"]
@@ -94,7 +94,7 @@ def dense(tiny, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_other_layouts(tiny, dense, tmp_path, name):
+def test_losses_are_equal_at_other_layouts(tiny, dense, tmp_path, name):
     world, layout = LAYOUTS[name]
     differences = compared(train(tmp_path, world, [*tiny, *layout, *WATCHED]), dense)
     print(name, differences)
@@ -102,7 +102,7 @@ def test_other_layouts(tiny, dense, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_bf16(tiny, tmp_path):
+def test_losses_of_bf16_are_equal(tiny, tmp_path):
     flags = [*tiny, "--bf16", "--group-query-attention", "--num-query-groups", "2"]
     one, two = train(tmp_path / "one", 1, flags), train(tmp_path / "two", 2, [*flags, *CP2])
     assert largest(two[TRAIN_LOSS], one[TRAIN_LOSS]) <= 2e-2
@@ -132,7 +132,7 @@ MUTANTS: dict[str, tuple[list[str], Callable[[], None], str]] = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.slow_except("mtp")
-def test_a_mean_of_means_is_seen(tiny, tmp_path, name):
+def test_detects_mean_of_means(tiny, tmp_path, name):
     flags, mutant, metric = MUTANTS[name]
     flags = [*tiny, *flags]
     one = train(tmp_path / "one", 1, flags)

@@ -44,7 +44,7 @@ def test_weights_on_the_meta_device_without_values_are_refused(tiny, tmp_path):
     refuse(2, [*tiny, *DP2, META, "--use-torch-fsdp2"], rf"{META} does not go with --use-torch-fsdp2")
 
 
-def test_another_scheme_would_be_seen(plain, tiny, tmp_path):
+def test_detects_another_scheme(plain, tiny, tmp_path):
     """The comparison above can fail: without the factor the losses differ."""
     file = tmp_path / "metrics.jsonl"
     flags = [*tiny, *DP2, "--use-torch-fsdp2", "--norm-scheme", "pre_ln", "--init-policy", "normal"]

@@ -111,7 +111,7 @@ def test_every_scheme_trains_and_resumes(tiny, tmp_path, scheme):
     assert losses(made)[4] < losses(made)[1]
 
 
-def test_without_what_it_does_not_support(tiny, tmp_path):
+def test_rejects_unsupported_flags(tiny, tmp_path):
     refuse(
         2, [*tiny, *MUON, *PP2, "--use-distributed-optimizer"], r"--optimizer muon does not support --use-distributed"
     )
@@ -120,7 +120,7 @@ def test_without_what_it_does_not_support(tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "experts", "latent attention"])
-def test_of_other_models(tiny, tmp_path, name):
+def test_refuses_other_models(tiny, tmp_path, name):
     more = {
         "bf16": ["--bf16"],
         "experts": [
@@ -138,7 +138,7 @@ def test_of_other_models(tiny, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_lion(tiny, tmp_path):
+def test_lion_equals_its_definition(tiny, tmp_path):
     """What ``optimizer_checks`` lets through beside it."""
     flags = [*tiny, *MUON, "--optimizer", "lion"]
     run = whole_run(tmp_path / "whole", flags)

@@ -129,7 +129,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mutate", "layout", "_depth"), CASES, ids=[case[0].__name__ for case in CASES])
-def test_the_comparison_catches(mutate, layout, _depth):
+def test_comparison_detects_mutant(mutate, layout, _depth):
     found = compare(run_ranks(layout.world, worker, mutate, layout, False), layout, load_file(VECTORS), "lns")
     assert not within_tolerance(found), found
     if mutate is not gamma_folded_once:  # its first forward is the same by construction

@@ -118,6 +118,6 @@ def test_layout_agrees_with_the_vectors(layout, rows):
     rows[layout.name] = row(layout, found)
 
 
-def test_the_table_in_the_docs_lists_these_layouts():
+def test_table_of_docs_lists_these_layouts():
     listed = [line.split("`")[1] for line in TABLE.read_text().splitlines() if line.startswith("| `")]
     assert listed == [row(layout, dict.fromkeys(MEASURED, 0)).split("`")[1] for layout in LAYOUTS]

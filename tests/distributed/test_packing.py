@@ -181,7 +181,7 @@ def by_itself(_rank: int, flags: tuple[str, ...]) -> tuple[torch.Tensor, list[to
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures_too(name):
+def test_every_architecture_packs(name):
     [(packed, single)] = run_ranks(1, by_itself, ARCHITECTURES[name])
     lengths = samples().positions()
     for row, losses in zip(plan(), packed, strict=True):

@@ -47,7 +47,7 @@ def wsd(step: float, warmup: float, steps: float, decay: float) -> float:
     return MIN_LR + (LR - MIN_LR) * (1 - math.sqrt(max(0.0, step - steps + decay) / decay))
 
 
-def test_cosine_by_recipe(tiny, tmp_path):
+def test_recipe_sets_cosine(tiny, tmp_path):
     """A progress line has the rate of the step to come: Megatron's scheduler steps before it is logged."""
     run(tmp_path, [*tiny, "--train-iters", "12", "--lr-warmup-fraction", "0.25"])
     expected = [cosine(step, 3, 12) for step in range(1, 13)]
@@ -86,7 +86,7 @@ def test_a_stable_checkpoint_is_trained_on_for_longer(stable, tmp_path):
 
 
 @pytest.mark.slow
-def test_gradient_accumulation(short, tmp_path):
+def test_accumulated_gradients_equal_one_batch(short, tmp_path):
     """From one checkpoint, batches in micro-batches of 1, of 4, and over two replicas: the same losses."""
     flags = [*short, "--train-iters", "4"]
     run(tmp_path / "base", [*flags, "--exit-interval", "1"])
@@ -113,7 +113,7 @@ def ramped(tmp_path_factory, short):
     return folder, run(folder, [*short, *RAMP], 2, ["--keep-last-checkpoints", "1"])
 
 
-def test_batches_grow(ramped):
+def test_batch_sizes_grow(ramped):
     folder, ended = ramped
     sizes = series(folder, "batch-size")
     assert sizes == SIZES and sum(sizes[:-1]) < 58 < sum(sizes)
@@ -171,7 +171,7 @@ def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short,
 
 
 @pytest.mark.slow
-def test_train_samples_alone(short, tmp_path):
+def test_train_samples_alone_set_the_length(short, tmp_path):
     """As Megatron has it: steps that are not whole are omitted."""
     flags = [*short, "--train-samples", "23"]
     ended = run(tmp_path, flags)

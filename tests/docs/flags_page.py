@@ -29,6 +29,9 @@ METRICS = {
     "parameters": "parameters of the model",
     "iteration-time": "seconds of a step",
     "samples vs steps": "samples seen",
+    "tokens per second": "tokens of the job per second",
+    "tokens per second and GPU": "the same for one GPU, or one process on the host",
+    "tokens seen": "tokens trained on so far",
     "stream variance/layer NNN": "variance of the residual stream after global layer NNN, at a validation",
     "depth/MEASURE/layer NNN": "depth monitor (`--depth-monitor-interval`), for each global layer",
 }

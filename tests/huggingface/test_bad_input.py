@@ -52,12 +52,12 @@ def test_every_missing_and_extra_tensor_is_named(model):
     )
 
 
-def test_wrong_shapes_are_named(model):
+def test_names_wrong_shapes(model):
     change_tensors(model, lambda held: held.update({"model.norm.weight": torch.ones(31)}))
     refused(model, r"model.norm.weight is \[31\], the config has \[32\]")
 
 
-def test_integers_are_refused(model):
+def test_rejects_integers(model):
     change_tensors(model, lambda held: held.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}))
     refused(model, "model.norm.weight does not hold plain floating-point numbers")
 
@@ -99,7 +99,7 @@ def test_variants_that_megatron_does_not_compute(tmp_path, name, changes, said):
     refused(model, said)
 
 
-def test_half_written_sources(model):
+def test_rejects_half_written_sources(model):
     path = model / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     refused(model, "model.safetensors is damaged or half-written")
@@ -128,7 +128,7 @@ def test_pickles_that_are_no_plain_tensors(model, kind, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_contradictory_wishes(model):
+def test_rejects_contradictory_options(model):
     refused(model, "--padded-vocab-size 100 is less than the model's 128", padded_vocab=100)
     import_model(ImportJob(model, model.parent / "lns", as_scheme="lns"))
     export_model(ExportJob(model.parent / "lns", model.parent / "folded"))
@@ -210,7 +210,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize("way", ["import", "export"])
-def test_an_interrupted_conversion_is_taken_up(model, tmp_path, monkeypatch, way):
+def test_interrupted_conversion_is_resumed(model, tmp_path, monkeypatch, way):
     """Killed in the middle: nothing under the final name; again, what was written is kept; the same result."""
     import_model(ImportJob(model, tmp_path / "megatron", file_bytes=20_000))
     export_model(ExportJob(tmp_path / "megatron", tmp_path / "hf2", shard_bytes=20_000))
@@ -265,7 +265,7 @@ def run(*command):
 
 
 @pytest.mark.slow
-def test_the_tool(model, tmp_path):
+def test_tool_reports_errors_in_one_line(model, tmp_path):
     """Both ways from the command line; an error is one line, exit code 2, no traceback."""
     done = run("import", "--model", model, "--output", tmp_path / "megatron", "--as-scheme", "lns")
     assert done.returncode == 0, done.stderr

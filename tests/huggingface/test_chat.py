@@ -7,9 +7,9 @@ import pytest
 from megatron_cod.huggingface.generation import answer, open_model
 from tests.data.chat.toys import CHATML_UNMARKED, hugging_face_tokenizer
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.sft_runs import base, chats, toy  # noqa: F401
 from tests.huggingface.models import MODELS, make_model
 from tests.programs import run_program
+from tests.training.fine_tuning.sft_runs import base, chats, toy  # noqa: F401
 
 KNOWN = {"How is our Union?": "Strong.", "And the people?": "They work.", "Who pays?": "Nobody, at all."}
 LEARN = ["--train-iters", "120", "--lr", "1e-2", "--min-lr", "1e-3", "--clip-grad", "1.0", "--eval-interval", "200"]
@@ -40,7 +40,7 @@ def ask(folder) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_bytes(toy, answers, tmp_path):  # noqa: F811
+def test_answers_of_byte_models_are_equal(toy, answers, tmp_path):  # noqa: F811
     """A pretrained toy under LNS, over two stages; the plain template comes along in the checkpoint."""
     flags = toy[: toy.index("--sft-data-path")]
     flags += ["--unset", "train-epochs", *LEARN, *answers, "--pipeline-model-parallel-size", "2"]
@@ -97,6 +97,6 @@ def test_another_template_replaces_the_tokenizers_own(imported, answers, tmp_pat
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "User:\na\nAssistant:\nb<|endoftext|>"
 
 
-def test_a_model_without_a_template_says_so(base, tmp_path):  # noqa: F811
+def test_names_model_without_template(base, tmp_path):  # noqa: F811
     done = run_program("generate.py", "--checkpoint", base / "lns", "--chat", "Hello")
     assert done.returncode == 2 and "error: the tokenizer has no chat template" in done.stderr

@@ -116,7 +116,7 @@ def expected_logits(authors) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "bin shards"])
-def test_the_authors_layout(authors, tmp_path, kind):
+def test_reads_the_authors_layout(authors, tmp_path, kind):
     source = authors / "hf"
     if kind != "safetensors":
         source = tmp_path / "hf"

@@ -24,7 +24,7 @@ def tool(*arguments):
     return run_program("generate.py", *arguments)
 
 
-def test_a_checkpoint_and_its_export_say_the_same(run):
+def test_checkpoint_and_export_generate_the_same(run):
     found = export_model(ExportJob(run / "run", run / "hf"))
     assert found.arch.vocab == 257
     texts = [
@@ -59,7 +59,7 @@ def test_sampling_follows_its_seed_and_its_bounds(run):
     assert {next_token(logits, Sampling(top_p=0.7), generator) for _ in range(200)} == {1, 2}
 
 
-def test_a_sentencepiece_run_takes_its_tokenizer_along(run, tmp_path):
+def test_export_includes_sentencepiece_tokenizer(run, tmp_path):
     model = train_tokenizer(
         TokenizerTraining(output_prefix=str(tmp_path / "t"), inputs=[str(sample_corpus_path())], vocab_size=400)
     ).model
@@ -94,7 +94,7 @@ def test_a_sentencepiece_run_takes_its_tokenizer_along(run, tmp_path):
         (["--step", "7"], "is no finished checkpoint"),
     ],
 )
-def test_bad_input_is_one_line(run, arguments, said):
+def test_rejects_bad_input_in_one_line(run, arguments, said):
     done = tool("--checkpoint", run / "run", "The", *arguments)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and said in errors[0] and "Traceback" not in done.stderr

@@ -119,7 +119,7 @@ def test_without_the_kept_originals_the_function_is_the_same_and_the_gammas_near
         assert torch.allclose(before[key], after[key], rtol=2**-22, atol=0)
 
 
-def test_changed_weights_are_not_taken_for_the_originals(train, tmp_path):
+def test_changed_weights_are_not_replaced_by_the_originals(train, tmp_path):
     """Someone trains the exported model on: the kept gammas no longer fold to what it holds."""
     from safetensors.torch import save_file
 
@@ -134,7 +134,7 @@ def test_changed_weights_are_not_taken_for_the_originals(train, tmp_path):
     assert (logits - transformers_logits(tmp_path / "hf", tokens(257))).abs().max() <= TOLERANCE
 
 
-def test_bf16(train, tmp_path):
+def test_bf16_export_is_within_rounding(train, tmp_path):
     folder = train("lns", "--bf16", *SLOW)
     export_model(ExportJob(folder, tmp_path / "hf"))
     assert {tensor.dtype for tensor in tensors(tmp_path / "hf").values()} == {torch.bfloat16}
@@ -169,7 +169,7 @@ def test_a_release_as_pre_ln_computes_the_same(train, tmp_path):
     assert (megatron_logits(tmp_path / "back", ONE, tokens(257)) - ours(train("lns"), "lns")).abs().max() <= TOLERANCE
 
 
-def test_unfolded_weights_are_another_function_and_say_so(train, tmp_path):
+def test_unfolded_weights_are_named_as_another_function(train, tmp_path):
     said: list[str] = []
     export_model(ExportJob(train("lns"), tmp_path / "hf", fold=False), said.append)
     assert any(line.startswith("WARNING: --no-fold") for line in said)
@@ -199,7 +199,7 @@ RIGHT = folding.Folding.factor
 
 
 @pytest.mark.parametrize("mutant", [number_on_the_stage, from_zero, never])
-def test_a_wrong_factor_is_seen(train, tmp_path, monkeypatch, mutant):
+def test_detects_wrong_factor(train, tmp_path, monkeypatch, mutant):
     monkeypatch.setattr(folding.Folding, "factor", mutant)
     export_model(ExportJob(train("lns"), tmp_path / "hf"))
     assert (transformers_logits(tmp_path / "hf", tokens(257)) - ours(train("lns"), "lns")).abs().max() > 1e-3

@@ -80,7 +80,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_wrong_table_is_seen(tmp_path, monkeypatch, name):
+def test_detects_wrong_table(tmp_path, monkeypatch, name):
     model, mutate = MUTANTS[name]
     make_model(model, tmp_path / "hf")
     mutate(monkeypatch)

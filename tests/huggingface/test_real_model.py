@@ -63,7 +63,7 @@ def theirs(smollm2, text):
     return found
 
 
-def test_pre_ln(smollm2, text, theirs, tmp_path):
+def test_pre_ln_has_the_models_perplexity(smollm2, text, theirs, tmp_path):
     found = import_model(ImportJob(smollm2, tmp_path / "megatron"))
     assert found.scheme.scheme == "pre_ln"
     for layout in (ONE, PP2):

@@ -133,7 +133,7 @@ def test_an_end_that_is_no_token_is_reported(base):
     assert config["eos_token_id"] == EOS
 
 
-def test_without_its_tokenizer_a_model_is_not_taken_for_bytes(tmp_path):
+def test_model_without_tokenizer_is_not_treated_as_bytes(tmp_path):
     config = {}
     [line] = side_files.agree(args(), tmp_path, config)
     assert "without a tokenizer" in line and "eos_token_id" not in config

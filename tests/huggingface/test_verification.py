@@ -87,7 +87,7 @@ def test_a_tensor_that_was_not_written_is_refused(imported, monkeypatch, verify)
     refused(checkpoint, None, "damaged|does not hold what was written: lm_head", verify=verify)
 
 
-def test_a_tensor_written_wrongly_is_refused(imported, monkeypatch):
+def test_rejects_wrongly_written_tensor(imported, monkeypatch):
     """Of rounded weights the files are compared bit by bit."""
     checkpoint, logits = imported
     right = safetensors_writer._write

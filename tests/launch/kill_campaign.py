@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import psutil
@@ -188,8 +189,8 @@ def table(kills: list[Kill], seed: int, seconds: float) -> str:
         f"{len(kills)} times SIGKILL of a random rank at a random moment, {during} of them in a save, over a run of",
         f"{STEPS} steps that saves every {SAVE_INTERVAL} (2 pipeline stages, 4 layers, byte-level text,",
         "`examples/single_node.sh`). It ended with the losses of the undisturbed run, step by step and to the bit.",
-        f"Seed {seed}, {seconds / 60:.0f} minutes. Made by `python -m tests.launch.kill_campaign`; `make test-kills`",
-        "repeats it.",
+        f"Seed {seed}, {seconds / 60:.0f} minutes, {date.today()}. Made by",
+        "`python -m tests.launch.kill_campaign`; `make test-kills` repeats it.",
         "",
         "| kill | rank | moment | last step with a loss | newest finished checkpoint |",
         "|---|---|---|---|---|",

@@ -157,7 +157,7 @@ def test_a_signal_to_one_host_ends_all_after_saving_and_the_same_line_continues(
 # Bad input: one clear line, last on every host; exit code not 0; in time.
 
 
-def test_head_down(script):
+def test_names_head_that_is_down(script):
     begun = time.monotonic()
     script.start(2, RENDEZVOUS_TIMEOUT="8")
     assert script.end(60) == [2]
@@ -165,7 +165,7 @@ def test_head_down(script):
     assert script.last_line(2).startswith("error: HEAD did not answer at node1:29400 within 8 s (Connection refused)")
 
 
-def test_head_unreachable(script):
+def test_names_unreachable_head(script):
     script.hosts[2].cut()
     try:
         script.start(2, RENDEZVOUS_TIMEOUT="8")
@@ -175,13 +175,13 @@ def test_head_unreachable(script):
     assert script.last_line(2).startswith("error: HEAD did not answer at node1:29400 within 8 s (")
 
 
-def test_wrong_name_of_head(script):
+def test_rejects_wrong_name_of_head(script):
     script.start(2, HEAD="node7")
     assert script.end(60) == [2]
     assert script.last_line(2).startswith("error: HEAD node7 is not a host name known here (")
 
 
-def test_port_in_use(script):
+def test_names_port_in_use(script):
     listen = "import socket, time; s = socket.create_server(('', 29400)); time.sleep(600)"
     other = script.hosts[1].start([sys.executable, "-c", listen], script.logs[0].with_name("other.log"))
     time.sleep(1)
@@ -192,7 +192,7 @@ def test_port_in_use(script):
     assert "error: what listens at node1:29400 is not a rendezvous" in script.last_line(2)
 
 
-def test_too_few_machines(script):
+def test_names_missing_machines(script):
     script.start(1, NODES="3", RENDEZVOUS_TIMEOUT="25")
     script.start(2, NODES="3", RENDEZVOUS_TIMEOUT="25")
     assert script.end(90) == [1, 1]
@@ -201,7 +201,7 @@ def test_too_few_machines(script):
     assert script.last_line(2).startswith("error: ")
 
 
-def test_unequal_code(script, tmp_path):
+def test_rejects_unequal_code(script, tmp_path):
     """node2 has an older checkout."""
     older = tmp_path / "older"
     shutil.copytree(ROOT / "megatron_cod", older / "megatron_cod", ignore=shutil.ignore_patterns("__pycache__"))

@@ -97,7 +97,7 @@ def stub_package(folder: Path, name: str, version: str) -> str:
     return f"{folder}{os.pathsep}{ROOT}"
 
 
-def test_every_wrong_machine_is_marked_where_it_is_wrong(hosts, text_data, tmp_path):
+def test_marks_every_wrong_machine(hosts, text_data, tmp_path):
     """node2 has another megatron-core; node3 a slow cable, a --save and a data directory of its own."""
     save, data = tmp_path / "run", tmp_path / "data"
     data.mkdir()

@@ -121,7 +121,7 @@ def test_a_run_knows_the_end_of_its_job_without_a_signal(cluster, text_data, tmp
     assert told and told[0]["signal"] == "time limit" and told[0]["step"] > 0, log.read_text()[-3000:]
 
 
-def test_a_taken_port_is_skipped_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):
+def test_port_in_use_is_skipped_and_the_preflight_runs_in_an_allocation(cluster, text_data, tmp_path):
     """The port that the job's number leads to belongs to another program: the next one is taken."""
     log = tmp_path / "out"
     options = ["--parsable", "--hold", "--nodes=2", "--ntasks-per-node=2", f"--output={log}"]
@@ -154,7 +154,7 @@ def _pairs(bounds) -> list[tuple[int, int]]:
     return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
 
 
-def test_preprocessing_as_a_job_array_gives_what_one_go_gives(cluster, tmp_path):
+def test_job_array_preprocesses_as_one_job_does(cluster, tmp_path):
     """Four files in three tasks: the first takes the first file and the last."""
     lines = sample_corpus_path().read_text().splitlines()
     files = [tmp_path / f"part{number}.jsonl" for number in range(4)]

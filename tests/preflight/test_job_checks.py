@@ -129,7 +129,7 @@ def test_data_that_is_missing_or_of_another_size(text_data, tmp_path):
         data.collect(at_hand)
 
 
-def test_a_launch_as_the_preflight_sees_it(text_data, tmp_path):
+def test_preflight_reads_the_launch(text_data, tmp_path):
     paths = [f"--{part}-data-path={text_data / f'some_{part}_text_document'}" for part in ("train", "valid")]
     flags = [*TINY, *paths, "--save", str(tmp_path / "run"), "--save-interval", "4", "--keep-last-checkpoints", "5"]
     found = job.describe(2, flags)

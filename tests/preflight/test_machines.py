@@ -73,12 +73,12 @@ def test_a_clock_is_measured_over_a_connection():
 
 
 @pytest.mark.parametrize(("ahead", "state"), [(0.1, None), (-1.0, "WARN"), (-7.0, "FAIL"), (7.0, "FAIL")])
-def test_clocks(ahead, state):
+def test_compares_clocks(ahead, state):
     marked, _ = compare(clocks, {"a": [0.0, 0.0], "b": [ahead, 0.001]})
     assert marked == ({"b": state} if state else {})
 
 
-def test_a_port_that_is_taken_fails_on_head_and_names_its_holder():
+def test_port_in_use_fails_on_head_and_names_its_holder():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert not is_free(port) and free_port(port) > port
@@ -150,7 +150,7 @@ def test_alone_loopback_will_do():
         ("ib,eth1", "ib0 eth1"),
     ],
 )
-def test_the_names_that_nccl_takes(setting, taken):
+def test_matches_interfaces_as_nccl_does(setting, taken):
     names = ("eth0", "eth1", "ib0", "docker0")
     assert {name for name in names if interfaces.nccl_takes(setting, name)} == set(taken.split())
 
@@ -168,7 +168,7 @@ def interface(neighbour: str, **changed) -> dict:
     return {**usual, "neighbour": neighbour, **changed}
 
 
-def test_interfaces_that_are_wrong_unreached_or_unlike_the_others():
+def test_marks_wrong_interfaces():
     answers = {
         "a": interface("b", unreached="10.0.0.2: timed out"),
         "b": interface("c"),
@@ -205,7 +205,7 @@ def gpu_answer(text: str = LINES, seen: int = 2, processes: int = 2, smi: bool =
         (gpu_answer(), None, "in order"),
     ],
 )
-def test_gpus(answer, state, said):
+def test_compares_gpus(answer, state, said):
     marked, outcome = compare(gpus, {"a": gpu_answer(), "b": answer, "c": gpu_answer()})
     assert marked == ({"b": state} if state else {})
     assert said in next(one.text for one in outcome.findings if one.node == "b")

@@ -7,7 +7,7 @@ from tests.rehearsal.jobs import SMALL, layout, planned, rehearsed
 CP2 = ["--context-parallel-size", "2"]
 
 
-def test_the_plan():
+def test_plan_has_context_parallel_size():
     one, two = planned([*SMALL, *layout(pp=2)], 2), planned([*SMALL, *layout(pp=2), *CP2], 8)
     assert two.sizes == {"TP": 1, "PP": 2, "VPP": 1, "CP": 2, "EP": 1, "DP": 2}
     assert two.tokens_per_step == one.tokens_per_step and two.microbatches == one.microbatches // 2

@@ -46,7 +46,7 @@ INTERLEAVED = [*SMALL, *layout(pp=2, vp=2), "--global-batch-size", "8"]
     ],
     ids=["lost offset", "swapped, first", "swapped, second", "virtual stages"],
 )
-def test_a_wrong_offset_names_its_stage(flags, world, rank, stages, error):
+def test_wrong_offset_names_its_stage(flags, world, rank, stages, error):
     with pytest.raises(Mismatch, match=error):
         rehearsed(flags, world, rank, partial(replace_offset, *stages))
 

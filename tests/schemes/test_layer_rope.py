@@ -185,7 +185,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.slow_except("not summed")
-def test_a_wrong_implementation_is_outside_the_tolerances(name):
+def test_detects_wrong_implementation(name):
     layout, mutate = MUTANTS[name]
     try:
         found = differences("layer_rope", layout, mutate)
@@ -205,7 +205,7 @@ def test_a_wrong_implementation_is_outside_the_tolerances(name):
         (["--gamma-init"], "--gamma-init does not go with --norm-scheme layer_rope"),
     ],
 )
-def test_bad_input_is_one_line(tiny, flags, says):
+def test_rejects_bad_input_in_one_line(tiny, flags, says):
     refuse(1, [*tiny, *ROPE, *flags, "--dry-run"], says)
 
 

@@ -30,7 +30,7 @@ PP2_VPP2 = [*PP2, "--num-virtual-stages-per-pipeline-rank", "2"]
 TP2_SP = ["--tensor-model-parallel-size", "2", "--sequence-parallel"]
 
 
-def test_the_page_shows_this_file():
+def test_page_shows_this_file():
     page = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "schemes.md").read_text(), re.DOTALL)[1]
     assert page == (ROOT / "tests" / "schemes" / "outside" / "fading.py").read_text()
 
@@ -105,7 +105,7 @@ def test_its_checkpoint_is_refused_by_other_runs(whole, tiny):
     )
 
 
-def test_rehearses(tiny):
+def test_outside_scheme_rehearses(tiny):
     flags = ["--world-size", "2", "--run-rank", "1", *tiny, *FADING, *PP2]
     done = run_program("rehearse.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -114,7 +114,7 @@ def test_rehearses(tiny):
     assert refused.returncode == 2 and "no norm scheme 'fading'" in refused.stderr
 
 
-def test_exports_as_its_row_says(whole, tmp_path):
+def test_outside_scheme_exports_as_its_row_says(whole, tmp_path):
     out = tmp_path / "hf"
     done = run_program("convert_hf.py", "export", "--checkpoint", whole, "--output", out, *IMPORT)
     assert done.returncode == 0, done.stderr
@@ -129,7 +129,7 @@ def test_exports_as_its_row_says(whole, tmp_path):
     assert unscaled.returncode == 2 and "learned scales of fading" in unscaled.stderr
 
 
-def test_evaluates(whole, text_data, tmp_path):
+def test_outside_scheme_evaluates(whole, text_data, tmp_path):
     flags = ["--load", str(whole), "--eval-data", f"few={text_data / 'some_valid_text_document'}"]
     ended = run_training_ranks(1, [*flags, "--output", str(tmp_path / "found.json")], entry="evaluate")[0]
     assert ended.code == 0, ended.output
@@ -154,7 +154,7 @@ def test_every_program_lists_it(tiny):
     assert "--fading-rate C" in shown and "fading" in shown
 
 
-def test_rejects_a_name_or_an_option_that_is_taken():
+def test_rejects_duplicate_name_or_option():
     def row(**more) -> Scheme:
         return Scheme(**{"name": "other", "block": "", "reference": "", "default_init": "normal", **more})
 

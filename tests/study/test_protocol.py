@@ -89,7 +89,7 @@ def test_paired_interval_is_that_of_the_textbook():
         ((), (3, 3), "both diverged"),
     ],
 )
-def test_verdicts(values, diverged, verdict):
+def test_decisions_follow_the_intervals(values, diverged, verdict):
     assert Difference(values, diverged).verdict(2.0) == verdict
 
 
@@ -187,7 +187,7 @@ def test_arm_that_diverges_at_every_rate_is_reported(tmp_path):
     assert len([job for job in results if job.arm == "lns"]) == 3 + 3  # the grid, and downwards as far as it may grow
 
 
-def test_what_was_not_run_is_in_the_report(tmp_path):
+def test_report_lists_missing_runs(tmp_path):
     study = study_of(tmp_path)
     first, second, *_ = runnable(study, {})
     results = {first: result_of(first, 2.0)}

@@ -21,8 +21,8 @@ from megatron_cod.study.scheduler import runnable
 from megatron_cod.study.study_file import read_study
 from tests.conftest import ROOT
 from tests.distributed.launch import FORKS
-from tests.evaluation.conftest import write_dataset
 from tests.study.small import launch, run_study, write_small
+from tests.training.evaluation.datasets import write_dataset
 
 FILES = ("results.md", "runs.csv", "raw.jsonl")
 

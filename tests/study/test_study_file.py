@@ -61,7 +61,7 @@ def test_both_baselines_are_there_unless_skipped_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(("layers", "parameters", "head"), [(8, 1e6, 16), (32, 1e6, 16), (12, 1e7, 32), (48, 1e7, 32)])
-def test_shapes_have_the_parameters_asked_for(layers, parameters, head):
+def test_shapes_have_the_requested_parameters(layers, parameters, head):
     shape = shape_of(layers, parameters, head)
     assert shape.layers == layers and shape.hidden == head * shape.heads
     assert abs(shape.non_embedding / parameters - 1) < 0.02

@@ -85,7 +85,7 @@ def test_fp8_is_near_bf16(name):
         assert relative(low, high.double().cpu()) <= 0.1
 
 
-def test_a_graph_replay_sees_the_new_gamma():
+def test_graph_replay_reads_the_new_gamma():
     module = norm(config("RMSNorm", params_dtype=torch.bfloat16))
     module.depth_factor = FACTOR
     x = torch.randn(64, H, device=DEVICE, dtype=torch.bfloat16)

@@ -36,7 +36,7 @@ def test_norms_are_operations_that_read_gamma_in_both_directions():
             assert "self.weight" in inspect.getsource(method)
 
 
-def test_the_fused_backward_takes_what_we_hand_on():
+def test_fused_backward_accepts_our_arguments():
     assert parameters(BackwardAddRMSNorm.fuser_backward) == [
         *("self", "basic_op_ctxs", "grad_output"),
         "basic_op_grad_extra_outputs",

@@ -78,7 +78,7 @@ def prepared(home: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_page(prepared: Path) -> None:
+def test_commands_of_the_page_run(prepared: Path) -> None:
     train, valid = (check_prefix(prepared / "c4" / f"en_{split}_text_document") for split in ("train", "valid"))
     assert (train.documents, valid.documents) == (150, 42)
     assert train.record is not None and train.record.eod_id == 1
@@ -93,7 +93,7 @@ def test_the_commands_of_the_page(prepared: Path) -> None:
     assert any("c4/en_train_text_document" in output and "256 tokens" in output for output in outputs)
 
 
-def test_another_tokenizer_is_refused(prepared: Path) -> None:
+def test_rejects_another_tokenizer(prepared: Path) -> None:
     """The recipe with a model that is not the one of its data."""
     model = prepared / "t5" / "spiece.model"
     content = model.read_bytes()

@@ -157,7 +157,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
-def test_numbers_that_are_none_are_said_with_the_variables_name(flags, said, monkeypatch, capsys):
+def test_rejects_bad_numbers_by_variable(flags, said, monkeypatch, capsys):
     def end(code):
         raise SystemExit(code)
 
@@ -171,7 +171,7 @@ def test_numbers_that_are_none_are_said_with_the_variables_name(flags, said, mon
     assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
-def test_numbers_that_are_right():
+def test_accepts_numbers():
     words = ["--nnodes", "1:2", "--nproc-per-node", "cpu", "--rdzv-endpoint", "node1:65535", "x.py"]
     args = torchrun_flags.parse(words)
     assert torchrun_flags.endpoint(args, 29400) == ("node1", 65535)
@@ -200,11 +200,11 @@ def test_names_process_of_used_port():
         ("[::1]", "::1", 7),
     ],
 )
-def test_an_endpoint_is_a_host_and_a_port(text, name, port):
+def test_parses_endpoint(text, name, port):
     assert torchrun_flags.endpoint(Namespace(rdzv_endpoint=text), 7) == (name, port)
 
 
-def test_head_is_looked_up_and_its_port_tried():
+def test_resolves_head_and_tries_its_port():
     with pytest.raises(ValueError, match="HEAD no-such-host is not a host name known here"):
         Head(arguments("no-such-host:29400"))
     with socket.create_server(("", 0)) as other:
@@ -213,14 +213,14 @@ def test_head_is_looked_up_and_its_port_tried():
             head.reach()
 
 
-def test_head_is_waited_for_as_long_as_was_asked():
+def test_waits_for_head_for_the_given_time():
     head = Head(arguments(f"127.0.0.1:{free_port(25000)}"))
     head.is_here = False
     with pytest.raises(ValueError, match=r"HEAD did not answer at 127.0.0.1:\d+ within 3 s \(Connection refused\)"):
         head.reach()
 
 
-def test_head_knows_who_came_and_torchrun_keeps_its_time_outs():
+def test_head_lists_members_and_torchrun_keeps_its_time_outs():
     given = arguments(f"localhost:{free_port(25000)}", "join_timeout=70,last_call_timeout=5")
     head = Head(given)
     head.reach()
@@ -272,7 +272,7 @@ def failure(code: int) -> ChildFailedError:
         (UserError("wrong"), 2, "wrong"),
     ],
 )
-def test_endings(error, code, said):
+def test_exit_codes_decide_about_a_retry(error, code, said):
     found = ending(error, Namespace(max_restarts=10, nnodes="3"), Gone())
     assert found[0] == code and found[1].startswith(said.format(host=socket.gethostname()))
 

@@ -28,14 +28,14 @@ class Budget:
     evaluation: Sequence[Tensor]
     """What all metrics are measured on."""
     fit: Sequence[Tensor] = ()
-    """What linear replacements are fitted on; none of it is in ``judge``."""
+    """What linear replacements are fitted on; none of it is in ``evaluation``."""
     jacobian_draws: int = 4
-    """Random vectors for each block and batch of ``judge``."""
+    """Random vectors for each block and batch of ``evaluation``."""
     seed: int = 0
 
 
 Step = Callable[[str, int], None]
-"""Told of each piece of work: what it was, and the tokens that went through the whole model for it."""
+"""Called for each piece of work: what it was, and the tokens that went through the whole model for it."""
 
 
 def measure(

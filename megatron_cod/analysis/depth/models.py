@@ -18,7 +18,7 @@ COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 def find_blocks(model: torch.nn.Module, name: str | None = None) -> Sequence[torch.nn.Module]:
     """The list of a model's blocks: the one called ``name``, or the only one as long as its configuration says.
 
-    Raises UserError with the lists there are when that does not tell.
+    Raises UserError, with all lists, when that is ambiguous.
     """
     lists = {
         path: found for path, found in model.named_modules() if isinstance(found, torch.nn.ModuleList) and len(found)

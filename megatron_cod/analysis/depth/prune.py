@@ -75,7 +75,7 @@ def _merged(members: list[torch.nn.Module], group: tuple[int, ...]) -> torch.nn.
 
 
 def _shorten(config: Any, plan: Plan, depth: int) -> None:
-    """Make a configuration say of the new blocks what it said of the old ones."""
+    """Adapt the lists by layer of a configuration to the new blocks."""
     for one in _configs(config):
         counts = [name for name in COUNTS if getattr(one, name, None) == depth]
         if not counts:

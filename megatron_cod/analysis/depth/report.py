@@ -1,6 +1,5 @@
 """Results as files: JSON, CSV, PNGs, and one HTML page with everything in it."""
 
-import base64
 import csv
 import html
 import io
@@ -10,7 +9,7 @@ from typing import Any
 
 from megatron_cod.analysis.depth.figures import Results, plot_curves, plot_heat_maps
 from megatron_cod.analysis.depth.summary import effective_depth, sentences
-from megatron_cod.analysis.page import page
+from megatron_cod.analysis.page import figure, page, table
 from megatron_cod.errors import UserError
 
 RESULT = "depth.json"
@@ -92,18 +91,11 @@ def _page(results: Results, pictures: list[Path]) -> str:
         lines = "".join(f"<li>{html.escape(line)}</li>" for line in sentences(found))
         parts.append(f"<h2>{html.escape(name)}</h2><p class=facts>{html.escape(facts)}</p><ul>{lines}</ul>")
     parts.append("<h2>Effective depth</h2>" + _effective(results) + _MEANING)
-    figures = "".join(
-        f"<figure><img alt='{html.escape(path.stem)}' src='data:image/png;base64,{_encoded(path)}'></figure>"
-        for path in pictures
-    )
+    figures = "".join(figure(path) for path in pictures)
     parts.append(f"<h2>Figures</h2><div class=grid>{figures}</div>")
     for name, found in results.items():
         parts.append(f"<h2>Blocks of {html.escape(name)}</h2>{_table(table_rows(found))}")
     return page("Depth report: " + ", ".join(results), "".join(parts))
-
-
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _effective(results: Results) -> str:
@@ -114,9 +106,7 @@ def _effective(results: Results) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in names) + "</tr>" for row in rows)
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return table(names, [[_cell(row.get(name)) for name in names] for row in rows])
 
 
 def _cell(value: Any) -> str:
@@ -124,4 +114,4 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,7 +2,7 @@
 
 The variance over channels, mean over tokens, is the paper's figure (arXiv 2502.05795, figure 1). The first token of a
 sequence without a BOS is an attention sink in most trained models: its variance may be a thousand times that of the
-others and swamps a mean. So the mean stands with and without it, and the median beside both.
+others and swamps a mean. So the mean is given with and without it, and the median as well.
 """
 
 from collections import defaultdict

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def documents(path: Path, key: str = "text") -> Iterator[str]:
-    """The documents of a ``.jsonl`` file, or a text file as one. UserError, with the line, for what cannot be read."""
+    """The documents of a ``.jsonl`` file, or a text file as one. UserError, with the line, for what is unreadable."""
     try:
         if path.suffix == ".jsonl":
             with path.open(encoding="utf-8") as file:
@@ -80,7 +80,7 @@ def sequences(ids: list[int], length: int, batch: int, vocab: int | None) -> lis
 def split_text(
     path: Path, tokenizer: Any, *, length: int, batch: int, evaluation: int, fit: int, vocab: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Batches to judge on, then batches to fit on, from one file: ``judge`` and ``fit`` tokens, whole sequences.
+    """Batches to evaluate on, then batches to fit on, from one file: so many tokens of each, in whole sequences.
 
     Raises UserError when the text is too short.
     """

@@ -37,7 +37,7 @@ class Trace:
 
 
 class TracedModel:
-    """A model whose blocks can be run one by one. Blocks are numbered 1..L, as they stand in the model."""
+    """A model whose blocks can be run one by one. Blocks are numbered 1..L, in the order of the model."""
 
     def __init__(
         self,

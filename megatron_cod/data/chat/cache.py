@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from megatron_cod.common.files import making_directory
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, read_samples
 from megatron_cod.data.reading.inputs import find_inputs
@@ -28,7 +27,7 @@ def cache_key(files: Sequence[str], chat: ChatFormat, reading: Reading) -> str:
     names = [sorted(encoder.variables.items()), sorted(encoder.specials.items())]
     digest = hashlib.sha256(json.dumps([_VERSION, chat.template.text, asdict(reading), *names]).encode())
     digest.update(encoder.fingerprint())
-    for source in find_inputs(files, "jsonl", log=lambda _: None):  # reading them says it
+    for source in find_inputs(files, "jsonl", log=lambda _: None):  # reading them logs it
         with source.path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:24]
@@ -47,13 +46,8 @@ def cached_samples(
             arrays = [np.load(place / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
             return Samples(*arrays), Counts(**json.loads((place / "counts.json").read_text()))
     samples, counts = read_samples(files, chat, reading, log)
-    part = place.with_name(f".{place.name}.{os.getpid()}")
-    part.mkdir(parents=True)
-    for name in _ARRAYS:
-        np.save(part / f"{name}.npy", getattr(samples, name))
-    (part / "counts.json").write_text(json.dumps(asdict(counts)))
-    try:
-        part.rename(place)
-    except OSError:  # another rank was first: theirs is the same
-        shutil.rmtree(part)
+    with making_directory(place) as part:  # the directory of another rank that was first is the same
+        for name in _ARRAYS:
+            np.save(part / f"{name}.npy", getattr(samples, name))
+        (part / "counts.json").write_text(json.dumps(asdict(counts)))
     return samples, counts

@@ -67,10 +67,10 @@ def read_conversations(
     bad: Callable[[BadLine], None] | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Conversation]:
-    """Every conversation of the files, in order. Blank lines are nothing.
+    """Every conversation of the files, in order. Blank lines are skipped.
 
     layout: of ``LAYOUTS``, or "auto" to recognize it by each line's keys. bad: is called for each invalid line, which is
-    then omitted; without it the first one raises ``BadLine``. say: see
+    then omitted; without it the first one raises ``BadLine``. log: see
     ``find_inputs``. UserError for files that are missing or damaged.
     """
     for source in find_inputs(patterns, "jsonl", log):

@@ -31,7 +31,7 @@ class HuggingFaceEncoder:
     """A fast tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: with ``is_fast``; UserError otherwise, as others do not tell where a token lies in the text."""
+        """tokenizer: with ``is_fast``; UserError otherwise, as others do not have the positions of tokens in the text."""
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"{type(tokenizer).__name__} has no fast version; fine-tuning needs a tokenizer.json")
         self._tokenizer = tokenizer

@@ -21,7 +21,7 @@ class Chat:
     for_templates: set[str] = field(default_factory=set)
     """Keys of messages that only a template could read."""
     unread: set[str] = field(default_factory=set)
-    """Keys of the record that nothing reads, and that may say how it is to be trained."""
+    """Keys of the record that nothing reads, and that may be about how it is to be trained."""
 
 
 _WITH_ALL = ("system", "tools", "weight")
@@ -69,7 +69,7 @@ _LABELS = frozenset(
         ),
     }
 )
-"""Keys that say where a record comes from; any other one that is not read is named."""
+"""Keys about the source of a record; any other one that is not read is named."""
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
@@ -171,7 +171,7 @@ def read_chat(found: Any, layout: str = "auto") -> Chat:
 
 
 def _complete(chat: Chat, record: Mapping[str, Any]) -> None:
-    """What a record may say beside its messages."""
+    """What a record may have beside its messages."""
     system = record.get("system", "")
     if not isinstance(system, str):
         raise UserError(f"key 'system' holds a {type(system).__name__}, not a string")

@@ -25,7 +25,7 @@ _ALIASES = {
 }
 """ShareGPT's names for roles, and those of its variants."""
 _SWITCHES = ("weight", "loss", "train", "training", "trainable")
-"""Keys by which published data says whether an answer is trained: OpenAI's and Mistral's, ms-swift's, Axolotl's."""
+"""Keys of published data for whether an answer is trained: OpenAI's and Mistral's, ms-swift's, Axolotl's."""
 _READ = {"role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", *_SWITCHES}
 
 
@@ -40,7 +40,7 @@ def as_list(value: Any, what: str) -> Any:
 
 
 def read_message(number: int, found: Any) -> tuple[Message, list[str]]:
-    """A message as templates take it, and the keys of it that only a template could read. UserError for what is none."""
+    """A message as templates take it, and the keys of it that only a template could read. UserError for anything else."""
     if not isinstance(found, dict):
         raise UserError(f"message {number} is a {type(found).__name__}, not an object")
     # Tables fill keys that other rows have with nothing.
@@ -84,7 +84,7 @@ def _part(where: str, part: Any) -> str:
 
 
 def _is_trained(where: str, role: str, message: Mapping[str, Any]) -> bool:
-    """What the keys of ``_SWITCHES`` say; an answer is trained without any."""
+    """The value of the keys of ``_SWITCHES``; without any the answer is trained."""
     switches = {key: message[key] for key in _SWITCHES if key in message}
     for key, value in switches.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):

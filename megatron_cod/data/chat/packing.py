@@ -1,4 +1,4 @@
-"""Which samples stand in which row, epoch by epoch. Depends on lengths, seed and epoch alone."""
+"""Which samples are in which row, by epoch. Depends on lengths, seed and epoch alone."""
 
 from __future__ import annotations
 

@@ -33,10 +33,10 @@ def filled(samples: Samples, row: Any, size: int, padding: int) -> dict[str, Ten
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """A dataset of Megatron's loop: ``count`` rows, each made when it is asked for."""
+    """A dataset of Megatron's loop: ``count`` rows, each made on request."""
 
     def __init__(self, samples: Samples, plan: Plan, count: int, size: int, padding: int, split: Any) -> None:
-        """split: Megatron's ``Split``, by which its loader tells validation."""
+        """split: Megatron's ``Split``, by which its loader recognises validation."""
         self._samples, self._plan, self._count = samples, plan, count
         self._size, self._padding, self.split = size, padding, split
 

@@ -43,9 +43,9 @@ class Counts:
     """Positions that the longest one takes."""
     longest_at: str = ""
     first: str = ""
-    """The first conversation as the model sees it, answers between [[ and ]]: a look at the template."""
+    """The first conversation as the model sees it, answers between [[ and ]], to check the template."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Keys that nothing reads and that may say how a conversation is to be trained, and in how many each stands."""
+    """Keys that nothing reads and that may be about training -> how many conversations have them."""
     shown: list[str] = field(default_factory=list)
     """The first bad lines, and what is wrong with them."""
 

@@ -44,7 +44,7 @@ class ChatTemplate:
 
     @property
     def marked(self) -> bool:
-        """Whether the template itself says what is generated: ``{% generation %}`` ... ``{% endgeneration %}``."""
+        """Whether the template itself marks what is generated: ``{% generation %}`` ... ``{% endgeneration %}``."""
         return bool(_MARKED.search(self.text))
 
     def reads(self, key: str) -> bool:
@@ -73,7 +73,7 @@ class ChatTemplate:
         for number, message in enumerate(messages):
             if message.get(TRAINED, True):
                 continue
-            # How many parts stand before this answer, and with it: a template may write none for it, or several.
+            # How many parts are before this answer, and with it: a template may write none for it, or several.
             first, last = (len(self._spans(messages[:end], tools)[1]) if end else 0 for end in (number, number + 1))
             if self._spans(messages[: number + 1], tools)[1] != spans[:last]:
                 raise UserError(_REWRITES.format(number + 1))
@@ -110,7 +110,7 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self.variables,
             )
-        except Exception as error:  # Jinja's own errors, and whatever an expression in a template may raise
+        except Exception as error:  # Jinja's own errors, and those of expressions in templates
             logging.getLogger(__name__).debug("chat template", exc_info=True)
             raise UserError(f"the chat template failed: {' '.join(str(error).split())[:300]}") from None
         text = str(texts[0])

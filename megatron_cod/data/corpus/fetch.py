@@ -10,11 +10,13 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_cod.common.files import making_directory
+
 _SECONDS = 600  # for one download
 
 
 class NotToBeHad(Exception):
-    """A package that cannot be fetched here; the text says why."""
+    """A package that cannot be fetched here; the text has the reason."""
 
 
 def fetch(manager: str, packages: Sequence[str], folder: Path) -> Path:
@@ -25,19 +27,17 @@ def fetch(manager: str, packages: Sequence[str], folder: Path) -> Path:
     target = folder / "_".join(packages).replace("/", "_").replace("@", "")
     if target.is_dir():
         return target
-    working = target.with_name(target.name + ".partial").absolute()  # the programs run in it
-    shutil.rmtree(working, ignore_errors=True)
-    (working / "packed").mkdir(parents=True)
     commands = {
         "apt": ["apt-get", "download", *packages],
         "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *packages],
         "npm": ["npm", "pack", "--silent", *packages],
     }
-    _run(commands[manager], working / "packed")
-    for packed in sorted((working / "packed").iterdir()):
-        _unpack(packed, working)
-    shutil.rmtree(working / "packed")
-    working.rename(target)
+    with making_directory(target.absolute()) as working:  # the programs run in it
+        (working / "packed").mkdir()
+        _run(commands[manager], working / "packed")
+        for packed in sorted((working / "packed").iterdir()):
+            _unpack(packed, working)
+        shutil.rmtree(working / "packed")
     return target
 
 

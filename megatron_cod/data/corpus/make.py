@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_cod.common.files import replacing
 from megatron_cod.data.corpus.fetch import NotToBeHad, fetch
 from megatron_cod.data.corpus.sources import SOURCES, Source
 from megatron_cod.errors import UserError, bad_input
@@ -20,7 +21,7 @@ _MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Made:
-    """One source. ``bytes`` is of the text in UTF-8; ``missing`` says why there is none, and is None when there is."""
+    """One source. ``bytes`` is of the text in UTF-8; ``missing``: why there is none, else None."""
 
     name: str
     packages: str
@@ -81,17 +82,13 @@ def _documents(source: Source, packages: Path) -> Iterator[str]:
 
 
 def _write(path: Path, source: Source, documents: Iterator[str]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as part:
+        with part.open("w", encoding="utf-8") as file:
             for text in documents:
                 record = {"text": text, "source": source.name, "licence": source.licence}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if not partial.stat().st_size:
+        if not part.stat().st_size:
             raise NotToBeHad(f"no text was found in {', '.join(source.packages)}: another version of the package?")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _counted(path: Path, source: Source) -> Made:

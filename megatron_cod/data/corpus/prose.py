@@ -85,7 +85,7 @@ def _strings(content: bytes) -> Iterator[str]:
 
 
 def wordnet(folder: Path) -> Iterator[str]:
-    """Dictionary entries, the words and what stands after the bar, in the order of the files."""
+    """Dictionary entries, the words and the text after the bar, in the order of the files."""
     for part in ("noun", "verb", "adj", "adv"):
         path = next(folder.glob(f"**/data.{part}"))
         entries = []

@@ -38,10 +38,10 @@ class DatasetSummary:
 def check_prefix(
     prefix: str | Path, *, vocab_size: int | None = None, trained_with: TrainedWith | None = None
 ) -> DatasetSummary:
-    """Check the local dataset `prefix`.bin/.idx and say what it holds.
+    """Check the local dataset `prefix`.bin/.idx; returns what it holds.
 
     `vocab_size` is the number of rows of the model's embedding (padding included): every id must be
-    below it. `trained_with` must agree with the tokenizer that the dataset's record tells of. Meant for one rank
+    below it. `trained_with` must agree with the tokenizer of the dataset's record. Meant for one rank
     before the distributed start; reads the index whole and at most `SCAN_TOKENS` tokens, memory-mapped.
     Raises UserError with one line: what was asked, what was found, what to do.
     """

@@ -19,7 +19,7 @@ _AT_ONCE = 1 << 20  # sequences
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says of its `.bin`. `lengths` and `begins` (bytes) [sequences] are mapped from the file."""
+    """What an index records of its `.bin`. `lengths` and `begins` (bytes) [sequences] are mapped from the file."""
 
     dtype: type[np.number]
     sequences: int

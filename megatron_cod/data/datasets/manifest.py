@@ -80,6 +80,6 @@ def read_record(prefix: str | Path) -> DatasetRecord | None:
 
 
 def describes(record: DatasetRecord, prefix: str | Path) -> bool:
-    """Whether the dataset beside a record is the one that it tells of; a record of an earlier version does not say."""
+    """Whether a record is of the dataset beside it; True for records of earlier versions, which do not show it."""
     recorded = record.index_digest, record.tokens_digest
     return None in recorded or recorded == (index_digest(prefix), tokens_digest(f"{prefix}.bin"))

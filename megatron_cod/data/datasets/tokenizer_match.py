@@ -70,7 +70,7 @@ def difference(record: DatasetRecord, given: TrainedWith) -> str | None:
 
 
 def _of_numbers(record: DatasetRecord, given: TrainedWith) -> str | None:
-    """A `NullTokenizer` has no text: ids are what the dataset says, if their number and the end of document agree."""
+    """A `NullTokenizer` has no text: ids are the dataset's, if their number and the end of document agree."""
     end = record.eod_id if record.append_eod else None
     if given.vocab_size in (None, record.vocab_size) and (end is None or given.eod in (None, end)):
         return None

@@ -42,7 +42,7 @@ class _Collected:
 
 
 def read_texts(source: Source, reading: TextReading, log: Log) -> list[TokenSet]:
-    """The sets of one source, in order of appearance. UserError, with file and line, for what cannot be read."""
+    """The sets of one source, in order of appearance. UserError, with file and line, for what is unreadable."""
     found: dict[str, _Collected] = {}
     bad, empty = [], 0
     for file in find_inputs([source.path], log=log):
@@ -81,7 +81,7 @@ def _documents(file: InputFile) -> Iterator[tuple[int, bytes]]:
 
 
 def _text(content: bytes, file: InputFile, reading: TextReading) -> tuple[str, str]:
-    """(domain, text) of one document; the domain is '' where none is asked for."""
+    """(domain, text) of one document; the domain is '' if none is requested."""
     if file.format == "text":
         return "", text_of_plain(content)
     record = json_value(content)

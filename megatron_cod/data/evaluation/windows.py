@@ -1,4 +1,4 @@
-"""Which tokens stand in which row: windows over streams, so that every token is predicted once, with context before it."""
+"""Which tokens are in which row: windows over streams, so that every token is predicted once, with context before it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def plan_windows(starts: np.ndarray, size: int, stride: int, prefixed: bool) -> 
     """Windows of up to `size` positions over each stream, which begin `stride` apart.
 
     starts: where each stream begins in the ids, and the end of the last, [streams + 1]. A stream's first window counts
-    all of its positions, each further one the `stride` new ones, the last what is left. prefixed: a token stands before
+    all of its positions, each further one the `stride` new ones, the last what is left. prefixed: a token is before
     each stream, so that its first token is predicted as well; otherwise it is context only.
     """
     assert 1 <= stride <= size

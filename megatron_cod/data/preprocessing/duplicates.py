@@ -22,8 +22,8 @@ def input_order(table: np.ndarray) -> np.ndarray:
 def mark_duplicates(runs: Sequence[Run], documents: int, folder: Path) -> np.ndarray:
     """uint8 [documents], in the order of the input: 1 for one whose text an earlier document has. Mapped from a file.
 
-    documents: how many to look at. Hashes are 128 bits: that two texts share one is not to be expected. First the
-    hashes are dealt out to files by their first bits, then each file is looked through by itself. Takes 25 bytes a
+    documents: how many to compare. Hashes are 128 bits: two texts do not share one by chance. First the
+    hashes are divided over files by their first bits, then each file is searched. Takes 25 bytes a
     document on disk.
     """
     folder.mkdir(exist_ok=True)

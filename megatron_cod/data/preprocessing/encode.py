@@ -23,7 +23,7 @@ _HUGE = 1 << 24  # bytes of a document
 
 @dataclass(frozen=True)
 class Encoding:
-    """What workers have in common. limit: documents after which a part need not go on. seed: of the shuffle, or
+    """What workers have in common. limit: documents after which a part may stop. seed: of the shuffle, or
     None."""
 
     folder: Path

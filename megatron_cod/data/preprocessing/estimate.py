@@ -19,7 +19,7 @@ from megatron_cod.errors import UserError
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the first documents say of the whole; exact when `share` (of the input read) is 1."""
+    """An estimate from the first documents; exact when `share` (of the input read) is 1."""
 
     documents: int
     tokens: int

@@ -20,7 +20,7 @@ from megatron_cod.data.preprocessing.assemble import Assembly, Target, flush_to_
 from megatron_cod.data.preprocessing.encode import Encoding, encode_part
 from megatron_cod.data.preprocessing.job import PreprocessJob, check_job, identity_of, output_name, what_differs
 from megatron_cod.data.preprocessing.plan import Plan, make_plan
-from megatron_cod.data.preprocessing.progress import Progress
+from megatron_cod.data.preprocessing.progress import PreprocessingProgress
 from megatron_cod.data.preprocessing.splits import DocumentSplitter
 from megatron_cod.data.preprocessing.token_runs import Run, all_runs
 from megatron_cod.data.preprocessing.work_folder import WorkFolder
@@ -54,7 +54,7 @@ class PreprocessResult:
 def preprocess(job: PreprocessJob) -> PreprocessResult:
     """Write the datasets of `job`, all or none.
 
-    The result depends on the inputs and options alone, to the byte, whatever the number of workers and however often
+    The result depends on the inputs and options alone, to the byte, for any number of workers and however often
     the run was broken off: what is finished is kept in PREFIX.partial, and the same job resumes from there. Datasets
     that the same job has made already are left as they are. Raises UserError for bad options, inputs or documents,
     OSError when a file cannot be used.
@@ -169,7 +169,7 @@ class _Run:
             seed=job.shuffle_seed,
         )
         last = {run.part: run.commit.input_bytes for run in all_runs(self._folder.runs, len(parts))}
-        progress = Progress(sum(source.size for source in self._inputs), sum(last.values()))
+        progress = PreprocessingProgress(sum(source.size for source in self._inputs), sum(last.values()))
         documents = needed = 0
         try:
             tasks = run_tasks(

@@ -25,7 +25,7 @@ class DocumentSplitter(ABC):
 
 
 class ByHash(DocumentSplitter):
-    """By the text of a document alone: it stays in its split whatever is added, omitted or read in another order, and
+    """By the text of a document alone: it stays in its split when others are added, omitted or read in another order, and
     a text that comes twice is in one split both times. Shares are met on average."""
 
     def __init__(self, weights: dict[str, Fraction]) -> None:

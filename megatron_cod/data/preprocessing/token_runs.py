@@ -1,7 +1,7 @@
 """Runs: the tokens of some documents of one part of the input, as a worker leaves them for the final merge.
 
-A run is complete when its `.json` is there, which is written last and says where reading goes on. So after a kill at
-any moment the work goes on behind the last complete run of each part, and no document is lost or doubled.
+A run is complete when its `.json` is there, which is written last and records where reading continues. So after a kill at
+any moment the work continues behind the last complete run of each part, and no document is lost or doubled.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_cod.common.files import replacing
 from megatron_cod.data.reading.skipped import MOST_EXAMPLES
 from megatron_cod.errors import UserError
 
@@ -215,10 +216,8 @@ def _saved(array: np.ndarray) -> list[bytes]:
 
 def _write(path: Path, content: Sequence[bytes | bytearray]) -> int:
     """Write a file that is there whole or not at all after a kill; its checksum."""
-    partial = path.with_name(path.name + f".{os.getpid()}")
-    with partial.open("wb") as file:
+    with replacing(path, os.getpid()) as part, part.open("wb") as file:
         file.writelines(content)
-    partial.rename(path)
     checksum = 0
     for piece in content:
         checksum = zlib.crc32(piece, checksum)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.common.files import write_whole
 from megatron_cod.data.datasets.content import remove_indices
 from megatron_cod.data.preprocessing.job import what_differs
 from megatron_cod.errors import UserError, bad_input
@@ -84,7 +85,7 @@ class WorkFolder:
                     "go on with it, or give --overwrite to begin anew"
                 )
             self._clear()
-            write_whole(path, json.dumps(asked, indent=1))
+            write_whole(path, json.dumps(asked, indent=1), sync=True)
         shutil.rmtree(self.plan, ignore_errors=True)
         shutil.rmtree(self.out, ignore_errors=True)
         for folder in (self.runs, self.plan, self.out):
@@ -104,11 +105,11 @@ class WorkFolder:
         finished after a kill; a reader never sees an index beside another run's data. What Megatron keeps of a
         dataset that is replaced goes with it.
         """
-        write_whole(self.path / _PUBLISH, json.dumps([[str(path) for path in files] for files in datasets]))
+        write_whole(self.path / _PUBLISH, json.dumps([[str(path) for path in files] for files in datasets]), sync=True)
         self.finish_publishing()
 
     def finish_publishing(self) -> bool:
-        """Go on with a publication that was interrupted; false when there is none."""
+        """Continue an interrupted publication; false when there is none."""
         path = self.path / _PUBLISH
         if not path.exists():
             return False
@@ -140,13 +141,3 @@ class WorkFolder:
                 shutil.rmtree(path)
             elif path.name not in (_LOCK, _PUBLISH):
                 path.unlink()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".new")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)

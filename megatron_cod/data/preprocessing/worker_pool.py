@@ -19,7 +19,7 @@ Report = Callable[[int, int, int, int], None]
 Watch = Callable[[tuple[int, int, int, int]], None]
 Task = Callable[[int, Report], Any]
 
-# Tasks handed out ahead of the one whose result is next, per worker: enough that none waits.
+# Tasks given out ahead of the one whose result is next, per worker: enough that none waits.
 _AHEAD = 3
 _SECONDS_BETWEEN_LOOKS = 0.1
 

@@ -60,7 +60,7 @@ def divide_rows(source: InputFile, size: int) -> list[tuple[int, int]]:
 
 
 def read_rows(source: InputFile, columns: Sequence[str], first: int, last: int) -> Iterator[RowGroup]:
-    """Rows [first, last) of the named columns, strings as their bytes. Raises UserError for what cannot be read:
+    """Rows [first, last) of the named columns, strings as their bytes. Raises UserError for unreadable values:
     a damaged file, a column that is missing or holds no strings."""
     pyarrow = _import_pyarrow(source.path)
     try:

@@ -33,7 +33,7 @@ def cut(
 ) -> Iterator[Cut]:
     """Documents of `lines`, of which the first begins at byte `place`, without the final line end.
 
-    "blank-line": a line of white space only, or several, stands between documents. "line": each line is a document,
+    "blank-line": a line of white space only, or several, separates documents. "line": each line is a document,
     empty ones too, so that they can be counted. "file": everything is one document.
 
     `end` divides a file among readers, for "line" and "blank-line": a reader stops where the next one, which begins at
@@ -56,7 +56,7 @@ def cut(
         number, after = number + 1, place + len(line)
         held = [_without_line_end(line.removeprefix(codecs.BOM_UTF8) if not place else line)]
         del line
-        # Handed out and not kept: it may be a hundred megabytes.
+        # Returned and not kept: it may be a hundred megabytes.
         yield Cut(place, number, after, held.pop())
         place = after
 
@@ -115,9 +115,9 @@ def _without_line_end(content: bytes) -> bytes:
 
 
 def json_value(line: bytes) -> Any:
-    """What one line of JSON holds; raises UserError saying what is wrong with it."""
+    """What one line of JSON holds; raises UserError with the reason if it is invalid."""
     try:
-        # Needs half the memory for a large text. Stricter: what it refuses, such as NaN, is left to Python to judge.
+        # Needs half the memory for a large text. Stricter: what it refuses, such as NaN, is left to Python to decide.
         return orjson.loads(line)
     except orjson.JSONDecodeError:
         pass
@@ -133,7 +133,7 @@ def json_value(line: bytes) -> Any:
 
 
 def texts_of_json(line: bytes, keys: Sequence[str]) -> list[str]:
-    """The values of `keys` in one JSON line; raises UserError saying what is wrong with the line."""
+    """The values of `keys` in one JSON line; raises UserError with the reason if the line is invalid."""
     record = json_value(line)
     if not isinstance(record, dict):
         raise UserError(f"needs a JSON object on each line, found a {type(record).__name__}")

@@ -10,6 +10,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, cast
 
+from megatron_cod.common.lists import listed
 from megatron_cod.data.reading.compression import SUFFIXES
 from megatron_cod.errors import UserError, bad_input
 
@@ -55,7 +56,7 @@ def find_inputs(
     A file keeps the first name it is given; further ones, links too, are omitted, and `log` gets a line. A folder must be
     a dataset written by Hugging Face's `save_to_disk`; its files follow in its order. `input_format` is "jsonl",
     "text", or "auto" to go by the file's name. Raises UserError for a path that is missing, another folder, a glob
-    without matches, or a name whose format "auto" cannot tell.
+    without matches, or a name that "auto" does not know.
     """
     names: dict[Path, Path] = {}
     again: list[str] = []
@@ -66,8 +67,7 @@ def find_inputs(
     if not names:
         raise UserError("no input given")
     if again:
-        more = f" and {len(again) - _SHOWN:,} more" if len(again) > _SHOWN else ""
-        log(f"each input is read once; skipped: {', '.join(again[:_SHOWN])}{more}")
+        log(f"each input is read once; skipped: {listed(again, _SHOWN)}")
     found = []
     for path in names.values():
         status = path.stat()

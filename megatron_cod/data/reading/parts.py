@@ -36,7 +36,7 @@ class RawBatch:
     """Undecoded documents of one file: bytes of a text file, or rows of a table.
 
     `places` [documents] are bytes of the uncompressed content, or row numbers from 0; `lines` [documents] numbers from
-    1, counted from `start`. Reading goes on at `after`, None for the next slice. `position` counts bytes on disk read
+    1, counted from `start`. Reading continues at `after`, None for the next slice. `position` counts bytes on disk read
     so far, within the slice.
     """
 
@@ -96,7 +96,7 @@ def read_slice(
 ) -> Iterator[RawBatch]:
     """The documents of a slice in order; from `resume` on, a batch's `after`, where a reading was broken off.
 
-    `split_on` applies to plain text; JSON has a document a line. Raises UserError naming what cannot be read.
+    `split_on` applies to plain text; JSON has a document a line. Raises UserError, naming it, for unreadable input.
     """
     if source.has_rows:
         yield from _read_table(source, piece, keys, resume)
@@ -143,7 +143,7 @@ def _read_text(source: InputFile, piece: Slice, split_on: str, resume: int | Non
 
 
 def texts_of(source: InputFile, content: bytes | Row, keys: Sequence[str]) -> list[str]:
-    """The texts of one document, one a key; raises UserError saying what is wrong with it."""
+    """The texts of one document, one a key; raises UserError with the reason if it is invalid."""
     if isinstance(content, tuple):
         for key, value in zip(keys, content, strict=True):
             if value is None:

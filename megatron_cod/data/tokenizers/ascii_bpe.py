@@ -52,7 +52,7 @@ class AsciiBpe:
     def __init__(self, definition: dict[str, Any], pattern: str) -> None:
         from tokenizers import Tokenizer
 
-        # NFC leaves ASCII as it is; added tokens are not in what is asked for.
+        # NFC leaves ASCII as it is; added tokens are not in the request.
         bare = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "truncation", "padding"))
         self._tokenizer = Tokenizer.from_str(json.dumps({**definition, **bare, "added_tokens": []}))
         self._find = re.compile(pattern).findall

@@ -35,7 +35,7 @@ TOKENIZER_TYPES: dict[str, _Kind] = {
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """The tokenizer a user asked for. `model` is checked when it is built.
+    """The tokenizer that a user requested. `model` is checked when it is built.
 
     `hf_special_tokens`: whether a Hugging Face tokenizer may add its own (such as a leading BOS) to
     each document, as Megatron lets it by default.
@@ -61,7 +61,7 @@ class TokenizerChoice:
         return tokenizer_files(self._model_path())
 
     def check(self) -> None:
-        """Raises UserError for a type that is unknown, and a model that is missing or not asked for."""
+        """Raises UserError for a type that is unknown, and a model that is missing or not expected."""
         kind = TOKENIZER_TYPES.get(self.type)
         if kind is None:
             raise UserError(f"tokenizer type {self.type!r} is unknown; choose from {', '.join(TOKENIZER_TYPES)}")
@@ -93,7 +93,7 @@ class TokenizerChoice:
 
         try:
             return AutoTokenizer.from_pretrained(self._model_path())
-        except Exception as error:  # whatever transformers raises of unreadable files, it is one thing to the user
+        except Exception as error:  # transformers may raise anything for unreadable files
             raise self.unreadable(error) from None
 
     def unreadable(self, error: Exception) -> UserError:

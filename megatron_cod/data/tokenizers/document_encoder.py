@@ -19,7 +19,7 @@ _COMPARE_CHARACTERS = 1 << 16
 
 
 class DocumentEncoder:
-    """Text of one document -> its ids, with the end-of-document id when asked for. The ids are those of Megatron's
+    """Text of one document -> its ids, with the end-of-document id if requested. The ids are those of Megatron's
     tokenizer.
 
     Attributes: `vocab_size` (ids are below it), `eod` (None when the tokenizer has none), `dtype` (of the dataset, by
@@ -47,7 +47,7 @@ class DocumentEncoder:
     def encode(self, texts: Sequence[str]) -> list[bytes | bytearray]:
         """Ids of each text as bytes of `dtype`; empty for a text that gives no token.
 
-        A tokenizer that ends documents with its eod by itself does not get a second one.
+        A tokenizer that ends documents with its eod does not get a second one.
         """
         by_words = self._words(texts) if self._words is not None else [None] * len(texts)
         found: list[bytes | bytearray] = []

@@ -53,7 +53,7 @@ def _digest(content: bytes) -> str:
 def _of_ids(config: bytes) -> bytes:
     try:
         values = json.loads(config)
-    except ValueError:  # no tokenizer is made of it, which building one says
+    except ValueError:  # no tokenizer can be made of it: building one reports that
         return config
     if not isinstance(values, dict):
         return config

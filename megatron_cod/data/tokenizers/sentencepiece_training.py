@@ -13,6 +13,7 @@ from typing import Any
 
 import sentencepiece
 
+from megatron_cod.common.files import replacing
 from megatron_cod.data.reading.inputs import InputFile, find_inputs
 from megatron_cod.data.reading.parts import RawBatch, read_batches, texts_of, where
 from megatron_cod.data.reading.skipped import HINT, MOST_EXAMPLES
@@ -114,11 +115,10 @@ def train_tokenizer(job: TokenizerTraining) -> TrainedTokenizer:
     size = processor.get_piece_size()
     rows = [f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(size)]
     for path, content in ((vocab_path, "".join(rows).encode("utf-8")), (model_path, buffer.getvalue())):
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        if path is model_path:
-            _check_written(partial, processor, sample[:20])
-        partial.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(content)
+            if path is model_path:
+                _check_written(part, processor, sample[:20])
     held_bytes = sum(len(text.encode("utf-8")) for text in holdout)
     held_tokens = sum(len(processor.encode(text)) for text in holdout)
     ratio = held_bytes / held_tokens if held_tokens else None

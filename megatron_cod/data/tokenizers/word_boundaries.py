@@ -9,11 +9,11 @@ word that are equally likely differ only by rounding: it stays whole.
 Byte-level BPE first splits the text by a regular expression. Where none of its alternatives can match a space behind
 something else than white space, a match ends before such a space, and the next begins at it. Looking ahead is done in
 one place only, behind white space. So the words' pieces are the text's pieces. The same holds behind a line end that
-stands alone between other characters, but for one alternative that continues with a slash.
+is alone between other characters, but for one alternative that continues with a slash.
 
 Hugging Face's form of T5's tokenizer splits at white space first and throws it away, so a word's tokens depend on nothing
 else, for unigram models too. What could reach over a space is the normalisation before that, which maps graphemes: a space
-can be in one with a sign that stands on it. Texts with such a grapheme are left whole.
+can be in one with a combining sign. Texts with such a grapheme are kept whole.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def pieces_end_before_marks(pieces: Iterable[str]) -> bool:
 
 def parts_of_pieces(pieces: Iterable[str], byte_fallback: bool) -> re.Pattern[str] | None:
     """Cuts between letters, digits, punctuation and line ends, where no piece of the vocabulary has two of them beside
-    each other. Needs byte fallback: unknown characters that stand together would become one token."""
+    each other. Needs byte fallback: neighbouring unknown characters would become one token."""
     beside = [f"[{left}][{right}]" for left in _KINDS for right in _KINDS if left != right]
     return _PARTS_OF_PIECES if byte_fallback and not re.search("|".join(beside), "\0".join(pieces)) else None
 
@@ -184,7 +184,7 @@ def any_of(texts: Iterable[str]) -> list[str]:
 
 @cache
 def graphemes_with_a_space() -> str:
-    """A regular expression that finds each space that may be part of a larger grapheme, whatever the version of Unicode."""
+    """A regular expression that finds each space that may be part of a larger grapheme, in any version of Unicode."""
     # Signs that extend what is before them (some of them letters), and those that what is behind them belongs to.
     extend, prepend = "\u0e33\u0eb3\uff9e\uff9f", "\u0d4e"
     for code in range(128, sys.maxunicode + 1):

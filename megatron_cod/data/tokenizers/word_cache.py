@@ -1,10 +1,10 @@
 """Tokenize text word by word with a memory of the words, where that is proven to give the tokens of the whole text.
 
-Text repeats its words, and a tokenizer spends most of its time on words it has seen before. A word here is the text
-between two boundaries. A boundary is before a space that follows a character other than white space, and only for
-tokenizers none of whose tokens cross it (`word_boundaries.py` decides which these are, and why). A new word is divided
-further where possible, and its parts are looked up. What is still unknown is tokenized in one call, as a text made of
-words: by the same proof, a token that begins with a space is where the next word begins.
+Text repeats its words, and a tokenizer spends most of its time on known words. A word here is the text between two
+boundaries. A boundary is before a space that follows a character other than white space, and only for tokenizers none of
+whose tokens cross it (`word_boundaries.py` decides which these are, and why). A new word is divided further
+where possible, and its parts are searched. What is still unknown is tokenized in one call, as a text made of words: by the
+same proof, a token that begins with a space is where the next word begins.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 Ids = Sequence[int] | np.ndarray
 
-# In byte-level text, a line end that stands alone: behind it text begins again. Elsewhere line ends stand by themselves.
+# In byte-level text, a single line end: behind it text begins again. Elsewhere line ends are words of their own.
 _LINE_OF_BYTE_LEVEL = re.compile(r"\n(?<=\S\n)(?=[^\s/])")
 
 # A longer word is unlikely to come again. So many words take about 100 MB; those before them are remembered too. Half as
@@ -37,7 +37,7 @@ _BARE = "\x01"
 class Cutting:
     """How the words of a text are tokenized.
 
-    mark: what stands for a space in the parts that `one` and `several` get, " " itself or a sign. head: what the
+    mark: what represents a space in the parts that `one` and `several` get, " " itself or a sign. head: what the
     tokenizer puts before a text, the mark or nothing. one: the ids of a part of a text, nothing added before or after.
     several: the ids of several parts one after the other, and how many are each part's. begins [vocabulary]: whether an
     id's text begins with the mark. parts: finds the parts of a word where it can be cut further. whole: found in a text
@@ -64,7 +64,7 @@ def one_after_the_other(found: Sequence[Ids]) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Library:
-    """A tokenizer as Megatron's training sees it: ids are below `vocab_size`, `eod` is None where there is none,
+    """A tokenizer as Megatron's training has it: ids are below `vocab_size`, `eod` is None where there is none,
     `whole` gives the ids of a text. `cutting` is None where the words of a text do not give its ids."""
 
     vocab_size: int
@@ -74,7 +74,7 @@ class Library:
 
 
 class _Memory(dict[str, bytes | bytearray]):
-    """Word -> its tokens. One that is unknown when it is asked for gets an empty array, to be filled by `learn`."""
+    """Word -> its tokens. An unknown one gets an empty array, to be filled by `learn`."""
 
     def __init__(self) -> None:
         self.unknown: list[str] = []
@@ -92,7 +92,7 @@ class _Memory(dict[str, bytes | bytearray]):
         return tokens
 
     def learn(self, word: str, tokens: bytes) -> None:
-        """Also tells those who asked for it before."""
+        """Those who requested it before have it too."""
         slot = self[word]
         slot += tokens
         self[word] = tokens
@@ -163,7 +163,7 @@ class WordByWord:
         return tokens
 
     def _window(self, text: str, is_first: bool) -> list[bytes | bytearray]:
-        """The tokens of the words of a text, or of a piece of one that stands behind a space."""
+        """The tokens of the words of a text, or of a piece of one that follows a space."""
         mark = self._how.mark
         if self._how.only_words:
             words = text.replace("\n", " ").split(" ")
@@ -190,7 +190,7 @@ class WordByWord:
             if self._learn_together(words):
                 alone.difference_update(words)
         for word in alone:
-            # Not behind a space where words need none: with a sign that stands on it, it is no space.
+            # Not behind a space where words need none: with a combining sign, it is no space.
             self._words.learn(word, self._pack(self._how.one(word if self._how.only_words else mark + word)))
         parts, self._parts.unknown = self._parts.unknown, []
         for several in filter(None, _ascii_first(parts)):

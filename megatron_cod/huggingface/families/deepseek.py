@@ -97,7 +97,7 @@ ROWS = (
 
 
 def _read_latent(config: Config) -> dict[str, Any]:
-    # transformers gives the norms inside the attention its default epsilon, whatever rms_norm_eps says.
+    # transformers gives the norms inside the attention its default epsilon, not rms_norm_eps.
     only(config, attention_bias=False, mlp_bias=False, rms_norm_eps=1e-6, rope_interleave=True, moe_layer_freq=1)
     rank = config.get("q_lora_rank")
     latent = Latent(

@@ -6,7 +6,7 @@ from megatron_cod.huggingface.families.mapping_rows import GATE_UP, QKV, VOCABUL
 _LAYERS = "decoder.layers."
 _HF = "model.layers.{l}."
 
-# A norm's key says where the norm lies in Transformer Engine: inside the linear layer behind it, or alone.
+# A norm's key depends on where the norm is in Transformer Engine: inside the linear layer behind it, or alone.
 ATTENTION_NORM = Row(
     (_LAYERS + "self_attention.linear_qkv.layer_norm_weight", _LAYERS + "input_layernorm.weight"),
     ((_HF + "input_layernorm.weight", "hidden"),),

@@ -23,7 +23,7 @@ from megatron_cod.training.data.sample_indices import ContentDataset, remove_unf
 Batch = dict[str, Tensor | None]
 _KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 EVALUATION_SEED = 1234
-"""Of the order of documents in validation and test sets, whatever ``--seed`` is."""
+"""Of the order of documents in validation and test sets, for any ``--seed``."""
 ON_HOST = "position_ids on the host"
 """The entry of a batch of packed rows that holds its positions in host memory, on ranks that read data."""
 

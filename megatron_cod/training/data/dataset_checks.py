@@ -25,7 +25,7 @@ def check_data(args: MegatronArgs, vocabulary: int | None) -> None:
     vocabulary or another tokenizer.
 
     vocabulary: rows of the model's embedding. What the datasets hold is put on ``args``, for the other machines to agree
-    with and for checkpoints to tell.
+    with and for checkpoints to record.
     """
     args.data_content = {}
     if args.mock_data:

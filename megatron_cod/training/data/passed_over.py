@@ -25,7 +25,7 @@ class _Gaps:
         return index + self._left_out[bisect.bisect_right(self._after, index)]
 
     def leave_out(self, index: int, count: int) -> None:
-        """Leave out more: so many from this index on."""
+        """Omit more: so many from this index on."""
         first, end = self.place(index), self.place(index + count - 1) + 1
         self._gaps = sorted([*(gap for gap in self._gaps if not first <= gap[0] < end), (first, end)])
         self._left_out = [0, *itertools.accumulate(end - first for first, end in self._gaps)]

@@ -1,5 +1,5 @@
 """Perplexity of a checkpoint at any layout: ``evaluate.py`` is the command.
 
-`flags` says what can be asked, `scoring` runs the windows through Megatron's schedule, `report` tells what came out,
+`flags` has the options, `scoring` runs the windows through Megatron's schedule, `report` prints the result,
 `run` ties these together.
 """

@@ -1,8 +1,9 @@
 """The flags of ``evaluate.py``, and the options that exclude each other."""
 
-import argparse
 from typing import Any
 
+from megatron_cod.common.lists import refuse_set
+from megatron_cod.common.numbers import at_least
 from megatron_cod.errors import UserError
 from megatron_cod.training.task import Program
 
@@ -18,12 +19,6 @@ takes prefixes of .bin/.idx, JSON lines and plain text (plain, .gz, .zst).
 
 MODES = ("stream", "document")
 PREFIXES = ("none", "bos", "eod")
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def add_arguments(group: Any) -> None:
@@ -43,7 +38,7 @@ def add_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--stride",
-        type=_positive,
+        type=at_least(1),
         metavar="T",
         help="windows of --seq-length tokens begin T apart, and each counts the tokens that are new in it (default: "
         "--seq-length, no overlap)",
@@ -79,14 +74,12 @@ def check_flags(given: Any) -> None:
         raise UserError("no data: give --eval-data [NAME=]PATH")
     if given.recipe:
         raise UserError("--recipe: the model's flags come from the directory of --load; give single ones beside it")
-    asked = {
+    refused = {
         "--save": given.save,
         "--data-path and its like": given.data_path or given.valid_data_path or given.test_data_path,
         "--global-batch-size (--micro-batch-size decides how much is computed at once)": given.global_batch_size,
     }
-    refused = [flag for flag, is_set in asked.items() if is_set]
-    if refused:
-        raise UserError(f"evaluation does not take {', '.join(refused)}")
+    refuse_set(refused, "evaluation does not take")
 
 
 def check_window(stride: int | None, seq_length: int) -> int:

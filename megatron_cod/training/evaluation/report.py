@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_cod.analysis.metrics import perplexity
-from megatron_cod.training.monitoring.summary import format_duration
-from megatron_cod.training.monitoring.throughput import tokens_text
-
-_SECONDS_BETWEEN_LINES = 5.0
+from megatron_cod.common.amounts import tokens_text
+from megatron_cod.common.files import write_whole
+from megatron_cod.common.lists import aligned
+from megatron_cod.common.progress import Pace
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,7 @@ def table(rows: Sequence[Score], total: Score) -> list[str]:
     """Aligned lines; the total only where there is more than one row."""
     head = ("data", "documents", "tokens", "loss", "perplexity", "bits/byte")
     cells = [head, *(_cells(row) for row in (*rows, *([total] if len(rows) > 1 else [])))]
-    widths = [max(len(line[n]) for line in cells) for n in range(len(head))]
-    return [
-        "  ".join(
-            [line[0].ljust(widths[0]), *(cell.rjust(size) for cell, size in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in cells
-    ]
+    return aligned(cells)
 
 
 def _cells(score: Score) -> tuple[str, ...]:
@@ -106,35 +98,20 @@ def _cells(score: Score) -> tuple[str, ...]:
 def write(path: str, facts: dict[str, Any], rows: Sequence[Score], total: Score) -> None:
     """The result as JSON, in one step: a reader sees all of it or none."""
     content = {**facts, "sets": [row.record() for row in rows], "total": total.record()}
-    part = Path(f"{path}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
-class Progress:
-    """A line now and then: how much is done, how fast, how long it will take."""
+class ProgressLines:
+    """A line of the log now and then: how much is done, how fast, how long the rest takes."""
 
     def __init__(self, total: int, emit: Callable[[str], None]) -> None:
         """total: tokens to predict."""
-        self._total, self._emit, self._done = total, emit, 0
-        self._begun = self._described = time.monotonic()
+        self.pace, self._emit = Pace(total), emit
 
     def add(self, tokens: int) -> None:
         """So many more were predicted."""
-        self._done += tokens
-        now = time.monotonic()
-        if now - self._described >= _SECONDS_BETWEEN_LINES and self._done < self._total:
-            self._described = now
-            share = self._done / self._total
-            left = (now - self._begun) * (1 - share) / share
-            done = f"{tokens_text(self._done)} of {tokens_text(self._total)} tokens"
-            rate, eta = f"{self.rate():,.0f} tokens/s", format_duration(left)
-            self._emit(f"evaluated {share:4.0%} | {done} | {rate} | ETA {eta}")
-
-    def rate(self) -> float:
-        """Predicted tokens a second so far."""
-        return self._done / max(time.monotonic() - self._begun, 1e-9)
-
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.monotonic() - self._begun
+        pace = self.pace
+        pace.add(tokens)
+        if pace.is_due() and pace.done < pace.total:
+            done = f"{tokens_text(pace.done)} of {tokens_text(pace.total)} tokens"
+            self._emit(f"evaluated {pace.share:4.0%} | {done} | {pace.rate():,.0f} tokens/s | ETA {pace.left()}")

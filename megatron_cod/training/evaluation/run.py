@@ -16,6 +16,8 @@ from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
 from megatron_cod.args import EvaluationArgs
+from megatron_cod.common.files import check_writable
+from megatron_cod.common.progress import Pace
 from megatron_cod.console import log_rank0, this_rank
 from megatron_cod.data.evaluation.texts import TextReading, read_texts
 from megatron_cod.data.evaluation.token_sets import TokenSet, parse_sources, read_dataset
@@ -49,13 +51,7 @@ def _check_output(path: str | None) -> None:
     if path is None:
         return
     target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = target.parent / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error.strerror or error}") from None
+    check_writable(target.parent, f"--output {path}")
     if target.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
 
@@ -73,7 +69,7 @@ _PROGRAM = replace(PROGRAM, complete=_set_batches)
 
 
 def start_of(command_line: list[str]) -> tuple[Start, Path]:
-    """(the start of the checkpoint's model at the layout asked for, the checkpoint)."""
+    """(the start of the checkpoint's model at the requested layout, the checkpoint)."""
     import_schemes(command_line)
     given = build_parser(_PROGRAM).parse_args(command_line)
     check_flags(given)
@@ -112,7 +108,7 @@ def _text_reading(args: EvaluationArgs, tokenizer: Any, vocabulary: int) -> Text
 
 
 def read_sets(args: EvaluationArgs) -> list[TokenSet]:
-    """All that ``--eval-data`` names. UserError for what cannot be measured on."""
+    """All that ``--eval-data`` names. UserError for unusable data."""
     tokenizer = get_tokenizer()
     vocabulary = check_vocabulary(args, tokenizer)
     found: list[TokenSet] = []
@@ -154,7 +150,7 @@ def _report(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     )
 
 
-def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) -> dict[str, Any]:
+def _facts(args: EvaluationArgs, checkpoint: Path, pace: Pace) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint),
         "iteration": args.iteration,
@@ -164,8 +160,8 @@ def _facts(args: EvaluationArgs, checkpoint: Path, progress: report.Progress) ->
         "stride": args.stride or args.seq_length,
         "prefix": args.eval_prefix,
         "processes": args.world_size,
-        "seconds": round(progress.seconds(), 3),
-        "tokens_per_second": round(progress.rate(), 1),
+        "seconds": round(pace.seconds(), 3),
+        "tokens_per_second": round(pace.rate(), 1),
         "megatron_cod_version": __version__,
     }
 
@@ -183,7 +179,7 @@ def not_finite(job: Job, rows: list[list[int]]) -> str | None:
 
 
 def main() -> None:
-    """Evaluate, as the command line says."""
+    """Evaluate by the command line."""
     with one_line_endings(lambda: Phase.START):
         launch_unless_launched()
         start, checkpoint = start_of(sys.argv[1:])
@@ -194,7 +190,7 @@ def main() -> None:
             log_rank0("dry run: arguments, checkpoint and data are in order")
             return
     last = this_rank() == args.world_size - 1
-    progress = report.Progress(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
+    progress = report.ProgressLines(sum(job.predicted()), partial(print, flush=True) if last else lambda _: None)
     in_one_line = partial(reported_in_one_line, args, lambda: "in evaluation", evaluation_memory)
     with one_line_endings(lambda: Phase.SET_UP), in_one_line():
         model = loading.build(args, start.model_config)
@@ -209,9 +205,9 @@ def main() -> None:
     ]
     rows, total = report.with_sums(scores, [one.group for one in job.sets])
     print("\n".join(report.table(rows, total)))
-    print(f"{progress.rate():,.0f} tokens/s", flush=True)
+    print(f"{progress.pace.rate():,.0f} tokens/s", flush=True)
     if args.output:
-        report.write(args.output, _facts(args, checkpoint, progress), rows, total)
+        report.write(args.output, _facts(args, checkpoint, progress.pace), rows, total)
     message = not_finite(job, totals.not_finite)
     if message:
         fail(message, exit_code=1)

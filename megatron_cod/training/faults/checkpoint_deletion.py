@@ -52,7 +52,7 @@ class Retention(Observer):
     def check_tracker(self) -> None:
         """Delete the surplus when the tracker has changed.
 
-        What cannot be deleted is said, and ends no training.
+        A failed deletion is logged, and ends no training.
         """
         try:
             now = os.stat(self._directory / TRACKER)

@@ -27,7 +27,7 @@ class Heartbeat:
     still: float
     """Seconds since the last of them began, or since the watch did."""
     waited: float
-    """Seconds of waiting for others in the collective at hand, or since its oldest unfinished one began."""
+    """Seconds of waiting for others in the current collective, or since its oldest unfinished one began."""
     doing: str
     host: str
     pid: int

@@ -47,7 +47,7 @@ class HangWatch:
         replayed: bool = False,
     ) -> None:
         """connect: a store for the thread alone. end: ends this process with an exit code. replayed: forward steps of a
-        validation may be replays of a graph, which nobody tells of; collectives that are begun are progress then too."""
+        validation may be replays of a graph, which no event reports; collectives that are begun are progress then too."""
         self._limits, self._rank, self._world = limits, rank, world
         self._connect, self._events, self._end = connect, events, end
         self._replayed, self._collectives = replayed, 0
@@ -60,7 +60,7 @@ class HangWatch:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        """Begin to leave signs, and to look for those of others."""
+        """Begin to write heartbeats, and to check those of others."""
         self._thread.start()
         threading.Thread(target=self._watch_store, daemon=True).start()
 
@@ -99,7 +99,7 @@ class HangWatch:
                     self._decide(store)
             store.set(_SIGNS.format(self._rank), json.dumps(asdict(self._sign(0))))
         except (RuntimeError, OSError):
-            # The store is gone: its host ends, or has gone, and the launcher or the other thread has the word.
+            # The store is gone: its host ends, or has ended, and the launcher or the other thread reports it.
             return
 
     def _sign(self, number: int) -> Heartbeat:
@@ -107,7 +107,7 @@ class HangWatch:
         if self._replayed and collectives_begun() != self._collectives:
             self._collectives, self._since = collectives_begun(), time.monotonic()
         still = time.monotonic() - self._since
-        # A rank that continues is not asked for its state.
+        # A rank that continues need not write its state.
         at = collectives_here() if number and still > self._interval else Collectives()
         waited = round(max(self._wait.observe(frame), at.oldest), 1)
         return Heartbeat(number, self._forwards, round(still, 1), waited, doing(frame), this_host(), os.getpid(), at)
@@ -129,7 +129,7 @@ class HangWatch:
             for rank in found.ranks[:4]
         ]
         line = f"{what} from {', '.join(named)}{' and others' if len(found.ranks) > 4 else ''}{found.why}"
-        # The first who says so is heard; the others end with its words.
+        # The first report counts; the others end with its line.
         spoken = store.compare_set(_VERDICT, "", line).decode() == line
         if spoken:
             step = f"forward step {self._forwards}" if self._forwards else "set-up"

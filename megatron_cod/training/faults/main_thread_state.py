@@ -13,7 +13,7 @@ from torch.distributed import distributed_c10d
 SAVING = "saving a checkpoint"
 WAITING = "waiting for other ranks"
 COMPUTING = "computing"
-# Files, and functions where only some count, of which a frame says what the main thread is at; the innermost that matches
+# Files, and functions where only some count, of which a frame shows what the main thread does; the innermost that matches
 # counts.
 _PLACES = (
     ("torch/distributed/distributed_c10d.py", "", WAITING),
@@ -45,14 +45,14 @@ def doing(innermost: FrameType | None) -> str:
 
 
 def collectives_begun() -> int:
-    """How many this process has begun, over all its groups: tells two of the same place apart."""
+    """How many this process has begun, over all its groups: distinguishes two of the same place."""
     if not torch.distributed.is_initialized():
         return 0
     return sum(group._get_sequence_number_for_group() for group in list(distributed_c10d._world.pg_map))
 
 
 class Wait:
-    """How long a thread has been waiting for other ranks in one and the same collective, as far as looks at it show."""
+    """How long a thread has been waiting for other ranks in one and the same collective, as far as was observed."""
 
     def __init__(self) -> None:
         self._place: tuple[Any, ...] = ()

@@ -1,7 +1,7 @@
 """NaN and infinity in a step: that they do not get into the weights, and where they came from.
 
 Where Megatron has the step's gradients ready, on all ranks at once, one number of them and of the losses is reduced over
-the world: what is not finite in a layer is in one of them too. Activations are not read. Only when that number tells of
+the world: what is not finite in a layer is in one of them too. Activations are not read. Only when that number shows
 trouble is the step computed again to find the layer (``nonfinite_search.py``).
 """
 
@@ -51,7 +51,7 @@ class Sighting:
 
 
 def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
-    """The first thing that went wrong, in words, and the sightings of it.
+    """The first thing that went wrong, as text, and the sightings of it.
 
     In the order of computation: layers upwards, the loss, the gradients downwards; a gradient that is broken with sound
     inputs last. Of a replica's ranks only those that computed it themselves count, not those it was summed into.
@@ -76,7 +76,7 @@ class StepGuard(Observer):
     """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
 
     def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, log: Callable[[str], None]) -> None:
-        """most: steps in a row that may be omitted. say: prints a line on rank 0."""
+        """most: steps in a row that may be omitted. log: prints a line on rank 0."""
         assert policy in POLICIES
         self._policy, self._most, self._args = policy, most, args
         self._events, self._log = events, log
@@ -92,7 +92,7 @@ class StepGuard(Observer):
         return None if policy == "ignore" else cls(policy, args.most_skipped_steps, args, run.events, run.log)
 
     def model_built(self, model: list[torch.nn.Module]) -> None:
-        """Whose gradients to look at."""
+        """Whose gradients to check."""
         self._model = model
 
     def gradients_ready(self) -> None:
@@ -162,9 +162,9 @@ _LEFT_OUT = (False, None, None)  # as where the loss scaler found an overflow
 
 
 def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
-    """Have the next ``step`` of a Megatron optimizer ask first, and do nothing but say so where it is omitted.
+    """Have the next ``step`` of a Megatron optimizer check first, and return "skipped" where it is to be omitted.
 
-    The learning rate's schedule then stays where it is, and the data goes on. An attribute of this one object, which may
+    The learning rate's schedule then stays where it is, and the data continues. An attribute of this one object, which may
     have one already (``--optimizer-cuda-graph``).
     """
     step = optimizer.step
@@ -181,5 +181,5 @@ def before_step(optimizer: Any, is_left_out: Callable[[], bool]) -> None:
 
 
 def leave_out(optimizer: Any) -> None:
-    """Have the next ``step`` of a Megatron optimizer do nothing and say so."""
+    """Have the next ``step`` of a Megatron optimizer do nothing and return "skipped"."""
     before_step(optimizer, lambda: True)

@@ -32,7 +32,7 @@ def zero_if_finite(value: Tensor) -> Tensor:
 
 
 class StepRecord:
-    """What a rank read and what losses it got in the training step at hand: references, no copies."""
+    """What a rank read and what losses it got in the current training step: references, no copies."""
 
     def __init__(self) -> None:
         self.forward_step: Callable[..., Any] | None = None
@@ -74,7 +74,7 @@ class StepRecord:
         return seen
 
     def step_over(self) -> None:
-        """The step is judged; the next forward step begins another."""
+        """The step is checked; the next forward step begins another."""
         self._over = True
 
     def zero_if_finite(self) -> Tensor:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.amounts import GIB
 from megatron_cod.console import this_rank
 from megatron_cod.errors import CommonError
 from megatron_cod.estimate.advice import advice, largest
-from megatron_cod.estimate.memory import GIB, Memory, rank_memory
+from megatron_cod.estimate.memory import Memory, rank_memory
 from megatron_cod.estimate.parameters import uncounted_features
 
 # Where memory is not asked of torch's allocator: the driver, cuBLAS' and cuDNN's handles, NCCL's buffers.
@@ -67,7 +68,7 @@ def in_step(args: MegatronArgs, begun: bool) -> str:
 
 
 def _device(error: BaseException) -> str:
-    """How much there is, what was asked for, and what is not this process's."""
+    """How much there is, what was requested, and what is not this process's."""
     asked = re.search(r"Tried to allocate ([\d.]+ \w+)", str(error))
     words = [f"{asked[1]} more were asked for"] if asked else []
     try:

@@ -1,7 +1,7 @@
 """``--rewind-to STEP --rewind-skip K``: resume from an older checkpoint of ``--save``, past the data of K steps.
 
-What is done to a loss spike that does not heal: back to before it, and other data from there on. A rewind is done once: it
-is recorded beside the checkpoints, so that the same command line, queued again, resumes from the newest checkpoint. The
+The remedy for a loss spike that does not recover: back to before it, and other data from there on. A rewind is done once:
+it is recorded beside the checkpoints, so that the same command line, queued again, resumes from the newest checkpoint. The
 data it passed over stays passed over.
 """
 
@@ -41,9 +41,9 @@ def check_rewind(args: MegatronArgs) -> None:
 
 
 def perform(args: MegatronArgs, consumed: int) -> str | None:
-    """Do a pending rewind, for rank 0 alone; the line that tells of it. consumed: samples behind the checkpoint.
+    """Do a pending rewind, for rank 0 alone; the line that reports it. consumed: samples behind the checkpoint.
 
-    The tracker comes first: whoever looks in between, another rank or a new start after a kill, resumes from the same
+    The tracker comes first: a reader in between, another rank or a new start after a kill, resumes from the same
     checkpoint. Newer ones are kept under names that nothing loads.
     """
     checkpoint = pending(args)

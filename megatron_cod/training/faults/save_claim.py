@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 from megatron_cod.launch.exit_codes import fail
 from megatron_cod.launch.scheduler import slurm_job
@@ -109,11 +110,8 @@ class SaveClaim(Observer):
 
     def _write(self) -> None:
         self._heartbeats += 1
-        part = self._path.with_name(f"{FILE}.{self._facts['run']}")
-        part.write_text(
-            json.dumps({**self._facts, "beat": self._heartbeats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        )
-        part.replace(self._path)
+        facts = {**self._facts, "beat": self._heartbeats, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_whole(self._path, json.dumps(facts), self._facts["run"])
 
     def _is_ours(self) -> bool:
         found = _read(self._path.parent)
@@ -123,7 +121,7 @@ class SaveClaim(Observer):
         while not self._over.wait(HEARTBEAT_SECONDS):
             if not self._is_ours():  # two runs began at the same moment: the later file counts
                 fail(f"--save {self._path.parent} was taken by another run, which started at the same time")
-            with suppress(OSError):  # a full disk: what is saved there says so
+            with suppress(OSError):  # a full disk: the next save reports it
                 self._write()
 
     def around_training(self) -> AbstractContextManager[None]:

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.checkpoint.directory import newest_whole
+from megatron_cod.common.amounts import GIB
 from megatron_cod.errors import UserError
 
 
@@ -48,12 +49,12 @@ def free_space(folder: str) -> tuple[str, bool]:
         return f"the file system does not answer ({error})", False
     if free < 1 << 20:
         return "its disk is full", True
-    return f"{free / (1 << 30):,.1f} GiB are free there", False
+    return f"{free / GIB:,.1f} GiB are free there", False
 
 
 @contextmanager
 def failed_saves(args: MegatronArgs) -> Iterator[None]:
-    """Around the training: turn the errors of a save into a SaveError that says where the run would go on.
+    """Around the training: turn the errors of a save into a SaveError with the checkpoint that the run would resume from.
 
     Those of files, and the RuntimeErrors of torch's writers and of lost ranks. Others are a fault of ours, unless the disk
     is full: then its outcome is unknown.

@@ -1,8 +1,8 @@
 """Stopping on a signal.
 
 Megatron's own ``--exit-signal-handler``, which our runs have by default, finishes the step, saves on all ranks together
-and leaves. Here SIGUSR1, which Slurm sends before a time limit, counts as SIGTERM, and a run that a signal ended says so by
-its exit code, so that a job script can tell it from one that is done.
+and leaves. Here SIGUSR1, which Slurm sends before a time limit, counts as SIGTERM, and a run that a signal ended shows it
+by its exit code, so that a job script can distinguish it from one that is done.
 """
 
 from __future__ import annotations

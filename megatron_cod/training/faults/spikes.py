@@ -11,14 +11,14 @@ from megatron_cod.checkpoint.events import Events
 from megatron_cod.training.loop.observers import Observer, Run
 
 WINDOW = 128
-"""Steps that tell how noisy the loss is."""
-_LEVEL = 8  # the last steps, which tell where it is
+"""Steps from which the noise of the loss is measured."""
+_LEVEL = 8  # the last steps, which show where it is
 _FEWEST = 32
 _NORMAL = 1.4826  # median absolute deviation -> standard deviation, for a normal distribution
 
 
 class LossSpikes:
-    """Tells a spike: a loss more than ``factor`` standard deviations of its noise above the median of the last eight.
+    """Detects a spike: a loss more than ``factor`` standard deviations of its noise above the median of the last eight.
 
     The noise is that of the differences from step to step, by their median absolute deviation: neither the fall of the loss
     nor an earlier spike widens the band. It is at least 1% of the loss, for losses that hardly move. A spike is reported

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 
 from megatron_cod.checkpoint.directory import iterations
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError
 from megatron_cod.training.loop.observers import Observer, Run
 
 _SPARE_SECONDS = 30.0  # for the launcher, and a file system that is slower this time
-_SAVE_SECONDS = 30.0  # of a save, before any was seen
+_SAVE_SECONDS = 30.0  # of a save, before the first
 
 
 def deadline(asked: str, now: float) -> float | None:
@@ -30,10 +31,7 @@ def deadline(asked: str, now: float) -> float | None:
     if asked == "auto":
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         return float(end) if end.isdigit() and int(end) > now else None
-    try:
-        minutes = float(asked)
-    except ValueError:
-        minutes = 0.0
+    minutes = number_or_nan(asked)
     if not 0.0 < minutes < float("inf"):
         raise UserError(f"--time-limit {asked}: give auto, none, or minutes above 0")
     return now + 60.0 * minutes
@@ -56,7 +54,7 @@ class TimeLimit(Observer):
         now: Callable[[], float] = time.time,
         on_reached: Callable[[], None] = lambda: None,
     ) -> None:
-        """end: seconds since the epoch. save: ``--save``, where earlier checkpoints tell how long one takes.
+        """end: seconds since the epoch. save: ``--save``, where earlier checkpoints show how long one takes.
         on_reached: called just before the signal."""
         self._end, self._now, self._on_reached = end, now, on_reached
         self._save_seconds = max(saving_seconds(save), _SAVE_SECONDS) if save else 0.0
@@ -76,7 +74,7 @@ class TimeLimit(Observer):
         return None if end is None else cls(end, run.args.save, on_reached=note)
 
     def needed(self) -> float:
-        """Seconds that the step at hand and a save may take, with as much again for safety."""
+        """Seconds that this step and a save may take, with as much again for safety."""
         return min(2.0 * (self._longest + self._save_seconds) + _SPARE_SECONDS, self._most)
 
     def step_begins(self) -> None:

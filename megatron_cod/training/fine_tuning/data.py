@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from megatron_cod.args import FineTuningArgs
+from megatron_cod.common.lists import listed
 from megatron_cod.data.chat.cache import cached_samples
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.packing import Epochs
@@ -48,7 +49,7 @@ class Conversations:
         self.share = float(self.train.positions().sum()) / (self.plan.rows_an_epoch * raw.seq_length)
 
     def fingerprint(self) -> str:
-        """Of the tokens in training, their masks and their order: what a run that goes on must find unchanged."""
+        """Of the tokens in training, their masks and their order: what a resumed run must find unchanged."""
         digest = hashlib.blake2b(repr(self._order).encode(), digest_size=16)
         for part in (self.train.ids, self.train.trained, self.train.starts):
             digest.update(part.tobytes())
@@ -78,6 +79,5 @@ def _unread(counts: Counts) -> list[str]:
     if not counts.unread:
         return []
     named = sorted(counts.unread.items(), key=lambda one: (-one[1], one[0]))
-    shown = ", ".join(f"{key} in {number:,}" for key, number in named[:_MOST_KEYS])
-    more = f" and {len(named) - _MOST_KEYS} more" if len(named) > _MOST_KEYS else ""
-    return [f"  WARNING: keys that are not read, in {counts.kept:,} conversations: {shown}{more}"]
+    shown = listed((f"{key} in {number:,}" for key, number in named), _MOST_KEYS)
+    return [f"  WARNING: keys that are not read, in {counts.kept:,} conversations: {shown}"]

@@ -4,11 +4,12 @@ import argparse
 from typing import Any
 
 from megatron_cod.args import FineTuningArgs
+from megatron_cod.common.lists import refuse_set
+from megatron_cod.common.numbers import at_least, share
 from megatron_cod.data.chat.layouts import LAYOUTS
 from megatron_cod.data.chat.samples import TOO_LONG
 from megatron_cod.data.chat.templates import BUILT_IN
 from megatron_cod.errors import UserError
-from megatron_cod.training.flags.parser import at_least_one
 from megatron_cod.training.flags.token_counts import KINDS
 
 INTRODUCTION = """\
@@ -28,16 +29,6 @@ _PRETRAINING_DATA: tuple[str, ...] = (
 )
 
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-    return value
-
-
 def add_arguments(group: Any) -> None:
     """The flags that only fine-tuning has."""
     group.add_argument(
@@ -48,7 +39,7 @@ def add_arguments(group: Any) -> None:
     )
     group.add_argument("--sft-valid-data-path", nargs="+", metavar="FILE", help="the same, to validate on")
     group.add_argument(
-        "--sft-valid-share", type=_share, metavar="X", help="hold this share of the conversations out to validate on"
+        "--sft-valid-share", type=share, metavar="X", help="hold this share of the conversations out to validate on"
     )
     group.add_argument(
         "--sft-layout",
@@ -72,11 +63,11 @@ def add_arguments(group: Any) -> None:
     )
     group.add_argument(
         "--train-epochs",
-        type=at_least_one,
+        type=at_least(1),
         metavar="E",
         help="pass over the conversations E times; wins over --train-iters",
     )
-    # Not the user's: every rank's arguments, and so every checkpoint, are to say what was trained on.
+    # Not the user's: every rank's arguments, and so every checkpoint, record what was trained on.
     group.add_argument("--sft-data-fingerprint", help=argparse.SUPPRESS)
 
 
@@ -98,7 +89,7 @@ def check_flags(raw: FineTuningArgs) -> None:
         raise UserError("--global-batch-size is missing: how many rows a step has")
     if not (raw.train_epochs or raw.train_iters or raw.train_samples):
         raise UserError("how long to train is missing: give --train-epochs, or --train-iters")
-    asked = {
+    refused = {
         "--sft (Megatron's own; its validation loss is a mean of means)": raw.sft,
         "--full-validation (all of it is the default here)": raw.full_validation,
         "--multiple-validation-sets": raw.multiple_validation_sets,
@@ -111,9 +102,7 @@ def check_flags(raw: FineTuningArgs) -> None:
         "an --eval-micro-batch-size of its own": raw.eval_micro_batch_size not in (None, raw.micro_batch_size),
         "--dataloader-type (rows are shuffled every epoch)": raw.dataloader_type not in (None, "single"),
     }
-    refused = [flag for flag, is_set in asked.items() if is_set]
-    if refused:
-        raise UserError(f"fine-tuning does not support {', '.join(refused)}")
+    refuse_set(refused, "fine-tuning does not support")
     if raw.train_epochs and raw.train_samples:
         raise UserError("--train-epochs and --train-samples both set how long to train; give one of them")
     if raw.sft_packing:
@@ -121,7 +110,7 @@ def check_flags(raw: FineTuningArgs) -> None:
 
 
 def _check_packing(raw: FineTuningArgs) -> None:
-    asked = {
+    refused = {
         "--context-parallel-size > 1": raw.context_parallel_size > 1,
         "--mtp-num-layers": raw.mtp_num_layers,
         "--cuda-graph-impl": raw.cuda_graph_impl not in (None, "none"),
@@ -132,6 +121,4 @@ def _check_packing(raw: FineTuningArgs) -> None:
             raw.pipeline_model_parallel_size > 1 and (raw.micro_batch_size or 1) > 1
         ),
     }
-    refused = [flag for flag, is_set in asked.items() if is_set]
-    if refused:
-        raise UserError(f"packing does not support {', '.join(refused)}; change that, or give --no-sft-packing")
+    refuse_set(refused, "packing does not support", "change that, or give --no-sft-packing")

@@ -108,7 +108,7 @@ def choose_start(raw: FineTuningArgs) -> None:
     if raw.save and newest is not None:
         log_rank0(f"resuming from {newest}")
         if not same_directory(raw.save, raw.load):
-            raw.ckpt_step = None  # it says which weights to begin with
+            raw.ckpt_step = None  # it names the weights to begin with
         raw.load, raw.finetune = raw.save, False
         return
     base = raw.load

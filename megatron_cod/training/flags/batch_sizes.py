@@ -1,31 +1,18 @@
-"""How many samples each step has: always as many, or in stages as ``--step-batch-size-schedule`` says."""
+"""How many samples each step has: always as many, or in the stages of ``--step-batch-size-schedule``."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.numbers import parse_count
 from megatron_cod.errors import UserError
 
-_SUFFIXES = {"K": 3, "M": 6, "B": 9, "T": 12}
 _SCHEDULE = "--step-batch-size-schedule"
-
-
-def parse_count(text: str) -> int:
-    """``250000``, ``250K``, ``2.5B``, ``1e9`` as a number of at least 1. UserError for anything else."""
-    power = _SUFFIXES.get(text[-1:].upper(), 0)
-    try:
-        value = Decimal(text[:-1] if power else text).scaleb(power)
-    except InvalidOperation:
-        value = Decimal(0)
-    if not value.is_finite() or value < 1 or value != int(value):
-        raise UserError(f"{text!r} is not a number of at least 1, such as 250000, 250K, 30M, 2.5B or 1T")
-    return int(value)
 
 
 @dataclass(frozen=True)

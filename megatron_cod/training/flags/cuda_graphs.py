@@ -4,8 +4,8 @@ A replay of a graph runs no Python: a number read while it was captured stays, a
 ``local`` captures each layer's forward and backward, forward hooks of the layer among them, at the end of the first step;
 ``transformer_engine`` each layer in training, between two steps, and none that has a hook (layer_hooks.py);
 ``full_iteration`` the forward and backward of all micro-batches, and a validation's. Whatever of ours changes from step to
-step or watches one is a row of ``TABLE``, read by ``check_graphs`` at the start; tests/training/test_graph_table.py fails
-for what is not there.
+step or watches one is a row of ``TABLE``, read by ``check_graphs`` at the start; a test fails for what is not there
+(tests/training/flags/test_cuda_graphs.py).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
       valid: data/web_valid_text_document
 
 A split is one dataset, a list of them (their lengths decide the shares), or a list with weights. ``all`` with
-``split: 90,5,5`` stands for train, valid and test out of the same datasets. ``cache`` is a folder for the sample indices.
+``split: 90,5,5`` divides the same datasets into train, valid and test. ``cache`` is a folder for the sample indices.
 Paths are relative to the working directory, as on the command line.
 """
 

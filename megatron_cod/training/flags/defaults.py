@@ -13,8 +13,8 @@ CHOICES = ("auto", *BACKENDS)
 
 # The first is NVIDIA's internal metrics service. With the other two a checkpoint of the distributed optimizer can be
 # loaded at another layout; Megatron's own default fails when loading, when it is too late to save otherwise. With the
-# next a signal ends a run after the step at hand is done and saved (faults/signals.py). Instead of the check that the last
-# omits, faults/nonfinite.py says where a NaN came from.
+# next a signal ends a run after the current step is done and saved (faults/signals.py). Instead of the check that the last
+# omits, faults/nonfinite.py finds where a NaN came from.
 COMMON_FLAGS = ["--no-one-logger", "--dist-ckpt-optim-fully-reshardable", "--ckpt-fully-parallel-save"]
 COMMON_FLAGS += ["--exit-signal-handler", "--no-check-for-nan-in-loss-and-grad"]
 """Those that are the same on every machine."""
@@ -24,7 +24,7 @@ _NOT_COMPILED = "fused activations: not compiled, which takes Triton, a C compil
 
 
 def _choices(user_flags: Sequence[str]) -> Namespace:
-    """What the user's flags say of the backend; None for what they do not say."""
+    """The backend flags that the user gave; None for others."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in (_IMPLEMENTATION, "--backend", "--normalization"):
         parser.add_argument(flag)

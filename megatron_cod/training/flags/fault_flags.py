@@ -1,22 +1,10 @@
 """The flags about faults; docs/faults.md explains them."""
 
-import argparse
 from typing import Any
 
+from megatron_cod.common.numbers import at_least, not_negative
+
 POLICIES = ("stop", "skip", "ignore")
-
-
-def _not_negative(kind: type) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = -1
-        if not 0 <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-        return value
-
-    return parse
 
 
 def add_fault_options(group: Any) -> None:
@@ -30,14 +18,14 @@ def add_fault_options(group: Any) -> None:
     )
     group.add_argument(
         "--most-skipped-steps",
-        type=_not_negative(int),
+        type=at_least(0),
         default=10,
         metavar="N",
         help="with --on-nonfinite skip: stop after N such steps in a row (default: %(default)s)",
     )
     group.add_argument(
         "--loss-spike-factor",
-        type=_not_negative(float),
+        type=not_negative,
         default=10.0,
         metavar="F",
         help="warn of a loss F standard deviations of its noise above that of the last steps; 0: never "
@@ -45,20 +33,20 @@ def add_fault_options(group: Any) -> None:
     )
     group.add_argument(
         "--rewind-to",
-        type=_not_negative(int),
+        type=at_least(0),
         metavar="STEP",
         help="resume from this older checkpoint of --save; done once, newer checkpoints are kept aside",
     )
     group.add_argument(
         "--rewind-skip",
-        type=_not_negative(int),
+        type=at_least(0),
         default=0,
         metavar="K",
         help="with --rewind-to: pass over the data of the K steps after it (default: %(default)s)",
     )
     group.add_argument(
         "--hang-timeout",
-        type=_not_negative(float),
+        type=not_negative,
         metavar="SECONDS",
         help="end the job, naming the rank, when one gives no heartbeat or keeps all others waiting for so long; 0: "
         "never (default: half of --distributed-timeout-minutes)",

@@ -25,7 +25,7 @@ def check_layout(args: MegatronArgs, world_size: int) -> None:
     _check_sizes(args)
     design = design_from_args(args)
     if args.heterogeneous_layers_config_path and not design.is_stock:
-        # Said before Megatron reads the file, whose errors are its own.
+        # Reported before Megatron reads the file, whose errors are its own.
         raise UserError(f"--norm-scheme {args.norm_scheme} does not support --heterogeneous-layers-config-path yet")
     tp, pp, cp = args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.context_parallel_size
     model_ranks = tp * pp * cp

@@ -1,4 +1,4 @@
-"""FP8 and FP4: what the GPU at hand has, which Transformer Engine checks only in the first forward."""
+"""FP8 and FP4: what this GPU has, which Transformer Engine checks only in the first forward."""
 
 import os
 

@@ -48,7 +48,7 @@ _BUILDING = (
     "init_method_std embedding_init_method_std init_method_xavier_uniform attention_dropout hidden_dropout ckpt_format"
 )
 MODEL = tuple(" ".join((_SHAPE, _POSITIONS, _NORMS, _ATTENTION, _EXPERTS, _PRECISION, _BUILDING)).split())
-"""Options as the arguments have them; a star stands for any end."""
+"""Options as the arguments have them; a star matches any end."""
 TOKENIZER = (
     "tokenizer_*",
     "vocab_file",

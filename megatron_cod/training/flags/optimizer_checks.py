@@ -6,6 +6,7 @@ import importlib.util
 
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.lists import refuse_set
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.design import design_from_args
 
@@ -34,7 +35,7 @@ def check_optimizer(args: MegatronArgs) -> None:
         raise UserError(f"{flag} is not supported: {_REFUSED.get(name, 'untried')}; there are {', '.join(_RUN)}")
     if importlib.util.find_spec(_PACKAGE.replace("-", "_")) is None:
         raise UserError(f"{flag} needs the package {_PACKAGE}: pip install {_PACKAGE}")
-    asked = {
+    refused = {
         "--use-distributed-optimizer (each replica then has all of the state; omit it)": (
             args.use_distributed_optimizer
         ),
@@ -44,9 +45,7 @@ def check_optimizer(args: MegatronArgs) -> None:
         "--optimizer-cpu-offload": args.optimizer_cpu_offload,
         "--use-precision-aware-optimizer": args.use_precision_aware_optimizer,
     }
-    refused = [what for what, is_set in asked.items() if is_set]
-    if refused:
-        raise UserError(f"{flag} does not support {', '.join(refused)}")
+    refuse_set(refused, f"{flag} does not support")
 
 
 def _check_group_rules(args: MegatronArgs) -> None:

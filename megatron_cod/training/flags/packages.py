@@ -87,12 +87,12 @@ _ANYTHING: tuple[Any, ...] = ()
 
 @dataclass(frozen=True)
 class OnRequest:
-    """An option that is off by default and needs a package once it is asked for."""
+    """An option that is off by default and needs a package if it is given."""
 
     option: str
     package: Package
     values: tuple[Any, ...] = _ANYTHING
-    """The values that need it; empty: whatever is set."""
+    """The values that need it; empty: any value."""
     flag: str = ""
     """Where it is not the option's name."""
 
@@ -155,7 +155,7 @@ _FLEXIBLE = {"deepep": _DEEP_EP, "hybridep": _DEEP_EP, "ncclep": TRANSFORMER_ENG
 
 
 def missing(args: MegatronArgs) -> list[str]:
-    """A line for each option that is asked for and whose package is not installed. args: the plain parse."""
+    """A line for each given option whose package is not installed. args: the plain parse."""
     asked = [(row.asked(args), row.package) for row in ON_REQUEST]
     if args.moe_token_dispatcher_type == "flex":
         backend = args.moe_flex_dispatcher_backend

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any, NoReturn
 
+from megatron_cod.common.numbers import at_least
 from megatron_cod.errors import UserError, did_you_mean
 from megatron_cod.schemes.init_policy import INIT_POLICIES
 from megatron_cod.schemes.options import CommonOptions, add_flags
@@ -33,13 +34,6 @@ def _one_line_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
     hint = did_you_mean(unknown[1], parser._option_string_actions) if unknown else ""
     raise UsageError(f"{message}{hint} (--help lists the flags)")
-
-
-def at_least_one(text: str) -> int:
-    """A flag's type: a whole number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 def _scheme(text: str) -> str:
@@ -76,7 +70,7 @@ class _HelpMegatron(argparse.Action):
 def add_arguments(parser: argparse.ArgumentParser, program: Program | None = None) -> argparse.ArgumentParser:
     """Megatron's ``extra_args_provider``: our flags, one-line errors, short help.
 
-    program: whose flags and help come along.
+    program: whose flags and help are included.
     """
     group = parser.add_argument_group("megatron_cod")
     group.add_argument(
@@ -124,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument(
         "--keep-last-checkpoints",
-        type=at_least_one,
+        type=at_least(1),
         metavar="K",
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
@@ -136,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     )
     group.add_argument(
         "--depth-monitor-interval",
-        type=at_least_one,
+        type=at_least(1),
         metavar="N",
         help="every N steps, per global layer: variance of the stream, branch over stream, angle, gradient, gamma",
     )
@@ -203,7 +197,7 @@ def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> a
 
 
 def _refusing(action: argparse.Action) -> Callable[[str], Any]:
-    """The action's type, with one line for whatever it raises: argparse knows TypeError and ValueError alone."""
+    """The action's type, with one line for any exception: argparse knows TypeError and ValueError alone."""
     kind: Callable[[str], Any] = action.type  # type: ignore[assignment]
 
     @wraps(kind)

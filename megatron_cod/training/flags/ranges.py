@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.options import may_be_negative
 from megatron_cod.schemes.table import SCHEMES
@@ -97,7 +98,7 @@ RANGES: Mapping[str, Range] = {name: one for one, names in _ROWS.items() for nam
 
 
 def range_of(name: str) -> Range:
-    """The range of an argument; options of norm schemes say themselves whether they may be negative."""
+    """The range of an argument; options of norm schemes define themselves whether they may be negative."""
     if any(name in may_be_negative(row.options) for row in SCHEMES.values()):
         return ANY
     return RANGES.get(name, NOT_NEGATIVE)
@@ -108,7 +109,7 @@ PATTERNS = frozenset(("moe_layer_freq", "no_rope_freq", "window_attn_skip_freq",
 
 
 def flag_of(action: Action) -> str:
-    """The flag of a parser's action, as it is mostly written: the first of its names that says the same thing."""
+    """The flag of a parser's action, as it is mostly written: the first of its names with the same meaning."""
     plain = "--" + action.dest.replace("_", "-")
     return plain if plain in action.option_strings else action.option_strings[0]
 
@@ -137,14 +138,10 @@ def _check_number(flag: str, value: Any, asked: Range) -> None:
 
 
 def _check_split(split: str | None) -> None:
-    """UserError for shares of training, validation and test that are none."""
+    """UserError for shares of training, validation and test that are invalid."""
     if split is None:
         return
-    parts = split.replace("/", ",").split(",")
-    try:
-        shares = [float(part) for part in parts]
-    except ValueError:
-        shares = []
+    shares = [number_or_nan(part) for part in split.replace("/", ",").split(",")]
     if not 1 <= len(shares) <= 3 or not all(NOT_NEGATIVE.holds(one) for one in shares) or not sum(shares):
         raise UserError(
             f"--split {split} must be up to three shares, of training, validation and test, such as 969,30,1"

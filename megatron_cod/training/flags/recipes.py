@@ -45,7 +45,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def without_machine(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """The recipe without the flags of a run on CPU processes, where it holds them all, and then a line that says so.
+    """The recipe without the flags of a run on CPU processes, where it holds them all, and then a line for the log.
 
     Earlier versions wrote them into the resolved arguments of such a run; on a GPU the run dies of them.
     """
@@ -68,7 +68,7 @@ def _flag_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]
 def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, unset: Iterable[str] = ()) -> list[str]:
     """The recipe as command-line flags, without the keys in ``unset``.
 
-    ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values; ``data_section`` tells of the section
+    ``true`` gives a bare flag, ``false`` and ``null`` none, a list several values; ``data_section`` explains the section
     ``data``. Raises UserError for an unknown key, naming the nearest real one, and for an ``unset`` key that the recipe
     does not have.
     """

@@ -1,7 +1,7 @@
 """Flags that the parser of Megatron-Core 0.19.2 accepts and its code fails on later: one line each instead.
 
-``tests/training/test_refused_flags.py`` has an example of each row, and ``tests/distributed/test_flag_sweep.py`` runs every
-flag of Megatron's.
+In ``tests/training/flags``, ``test_refused.py`` has an example of each row, and ``test_flag_sweep.py`` runs every flag of
+Megatron's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _balances(args: MegatronArgs, kind: str) -> bool:
 
 
 def _is_nowhere(args: MegatronArgs) -> bool:
-    """Whether the weights to begin with are not there; they are not asked for where ``--load`` has a checkpoint."""
+    """Whether the weights to begin with are missing; they are not needed where ``--load`` has a checkpoint."""
     places = [place for place in (args.load, args.pretrained_checkpoint) if place]
     return bool(args.pretrained_checkpoint) and not any((Path(place) / TRACKER).is_file() for place in places)
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.common.numbers import count
 from megatron_cod.errors import UserError
-from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, parse_count, ramp_up
+from megatron_cod.training.flags.batch_sizes import BatchSizes, batch_sizes, ramp_up
 
 KINDS = ("train", "lr_warmup", "lr_decay", "lr_wsd_decay")
 """Each can be given as KIND_tokens, and in Megatron as KIND_iters or KIND_samples."""
@@ -17,14 +18,7 @@ _BATCH = ("global_batch_size", "step_batch_size_schedule")
 _SAME = [_BATCH] + [
     (*(f"{kind}_{unit}" for unit in ("tokens", "iters", "samples")), *_ALSO.get(kind, ())) for kind in KINDS
 ]
-"""Arguments that say one thing."""
-
-
-def _tokens(text: str) -> int:
-    try:
-        return parse_count(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+"""Arguments with one meaning."""
 
 
 def add_token_options(group: Any) -> None:
@@ -36,7 +30,7 @@ def add_token_options(group: Any) -> None:
         "lr_wsd_decay": "with --lr-decay-style WSD: it decays over the last N tokens",
     }
     for kind, text in texts.items():
-        group.add_argument(f"--{kind.replace('_', '-')}-tokens", type=_tokens, metavar="N", help=text)
+        group.add_argument(f"--{kind.replace('_', '-')}-tokens", type=count, metavar="N", help=text)
 
 
 def _flag(kind: str, unit: str) -> str:
@@ -44,7 +38,7 @@ def _flag(kind: str, unit: str) -> str:
 
 
 def overruled(recipe: Collection[str], given: Any) -> set[str]:
-    """Keys of a recipe that the command line says in another unit. given: the command line's own parse."""
+    """Keys of a recipe that the command line gives in another unit. given: the command line's own parse."""
     found: set[str] = set()
     for same in _SAME:
         if any(getattr(given, name, None) for name in same):
@@ -53,7 +47,7 @@ def overruled(recipe: Collection[str], given: Any) -> set[str]:
 
 
 def _refuse_two(raw: MegatronArgs) -> None:
-    """UserError where the same is said in two units."""
+    """UserError where the same is given in two units."""
     for same in _SAME[1:]:
         given = [f"--{name}".replace("_", "-") for name in same if getattr(raw, name, None)]
         if len(given) > 1:
@@ -61,7 +55,7 @@ def _refuse_two(raw: MegatronArgs) -> None:
 
 
 def _samples(raw: MegatronArgs, kind: str, sizes: BatchSizes) -> int | None:
-    """What is asked for, in samples; None where nothing is."""
+    """The requested length in samples; None without one."""
     tokens, steps, samples = (getattr(raw, f"{kind}_{unit}") for unit in ("tokens", "iters", "samples"))
     if steps and not sizes.constant:
         raise UserError(

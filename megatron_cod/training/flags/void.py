@@ -1,6 +1,6 @@
 """Flags without effect unless another flag is given, or if it is: refused if the run would differ silently, else reported.
 
-A flag counts as given where its value differs from the parser's default. ``tests/training/test_void_flags.py`` tries every
+A flag counts as given where its value differs from the parser's default. ``tests/training/flags/test_void.py`` tries every
 row, and holds every flag of Megatron's to a row here or to a list of those that act by themselves.
 """
 
@@ -18,10 +18,10 @@ from megatron_cod.training.flags.ranges import flag_of
 
 @dataclass(frozen=True)
 class Void:
-    """A row: flags that act only where ``acts`` says so."""
+    """A row: flags that act only where ``acts`` is true."""
 
     names: str
-    """Arguments, with a space between; a star stands for any end."""
+    """Arguments, with a space between; a star matches any end."""
     acts: Callable[[Any], object]
     why: str
     """Follows "FLAG does nothing"."""
@@ -361,7 +361,7 @@ def _given(args: MegatronArgs, actions: Iterable[Action]) -> dict[str, str]:
 
 
 def check_void(args: MegatronArgs, actions: Iterable[Action], trains: bool) -> list[str]:
-    """A line for the log for each flag that does nothing; UserError where the run would be another than asked for.
+    """A line for the log for each flag that does nothing; UserError where the run would differ from the requested one.
 
     args: the plain parse. actions: of its parser.
     """

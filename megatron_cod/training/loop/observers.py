@@ -59,7 +59,7 @@ class Observer:
         """The gradients of a training step are complete."""
 
     def loss(self, step: int, loss: float) -> str | None:
-        """A training step had this loss; a line for the console where there is something to say."""
+        """A training step had this loss; a line for the console, or None."""
 
 
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
@@ -100,7 +100,7 @@ class Run:
     observers: Sequence[Observer] = field(default=())
 
     def losses(self, step: int, loss: float) -> list[str]:
-        """Tell of a training step's loss, on the rank that has it; lines for the console."""
+        """Report a training step's loss, on the rank that has it; lines for the console."""
         return [line for one in self.observers if (line := one.loss(step, loss))]
 
 
@@ -109,7 +109,7 @@ Row = Callable[[Run], Observer | None]
 
 
 def observers_of(run: Run, rows: Iterable[Row]) -> tuple[Observer, ...]:
-    """Those that the run asks for, in order."""
+    """Those that the run needs, in order."""
     return tuple(one for one in (row(run) for row in rows) if one is not None)
 
 

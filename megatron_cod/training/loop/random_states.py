@@ -42,7 +42,7 @@ class ForeignRandomStates(Observer):
 def skip_foreign(args: MegatronArgs, log: Callable[[str], None]) -> None:
     """Sets ``--no-load-rng`` where the states of the checkpoint do not fit. Collective.
 
-    Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would be a load of its own.
+    Rank 0 reads the checkpoint for all: thousands of ranks reading the same file would overload the file system.
     """
     if (args.load or args.pretrained_checkpoint) and not args.no_load_rng and not args.finetune:
         line = [_foreign(args) if torch.distributed.get_rank() == 0 else ""]

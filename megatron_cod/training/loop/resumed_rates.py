@@ -20,7 +20,7 @@ _RATES = ("max_lr", "min_lr")
 
 
 class ResumedRates(Observer):
-    """Lets Megatron's optimizer continue with groups of other rates, where a flag says whose rates are meant."""
+    """Lets Megatron's optimizer continue with groups of other rates, where a flag names the rates to use."""
 
     def __init__(self, keeps_saved: bool) -> None:
         self._keeps_saved = keeps_saved
@@ -90,7 +90,7 @@ def _hand_over(source: list[dict[str, Any]], target: list[dict[str, Any]]) -> No
             kinds.setdefault(_kind(one), []).append(one)
     for kind, theirs in by_kind[1].items():
         ours = by_kind[0].get(kind, [])
-        if len(ours) == len(theirs):  # else Megatron says what is missing
+        if len(ours) == len(theirs):  # else Megatron names what is missing
             for one, other in zip(ours, theirs, strict=True):
                 other.update({name: one[name] for name in _RATES if name in one})
 

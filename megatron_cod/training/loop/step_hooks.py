@@ -21,7 +21,7 @@ class Steps:
     """Calls the observers of a run, in order, at each event on this rank."""
 
     def __init__(self, run: Run) -> None:
-        """run: its ``observers`` are read when something happens; its arguments say what training step is at hand."""
+        """run: its ``observers`` are read when something happens; its arguments have the number of the training step."""
         self._run, self._args = run, run.args
         self._iteration: int | None = None
         self._begun = False
@@ -32,7 +32,7 @@ class Steps:
         return Phase.TRAINING if self._begun else Phase.SET_UP
 
     def attach(self, model: list[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Megatron post-wrap hook: find the moments, and tell that the model is built."""
+        """Megatron post-wrap hook: find the optimizer's moments, and report that the model is built."""
         hook_gradients(model, self._run.observers)
         self._hook_steps(model[0])
         for one in self._run.observers:
@@ -67,7 +67,7 @@ class Steps:
             one.step_begins()
 
     def watch(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The forward step for Megatron: it tells the observers first, and does what they wrap around it."""
+        """The forward step for Megatron: it calls the observers first, and runs in what they wrap around it."""
 
         def watched(*rest: Any) -> Any:
             self._begin()
@@ -82,7 +82,7 @@ class Steps:
 
 
 def hook_gradients(model: list[Any], observers: Iterable[Observer]) -> None:
-    """Tell those who want to know when the gradients of a training step are ready; they may raise, or wait for others."""
+    """Call the observers when the gradients of a training step are ready; they may raise, or wait for others."""
     config = get_model_config(model[0])
     watching = watch_for("gradients_ready", observers)
     if not watching or config.cuda_graph_impl == "full_iteration":

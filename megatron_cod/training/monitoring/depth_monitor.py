@@ -42,8 +42,8 @@ class DepthMonitor(Observer):
     def __init__(
         self, interval: int, args: MegatronArgs, write: Callable[[str, float, int], None], log: Callable[[str], None]
     ) -> None:
-        """args: Megatron's, which say what step is at hand. write: takes (name, value, step) on the rank that keeps the
-        metrics. say: prints a line there."""
+        """args: Megatron's, with the number of the step. write: takes (name, value, step) on the rank that keeps the
+        metrics. log: prints a line there."""
         if interval < 1:
             raise UserError(f"--depth-monitor-interval {interval} must be at least 1")
         self._interval, self._args, self._write, self._log = interval, args, write, log

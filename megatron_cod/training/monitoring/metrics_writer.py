@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_cod.analysis.metrics import BITS, TEST_LOSS, TRAIN_LOSS, VALID_LOSS, bits_per_byte, perplexity
-from megatron_cod.training.monitoring.summary import Summary, format_duration
-from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
+from megatron_cod.common.amounts import format_duration, tokens_text
+from megatron_cod.training.monitoring.summary import Summary
+from megatron_cod.training.monitoring.throughput import Job, Rate
 
 
 class MetricsWriter:
-    """Stands where Megatron expects its TensorBoard writer, and passes everything on to the real one.
+    """Replaces Megatron's TensorBoard writer, and passes everything on to the real one.
 
     Megatron hands its writer each step's reduced values (loss, learning rate, gradient norm, validation loss), so this
     is the one place that sees them all without touching the loop. Each scalar also becomes a line of ``metrics.jsonl``:
@@ -35,9 +36,9 @@ class MetricsWriter:
         also: Callable[[dict[str, float], int], None] = lambda values, step: None,
     ) -> None:
         """inner: a SummaryWriter or None. path: the JSON lines, or None. train_iters, train_samples: the whole run's.
-        batch_size: samples of a step, until Megatron tells another. consumed: samples trained on so far, by earlier starts
-        as well. emit: prints one line. see_loss: takes each step's training loss, and answers with lines where there is
-        something to say. also: takes what is written here and Megatron does not know, for W&B."""
+        batch_size: samples of a step, until Megatron sets another. consumed: samples trained on so far, by earlier starts
+        as well. emit: prints one line. see_loss: takes each step's training loss, and returns lines for the console.
+        also: takes what is written here and Megatron does not know, for W&B."""
         self._inner = inner
         self._file = _open_lines(path) if path else None
         self._train_iters, self._train_samples, self._batch_size = train_iters, train_samples, batch_size

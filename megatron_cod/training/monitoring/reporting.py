@@ -27,7 +27,7 @@ from megatron_cod.training.monitoring.metrics_writer import MetricsWriter, insta
 from megatron_cod.training.monitoring.parameter_count import count_parameters
 from megatron_cod.training.monitoring.throughput import Job, peak_tflops
 
-# How long rank 0 waits for the last lines of the rank that tells them, which may be stuck where this one failed.
+# How long rank 0 waits for the last lines of the rank that reports them, which may be stuck where this one failed.
 _SECONDS_AT_THE_END = 10.0
 _SECONDS_AFTER_A_FAILURE = 2.0
 
@@ -104,7 +104,7 @@ class Report(Observer):
 
 
 def report_parameters(model: list[Any]) -> None:
-    """Say and record how many parameters the model has. Collective."""
+    """Log and record how many parameters the model has. Collective."""
     total = count_parameters(model)
     log_rank0(f"parameters: {total:,}")
     write_scalar(PARAMETERS, total, 0)

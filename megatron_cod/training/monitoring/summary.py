@@ -11,17 +11,11 @@ from pathlib import Path
 from megatron_cod.analysis.metrics import perplexity
 from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.checkpoint.events import read_events
-from megatron_cod.training.monitoring.throughput import Job, Rate, tokens_text
+from megatron_cod.common.amounts import format_duration, tokens_text
+from megatron_cod.training.monitoring.throughput import Job, Rate
 
 # Events of a run that went well all the way; the others are worth a word.
 _ORDINARY = {"start", "finished", "end"}
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below one hour."""
-    minutes, secs = divmod(round(max(seconds, 0.0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
 class Summary:

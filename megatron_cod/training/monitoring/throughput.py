@@ -19,7 +19,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(given: float | None) -> float | None:
-    """TFLOP/s of this device in dense bf16: what the user says, or the table's; None where neither knows it."""
+    """TFLOP/s of this device in dense bf16: the user's, or the table's; None without either."""
     if given is not None:
         return given
     if not torch.cuda.is_available():
@@ -39,15 +39,6 @@ class Job:
     """Forward and backward of one sequence, as Megatron counts them: recomputation omitted."""
     peak_tflops: float | None
     """Of one device; None where it is not known."""
-
-
-def tokens_text(tokens: float) -> str:
-    """A number of tokens as one reads it: 820, 52.4K, 1.31B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if tokens >= size:
-            value = tokens / size
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{unit}"
-    return f"{tokens:.0f}"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class StartContext:
 
     @property
     def reads_files(self) -> bool:
-        """One rank a machine does: thousands of ranks that read the same index would be a load of its own."""
+        """One rank a machine reads it: thousands of ranks that read the same index would overload the file system."""
         return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
@@ -145,7 +145,7 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
         raise UserError(f"--tokenizer-model {model} does not exist")
     if hub_tokenizer.problem(args) and args.padded_vocab_size is not None:
-        return ()  # noted by the check of its own
+        return ()  # noted by its own check
     named = model or args.tokenizer_type in ("NullTokenizer", "ByteLevelTokenizer")
     if named or args.padded_vocab_size is None:
         check_vocabulary(args, _tokenizer(args))
@@ -160,7 +160,7 @@ def _tokenizer(args: MegatronArgs) -> Any:
     try:
         tokenizer = build_tokenizer(args)
     except Exception as error:
-        # Tokenizer libraries raise what they like; whatever it is, the size is unknown.
+        # Tokenizer libraries may raise anything: then the size is unknown.
         raise UserError(f"the vocabulary is unknown: give --padded-vocab-size or a tokenizer ({error})") from None
     if args.padded_vocab_size is None:
         raise UserError("the vocabulary is unknown: give --padded-vocab-size or --vocab-size")

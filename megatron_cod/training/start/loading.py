@@ -35,7 +35,7 @@ from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program
 
 _RECIPES = (selection.RESOLVED, "recipe.yaml")
-"""What tells of a model beside its checkpoints: as a run leaves it, or an import."""
+"""The file beside checkpoints that describes the model, of a run or an import."""
 
 WEIGHTS_ALONE = ("--skip-train", "--no-load-optim", "--no-load-rng", "--eval-iters", "0", "--num-workers", "0")
 """Megatron's flags for a model without optimizer, gradients and data."""
@@ -70,7 +70,7 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     """Flags that build the model of a checkpoint at any layout, and load it.
 
     kept: options that stay although they are of training, as ``model_options`` has them. unset: keys to omit besides.
-    UserError where no file tells how the model is built.
+    UserError without a file that describes the model.
     """
     known = [folder / name for name in _RECIPES if (folder / name).is_file()]
     if not known:
@@ -93,21 +93,32 @@ def model_flags(folder: Path, checkpoint: Path, kept: Sequence[str] = (), unset:
     return [*flags, *WEIGHTS_ALONE, "--load", str(folder), *step]
 
 
+def initialize() -> None:
+    """Megatron's process groups and globals, from prepared arguments. Collective."""
+    before_megatron.satisfy_make()
+    try:
+        loop.initialize_megatron()
+    finally:
+        before_megatron.forget_make()
+
+
+def set_up(args: MegatronArgs, config: Any) -> tuple[list[torch.nn.Module], Any, Any]:
+    """The model's chunks on this rank, optimizer and schedule. Collective."""
+    found = loop.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        checkpointing_context={},
+        cfg_container=pretrain_cfg_container_from_args(args, config),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    return found[:3]
+
+
 def build(args: MegatronArgs, config: Any) -> list[torch.nn.Module]:
     """The model's chunks on this rank with the weights of the checkpoint, in eval mode. Collective."""
     with redirect_stdout(io.StringIO()), megatron_refusals(Phase.SET_UP):
-        try:
-            before_megatron.satisfy_make()
-            loop.initialize_megatron()
-            with selection.readable(args.load):
-                model, *_ = loop.setup_model_and_optimizer(
-                    ModelType.encoder_or_decoder,
-                    checkpointing_context={},
-                    cfg_container=pretrain_cfg_container_from_args(args, config),
-                    pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
-                )
-        finally:
-            before_megatron.forget_make()
+        initialize()
+        with selection.readable(args.load):
+            model, *_ = set_up(args, config)
     set_training_step(model, args.iteration)  # how far a residual warm-up was
     for chunk in model:
         chunk.eval().requires_grad_(False)
@@ -128,8 +139,8 @@ def _reduced(folder: Path) -> list[str]:
 def load_megatron(folder: Path, step: int | None, length: int, in_fp32: bool = False) -> tuple[Any, Any]:
     """(GPTModel in eval mode, arguments) of a run's directory in this one process, for up to ``length`` tokens.
 
-    in_fp32: whatever precision the run had.
-    Raises UserError where there is no checkpoint, nothing tells how its model is built, or Megatron refuses.
+    in_fp32: for any precision of the run.
+    Raises UserError where there is no checkpoint, no file describes its model, or Megatron refuses.
     """
     run, checkpoint = locate(folder, step)
     flags = [

@@ -14,7 +14,7 @@ class Settings:
     import_modules: list[str]
     norm_scheme: str
     init_policy: str | None
-    """Before a start is prepared None stands for the scheme's own."""
+    """Before a start is prepared None means the scheme's own."""
     backend: str
     """``auto``, or a name of ``backends.choice.BACKENDS``."""
     override_scheme_check: bool

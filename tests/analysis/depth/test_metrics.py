@@ -41,7 +41,7 @@ def test_a_trace_is_the_model(batch_first):
     assert torch.allclose(model.losses(trace), loss_of(toy(text), text), atol=1e-6)
 
 
-def test_blocks_that_give_tuples_and_take_keywords():
+def test_traces_blocks_that_return_tuples_and_take_keywords():
     toy = Toy([Linear(torch.eye(H) * 0.1, in_tuple=True), Linear(torch.eye(H) * 0.2, in_tuple=True)])
     model, text = traced(toy), tokens()
     trace = model.trace(text)
@@ -57,7 +57,7 @@ def test_blocks_in_another_order_are_refused():
         TracedModel(toy, [toy.blocks[1], toy.blocks[0], toy.blocks[2]]).trace(tokens())
 
 
-def test_stream_statistics():
+def test_stream_statistics_equal_their_definitions():
     toy, text = Toy(mlps(3)), tokens()
     trace = traced(toy).trace(text)
     statistics = StreamStatistics()
@@ -71,7 +71,7 @@ def test_stream_statistics():
         assert row.largest == pytest.approx(float(stream.abs().max()), rel=1e-6)
 
 
-def test_a_massive_first_token_is_told_apart():
+def test_statistics_without_the_first_token_exclude_a_massive_one():
     toy, text = Toy([Linear(torch.zeros(H, H))]), tokens()
     with torch.no_grad():
         toy.embed[0, 3] = 1e4
@@ -228,7 +228,7 @@ def test_too_few_tokens_to_fit_are_refused():
         everything(Toy(mlps(1)), fit=[tokens(1, 12)])
 
 
-def test_the_lens_at_the_last_block_is_the_model():
+def test_lens_at_the_last_block_is_the_model():
     found = everything(Toy(mlps(3)))
     assert len(found["logit lens"]) == 4
     assert found["logit lens"][-1]["mean"] == pytest.approx(found["loss"]["mean"], abs=1e-6)
@@ -248,7 +248,7 @@ def test_one_sample_has_no_error():
 # Mutants: what the figures would be if a metric were wrong in a way that looks right.
 
 
-def test_fitting_on_what_is_judged_would_be_seen(monkeypatch):
+def test_detects_fit_on_evaluated_tokens(monkeypatch):
     """The mutant fits and judges on the same tokens: with few of them the fit then flatters the linear map."""
     toy, text = Toy(mlps(2, scale=1.0)), tokens(2, 12)
     honest = everything(toy, text, fit=[tokens(2, 12, 77)])["usefulness"]["loss"]
@@ -256,7 +256,7 @@ def test_fitting_on_what_is_judged_would_be_seen(monkeypatch):
     assert max(abs(a - b) for a, b in zip(honest, flattered, strict=True)) > 1e-2
 
 
-def test_a_jacobian_without_the_identity_would_be_seen(monkeypatch):
+def test_detects_jacobian_without_identity(monkeypatch):
     monkeypatch.setattr(jacobian.torch.autograd, "grad", lambda after, stream, signs, **_: (2 * signs,))
     found = squared_distances(traced(Toy(mlps(1))), traced(Toy(mlps(1))).trace(tokens()), 1, 2, torch.Generator())
     assert found == [1.0, 1.0]

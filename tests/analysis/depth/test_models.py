@@ -24,7 +24,7 @@ def test_blocks_run_alone_are_the_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_metric_runs(family):
+def test_every_metric_runs_on_every_model(family):
     found = measure(
         traced_transformers(build(family)), Budget([text(2, 16)], [text(8, 16, 1)], jacobian_draws=1), METRICS
     )
@@ -47,7 +47,7 @@ def test_removal_is_a_model_without_the_block():
         assert found["removal"][number]["mean"] == pytest.approx(losses[0] - losses[1], abs=1e-4)
 
 
-def test_blocks_that_cannot_be_told_are_named():
+def test_rejects_models_with_several_lists_of_blocks():
     model = build("llama")
     model.config.num_hidden_layers = 7
     with pytest.raises(ValueError, match=r"give --blocks, one of: model\.layers \(3\)"):
@@ -57,7 +57,7 @@ def test_blocks_that_cannot_be_told_are_named():
         find_blocks(model, "layers")
 
 
-def test_experts_as_many_as_layers_are_not_taken_for_blocks():
+def test_experts_are_not_treated_as_blocks():
     inner = torch.nn.ModuleList([torch.nn.Linear(2, 2) for _ in range(3)])
     blocks = torch.nn.ModuleList(
         [torch.nn.ModuleDict({"experts": inner}), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]

@@ -59,7 +59,7 @@ def test_rejects_invalid_removals(make, message):
         make()
 
 
-def test_the_tool_writes_a_directory_at_once(tmp_path):
+def test_writes_the_directory_at_once(tmp_path):
     build("llama").save_pretrained(tmp_path / "model")
     command = ["prune_layers.py", "--model", tmp_path / "model", "--output", tmp_path / "out", "--remove", "2"]
     done = run_program(*command)
@@ -137,7 +137,7 @@ def test_lists_per_layer_follow_their_layers(name, removed, tmp_path):
     ("value", "layers"),
     [([1, 3], True), ([0, 1, 2, 3], True), ([], False), ([1, 0, 1, 1], False), ([1, 4], False), (["a", "b"], False)],
 )
-def test_a_list_of_layers_is_told_from_a_list_by_layer(value, layers):
+def test_distinguishes_lists_of_layers_from_lists_by_layer(value, layers):
     assert is_list_of_layers(value, 4) is layers
 
 

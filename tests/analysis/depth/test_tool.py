@@ -48,7 +48,7 @@ def report(model, data, tmp_path_factory):
     return out
 
 
-def test_a_report_has_its_files(report):
+def test_writes_all_files_of_a_report(report):
     found = json.loads((report / "depth.json").read_text())
     assert found["depth"] == 3 and found["tokens"] == 64
     assert found["facts"]["sequences"] == 4
@@ -61,7 +61,7 @@ def test_a_report_has_its_files(report):
     assert not re.search(r"(src|href)=['\"]?(https?:|/|\w+\.png)", page)
 
 
-def test_the_tool_measures_what_the_library_does(report, model, data):
+def test_tool_and_library_measure_the_same(report, model, data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from megatron_cod.analysis.depth.models import traced_transformers
@@ -76,7 +76,7 @@ def test_the_tool_measures_what_the_library_does(report, model, data):
         assert [one["mean"] for one in found[name]] == pytest.approx([one["mean"] for one in direct[name]], abs=1e-5)
 
 
-def test_reports_are_compared(report, tmp_path):
+def test_overlays_reports(report, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "depth.json").write_text((report / "depth.json").read_text())
@@ -102,7 +102,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
-def test_bad_input_is_one_line(model, data, tmp_path, arguments, message):
+def test_rejects_bad_input_in_one_line(model, data, tmp_path, arguments, message):
     given = [one.format(model=model, data=data) for one in arguments]
     done = analyze(*given, "--output", tmp_path / "out")
     assert done.returncode == 2
@@ -112,7 +112,7 @@ def test_bad_input_is_one_line(model, data, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_that_does_not_fit(model, data, tmp_path):
+def test_rejects_tokenizer_that_does_not_fit(model, data, tmp_path):
     save_tokenizer(tmp_path / "words", [f"x{number}" for number in range(40)] + WORDS)
     done = analyze(
         "--model", model, "--data", data, "--tokenizer", tmp_path / "words", "--output", tmp_path / "o", *SMALL
@@ -121,7 +121,7 @@ def test_a_tokenizer_that_does_not_fit(model, data, tmp_path):
     assert re.search(r"error: the tokenizer does not fit the model: it gives id \d+, the model has 61", done.stderr)
 
 
-def test_nan_weights(data, tmp_path):
+def test_reports_nan_weights(data, tmp_path):
     model = build("llama")
     model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(tmp_path / "model")
@@ -131,7 +131,7 @@ def test_nan_weights(data, tmp_path):
     assert "error: the residual stream is not finite from block 2 on" in done.stderr
 
 
-def test_the_words_count_what_is_there():
+def test_sentences_count_the_blocks():
     toy = Toy([*mlps(3, scale=1.0), *[Linear(torch.zeros(H, H)) for _ in range(2)]])
     found = measure(traced(toy), Budget([tokens()], [tokens(20, 20, 9)]), METRICS)
     counts = effective_depth(found)

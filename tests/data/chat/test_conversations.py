@@ -30,7 +30,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("record", LAYOUTS.values(), ids=LAYOUTS)
-def test_a_layout_is_told_by_its_keys(tmp_path, record):
+def test_layout_is_recognised_by_its_keys(tmp_path, record):
     [found] = read_conversations([write(tmp_path / "x.jsonl", [record])])
     assert found.messages == [QUESTION, ANSWER]
 
@@ -103,7 +103,7 @@ def test_invalid_utf8_and_a_broken_list(tmp_path):
         list(read_conversations([str(tmp_path / "y.json")]))
 
 
-def test_a_file_named_twice_is_read_once_and_said(tmp_path):
+def test_file_given_twice_is_read_once(tmp_path):
     path = write(tmp_path / "x.jsonl", [LAYOUTS["prompt"]])
     said: list[str] = []
     samples, _ = read_samples(
@@ -112,7 +112,7 @@ def test_a_file_named_twice_is_read_once_and_said(tmp_path):
     assert len(samples) == 1 and "x.jsonl again)" in said[0]
 
 
-def test_bad_lines_are_skipped_counted_and_shown(tmp_path):
+def test_bad_lines_are_skipped_and_counted(tmp_path):
     path = write(tmp_path / "x.jsonl", ["{", LAYOUTS["prompt"], {"prompt": "a", "completion": ""}])
     samples, counts = read_samples([path], BYTES, Reading(8, skip_bad=True))
     assert len(samples) == 1 and counts.bad == 2

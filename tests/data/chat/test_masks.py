@@ -121,7 +121,7 @@ def test_built_in_templates_on_bytes(template):
     assert [int(mine) for mine in trained] == expected
 
 
-def test_alpacas_own_head():
+def test_alpaca_head_equals_its_authors():
     chat = chat_format_of("NullTokenizer", None, 257, "alpaca")
     assert bytes(chat.prompt(CHAT[1:2])) == (
         b"Below is an instruction that describes a task. Write a response that appropriately completes the request."
@@ -130,7 +130,7 @@ def test_alpacas_own_head():
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_sentencepiece(tmp_path, kind):
+def test_trained_tokens_of_sentencepiece_are_answers(tmp_path, kind):
     """Direct: each part encoded by SentencePiece alone; the end of text as its id; a prompt is the sample's beginning."""
     path = sentencepiece_model(tmp_path, kind)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))

@@ -75,7 +75,7 @@ def test_rows_behind_the_last_epoch_are_padding():
     assert plan(2 * plan.rows_an_epoch - 1) and plan(2 * plan.rows_an_epoch) == []
 
 
-def test_each_validation_sees_the_same():
+def test_every_validation_reads_the_same():
     plan = some(seed=None)
     count = plan.rows_an_epoch + 3
     seen = Repeated(plan, count)

@@ -53,7 +53,7 @@ def check(lengths: list[int], size: int, stride: int, prefixed: bool, plan_of=pl
 
 @given(CASES)
 @settings(max_examples=300, deadline=None)
-def test_every_token_once(case):
+def test_every_token_is_predicted_once(case):
     lengths, (size, stride), prefixed = case
     check(lengths, size, stride, prefixed)
 
@@ -84,7 +84,7 @@ def over_the_border(starts, size, stride, prefixed):
     "mutant", [counts_context_twice, first_token_of_a_window_missing, last_window_dropped, over_the_border]
 )
 @pytest.mark.parametrize("prefixed", [False, True])
-def test_a_wrong_plan_is_seen(mutant, prefixed):
+def test_detects_wrong_plan(mutant, prefixed):
     case = ([10, 3, 17], 8, 5, prefixed)
     check(*case)
     with pytest.raises(AssertionError):

@@ -1,0 +1,1 @@
+"""Small pieces that several folders use: numbers in flags, lists and tables in messages, files, progress."""

@@ -1,3 +1,0 @@
-"""Fixtures of fine-tuning runs, which tests of other folders import too."""
-
-from tests.distributed.sft_runs import base, chats, toy  # noqa: F401
