@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 CLI = ROOT / "megatron_cod" / "cli"
 HEAVY = ("torch", "megatron.core", "megatron.training", "transformers", "numpy", "matplotlib", "pandas")
-NO_COMMAND = {"main", "__init__", "training_help", "scheme_comparison", "quickstart_runs"}
+NO_COMMAND = {"main", "__init__", "parsing", "training_help", "scheme_comparison", "quickstart_runs"}
 """Modules of the folder that are no command."""
 HELPERS = ("make_corpus", "make_sample_corpus", "benchmark_preprocessing")
 """Programs of the repository alone: how its corpora were made, and a measurement of preprocessing."""
