@@ -54,7 +54,7 @@ def making_directory(path: Path) -> Iterator[Path]:
 
 
 def check_writable(folder: Path, what: str) -> None:
-    """Make a folder if it is missing. UserError "WHAT cannot be written" where no file can be made in it."""
+    """Make a folder if it is missing. UserError, which begins with ``what``, where no file can be made in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Root passes os.access on read-only mounts, so try.
