@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_cod.adaptations.cross_entropy import of_whole_vocabularies
 from megatron_cod.adaptations.table import Adapted, put_in
 from megatron_cod.adaptations.torch_optimizer import with_fused_kernel
 
@@ -221,6 +222,15 @@ def _table() -> tuple[Adapted, ...]:
     rows.append(Adapted(experts, "maybe_move_tensor_to_cpu", _as_numbers, "looks for tensors on a GPU", wraps=True))
     rows.append(Adapted(f"megatron.core.distributed.{fsdp}", "DeviceMesh", _CPUMesh, "asks for a mesh of GPUs"))
     rows.append(Adapted("torch.optim.AdamW", "step", with_fused_kernel, "twelve operators a parameter", wraps=True))
+    rows.append(
+        Adapted(
+            "megatron.core.tensor_parallel",
+            "vocab_parallel_cross_entropy",
+            of_whole_vocabularies,
+            "passes over all logits five times, and reduces over one rank",
+            wraps=True,
+        )
+    )
     final = "megatron.core.distributed.finalize_model_grads"
     rows.append(Adapted(final, "reset_model_temporary_tensors", _if_experts, "visits every module a step", wraps=True))
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
