@@ -76,12 +76,8 @@ class Progress:
             self._bar.start()
 
     def add(self, count: int) -> None:
-        """So much more is done."""
+        """So much more is done; report it, if it is time."""
         self.pace.add(count)
-        self.update()
-
-    def update(self) -> None:
-        """Report, if it is time."""
         if self.pace.is_due(_SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS):
             self._show()
 

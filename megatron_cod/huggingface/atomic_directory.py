@@ -64,7 +64,8 @@ class PartialDirectory:
 
     def finish(self) -> None:
         """Give it its name: from now on it is complete."""
-        (self.folder / _RECORD).unlink(missing_ok=True)
+        for record in self.folder.glob(f"{_RECORD}*"):  # one beside it if a kill came while it was written
+            record.unlink()
         if self.output.is_dir():
             self.output.rmdir()
         os.replace(self.folder, self.output)

@@ -11,14 +11,14 @@ class PreprocessingProgress:
     """Reports on `stream` what is done of `total` bytes, of which `before` were done in an earlier run."""
 
     def __init__(self, total: int, before: int = 0, stream: TextIO | None = None) -> None:
-        self._before, self._latest = before, (0, 0, 0)
+        self._done, self._latest = 0, (0, 0, 0)
         self._progress = Progress(Pace(total, before), self._describe, stream)
 
     def update(self, done: int, documents: int, tokens: int, text_bytes: int) -> None:
         """`done`: bytes of the inputs read by this run; the others: what came of them."""
         self._latest = (documents, tokens, text_bytes)
-        self._progress.pace.done = self._before + done
-        self._progress.update()
+        self._progress.add(done - self._done)
+        self._done = done
 
     def _describe(self, pace: Pace) -> str:
         documents, tokens, text_bytes = self._latest
