@@ -22,7 +22,7 @@ weights were then over 1e-4 away, gradients being equal to 6e-7."""
 
 COMPLETE_P = ["--complete-p-base-layers", "2", "--complete-p-base-hidden-size", "16"]
 EPS_OF = {"mhc": 1e-5, "hyper_connections": 1e-5}
-"""mHC's first mixing is of copies, which it leaves as they are: its gradient is rounding. Hyper-connections have small ones."""
+"""mHC's first mixing is of copies, which it leaves as they are: its gradient is rounding; and others are small."""
 
 
 def eps_of(name: str) -> float:
