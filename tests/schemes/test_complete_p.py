@@ -4,7 +4,9 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from megatron_cod.analysis.metrics import read_metrics
 from megatron_cod.schemes.complete_p import CompletePOptions, branch_factor, group_rules
 from megatron_cod.schemes.parameter_groups import Multipliers
 from tests.conftest import ROOT, TINY
@@ -117,7 +119,7 @@ def whole(tmp_path_factory, tiny):
 def test_logs_the_rate_of_the_run(whole):
     """Of the embeddings, not of matrices, which have a quarter of it."""
     rates = read_metrics(whole / "metrics.jsonl").scalars["learning-rate"]
-    assert max(rate for _, rate in rates) > 0.9 * float(TINY[TINY.index("--lr") + 1])
+    assert max(rate for _, rate in rates) > 0.5e-3  # the recipe's is 1e-3
 
 
 def test_a_checkpoint_has_a_group_for_each_kind(whole):
