@@ -15,7 +15,8 @@ RUN = ["--recipe", "debug", "--mock-data", "--train-iters", "2", "--log-interval
 @pytest.fixture
 def environment(monkeypatch):
     for name in (*single_process.ENVIRONMENT, *single_process._TASKS, "TORCHELASTIC_USE_AGENT_STORE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # or monkeypatch would not take back what is set later
+        monkeypatch.delenv(name)
     return monkeypatch
 
 

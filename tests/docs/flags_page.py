@@ -29,6 +29,9 @@ METRICS = {
     "parameters": "parameters of the model",
     "iteration-time": "seconds of a step",
     "samples vs steps": "samples seen",
+    "tokens seen": "tokens of all steps so far",
+    "tokens per second": "of all processes",
+    "tokens per second and GPU": "of one process",
     "stream variance/layer NNN": "variance of the residual stream after global layer NNN, at a validation",
     "depth/MEASURE/layer NNN": "depth monitor (`--depth-monitor-interval`), for each global layer",
 }
