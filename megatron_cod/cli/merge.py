@@ -7,7 +7,7 @@
 --weights: equal, a mean, as after a linear decay; linear, 1, 2, ... n; minus-sqrt, as after a decay by 1 - sqrt(t); ema,
 each older one counts --ema-decay times the next. Members may have different layouts; they must compute the same function.
 The fp32 copies of the optimizer are averaged where they were saved. The result has no optimizer state: --load takes it as
-it takes an imported model, and megatron-cod convert exports it. docs/merging.md has a measured example.
+it takes an imported model, and megatron-cod convert exports it. docs/merging.md has more.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_hf_checks_then_splits_the_step(tmp_path):
         (["hf", "--rounds", "0"], "--rounds must be at least 1"),
         (["hf", "--json", "/no/such/folder/x.json"], "its folder does not exist"),
         (["hf", "--threads", "0"], "--threads must be at least 1"),
-        ([*_TINY, "--num-attention-heads", "5"], "num_attention_heads"),
+        ([*_TINY, "--num-attention-heads", "5"], "--hidden-size must be a multiple of --num-attention-heads"),
     ],
 )
 def test_reports_user_errors_in_one_line(arguments, message):

@@ -7,6 +7,7 @@ import pytest
 from megatron_cod.errors import UserError
 from megatron_cod.launch import single_process
 from tests.cli.command import megatron_cod as command
+from tests.cli.forked import run_command
 from tests.commands import TOY
 
 RUN = ["--recipe", "debug", "--mock-data", "--train-iters", "2", "--log-interval", "1", "--rank-log-dir", "logs", *TOY]
@@ -15,7 +16,8 @@ RUN = ["--recipe", "debug", "--mock-data", "--train-iters", "2", "--log-interval
 @pytest.fixture
 def environment(monkeypatch):
     for name in (*single_process.ENVIRONMENT, *single_process._TASKS, "TORCHELASTIC_USE_AGENT_STORE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # or monkeypatch would not take back what is set later
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
@@ -44,7 +46,7 @@ def test_refuses_several_tasks_without_ranks(name, environment):
 
 
 def test_trains_in_one_process(tmp_path):
-    done = command("train", *RUN, cwd=tmp_path)
+    done = run_command("train", *RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "step 2/2 | loss" in done.stdout
     assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["rank_00000.log"]

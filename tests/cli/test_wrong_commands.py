@@ -30,9 +30,9 @@ WRONG = {
         r"unrecognized arguments: --train-iter 5; did you mean --train-iters\?",
     ),
     "a scheme misspelt": ([*DEBUG, "--norm-scheme", "lsn"], r"did you mean lns\?"),
-    "no model": (["train", "--mock-data", "--train-iters", "2"], r"--num-layers|--hidden-size"),
+    "no model": (["train", "--mock-data", "--train-iters", "2", "--eval-iters", "0"], r"--num-layers|--hidden-size"),
     "text instead of tokens": (
-        [*DEBUG, "--train-data-path", "notes.jsonl"],
+        [*DEBUG, "--train-data-path", "notes.jsonl", "--eval-iters", "0"],
         r"notes\.jsonl.*megatron-cod preprocess",
     ),
     "a tokenizer that is a folder": (

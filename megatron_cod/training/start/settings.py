@@ -26,6 +26,7 @@ class Settings:
     rank_log_dir: str | None
     metrics_file: str | None
     peak_tflops: float | None
+    sample_data: bool
     dry_run: bool
     train_tokens: int | None
     lr_warmup_tokens: int | None
