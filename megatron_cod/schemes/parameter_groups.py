@@ -58,9 +58,16 @@ def mark_outside(chunks: list[Any]) -> list[Any]:
     return chunks
 
 
+def _mark(args: Any) -> float:
+    """A rate that no other group has. Before a checkpoint is read, Megatron's distributed optimizer loads its own state,
+    in which it finds groups by their rates: with the same rate in two of them one would become the other."""
+    rate: float = args.lr + 1.0
+    return rate
+
+
 def split_groups(args: Any) -> None:
     """Have Megatron, which builds its optimizer next, keep what is marked in groups of its own. args: Megatron's."""
-    args.decoupled_lr = args.lr
+    args.decoupled_lr = _mark(args)
 
 
 def set_rules(groups: Sequence[dict[str, Any]], rules: GroupRules, args: Any) -> None:
@@ -72,7 +79,7 @@ def set_rules(groups: Sequence[dict[str, Any]], rules: GroupRules, args: Any) ->
     if any(group["is_decoupled_lr"] for group in groups):
         return
     for group in groups:
-        outside = not group["default_config"]  # Megatron's name for groups without a rate of their own
+        outside = group["max_lr"] == _mark(args)
         mine = rules.of(outside, vector=group["wd_mult"] == 0.0)
         group["max_lr"], group["min_lr"] = args.lr * mine.lr, args.min_lr * mine.lr
         group["wd_mult"] *= mine.weight_decay
