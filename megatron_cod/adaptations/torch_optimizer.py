@@ -88,9 +88,9 @@ def _may_fuse(group: dict[str, Any]) -> bool:
 
 
 def with_fused_kernel(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``AdamW.step`` in one kernel a parameter: on the host torch takes twelve unless it is told.
+    """``AdamW.step`` in one kernel a parameter; torch's default on the host is twelve operators.
 
-    It is told for the step alone: checkpoints hold the groups, and are read by machines where another kernel is right.
+    The choice holds for one step: checkpoints hold the groups, and other machines read them, with kernels of their own.
     """
 
     @functools.wraps(original)
