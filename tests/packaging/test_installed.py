@@ -45,25 +45,19 @@ def test_the_package_is_the_installed_one(installed, tmp_path):
     assert installed.parent in found.parents and ROOT not in found.parents
 
 
+@pytest.mark.timeout(3600)
 def test_first_commands_in_an_empty_folder(installed, tmp_path):
-    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    empty = tmp_path / "empty"
+    empty, transcript = tmp_path / "empty", Path(os.environ.get("TRANSCRIPT", tmp_path / "transcript.txt"))
     empty.mkdir()
     script = ROOT / "tests" / "packaging" / "first_commands.sh"
-    done = subprocess.run(
-        [script],
-        cwd=empty,
-        env=environment(installed) | home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if os.environ.get("TRANSCRIPT"):
-        Path(os.environ["TRANSCRIPT"]).write_text(done.stdout)
-    assert done.returncode == 0, done.stdout[-4000:]
-    assert "training on State of the Union speeches" in done.stdout and "saving every 1000 steps" in done.stdout
-    assert str(ROOT) not in done.stdout, "a file of the checkout was used"
-    assert not [name for name in ("tools/", "recipes/") if f" {name}" in done.stdout]
+    variables = environment(installed) | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with transcript.open("w") as out:
+        done = subprocess.run([script], cwd=empty, env=variables, stdout=out, stderr=subprocess.STDOUT)
+    text = transcript.read_text()
+    assert done.returncode == 0, text[-4000:]
+    assert "training on State of the Union speeches" in text and "saving every 1000 steps" in text
+    assert str(ROOT) not in text, "a file of the checkout was used"
+    assert not [name for name in ("tools/", "recipes/") if f" {name}" in text]
 
 
 IMPORTS = """
