@@ -4,11 +4,10 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from megatron_cod.analysis.metrics import read_metrics
 from megatron_cod.schemes.complete_p import CompletePOptions, branch_factor, group_rules
-from megatron_cod.schemes.parameter_groups import Multipliers
+from megatron_cod.schemes.parameter_groups import Multipliers, set_rules, split_groups
 from tests.conftest import ROOT, TINY
 from tests.distributed.oracle_runs import within_tolerance
 from tests.distributed.runs import PP2, at_step_4, losses, refuse, succeed
@@ -122,13 +121,33 @@ def test_logs_the_rate_of_the_run(whole):
     assert max(rates.values()) > 0.5e-3  # the recipe's is 1e-3
 
 
-def test_a_checkpoint_has_a_group_for_each_kind(whole):
-    """Megatron finds them by rate, decay and mark, so those must differ for kinds that differ in epsilon alone."""
-    common = torch.load(whole / "iter_0000008" / "common.pt", weights_only=False)
-    optimizer = common["optimizer"]
-    groups = optimizer.get("optimizer", optimizer)["param_groups"]
-    kinds = {(one["max_lr"], one["wd_mult"], one["is_decoupled_lr"]) for one in groups}
-    assert len(groups) == len(kinds) == 4
+def groups_of(args: SimpleNamespace) -> list[dict]:
+    """As Megatron makes them: by override of the rate, and of the decay."""
+    plain = {"max_lr": args.lr, "min_lr": args.min_lr, "wd_mult": 1.0, "is_decoupled_lr": False, "default_config": True}
+    marked = {"max_lr": args.decoupled_lr, "default_config": False}
+    return [dict(plain), plain | marked, plain | marked | {"wd_mult": 0.0}, plain | {"wd_mult": 0.0}]
+
+
+def identifiers(groups: list[dict]) -> set[tuple]:
+    """What Megatron finds the groups of a checkpoint by."""
+    return {(one["max_lr"], one["min_lr"], one["wd_mult"], one["is_decoupled_lr"]) for one in groups}
+
+
+def test_megatron_can_tell_the_groups_apart_before_and_after():
+    """Else a resumed distributed optimizer gives a group the numbers of another."""
+    args = SimpleNamespace(lr=1e-3, min_lr=1e-4, adam_eps=1e-8)
+    split_groups(args)
+    groups = groups_of(args)
+    assert len(identifiers(groups)) == 4
+    rules = group_rules(SimpleNamespace(num_layers=8, hidden_size=1024), CompletePOptions())
+    for _ in range(2):  # the second time does nothing
+        set_rules(groups, rules, args)
+        assert len(identifiers(groups)) == 4 and args.decoupled_lr is None
+        assert [one["max_lr"] for one in groups] == [1e-3 / 4, 1e-3, 1e-3, 1e-3]
+        assert [one["min_lr"] for one in groups] == [1e-4 / 4, 1e-4, 1e-4, 1e-4]
+        assert [one["wd_mult"] for one in groups] == [4, 1, 0, 0]
+        assert [one["eps"] for one in groups] == pytest.approx([1e-8 / 16, 1e-8 / 4, 1e-8 / 4, 1e-8 / 16])
+        assert [one["default_config"] for one in groups] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_cod.analysis.metrics import read_metrics
 from megatron_cod.schemes import mhc
 from megatron_cod.schemes.hyper_connections import HyperJoin
 from megatron_cod.schemes.mhc import sinkhorn
+from megatron_cod.training.monitoring.depth_monitor import depth_tag
 from megatron_cod.training.start.loading import trace_megatron
 from tests import oracle
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
@@ -150,43 +152,46 @@ def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, lay
     assert max(abs(found[step] - train[step]) for step in (5, 6, 7, 8)) <= tolerance
 
 
+def depth_figures(folder, step: int) -> dict[str, float]:
+    """Of the depth monitor at a step, by name and layer."""
+    scalars = read_metrics(folder / "metrics.jsonl").scalars
+    return {name: values[step] for name, values in scalars.items() if name.startswith("depth/")}
+
+
 def test_monitors_measure_every_block(whole):
-    _, folder = whole
-    text = (folder / "metrics.jsonl").read_text()
+    found = depth_figures(whole[1], 4)
     for name in ("variance before", "variance after", "gradient norm", "angular distance"):
-        found = re.findall(rf'"depth/{name}/layer (\d+)", "step": 4, "value": ([\d.e-]+)', text)
-        assert [int(number) for number, _ in found] == [1, 2, 3, 4], name
-        assert all(float(value) > 0 for _, value in found)
+        values = [found[depth_tag(name, layer)] for layer in (1, 2, 3, 4)]
+        assert all(value > 0 for value in values), name
+
+
+def followed(_rank: int, folder, mixes: bool) -> dict:
+    """What the analysis sees of a trained model, and how far its mixing is from doubly stochastic."""
+    traced = trace_megatron(folder, None, 16)
+    seen: list[torch.Tensor] = []
+    for block in traced.blocks if mixes else ():
+        for join in (block.self_attn_bda, block.mlp_bda):
+            writing = join.writing
+            join.writing = lambda streams, writing=writing: (seen.append(writing(streams)[0]), writing(streams))[1]
+    with torch.no_grad():
+        trace = traced.trace(torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4)))
+        mixing = torch.stack(seen) if seen else torch.eye(4)
+        again = [traced.block(trace, number, trace.streams[number - 1]) for number in (1, 2, 3, 4)]
+        return {
+            "shapes": {tuple(stream.shape) for stream in trace.streams},
+            "blocks": max(float((a - b).abs().max()) for a, b in zip(again, trace.streams[1:], strict=True)),
+            "head": float((traced.head(trace, trace.streams[-1]) - trace.logits).abs().max()),
+            "sums": max(float((mixing.sum(axis) - 1).abs().max()) for axis in (-1, -2)),
+        }
 
 
 def test_analysis_follows_the_streams(whole):
-    _, folder = whole
-    traced = trace_megatron(folder, None, 16)
-    batch = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4))
-    trace = traced.trace(batch)
-    n = trace.streams[0].shape[-1] // 32
-    assert n > 1 and {stream.shape for stream in trace.streams} == {(2, 16, 32 * n)}
-    with torch.no_grad():
-        for number in range(1, 5):
-            assert (traced.block(trace, number, trace.streams[number - 1]) - trace.streams[number]).abs().max() <= 1e-5
-        assert (traced.head(trace, trace.streams[-1]) - trace.logits).abs().max() <= 1e-5
-
-
-def test_trained_mixing_is_doubly_stochastic(whole):
+    """And mHC's trained mixing is doubly stochastic."""
     flags, folder = whole
-    if flags is not MHC:
-        pytest.skip("mHC's are")
-    traced = trace_megatron(folder, None, 16)
-    seen: list[torch.Tensor] = []
-    for module in traced.blocks:
-        for join in (module.self_attn_bda, module.mlp_bda):
-            writing = join.writing
-            join.writing = lambda streams, writing=writing: (seen.append(writing(streams)[0]), writing(streams))[1]
-    traced.trace(torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(4)))
-    assert len(seen) == 8
-    for found in seen:
-        assert (found.sum(-1) - 1).abs().max() <= 1e-5 and (found.sum(-2) - 1).abs().max() <= 1e-5
-        assert (found - found[:1, :1]).abs().max() > 1e-6  # tokens differ
+    [found] = run_ranks(1, followed, folder, flags is MHC)
+    n = 2 if flags is RUNS["static"] else 4
+    assert found["shapes"] == {(2, 16, 32 * n)}
+    assert max(found["blocks"], found["head"], found["sums"]) <= 1e-5, found
 
 
 def test_export_is_refused(whole, tmp_path):
@@ -200,11 +205,7 @@ def test_monitors_see_what_they_see_of_pre_ln(tiny, tmp_path):
     for name, flags in (("pre_ln", ["--norm-scheme", "pre_ln", "--init-policy", "normal"]), ("streams", STATIC)):
         steps = ["--train-iters", "1", "--save", str(tmp_path / name), "--depth-monitor-interval", "1"]
         succeed(1, [*tiny, *flags, *steps])
-        text = (tmp_path / name / "metrics.jsonl").read_text()
-        found[name] = {
-            key: float(value)
-            for key, value in re.findall(r'"(depth/[a-z ]+/layer \d+)", "step": 1, "value": ([\d.e-]+)', text)
-        }
+        found[name] = depth_figures(tmp_path / name, 1)
     assert len(found["pre_ln"]) == 24 == len(found["streams"])
     for key, value in found["pre_ln"].items():
         if "gradient" not in key:  # a stream of n has a share of it
