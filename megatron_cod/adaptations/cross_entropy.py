@@ -21,7 +21,8 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
         # As Megatron: fp32 logits are overwritten with the probabilities, whose memory the gradient then takes.
-        rows = logits.float().view(-1, logits.shape[-1])
+        values = logits.float()
+        rows = values.view(-1, logits.shape[-1])
         wanted = target.reshape(-1, 1)
         loss = rows.new_empty(rows.shape[0], 1)
         step = max(1, _BLOCK_BYTES // (4 * rows.shape[1]))
@@ -31,16 +32,17 @@ class _CrossEntropy(torch.autograd.Function):
             total = block.exp_().sum(-1, keepdim=True)
             torch.sub(total.log(), picked, out=out)
             block.div_(total)
-        ctx.save_for_backward(rows, wanted)
+        ctx.save_for_backward(values, wanted)
         ctx.dtype = logits.dtype
         return loss.view(target.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        rows, wanted = ctx.saved_tensors
+        values, wanted = ctx.saved_tensors
+        rows = values.view(-1, values.shape[-1])
         rows.scatter_add_(-1, wanted, rows.new_full(wanted.shape, -1.0)).mul_(grad.reshape(-1, 1))
-        return rows.view(*grad.shape, -1).to(ctx.dtype), None
+        return values.to(ctx.dtype), None
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

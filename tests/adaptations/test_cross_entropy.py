@@ -20,7 +20,7 @@ def outcome(function, dtype=torch.float32):
     logits, target, weights = inputs(dtype)
     weights[2] = 0.0
     logits.requires_grad_()
-    loss = function(logits.clone(), target)
+    loss = function(logits * 1.0, target)
     (loss * weights).sum().backward()
     return loss.detach().double(), logits.grad.double()
 
@@ -52,14 +52,23 @@ def without_the_last_block(ctx, logits, target, right=cross_entropy_module._Cros
 
 
 def without_the_target(ctx, grad):
-    rows, _ = ctx.saved_tensors
-    return (rows * grad.reshape(-1, 1)).view(*grad.shape, -1), None
+    values, _ = ctx.saved_tensors
+    return values * grad.unsqueeze(-1), None
 
 
 @pytest.mark.parametrize("name, mutant", [("forward", without_the_last_block), ("backward", without_the_target)])
 def test_detects_wrong_loss_and_gradient(name, mutant, monkeypatch):
     monkeypatch.setattr(cross_entropy_module._CrossEntropy, name, staticmethod(mutant))
     assert difference() > 1e-2
+
+
+def test_overwrites_a_view_as_the_models_logits_are():
+    """The output layer's logits are a transposed view where no micro-batch is larger than one."""
+    hidden, weight = torch.randn(S, 1, 8, requires_grad=True), torch.randn(V, 8, requires_grad=True)
+    target = torch.randint(V, (S, 1))
+    found = torch.autograd.grad(cross_entropy(F.linear(hidden, weight), target).sum(), (hidden, weight))
+    right = torch.autograd.grad(of_torch(F.linear(hidden, weight), target).sum(), (hidden, weight))
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, right, strict=True))
 
 
 class Group:
