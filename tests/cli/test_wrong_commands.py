@@ -31,10 +31,6 @@ WRONG = {
     ),
     "a scheme misspelt": ([*DEBUG, "--norm-scheme", "lsn"], r"did you mean lns\?"),
     "no learning rate": (["train", "--mock-data", "--train-iters", "2", "--eval-iters", "0"], r"--lr is missing"),
-    "no model": (
-        ["train", "--mock-data", "--train-iters", "2", "--eval-iters", "0", "--lr", "1e-3"],
-        r"--num-layers|--hidden-size",
-    ),
     "text instead of tokens": (
         [*DEBUG, "--train-data-path", "notes.jsonl", "--eval-iters", "0"],
         r"notes\.jsonl.*megatron-cod preprocess",

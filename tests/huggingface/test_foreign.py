@@ -42,7 +42,7 @@ def test_a_checkpoint_as_lns_is_refused_as_pre_ln(tmp_path, tiny):
     run = ["--train-iters", "1", "--micro-batch-size", "1", "--global-batch-size", "1", "--lr", "1e-4", "--dry-run"]
     run += ["--eval-iters", "0"]
     ended = run_training_ranks(
-        1, [*recipe, *run, "--norm-scheme", "pre_ln", "--unset", "lns-placement", "lns-exponent"]
+        1, [*recipe, *run, "--norm-scheme", "pre_ln", "--unset", "lns-placement", "lns-exponent", "lns-router"]
     )
     assert ended[0].code == 2 and "was trained with --norm-scheme lns" in ended[0].output, ended[0].output[-2000:]
     assert run_training_ranks(1, [*recipe, *run])[0].code == 0

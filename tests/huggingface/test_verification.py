@@ -138,7 +138,7 @@ def test_missing_tensors_are_named_in_a_short_line(tmp_path):
     make_model("llama", tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 400}))
-    with pytest.raises(UserError, match=r"missing: .* and 3560 more") as short:
+    with pytest.raises(UserError, match=r"missing: .* and 3,560 more") as short:
         import_model(ImportJob(tmp_path / "hf", tmp_path / "out"))
     assert len(str(short.value)) < 500
     import_model(ImportJob(make_model("llama", tmp_path / "whole"), tmp_path / "megatron"))

@@ -105,14 +105,14 @@ def _refuse_missing(prefix: str, index_path: Path, data_path: Path) -> None:
         return
     if len(missing) == 1:
         raise UserError(f"dataset {prefix} is not complete: {missing[0]} is missing beside its other file; {_REMAKE}")
-    if Path(prefix).is_file():
-        raise UserError(
-            f"{prefix} is a file and no dataset; make one of it with megatron-cod preprocess --input {prefix}"
-        )
     asked = f"dataset {prefix} does not exist: neither {index_path} nor {data_path} was found"
     bare = prefix.removesuffix(".idx").removesuffix(".bin")
     if bare != prefix and Path(f"{bare}.idx").is_file():
         raise UserError(f"{asked}; give the prefix without the file's ending: {bare}")
+    if Path(prefix).is_file():
+        raise UserError(
+            f"{prefix} is a file and no dataset; make one of it with megatron-cod preprocess --input {prefix}"
+        )
     folder = index_path.parent
     if not folder.is_dir():
         raise UserError(f"{asked}; the folder {folder} does not exist")

@@ -14,7 +14,7 @@ from megatron_cod.training.flags.parser import add_arguments
 from megatron_cod.training.loop.observers import EVENTS
 
 PACKAGE = Path(megatron_cod.__file__).parent
-NOT_IN_TRAINING = ("analysis", "benchmark", "comparison", "data", "huggingface", "preflight", "rehearsal")
+NOT_IN_TRAINING = ("analysis", "benchmark", "cli", "comparison", "data", "huggingface", "preflight", "rehearsal")
 """Folders of programs that train nothing, or nothing that lasts."""
 
 HOOKS = {
@@ -31,6 +31,8 @@ ONCE = {
     "backends/te_norm.py scale_norm_in_chain: scaled.depth_factor",
     "backends/te_norm.py _DepthScaledOp.op_forward: ctx.depth_scaled",
     "backends/torch_rotary.py _Rotate.forward: ctx.rotations",
+    "backends/torch_mixed_rotary.py _RotateMixed.forward: ctx.rotation",
+    "adaptations/cross_entropy.py _CrossEntropy.forward: ctx.dtype",
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
     "model.py attach_design: config.transformer_layer_spec",
@@ -99,6 +101,7 @@ FLAGS_ONCE = {
         "lns_placement",
         "lns_exponent",
         "lns_router",
+        "sample_data",
         "mix_ln_post_layers",
     ),
     *("complete_p_alpha", "complete_p_base_layers", "complete_p_base_hidden_size"),
