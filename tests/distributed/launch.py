@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.distributed.preload"])
+FORKS.set_forkserver_preload(["tests.distributed.started_with", "tests.distributed.preload"])
 SHOW_STACKS = signal.SIGUSR2
 """What a rank that is still running at the end of its time gets: it writes the stack of each thread into its log."""
 
@@ -33,12 +33,30 @@ def open_store() -> Any:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def _enter(function: Callable[..., Any], rank: int, world: int, port: int, folder: str, arguments: tuple) -> None:
+def _set_environment(wanted: dict[str, str]) -> None:
+    """Give a rank the environment of its test: it is forked with that of the test in which the fork server started."""
+    from tests.distributed.started_with import ENVIRONMENT
+
+    for name in ENVIRONMENT.keys() - wanted.keys():
+        os.environ.pop(name, None)
+    os.environ.update({name: value for name, value in wanted.items() if ENVIRONMENT.get(name) != value})
+
+
+def _enter(
+    function: Callable[..., Any],
+    rank: int,
+    world: int,
+    port: int,
+    folder: str,
+    arguments: tuple,
+    environment: dict[str, str],
+) -> None:
     # A group of its own: what a rank starts, such as the helpers of a save, is to end with it, also when it is killed.
     os.setpgid(0, 0)
     log = open(f"{folder}/{rank}.log", "w", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    _set_environment(environment)
     faulthandler.register(SHOW_STACKS, file=log, all_threads=True)  # a rank may redirect its standard error
     os.environ |= {
         "RANK": str(rank),
@@ -86,8 +104,12 @@ def _stacks(processes: list[Any], folder: str) -> str:
     for process in running.values():
         os.kill(process.pid, SHOW_STACKS)
     time.sleep(2)
-    logs = {rank: Path(folder, f"{rank}.log").read_text(errors="replace") for rank in running}
-    return "\n".join(f"--- the log of rank {rank} ends:\n{log[-8000:]}" for rank, log in logs.items())
+    return "\n".join(f"--- the log of rank {rank} ends:\n{_log(folder, rank)[-8000:]}" for rank in running)
+
+
+def _log(folder: str, rank: int) -> str:
+    path = Path(folder, f"{rank}.log")
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +147,9 @@ def run_training_ranks(
         store = open_store()
         # Not daemons: data loaders start processes of their own.
         processes = [
-            FORKS.Process(target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before)))
+            FORKS.Process(
+                target=_enter, args=(_train, rank, world, store.port, folder, (entry, flags, before), dict(os.environ))
+            )
             for rank in range(world)
         ]
         for process in processes:
@@ -150,9 +174,7 @@ def run_training_ranks(
         for rank, process in enumerate(processes):
             path = Path(folder, f"{rank}.pickle")
             state, value = pickle.loads(path.read_bytes()) if path.exists() else ("ok", None)
-            log = Path(folder, f"{rank}.log")
-            text = (log.read_text(errors="replace") if log.exists() else "") + (value or "")
-            ended.append(Ended(1 if state == "error" else process.exitcode or 0, text))
+            ended.append(Ended(1 if state == "error" else process.exitcode or 0, _log(folder, rank) + (value or "")))
         return ended
 
 
@@ -178,7 +200,11 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
     with tempfile.TemporaryDirectory() as folder:
         store = open_store()
         processes = [
-            FORKS.Process(target=_enter, args=(function, rank, world, store.port, folder, arguments), daemon=True)
+            FORKS.Process(
+                target=_enter,
+                args=(function, rank, world, store.port, folder, arguments, dict(os.environ)),
+                daemon=True,
+            )
             for rank in range(world)
         ]
         for process in processes:
@@ -194,8 +220,7 @@ def run_ranks(world: int, function: Callable[..., Any], *arguments: Any, timeout
                     if path.exists():
                         state, value = pickle.loads(path.read_bytes())
                         if state == "error":
-                            log = Path(folder, f"{rank}.log").read_text(errors="replace")[-3000:]
-                            raise WorkerError(f"rank {rank}: {value}\n--- its log ends:\n{log}")
+                            raise WorkerError(f"rank {rank}: {value}\n--- its log ends:\n{_log(folder, rank)[-3000:]}")
                         results[rank] = value
                     elif not process.is_alive() and not path.exists():
                         raise WorkerError(f"rank {rank} died with exit code {process.exitcode}")

@@ -33,14 +33,14 @@ static void record(const char* kind, const char* what) {
   count(std::string(kind) + ":" + what);
   if (hook && !in_allocator) hook(kind, what);
 }
-// torch's allocator calls these with its lock held. The hook waits for Python's lock there, while a thread that has it may
-// wait for the allocator's: the hook is not called.
-struct Caller {
-  explicit Caller(const void* address) {
+// torch's allocator waits for events with its lock held. The hook would wait for Python's lock, which a thread may hold that
+// waits for the allocator's: such waits are counted, and the hook is not called. caller: a return address.
+struct WithoutHookInAllocator {
+  explicit WithoutHookInAllocator(const void* caller) {
     Dl_info info;
-    in_allocator = dladdr(address, &info) && strstr(info.dli_fname, "libc10_cuda");
+    in_allocator = dladdr(caller, &info) && strstr(info.dli_fname, "libc10_cuda");
   }
-  ~Caller() { in_allocator = false; }
+  ~WithoutHookInAllocator() { in_allocator = false; }
 };
 API void fakecuda_hook(void (*function)(const char*, const char*)) { hook = function; }
 API void fakecuda_reset() { Lock lock(mutex()); counts().clear(); }
@@ -303,12 +303,12 @@ API cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned
 }
 API cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) { return cudaEventRecordWithFlags(e, s, 0); }
 API cudaError_t cudaEventQuery(cudaEvent_t e) {
-  Caller caller(__builtin_return_address(0));
+  WithoutHookInAllocator guard(__builtin_return_address(0));
   if (!ready(copied(of(e)->pending))) return cudaErrorNotReady;
   return unless_captured(of(e)->capture, "cudaEventQuery");
 }
 API cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-  Caller caller(__builtin_return_address(0));
+  WithoutHookInAllocator guard(__builtin_return_address(0));
   settle(copied(of(e)->pending)); record("sync", "cudaEventSynchronize");
   return unless_captured(of(e)->capture, "cudaEventSynchronize");
 }
