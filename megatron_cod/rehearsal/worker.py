@@ -32,6 +32,7 @@ from megatron_cod.errors import Phase, UserError
 from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.model import model_config_from_args
 from megatron_cod.pipeline import embedding_ranks, plan_pipeline, split_from_args
+from megatron_cod.schemes.design import design_from_args
 from megatron_cod.training.before_megatron import satisfy_make
 from megatron_cod.training.data import batches
 from megatron_cod.training.flags.batch_sizes import batch_sizes
@@ -137,15 +138,17 @@ _datasets.is_distributed = True  # type: ignore[attr-defined]
 
 
 def _give_shapes(args: MegatronArgs) -> None:
-    """With multi-token prediction before the last stage, stages send one another the shapes they send: set them here.
+    """Set the shapes that stages send one another beside their tensors, where those are not Megatron's own [s, b, h].
 
-    Behind a stage that predicts K tokens ahead 1 + K streams go on. UserError with virtual stages, where the shape
-    depends on which of them asks.
+    A scheme with n residual streams sends [s, n b, h]. Behind a stage that predicts K tokens ahead 1 + K sequences go
+    on; UserError for that with virtual stages, where the shape depends on which of them asks.
     """
     chunks = plan_pipeline(split_from_args(args))
-    if not any(chunk.mtp and not chunk.loss for chunk in chunks):
+    streams = design_from_args(args).streams
+    predicts_early = any(chunk.mtp and not chunk.loss for chunk in chunks)
+    if streams == 1 and not predicts_early:
         return
-    if args.virtual_pipeline_model_parallel_size:
+    if predicts_early and args.virtual_pipeline_model_parallel_size:
         raise UserError(
             "multi-token prediction on a stage of its own with virtual stages: planned, but not run here yet"
         )
@@ -154,7 +157,7 @@ def _give_shapes(args: MegatronArgs) -> None:
 
     def shape(behind: int) -> list[int]:
         ahead = sum(len(chunk.mtp) for chunk in chunks[: behind + 1])
-        return [length * (1 + ahead), args.micro_batch_size, args.hidden_size]
+        return [length * (1 + ahead), args.micro_batch_size * streams, args.hidden_size]
 
     def shapes(self: Any, _send_next: Any, _send_prev: Any, recv_prev: bool, recv_next: bool) -> tuple[Any, Any]:
         rank = parallel_state.get_pipeline_model_parallel_rank()

@@ -126,7 +126,7 @@ def test_activations_are_what_autograd_keeps(flags, world):
 
     RMSNorm a number a token, SwiGLU one product more, attention of chunks a mask; where each head has its own keys, the
     turned row of queries, keys and values in place of the row as it was and turned copies, and what attention returns in
-    the order of sequences as well as of tokens.
+    the order of tokens only without tensor parallelism, where the product after it keeps its own copy.
     """
     launch = read_launch(flags, world)
     args, chunk = launch.args, planned(flags, world).stages[0].chunks[0]
@@ -140,7 +140,8 @@ def test_activations_are_what_autograd_keeps(flags, world):
     if args.context_parallel_size > 1:  # the mask of rank 0's last chunk, over all keys
         extra += 4 * args.num_layers * length // 2 * args.seq_length
     if not args.group_query_attention:  # of chunks only the queries are counted; their row holds keys and values too
-        extra += 4 * args.num_layers * tokens * width * (2 if args.context_parallel_size > 1 else -1)
+        widths = 2 if args.context_parallel_size > 1 else -1 if tp == 1 else -2
+        extra += 4 * args.num_layers * tokens * width * widths
     assert measured(flags, world, 0).saved == pytest.approx(chunk.activations + extra, rel=0.02)
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
@@ -37,7 +37,8 @@ def _entropies(engine: Engine, batch: torch.Tensor) -> tuple[torch.Tensor, dict[
         layer.mlp.router.gating = watched
     with torch.no_grad():
         places = torch.arange(batch.shape[1])[None].expand(batch.shape)
-        return engine.model[0](batch, places, None), found
+        logits = engine.model[0](batch, places, None)
+    return logits, dict(found)  # a copy: the next call on this engine passes this one's watch too
 
 
 def _worker(_rank: int) -> dict[str, tuple]:
@@ -87,7 +88,7 @@ def test_exports_with_the_factor_in_the_routers_rows(tiny, tmp_path):
     done = run_program("convert_hf.py", "export", "--checkpoint", tmp_path / "run", "--output", tmp_path / "hf")
     assert done.returncode == 0, done.stderr
     recipe = ROOT / "recipes" / "debug.yaml"
-    model = [flag for flag in tiny if flag not in ("--recipe", str(recipe))]
+    model = [flag for flag in TINY if flag not in ("--recipe", str(recipe))]
     ours = megatron_logits(tmp_path / "run", ONE_PROCESS, tokens(257), *model, *flags, recipe=recipe)[..., :257]
     assert (transformers_logits(tmp_path / "hf", tokens(257)) - ours).abs().max() <= 1e-5
     refuse(
