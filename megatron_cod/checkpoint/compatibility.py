@@ -71,13 +71,14 @@ def check_load(args: MegatronArgs, override_scheme: bool, trains: bool = False) 
         if theirs is not None and ours is not None and theirs != ours:
             flag = "--" + name.replace("_", "-")
             raise UserError(f"checkpoint {checkpoint} was trained with {flag} {theirs}, this run has {ours}")
+    # The scheme first: some set other flags of the function, and the scheme is what the user knows.
+    scheme = check_scheme(checkpoint, saved, args, override_scheme)
     changed = check_function(checkpoint, saved, args, args.override_model_check)
     # Megatron takes the weights alone of a release, and of --pretrained-checkpoint where --load holds nothing.
     is_resumed = checkpoint.name != RELEASE and same_directory(str(checkpoint.parent), args.load)
     if is_resumed:
         check_optimizer_layout(checkpoint, saved, state.get("content_metadata") or {}, args)
         check_place_in_data(checkpoint, saved, args)
-    scheme = check_scheme(checkpoint, saved, args, override_scheme)
     if trains and is_resumed:
         check_resumed_schedule(checkpoint, saved, state, args)
     return [*lines, *scheme, *changed, *differences(checkpoint, saved, args), *data_warnings(checkpoint, saved, args)]

@@ -144,7 +144,7 @@ def test_missing_tensors_are_named_in_a_short_line(tmp_path):
     import_model(ImportJob(make_model("llama", tmp_path / "whole"), tmp_path / "megatron"))
     with pytest.raises(UserError, match=r"has no place in the llama architecture; .* and 26 more|is missing") as short:
         _check_with_more_layers(tmp_path / "megatron" / "release")
-    assert len(str(short.value)) < 600
+    assert len(str(short.value).replace(str(tmp_path), "")) < 650
 
 
 def _check_with_more_layers(path):

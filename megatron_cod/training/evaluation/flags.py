@@ -13,8 +13,8 @@ Perplexity and bits per byte of a checkpoint of any norm scheme, at any layout (
   megatron-cod evaluate --load runs/first \\
       --eval-data web=data/valid_text_document news=news.jsonl [layout flags, any Megatron flag]
 
-The model's flags come from the run's directory; --micro-batch-size and --seq-length are the run's unless given. --eval-data
-takes prefixes of .bin/.idx, JSON lines and plain text (plain, .gz, .zst).
+The model's flags and --seq-length come from the run's directory; --micro-batch-size is chosen by memory. Flags win over
+both. --eval-data takes prefixes of .bin/.idx, JSON lines and plain text (plain, .gz, .zst).
 """
 
 MODES = ("stream", "document")

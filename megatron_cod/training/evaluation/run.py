@@ -29,6 +29,7 @@ from megatron_cod.launch.exit_codes import fail, one_line_endings
 from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.training.data.tokenizer_in_use import trained_with
 from megatron_cod.training.evaluation import report
+from megatron_cod.training.evaluation.batch_size import micro_batch_size
 from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.faults.out_of_memory import reported_in_one_line
@@ -56,22 +57,19 @@ def _check_output(path: str | None) -> None:
         raise UserError(f"--output {path} is a folder; name a file")
 
 
-def _set_batches(raw: EvaluationArgs) -> None:
-    """Set the batch sizes: a global batch is what one call of the schedule computes."""
-    raw.micro_batch_size = raw.micro_batch_size or 1
+def _set_batches(given: int | None, raw: EvaluationArgs) -> None:
+    """Set the batch sizes: a global batch is what one call of the schedule computes. given: ``--micro-batch-size``."""
+    raw.micro_batch_size = given or micro_batch_size(raw, raw.micro_batch_size or 1)
     if raw.tokenizer_model and not Path(raw.tokenizer_model).exists():
         raise UserError(f"the checkpoint's --tokenizer-model {raw.tokenizer_model} does not exist; give its path")
     replicas = int(os.environ.get("WORLD_SIZE", "1")) // replica_size(raw)
     raw.global_batch_size = raw.micro_batch_size * replicas * _MICRO_BATCHES * raw.pipeline_model_parallel_size
 
 
-_PROGRAM = replace(PROGRAM, complete=_set_batches)
-
-
 def start_of(command_line: list[str]) -> tuple[Start, Path]:
     """(the start of the checkpoint's model at the requested layout, the checkpoint)."""
     import_schemes(command_line)
-    given = build_parser(_PROGRAM).parse_args(command_line)
+    given = build_parser(PROGRAM).parse_args(command_line)
     check_flags(given)
     _check_output(given.output)
     folder, checkpoint = loading.locate(given.load, given.ckpt_step)
@@ -80,7 +78,8 @@ def start_of(command_line: list[str]) -> tuple[Start, Path]:
     flags += [*command_line, "--load", str(folder)]
     hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    return prepare(flags, _PROGRAM, world_size, LAUNCH - {Need.RANKS}, hooks=hooks), checkpoint
+    program = replace(PROGRAM, complete=partial(_set_batches, given.micro_batch_size))
+    return prepare(flags, program, world_size, LAUNCH - {Need.RANKS}, hooks=hooks), checkpoint
 
 
 def _encoder(args: EvaluationArgs, tokenizer: Any) -> Any:
@@ -146,7 +145,7 @@ def _report(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     apart = args.stride or args.seq_length
     log_rank0(
         f"evaluating {checkpoint} ({args.norm_scheme}) by {args.eval_mode}: {len(job.sets)} sets, {documents:,} documents, "
-        f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart"
+        f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart, {job.micro_batch_size} at once"
     )
 
 

@@ -69,7 +69,7 @@ def plan_calls(job: Job, replicas: int) -> list[Call]:
     calls, done, unit = [], 0, math.lcm(_ROUND, job.multiple)
     while done < len(rows):
         length = min(-(-int(lengths[done]) // unit) * unit, job.size)
-        each = max(1, job.micro_batch_size * job.size // length)
+        each = max(1, min(job.micro_batch_size * job.size // length, -(-(len(rows) - done) // replicas)))
         part = rows[done : done + each * job.micro_batches * replicas]
         needed = -(-len(part) // (each * replicas * job.unit)) * job.unit
         calls.append(Call(part, length, each, needed))
