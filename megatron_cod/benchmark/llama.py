@@ -1,13 +1,18 @@
 """The same Llama in transformers: shape, weights taken over from a Megatron model, AdamW step."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark.timing import Lap
+from megatron_cod.errors import UserError
 
 BETAS, EPS, LEARNING_RATE, WEIGHT_DECAY = (0.9, 0.95), 1e-8, 1e-4, 0.1
 
@@ -23,6 +28,32 @@ class LlamaShape:
     vocab: int = 32000
     seq: int = 256
     batch: int = 4
+
+    @staticmethod
+    def of(args: MegatronArgs) -> LlamaShape:
+        """The shape that Megatron's flags made, those behind the benchmark's own included.
+
+        UserError for what LlamaForCausalLM with the same weights and one batch a step is not.
+        """
+        heads = args.num_attention_heads
+        if args.global_batch_size != args.micro_batch_size:
+            raise UserError(
+                f"--global-batch-size {args.global_batch_size}: the comparison takes one micro-batch a step, of "
+                f"--micro-batch-size {args.micro_batch_size}"
+            )
+        if args.group_query_attention and args.num_query_groups != heads:
+            raise UserError(f"--num-query-groups {args.num_query_groups}: the comparison has as many as heads, {heads}")
+        if args.kv_channels * heads != args.hidden_size:
+            raise UserError(f"--kv-channels {args.kv_channels}: the comparison has {args.hidden_size} / {heads} heads")
+        return LlamaShape(
+            layers=args.num_layers,
+            hidden=args.hidden_size,
+            heads=heads,
+            ffn=args.ffn_hidden_size,
+            vocab=args.padded_vocab_size,
+            seq=args.seq_length,
+            batch=args.micro_batch_size,
+        )
 
     def megatron_flags(self) -> list[str]:
         """The shape, and training as ``step`` does it, in Megatron's flags."""
@@ -96,7 +127,7 @@ def from_megatron(parameters: Iterable[tuple[str, Tensor]], heads: int) -> dict[
 
 
 class TransformersLlama:
-    """LlamaForCausalLM with torch's AdamW; norms are not decayed, as in Megatron."""
+    """LlamaForCausalLM with torch's fused AdamW, the default of transformers' Trainer; norms are not decayed."""
 
     def __init__(self, shape: LlamaShape, state: dict[str, Tensor]) -> None:
         self.model = LlamaForCausalLM(shape.config())
@@ -106,7 +137,7 @@ class TransformersLlama:
             {"params": [p for p in self.model.parameters() if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
             {"params": [p for p in self.model.parameters() if p.dim() == 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS)
+        self.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPS, fused=True)
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits [b, s, v], without gradient."""
@@ -130,3 +161,14 @@ class TransformersLlama:
         torch.cuda.synchronize()
         end = clock()
         return Lap(end - start, end - before_optimizer, loss)
+
+    def evaluate(self, rows: Tensor, batch: int) -> float:
+        """Summed loss of rows [n, s + 1] of tokens, ``batch`` of them at once, in inference mode."""
+        total = 0.0
+        self.model.eval()
+        with torch.inference_mode():
+            for some in rows.split(batch):
+                logits = self.model(input_ids=some[:, :-1], use_cache=False).logits
+                total += F.cross_entropy(logits.flatten(0, 1), some[:, 1:].flatten(), reduction="sum").item()
+        self.model.train()
+        return total

@@ -2,6 +2,7 @@
 
     megatron-cod benchmark schemes --hidden-size 512 --ffn-hidden-size 1376
     megatron-cod benchmark hf --rounds 20 --json hf.json
+    megatron-cod benchmark table --output runs/benchmark
 
 Contestants take turns in random order within every round, in one process; ratios are medians of per-round ratios with a
 bootstrap 95% interval. docs/benchmarks.md explains the numbers.
@@ -14,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from megatron_cod.benchmark.table import ROWS, make_table
 from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
@@ -39,7 +41,7 @@ def _common(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
 def _parser() -> argparse.ArgumentParser:
     keep_lines = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,monitor,hf}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,monitor,hf,table}")
 
     schemes = commands.add_parser(
         "schemes",
@@ -98,10 +100,11 @@ def _parser() -> argparse.ArgumentParser:
 
     hf = commands.add_parser(
         "hf",
-        help="step time against transformers' LlamaForCausalLM",
+        help="training step or evaluation against transformers' LlamaForCausalLM",
         description=(
             "Step time of pre_ln and lns against transformers' LlamaForCausalLM with the same weights, batches and\n"
-            "AdamW. Before timing, logits and the losses of the first steps must agree. Any Megatron flag may follow."
+            "AdamW (torch's fused one). Before timing, logits and the losses of the first steps must agree. transformers\n"
+            "takes part twice, as a control. Any Megatron flag may follow and wins, those of the shape too."
         ),
         formatter_class=keep_lines,
         allow_abbrev=False,
@@ -111,9 +114,29 @@ def _parser() -> argparse.ArgumentParser:
         shape.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
     shape.add_argument("--seq", type=int, default=256, help="tokens in a sequence (default %(default)s)")
     shape.add_argument("--batch", type=int, default=4, help="sequences in a step (default %(default)s)")
-    hf.add_argument("--fused-adam", action="store_true", help="torch's fused AdamW kernel on both sides")
+    hf.add_argument("--evaluation", action="store_true", help="the loss of tokens in place of training steps")
     hf.add_argument("--profile", action="store_true", help="also print the time by operator (torch.profiler)")
     _common(hf, rounds=15, warmup=2)
+
+    table = commands.add_parser(
+        "table",
+        help="the table of docs/benchmarks.md: training and evaluation at four shapes against transformers",
+        description=(
+            "Runs `benchmark hf` for each row of docs/benchmarks.md, each in a process of its own, and writes table.md,\n"
+            "table.json and every row's own files into --output. A row that is there already is kept: repeat the command\n"
+            "to resume. On one CPU core it takes about 40 minutes."
+        ),
+        formatter_class=keep_lines,
+        allow_abbrev=False,
+    )
+    table.add_argument("--output", default="runs/benchmark", metavar="DIR", help="default: %(default)s")
+    table.add_argument(
+        "--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="NAME", help="some of " + ", ".join(ROWS)
+    )
+    table.add_argument("--dry-run", action="store_true", help="print the commands")
+    table.add_argument("--rounds", type=int, help="of every row (default: each row's own, for about 5 minutes)")
+    table.add_argument("--threads", type=int, default=1, help="torch threads on the CPU (default %(default)s)")
+    table.add_argument("--clock", choices=["wall", "cpu"], default="cpu", help="default: %(default)s")
     return parser
 
 
@@ -141,6 +164,11 @@ def _one_by_one(args: argparse.Namespace) -> int:
 
 def main() -> None:
     args, megatron_flags = _parser().parse_known_args()
+    if args.command == "table":
+        if megatron_flags:
+            raise UserError(f"benchmark table takes no other flags: {' '.join(megatron_flags)}")
+        make_table(args.rows, Path(args.output), args.rounds, args.threads, args.clock, dry_run=args.dry_run)
+        return
     for path in (args.json, args.markdown):
         if path and not Path(path).parent.is_dir():  # now, not after minutes of timing
             raise UserError(f"{path}: its folder does not exist")
@@ -176,7 +204,7 @@ def main() -> None:
 
         sizes = {name: getattr(args, name) for name in LlamaShape.__dataclass_fields__}
         report = compare_with_transformers(
-            LlamaShape(**sizes), megatron_flags, fused_adam=args.fused_adam, profile=args.profile, **measurement
+            LlamaShape(**sizes), megatron_flags, evaluation=args.evaluation, profile=args.profile, **measurement
         )
     print(report.text())
     report.write(args.json, args.markdown)

@@ -12,6 +12,9 @@ _TINY = [
 ]
 
 
+ARMS = ("transformers", "transformers again", "pre_ln", "lns")
+
+
 def benchmark(*arguments):
     return run_program("benchmark.py", *arguments)
 
@@ -33,7 +36,7 @@ def test_schemes_prints_a_table_and_writes_the_files(tmp_path):
 
 
 def test_hf_checks_then_splits_the_step(tmp_path):
-    done = benchmark(*_TINY, "--profile", "--fused-adam", "--clock", "cpu", "--json", tmp_path / "out.json")
+    done = benchmark(*_TINY, "--profile", "--clock", "cpu", "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     assert "logits of pre_ln and transformers agree within" in done.stdout
     assert "losses of pre_ln and transformers agree within" in done.stdout
@@ -41,9 +44,36 @@ def test_hf_checks_then_splits_the_step(tmp_path):
     assert "aten::mm" in done.stdout
     content = json.loads((tmp_path / "out.json").read_text())
     parts = ("step", "forward+backward", "optimizer")
-    expected = [(name, part) for part in parts for name in ("transformers", "pre_ln", "lns")]
+    expected = [(name, part) for part in parts for name in ARMS]
     assert [(row["name"], row["part"]) for row in content["rows"]] == expected
-    assert content["facts"]["AdamW"] == "fused"
+
+
+@pytest.mark.parametrize("work", [[], ["--evaluation"]], ids=["training", "evaluation"])
+def test_megatrons_flags_win_over_the_shape(tmp_path, work):
+    flags = ["--num-layers", "3", "--hidden-size", "32", "--seq-length", "24", "--max-position-embeddings", "24"]
+    done = benchmark(*_TINY, *work, *flags, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "out.json").read_text())["facts"]
+    assert (facts["layers"], facts["hidden"], facts["batch"].split(" x ")[1]) == (3, 32, "24")
+
+
+def test_the_table_has_a_row_of_each_run_and_resumes(tmp_path, monkeypatch, capsys):
+    from megatron_cod.benchmark import table
+
+    row = table.TableRow("evaluation", (2, 64, 4, 176, 128), (2, 16), 2)
+    monkeypatch.setattr(table, "ROWS", {"one": row, "two": table.TableRow("training step", row.shape, (2, 16), 2)})
+    table.make_table(["one"], tmp_path, None, 1, "cpu")
+    first = (tmp_path / "one.json").read_bytes()
+    table.make_table(["one", "two"], tmp_path, None, 1, "cpu")
+    assert (tmp_path / "one.json").read_bytes() == first
+    _, _, one, two, *_ = (tmp_path / "table.md").read_text().splitlines()
+    assert one.startswith("| evaluation | 2 x 64 | 128 x 16 |") and two.startswith(
+        "| training step | 2 x 64 | 2 x 16 |"
+    )
+    results = json.loads((tmp_path / "table.json").read_text())
+    median = next(found["ratio"]["median"] for found in results["two"]["rows"] if found["name"] == "lns")
+    assert two.split("|")[6].strip().startswith(f"{median:.3f} (")
+    assert "one.json is there, kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -56,6 +86,10 @@ def test_hf_checks_then_splits_the_step(tmp_path):
         (["hf", "--json", "/no/such/folder/x.json"], "its folder does not exist"),
         (["hf", "--threads", "0"], "--threads must be at least 1"),
         ([*_TINY, "--num-attention-heads", "5"], "--hidden-size must be a multiple of --num-attention-heads"),
+        ([*_TINY, "--global-batch-size", "4"], "--global-batch-size 4: the comparison takes one micro-batch a step"),
+        ([*_TINY, "--group-query-attention", "--num-query-groups", "2"], "--num-query-groups 2: the comparison has"),
+        ([*_TINY, "--kv-channels", "8"], "--kv-channels 8: the comparison has 64 / 4"),
+        (["table", "--hidden-size", "8"], "benchmark table takes no other flags: --hidden-size 8"),
     ],
 )
 def test_reports_user_errors_in_one_line(arguments, message):
@@ -69,6 +103,7 @@ def test_reports_user_errors_in_one_line(arguments, message):
 
 
 def test_help_explains_each_command():
-    assert "{schemes,monitor,hf}" in benchmark("--help").stdout
+    assert "{schemes,monitor,hf,table}" in benchmark("--help").stdout
     assert "lns_activation" in benchmark("schemes", "--help").stdout
-    assert "--fused-adam" in benchmark("hf", "--help").stdout
+    assert "--evaluation" in benchmark("hf", "--help").stdout
+    assert "train_130m_4x256" in benchmark("table", "--help").stdout

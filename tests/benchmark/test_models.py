@@ -63,8 +63,33 @@ def _compare(rank, break_it):
             case "learning rate":  # logits agree at first; only the training steps can tell
                 for group in reference.optimizer.param_groups:
                     group["lr"] *= 20
-    laps, notes = compare(engines, reference, batches, rounds=2, warmup=4, clock="wall")
+    laps, notes = compare(engines, {"transformers": reference}, batches, rounds=2, warmup=4, clock="wall")
     return {name: len(times) for name, times in laps.items()}, notes
+
+
+def _evaluate(rank, break_it):
+    from megatron_cod.benchmark.hf import compare_evaluation
+
+    engines, reference, _ = _set_up(["pre_ln", "lns"])
+    rows = torch.randint(128, (5, 17), generator=torch.Generator().manual_seed(1))
+    if break_it != "rows":  # a row begins with the last token of the one before
+        rows[1:, 0] = rows[:-1, -1]
+    if break_it == "weight":
+        with torch.no_grad():
+            reference.model.model.layers[1].mlp.down_proj.weight[0] += 0.5
+    _, notes = compare_evaluation(engines, {"transformers": reference}, rows, 2, rounds=1, warmup=0, clock="wall")
+    return notes
+
+
+def test_evaluates_equal_models():
+    (notes,) = run_ranks(1, _evaluate, None)
+    assert [note.split(" and ")[0] for note in notes] == ["mean losses of pre_ln", "mean losses of lns"]
+
+
+@pytest.mark.parametrize("break_it", ["weight", "rows"])
+def test_rejects_evaluations_of_different_models(break_it):
+    with pytest.raises(WorkerError, match="pre_ln evaluates to .* and transformers to"):
+        run_ranks(1, _evaluate, break_it)
 
 
 def test_times_equal_models():

@@ -29,11 +29,11 @@ def micro_batch_size(raw: Any, of_the_run: int) -> int:
     """
     if raw.moe_expert_capacity_factor is not None:
         return of_the_run
-    tokens, room = _TOKENS["CPU"], float(_CPU_BYTES)
+    most, room = _TOKENS["CPU"], float(_CPU_BYTES)
     if cpu.has_cuda():
         import torch
 
-        tokens, room = _TOKENS["GPU"], torch.cuda.get_device_properties(0).total_memory * _GPU_SHARE
-    tokens = min(tokens, room / _bytes_a_token(raw))
+        most, room = _TOKENS["GPU"], torch.cuda.get_device_properties(0).total_memory * _GPU_SHARE
+    tokens = min(most, room / _bytes_a_token(raw))
     share = raw.seq_length / raw.context_parallel_size
     return 1 << max(0, int(tokens // share).bit_length() - 1)

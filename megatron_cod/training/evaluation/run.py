@@ -145,7 +145,8 @@ def _report(args: EvaluationArgs, checkpoint: Path, job: Job) -> None:
     apart = args.stride or args.seq_length
     log_rank0(
         f"evaluating {checkpoint} ({args.norm_scheme}) by {args.eval_mode}: {len(job.sets)} sets, {documents:,} documents, "
-        f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart, {job.micro_batch_size} at once"
+        f"{tokens:,} tokens to predict in {rows:,} windows of up to {args.seq_length}, {apart} apart, "
+        f"{job.micro_batch_size} at once"
     )
 
 
