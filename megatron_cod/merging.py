@@ -40,7 +40,6 @@ from megatron_cod.common.lists import groups_of_bytes
 from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
-from megatron_cod.schemes.table import STOCK
 
 METHODS = ("equal", "linear", "minus-sqrt", "ema")
 RESOLVED = "resolved_args.yaml"
@@ -234,5 +233,5 @@ def _write_companions(folder: Path, job: MergeJob, shares: dict[Path, float], me
     resolved = job.members[-1].parent / RESOLVED
     if resolved.is_file():
         (folder / RESOLVED).write_text(resolved.read_text())
-    write_readme(folder, members.args.norm_scheme, STOCK, __version__)
+    write_readme(folder, members.args.norm_scheme, __version__)
     (folder / TRACKER).write_text(RELEASE)

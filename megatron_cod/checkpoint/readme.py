@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_cod.schemes.table import SCHEMES, STOCK
+
 NAME = "README"
 _TEXT = """\
 Checkpoints of Megatron-Core (torch_dist), trained with megatron_cod {version}, norm scheme {scheme}.
@@ -18,12 +20,13 @@ Use instead:
   megatron-cod evaluate --load THIS_FOLDER --eval-data PATH
   megatron-cod train --load THIS_FOLDER ...                              checks that the scheme is the same
 """
-_LOST = {"lns": "the depth factors 1/sqrt(l) of LayerNorm Scaling are in the code of the layers, not in the weights"}
 
 
-def write_readme(folder: Path, scheme: str, stock: str, version: str) -> None:
+def write_readme(folder: Path, name: str, version: str) -> None:
     """Write the page into a folder of checkpoints; none for the stock scheme, whose checkpoints any tool may load."""
-    if scheme == stock:
+    if name == STOCK:
         return
-    lost = _LOST.get(scheme, f"what the scheme {scheme} does is in the code of the layers, not in the weights")
-    (folder / NAME).write_text(_TEXT.format(version=version, scheme=scheme, lost=lost))
+    row = SCHEMES.get(name)
+    block = f"a block computes {row.block}, which" if row else "what its blocks compute"
+    lost = f"{block} is in the code of the layers, not in the weights"
+    (folder / NAME).write_text(_TEXT.format(version=version, scheme=name, lost=lost))

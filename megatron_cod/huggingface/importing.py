@@ -40,7 +40,7 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import LNS, PRE_LN, STOCK, get_scheme
+from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
 
 RECIPE = "recipe.yaml"
 _MOST_SHAPES = 3
@@ -176,7 +176,7 @@ def import_model(
     copied = companions.copy(job.model, part.folder / companions.FOLDER)
     _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
     (part.folder / TRACKER).write_text(RELEASE)
-    write_readme(part.folder, scheme.scheme, STOCK, __version__)
+    write_readme(part.folder, scheme.scheme, __version__)
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:

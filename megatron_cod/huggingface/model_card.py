@@ -56,10 +56,10 @@ def _scheme(found: Exported) -> str:
     if scheme.is_stock:
         return f"Norm scheme `{scheme.scheme}`: plain Pre-LN, a stock {family} model."
     if found.folded:
-        what = "multiplies the input norms of block l by 1/sqrt(l)" if scheme.scheme == "lns" else "changes its blocks"
+        block = scheme.design.scheme.block
         return (
-            f"Trained with the norm scheme `{scheme.scheme}`, which {what}. **The factors are folded into the weights**: "
-            f"this is a stock {family} model and needs no code of its own. To train it further under `{scheme.scheme}`, "
+            f"Trained with the norm scheme `{scheme.scheme}`: block l computes `{block}`. **The factors are folded "
+            f"into the weights**: this is a stock {family} model and needs no code of its own. To train it further under `{scheme.scheme}`, "
             f"import it with `megatron-cod convert import --as-scheme {scheme.scheme}`; each block keeps its function."
         )
     return (

@@ -25,7 +25,6 @@ from megatron_cod.launch.exit_codes import one_line_endings
 from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
-from megatron_cod.schemes.table import STOCK
 from megatron_cod.training.data.data_workers import DataWorkers
 from megatron_cod.training.data.passed_over import passing_over
 from megatron_cod.training.faults.checkpoint_deletion import Retention
@@ -87,7 +86,7 @@ def main(task: Task) -> None:
         if args.save and this_rank() == 0:
             put_in_order(args, log_rank0, events)
             selection.write_resolved(args.save, start.resolved)
-            write_readme(Path(args.save), args.norm_scheme, STOCK, __version__)
+            write_readme(Path(args.save), args.norm_scheme, __version__)
 
     train(Run(args, task, events, log_rank0, Lines(), signals[0], StreamVariance(), claim=claim), model_config)
 
