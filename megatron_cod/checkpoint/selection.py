@@ -72,15 +72,18 @@ def ignored(args: MegatronArgs, checkpoint: Path | None) -> list[str]:
     return [f"{path} is ignored: {TRACKER} does not name it, nor one after it" for path in newer]
 
 
-def check_save(save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False) -> None:
+def check_save(
+    save: str | None, load: str | None, *, step: int | None = None, finetune: bool = False, keep: bool = True
+) -> None:
     """UserError when ``--save`` cannot be written, or holds checkpoints that this run would overwrite.
 
-    step: ``--ckpt-step``. A directory with nothing but an interrupted first save is free; ``retention.clean`` empties it.
+    step: ``--ckpt-step``. keep: whether a directory that is made to try it stays. A directory with nothing but an
+    interrupted first save is free; ``retention.clean`` empties it.
     """
     if not save:
         return
     directory = Path(save)
-    check_writable(directory, f"--save {save}")
+    check_writable(directory, f"--save {save}", keep=keep)
     tracked = read_tracker(directory)
     if tracked is None:
         return

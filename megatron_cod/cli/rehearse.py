@@ -9,7 +9,8 @@ The flags below are this tool's. All others are the launch's, exactly as they fo
 `torchrun ... -m megatron_cod.training.pretrain`. Without --run-rank or --all-stages nothing is built: the plan comes from
 the arguments alone, in seconds. No GPU and no other process is needed. docs/rehearsal.md has the formulas.
 
-Exit code: 0 in order, 1 a rank was built otherwise than planned (the line names its stage), 2 the launch would be refused.
+Exit code: 0 in order, 1 a rank was built otherwise than planned (the line names its stage), 2 the launch would be refused,
+3 it would start, but its architecture is not counted here yet.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from megatron_cod.rehearsal.plan import Plan
     from megatron_cod.rehearsal.worker import RankReport
 
+_NOT_PLANNED = 3
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -178,13 +180,17 @@ def main() -> None:
         raise UserError("--world-size N is needed: how many processes the launch would start")
     from megatron_cod.estimate.ranks import place_of
     from megatron_cod.rehearsal.launch import read_launch
-    from megatron_cod.rehearsal.plan import make_plan
+    from megatron_cod.rehearsal.plan import NotPlanned, make_plan
     from megatron_cod.rehearsal.report import device_warnings, format_plan, plan_as_json
 
     launch = read_launch(command_line, args.world_size)
     if args.run_rank is not None:
         place_of(args.run_rank, launch.args, args.world_size)  # refused before anything is printed
-    plan = make_plan(launch, args.tokens)
+    try:
+        plan = make_plan(launch, args.tokens)
+    except NotPlanned as error:
+        print(f"the launch would start; {error}", file=sys.stderr)
+        sys.exit(_NOT_PLANNED)
     print(format_plan(plan), flush=True)
     device = _device_memory(args.device_memory)
     for warning in device_warnings(plan, launch.args, device) if device else ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,10 @@ from megatron_cod.comparison.runs import DIVERGENCE_IS_A_RESULT, Outcome, train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError
 from megatron_cod.launch.local_run import RunFailed
-from megatron_cod.schemes.design import design_from_args
+from megatron_cod.rehearsal.launch import read_launch
 from megatron_cod.schemes.table import SCHEMES, STOCK
 from megatron_cod.training.flags.imports import import_schemes
-from megatron_cod.training.flags.parser import build_parser
-from megatron_cod.training.flags.recipes import load_recipe, recipe_flags
+from megatron_cod.training.flags.recipes import load_recipe
 
 log = partial(print, flush=True)
 
@@ -36,14 +35,16 @@ def all_arms() -> str:
     return ",".join(f"{name}+normal,{name}+scaled" if name == STOCK else name for name in SCHEMES)
 
 
-def run_flags(args: argparse.Namespace, arm: Arm, seed: int, prefix: str, directory: Path, steps: int) -> list[str]:
+def run_flags(
+    args: argparse.Namespace, arm: Arm, seed: int, data: Sequence[str], directory: Path, steps: int
+) -> list[str]:
     """The command line of one run, after ``python -m megatron_cod.training.pretrain``."""
     return [
         *("--recipe", str(args.recipe), *(["--import", *args.import_modules] if args.import_modules else [])),
         *(*arm.flags, "--seed", str(seed)),
         *("--pipeline-model-parallel-size", str(args.pp), "--tensor-model-parallel-size", str(args.tp)),
         *("--train-iters", str(steps), "--eval-interval", str(max(1, steps // 3))),
-        *("--train-data-path", f"{prefix}_train_text_document", "--valid-data-path", f"{prefix}_valid_text_document"),
+        *data,
         *("--save", str(directory), "--save-interval", str(args.save_interval or max(1, steps // 4))),
         *("--keep-last-checkpoints", "1"),
         *DIVERGENCE_IS_A_RESULT,
@@ -51,13 +52,10 @@ def run_flags(args: argparse.Namespace, arm: Arm, seed: int, prefix: str, direct
     ]
 
 
-def check(recipe: Path, command_lines: Sequence[Sequence[str]]) -> None:
-    """UserError for an arm that training would refuse for its flags, before the first one is trained."""
-    parser = build_parser()
+def check(command_lines: Iterable[Sequence[str]], processes: int) -> None:
+    """UserError for an arm that training would refuse, before the first one is trained."""
     for flags in command_lines:
-        given = parser.parse_args(flags)
-        from_recipe = recipe_flags(load_recipe(recipe), parser, given.unset)
-        design_from_args(parser.parse_args([*from_recipe, *flags]))
+        read_launch(flags, processes)
 
 
 def report(args: argparse.Namespace, outcomes: dict[str, dict[int, Outcome]], steps: int) -> str:
@@ -82,8 +80,12 @@ def compare(args: argparse.Namespace) -> None:
     processes = args.pp * args.tp * args.dp
     prefix = args.data or str(args.output / "data" / "sotu")
     runs = [(arm, seed, args.output / arm.folder / f"seed_{seed}") for seed in args.seeds for arm in arms]
-    lines = {(arm.name, seed): run_flags(args, arm, seed, prefix, directory, steps) for arm, seed, directory in runs}
-    check(args.recipe, [lines[arm.name, args.seeds[0]] for arm in arms])
+    data = ["--train-data-path", f"{prefix}_train_text_document", "--valid-data-path", f"{prefix}_valid_text_document"]
+    lines = {(arm.name, seed): run_flags(args, arm, seed, data, directory, steps) for arm, seed, directory in runs}
+    checked = data if args.data else ["--mock-data"]  # the sample is not there yet
+    check(
+        [run_flags(args, arm, seed, checked, directory, steps) for arm, seed, directory in runs[: len(arms)]], processes
+    )
     commands = [
         f"torchrun --nproc-per-node {processes} -m megatron_cod.training.pretrain {shlex.join(flags)}"
         for flags in lines.values()

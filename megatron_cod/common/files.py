@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,13 +54,21 @@ def making_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def check_writable(folder: Path, what: str) -> None:
-    """Make a folder if it is missing. UserError, which begins with ``what``, where no file can be made in it."""
+def check_writable(folder: Path, what: str, *, keep: bool = True) -> None:
+    """Make a folder if it is missing. UserError, which begins with ``what``, where no file can be made in it.
+
+    keep: whether what was made stays.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Root passes os.access on read-only mounts, so try.
         probe = folder / f".write-test-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        if not keep:
+            with contextlib.suppress(OSError):  # others may have written there since
+                for one in made:
+                    one.rmdir()
     except OSError as error:
         raise UserError(f"{what} cannot be written: {error.strerror or error}") from None

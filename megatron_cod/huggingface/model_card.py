@@ -60,7 +60,8 @@ def _scheme(found: Exported) -> str:
         return (
             f"Trained with the norm scheme `{scheme.scheme}`: block l computes `{block}`. **The factors are folded "
             f"into the weights**: this is a stock {family} model and needs no code of its own. To train it further under "
-            f"`{scheme.scheme}`, import it with `megatron-cod convert import --as-scheme {scheme.scheme}`; each block keeps its function."
+            f"`{scheme.scheme}`, import it with `megatron-cod convert import --as-scheme {scheme.scheme}`; each block "
+            "keeps its function."
         )
     return (
         f"Trained with the norm scheme `{scheme.scheme}`. **Its factors are NOT folded into the weights**: stock loaders "

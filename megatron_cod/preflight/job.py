@@ -56,7 +56,7 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
     from megatron_cod.data.datasets.blends import blends_of, prefixes_of
     from megatron_cod.estimate.memory import checkpoint_bytes
     from megatron_cod.rehearsal.launch import read_launch
-    from megatron_cod.rehearsal.plan import make_plan
+    from megatron_cod.rehearsal.plan import NotPlanned, make_plan
 
     found: dict[str, Any] = {"world": world, "error": ""}
 
@@ -71,10 +71,13 @@ def describe(world: int, flags: list[str]) -> dict[str, Any]:
 
     try:
         launch = read_launch(flags, world, note_files)
-        plan = make_plan(launch)
     except UserError as error:
         return found | {"error": " ".join(str(error).split())}
     args = launch.args
+    try:
+        plan = make_plan(launch)
+    except NotPlanned as error:
+        return found | {"plan": f"{world:,} ranks: {error}", "memory_bytes": None, "notes": list(launch.notes)}
     sizes = ", ".join(f"{name} {size}" for name, size in plan.sizes.items())
     return found | {
         "vocab_size": args.padded_vocab_size or args.vocab_size,
@@ -104,6 +107,8 @@ def compare(answers: Answers, here: Here) -> Outcome:
         hint = "megatron-cod rehearse with the same flags tests it without the machines"
         return Outcome([Finding(head.node, "job", FAIL, f"would be refused: {job['error']}", hint), *others])
     need, there = job["memory_bytes"], here.shared.get("gpu_memory_bytes")
+    if need is None:
+        return Outcome([Finding(head.node, "job", WARN, "memory is not estimated"), *others], job["plan"], job)
     state, hint = OK, ""
     text = f"a rank needs about {need / GIB:.2f} GiB"
     if there:

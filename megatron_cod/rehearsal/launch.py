@@ -11,7 +11,6 @@ from megatron_cod.training import before_megatron  # noqa: F401
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
-from megatron_cod.estimate.parameters import uncounted_features
 from megatron_cod.training.flags.batch_sizes import batch_sizes
 from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.start.checks import Need
@@ -63,9 +62,6 @@ def read_launch(
     args = start.args
     if args.step_batch_size_schedule:  # Megatron has the least that can be there
         args.global_batch_size = batch_sizes(args).last
-    refused = uncounted_features(args)
-    if refused:
-        raise UserError(f"the rehearsal cannot count {', '.join(refused)} yet")
     return Launch(args, list(command_line), world_size, start.notes)
 
 

@@ -4,15 +4,20 @@ import math
 from dataclasses import dataclass
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.errors import UserError
 from megatron_cod.estimate.activations import chunk_activations
 from megatron_cod.estimate.memory import Memory, stage_memory
-from megatron_cod.estimate.parameters import chunk_count, model_count
+from megatron_cod.estimate.parameters import chunk_count, model_count, uncounted_features
 from megatron_cod.estimate.schedule import bubble_ratio, bubble_share
 from megatron_cod.estimate.shape import microbatches
 from megatron_cod.pipeline import StagePlan, plan_pipeline, split_from_args
 from megatron_cod.rehearsal.launch import Launch
 from megatron_cod.schemes.design import BlockDesign, design_from_args
 from megatron_cod.training.flags.batch_sizes import planned
+
+
+class NotPlanned(UserError):
+    """The launch would start; what it has on a rank is not counted here yet."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +139,14 @@ def _notes(args: MegatronArgs, stages: list[StageRow]) -> list[str]:
 
 
 def make_plan(launch: Launch, tokens: int | None = None) -> Plan:
-    """The plan of a launch. tokens: a budget that decides the number of steps instead of the arguments."""
+    """The plan of a launch. tokens: a budget that decides the number of steps instead of the arguments.
+
+    NotPlanned for an architecture whose parameters are not counted.
+    """
     args = launch.args
+    uncounted = uncounted_features(args)
+    if uncounted:
+        raise NotPlanned(f"the rehearsal cannot count {', '.join(uncounted)} yet")
     chunks = plan_pipeline(split_from_args(args))
     virtual = max(chunk.virtual_stage for chunk in chunks) + 1
     pp, count = args.pipeline_model_parallel_size, microbatches(args)

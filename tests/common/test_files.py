@@ -63,3 +63,12 @@ def test_rejects_folder_that_cannot_be_written(tmp_path: Path):
     for folder in (tmp_path / "file", Path("/proc/x")):
         with pytest.raises(UserError, match="--save x cannot be written: "):
             check_writable(folder, "--save x")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_folder_that_is_tried_stays_only_where_a_run_follows(tmp_path, keep):
+    (tmp_path / "there").mkdir()
+    check_writable(tmp_path / "there", "--save", keep=keep)
+    check_writable(tmp_path / "new" / "run", "--save", keep=keep)
+    assert (tmp_path / "there").exists() and not list((tmp_path / "there").iterdir())
+    assert (tmp_path / "new").exists() is (tmp_path / "new" / "run").exists() is keep

@@ -148,6 +148,10 @@ WRONG = {
         ["--schemes", "pre_ln+lns-exponent=1"],
         "--lns-exponent does not go with --norm-scheme pre_ln",
     ),
+    "layout": (["--schemes", "lns", "--pp", "3"], "--num-layers 4"),
+    "a later arm's flag": (["--schemes", "lns,pre_ln+lr=nan"], "--lr nan"),
+    "a later arm's scheme, in a dry run": (["--schemes", "lns,mix_ln+mix-ln-post-layers=9", "--dry-run"], "9"),
+    "data": (["--schemes", "lns", "--data", "nowhere/it"], "nowhere/it_train_text_document"),
 }
 
 
@@ -158,6 +162,7 @@ def test_rejects_wrong_input_in_one_line(tmp_path, flags, said):
     assert len(lines) == 1
     assert said.split(".*")[0] in lines[0] and said.split(".*")[-1] in lines[0]
     assert "Traceback" not in error
+    assert not (tmp_path / "o").exists()
 
 
 def test_arms_are_scheme_and_flags():

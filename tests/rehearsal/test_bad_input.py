@@ -77,7 +77,6 @@ REFUSED = {
         [flag for flag in SMALL if flag != "--mock-data"] + ["--train-data-path", "nowhere", "--eval-iters", "0"],
         "nowhere",
     ),
-    "uncounted": (1, [*SMALL, "--num-experts", "2", "--moe-latent-size", "8"], "the rehearsal cannot count"),
 }
 
 
@@ -138,3 +137,8 @@ def test_places_are_those_of_megatrons_rank_generator(mapping):
         for group in generator.get_ranks(axis):
             assert [getattr(place_of(rank, args, 12), name) for rank in group] == list(range(len(group)))
     assert [place_of(stage_rank(stage, args, 12), args, 12).pipeline for stage in (0, 1)] == [0, 1]
+
+
+def test_leaves_no_directory_of_save(tmp_path):
+    read_launch([*SMALL, "--save", str(tmp_path / "a" / "run"), "--save-interval", "2"], 1)
+    assert not list(tmp_path.iterdir())

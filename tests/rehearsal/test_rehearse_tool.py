@@ -52,6 +52,12 @@ def test_help_has_examples():
         assert text in ended.stdout
 
 
+def test_a_launch_that_is_not_counted_is_not_called_refused():
+    ended = call("--world-size", "1", *SMALL, "--multi-latent-attention", "--q-lora-rank", "16", "--kv-lora-rank", "16")
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr.strip().endswith("would start; the rehearsal cannot count --multi-latent-attention yet")
+
+
 @pytest.mark.slow
 def test_the_data_of_the_launch_is_read(text_data):
     flags = [flag for flag in SMALL if flag != "--mock-data"]

@@ -127,7 +127,8 @@ def _schedule(start: StartContext) -> None:
 
 def _save_directory(start: StartContext) -> None:
     raw = start.raw
-    selection.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune)
+    keep = Need.RANKS in start.provided and not raw.dry_run  # a run follows
+    selection.check_save(raw.save, raw.load, step=raw.ckpt_step, finetune=raw.finetune, keep=keep)
 
 
 def _no_other_run(start: StartContext) -> None:

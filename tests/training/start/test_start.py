@@ -12,6 +12,7 @@ import pytest
 from megatron_cod.args import EvaluationArgs, FineTuningArgs, MegatronArgs
 from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
+from megatron_cod.rehearsal.plan import NotPlanned, make_plan
 from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.evaluation.flags import PROGRAM
 from megatron_cod.training.fine_tuning.task import task
@@ -139,6 +140,29 @@ def test_launch_dry_run_rehearsal_and_preflight_agree(name, case, tmp_path, monk
         read_launch(flags, 1)
     assert _line(str(refused.value)) == line
     assert describe(1, flags)["error"] == line
+
+
+MLA = ["--multi-latent-attention", "--q-lora-rank", "16", "--kv-lora-rank", "16"]
+ACCEPTED = {
+    "the control": [],
+    "multi-latent attention, not counted": MLA,
+    "experts": ["--num-experts", "2", "--moe-ffn-hidden-size", "48", "--moe-token-dispatcher-type", "allgather"],
+    "a scheme with options": ["--norm-scheme", "hyper_connections", "--hyper-connections-streams", "2"],
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_the_launch_accepts_the_others_accept(name):
+    flags = [*SMALL, *ACCEPTED[name]]
+    dry = run_training_ranks(1, [*flags, "--dry-run"])[0]
+    assert dry.code == 0, dry.output
+    launch, described = read_launch(flags, 1), describe(1, flags)
+    assert described["error"] == ""
+    uncounted = name.endswith("not counted")
+    assert (described["memory_bytes"] is None) is uncounted
+    if uncounted:
+        with pytest.raises(NotPlanned, match="the rehearsal cannot count --"):
+            make_plan(launch)
 
 
 def test_the_rehearsal_makes_every_check_that_needs_no_other_process():
