@@ -16,9 +16,10 @@ import yaml
 
 from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.errors import UserError
-from megatron_cod.schemes.table import get_scheme
+from megatron_cod.schemes.table import get_scheme, import_modules
 from megatron_cod.study.shapes import Shape, shape_of
 from megatron_cod.study.tuner import Grid, rounded
+from megatron_cod.training.flags.imports import modules_of
 
 BASELINES = ("pre_ln+normal", "pre_ln+scaled")
 """In every study, unless ``without-baselines`` names them."""
@@ -123,9 +124,11 @@ def read_study(path: Path) -> Study:
     tuning, final = _seeds("tuning-seeds", values), _seeds("seeds", values)
     if set(tuning) & set(final):
         raise UserError(f"seeds {sorted(set(tuning) & set(final))} are tuning-seeds too: final runs need fresh ones")
+    recipe = _recipe(path, values)
+    import_modules(modules_of(recipe))  # before the arms: they may be schemes of the user's own
     return Study(
         question=str(values["question"]),
-        recipe=_recipe(path, values),
+        recipe=recipe,
         arms=_arms(values),
         shapes=_shapes(values),
         grid=Grid(_rates(values["learning-rates"]), _whole("extend-rates", values["extend-rates"], 0)),

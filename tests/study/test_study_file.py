@@ -1,8 +1,12 @@
 """Study files: what they mean, and bad ones in one line each."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
+import yaml
 
 from megatron_cod.errors import UserError
 from megatron_cod.study.directory import StudyDirectory
@@ -85,6 +89,21 @@ def test_std_follows_the_width_and_budget_the_parameters(tmp_path):
     assert study.std_of(shape) == pytest.approx(0.02 * math.sqrt(1000 / shape.hidden), rel=1e-3)
     assert study.steps_of(shape) == math.ceil(20 * shape.non_embedding / (8 * 128))
     assert study_of(tmp_path, **{"init-std": 0.03}).std_of(shape) == 0.03
+
+
+def test_an_arm_may_be_a_scheme_of_the_users_own(tmp_path):
+    """In a process of its own: a scheme that is registered stays so."""
+    study_of(tmp_path)  # writes a file
+    file = tmp_path / "study.yaml"
+    arms = {"arms": ["fading+fading-rate=2"], "flags": {"import": "fading"}}
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **arms}))
+    code = f"from megatron_cod.study.study_file import *; print(read_study(Path({str(file)!r})).arms)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    outside = ROOT / "tests" / "schemes" / "outside"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=outside, env=environment, timeout=120
+    )
+    assert "fading+fading-rate=2" in done.stdout, done.stderr
 
 
 def test_flags_of_a_run_are_flags_of_the_program(tmp_path):
