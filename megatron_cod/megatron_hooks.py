@@ -259,6 +259,12 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
+        "`torch.compile`, `wandb` in `sys.modules`, `wandb` of `megatron.core.timers`",
+        "replaced while Megatron is imported on a CPU; the last set again with `--wandb-project`",
+        "a quarter of the imports: torch's compiler, which compiles nothing there, and W&B, of which only the timers ask",
+        ("adaptations/quick_imports.py *",),
+    ),
+    Hooked(
         "warnings and loggers of Megatron and torch",
         "filtered",
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",

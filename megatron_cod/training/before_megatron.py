@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_cod.adaptations import cpu
+from megatron_cod.adaptations.quick_imports import quick_imports
 
 
 def can_compile(environment: Mapping[str, str] = os.environ) -> bool:
@@ -26,6 +27,9 @@ if not cpu.has_cuda() or not can_compile():
     cpu.prepare_environment()
 # Megatron warns a dozen times, on every rank, of optional packages; the backend in use is logged once.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
+if not cpu.has_cuda():
+    with quick_imports():
+        import megatron.core  # noqa: F401
 
 _NOTHING_TO_MAKE = "--eval=nothing:;@:"
 _stand_in: tempfile.TemporaryDirectory[str] | None = None

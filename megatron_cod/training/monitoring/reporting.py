@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.adaptations.quick_imports import tell_timers_of_wandb
 from megatron_cod.args import MegatronArgs
 from megatron_cod.training import before_megatron  # noqa: F401
 
@@ -37,9 +38,11 @@ def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
     if not args.wandb_project or rank != world - 1:
         return
     try:
+        import wandb
         from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
     except ImportError as error:
         raise UserError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
+    tell_timers_of_wandb(wandb)
 
 
 def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
