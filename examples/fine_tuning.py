@@ -23,7 +23,7 @@ from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.generation import answer, open_directory
 from megatron_cod.launch.devices import device_named
 from megatron_cod.launch.local_run import RunFailed, on_cpus_instead, run_training
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 log = partial(print, flush=True)

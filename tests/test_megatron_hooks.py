@@ -30,7 +30,7 @@ OURS = {
     "cli/prune.py main: model.config.megatron_cod": "our own key",
     "cli/rehearse.py main: logging.getLogger(name).setLevel": "of a process that trains nothing",
     "cli/training.py _parse: parser.error": "our own parser",
-    "cli/training_help.py help_of: os.environ['COLUMNS']": "of a process that writes help texts",
+    "cli/training_help.py parser_of: os.environ['COLUMNS']": "of a process that writes help texts",
     "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
     "data/tokenizers/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
     "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",

@@ -7,6 +7,7 @@ torch would believe in a GPU.
 """
 
 import functools
+import importlib
 import logging
 import os
 from collections import defaultdict
@@ -271,6 +272,7 @@ def install() -> bool:
     # torch looks up what `with torch.device(...)` applies to when one is first entered: it must find the originals.
     with torch.device("cpu"):
         torch.empty(0)
+    importlib.import_module("torch._dynamo")  # optimizers import it later: it sorts torch's functions, each once
     put_in(ADAPTED, "megatron_cod/adaptations/cpu.py")
     # The tracker guards against CPU draws inside a GPU context; here both are one generator, so every fork would warn.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_cod.benchmark.table import ROWS, make_table
+from megatron_cod.cli.benchmark_table import ROWS, make_table
 from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 

@@ -13,7 +13,7 @@ from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError
 from megatron_cod.launch.local_run import RunFailed, on_cpus_instead
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 
 log = partial(print, flush=True)
 ARMS = {"lns": ("lns", "normal"), "pre_ln plain": ("pre_ln", "normal"), "pre_ln scaled": ("pre_ln", "scaled")}

@@ -19,7 +19,7 @@ from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.rehearsal.launch import read_launch
 from megatron_cod.schemes.table import SCHEMES, STOCK
 from megatron_cod.training.flags.imports import import_schemes
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 
 log = partial(print, flush=True)
 

@@ -11,16 +11,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
+from megatron_cod.cli.early_checks import HELP, check_early
 from megatron_cod.errors import UserError, run_tool
 from megatron_cod.shipped import find
 
 ENTRIES = {"train": "pretrain", "sft": "sft", "evaluate": "evaluate"}
 """Command -> module of ``megatron_cod.training``."""
-HELP = Path(__file__).parent / "help"
-"""What ``--help`` prints: building the parser takes Megatron. ``training_help.py`` writes the files, a test compares."""
 
 
 def _refuse(message: str) -> NoReturn:
@@ -84,6 +82,7 @@ def main() -> None:
         return
     if name == "train" and not words:
         raise UserError("nothing to train: give --recipe NAME (megatron-cod recipes list); --help lists the flags")
+    check_early(name, words)
     command = [sys.executable, *command_line(ENTRIES[name], words)]
     logs = log_flags(name, words)
     if logs:

@@ -1,7 +1,11 @@
-"""Write the files that ``megatron-cod train --help`` and its like print: ``python -m megatron_cod.cli.training_help``."""
+"""Write what ``megatron-cod train --help`` and its like print, and their flags.
+
+python -m megatron_cod.cli.training_help
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -17,8 +21,8 @@ of the command megatron-cod:
 """
 
 
-def help_of(command: str) -> str:
-    """The help as it is built now."""
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """The parser of the run, as it is built now."""
     os.environ["COLUMNS"] = WIDTH
     from megatron_cod.training.evaluation.flags import PROGRAM
     from megatron_cod.training.fine_tuning.task import task
@@ -26,16 +30,28 @@ def help_of(command: str) -> str:
     from megatron_cod.training.pretraining import TASK
 
     programs = {"train": TASK, "sft": task(), "evaluate": PROGRAM}
-    out = io.StringIO()
+    return build_parser(programs[command])
+
+
+def help_of(command: str) -> str:
+    """What ``--help`` prints."""
+    out, parser = io.StringIO(), parser_of(command)
     with contextlib.redirect_stdout(out):
-        build_parser(programs[command]).print_help()
+        parser.print_help()
     return f"{out.getvalue().rstrip()}\n{_NPROC}"
+
+
+def flags_of(command: str) -> str:
+    """All flags, Megatron's too: ``early_checks.py`` reads them. --nproc is the command's own."""
+    flags = {flag for flag in parser_of(command)._option_string_actions if flag.startswith("--")}
+    return "".join(f"{flag}\n" for flag in sorted(flags | {"--nproc", "--nproc-per-node"}))
 
 
 def main() -> None:
     HELP.mkdir(exist_ok=True)
     for command in ENTRIES:
         (HELP / f"{command}.txt").write_text(help_of(command))
+        (HELP / f"{command}.flags").write_text(flags_of(command))
 
 
 if __name__ == "__main__":

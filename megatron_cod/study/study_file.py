@@ -164,7 +164,7 @@ def _check_keys(what: str, given: Mapping[str, Any], known: Sequence[str]) -> No
 
 
 def _recipe(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    from megatron_cod.training.flags.recipes import load_recipe
+    from megatron_cod.training.flags.recipe_files import load_recipe
 
     if not isinstance(values["flags"], Mapping):
         raise UserError("flags must hold 'argument-name: value' lines, as a recipe does")

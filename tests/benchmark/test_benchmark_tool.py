@@ -58,7 +58,7 @@ def test_megatrons_flags_win_over_the_shape(tmp_path, work):
 
 
 def test_the_table_has_a_row_of_each_run_and_resumes(tmp_path, monkeypatch, capsys):
-    from megatron_cod.benchmark import table
+    from megatron_cod.cli import benchmark_table as table
 
     row = table.TableRow("evaluation", (2, 64, 4, 176, 128), (2, 16), 2)
     monkeypatch.setattr(table, "ROWS", {"one": row, "two": table.TableRow("training step", row.shape, (2, 16), 2)})

@@ -9,6 +9,7 @@ import pytest
 
 import megatron_cod
 from megatron_cod.cli import training, training_help
+from megatron_cod.cli.early_checks import check_early
 from megatron_cod.cli.main import COMMANDS, help_text
 from megatron_cod.errors import UserError
 from tests.cli.command import megatron_cod as command
@@ -16,7 +17,16 @@ from tests.conftest import ROOT
 
 CLI = ROOT / "megatron_cod" / "cli"
 HEAVY = ("torch", "megatron.core", "megatron.training", "transformers", "numpy", "matplotlib", "pandas")
-NO_COMMAND = {"main", "__init__", "parsing", "training_help", "scheme_comparison", "quickstart_runs"}
+NO_COMMAND = {
+    "main",
+    "early_checks",
+    "benchmark_table",
+    "__init__",
+    "parsing",
+    "training_help",
+    "scheme_comparison",
+    "quickstart_runs",
+}
 """Modules of the folder that are no command."""
 HELPERS = ("make_corpus", "make_sample_corpus", "benchmark_preprocessing")
 """Programs of the repository alone: how its corpora were made, and a measurement of preprocessing."""
@@ -78,6 +88,7 @@ def test_the_help_of_training_is_that_of_its_parser(entry, monkeypatch):
     """Otherwise: ``python -m megatron_cod.cli.training_help`` writes it."""
     monkeypatch.setenv("COLUMNS", "80")
     assert (training.HELP / f"{entry}.txt").read_text() == training_help.help_of(entry)
+    assert (training.HELP / f"{entry}.flags").read_text() == training_help.flags_of(entry)
 
 
 def test_every_script_of_tools_starts_a_command():
@@ -147,3 +158,26 @@ def test_output_of_the_ranks_goes_to_a_folder_without_save(words, has_folder, tm
     assert training.log_flags("evaluate", words) == []
     monkeypatch.setenv("RANK", "0")
     assert training.log_flags("train", words) == []
+
+
+EARLY = {
+    "recipe": (["--recipe", "debgu"], "recipe debgu does not exist; did you mean debug?"),
+    "flag": (["--train-iter", "5", "--lr", "1"], "unrecognized arguments: --train-iter 5; did you mean --train-iters?"),
+    "flag with its value": (["--train-iter=5"], "unrecognized arguments: --train-iter=5; did you mean --train-iters?"),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_refuses_a_recipe_and_a_flag_before_torch_is_imported(name):
+    words, line = EARLY[name]
+    hidden = "import sys; sys.modules['torch'] = None"
+    code = f"{hidden}; from megatron_cod.cli.early_checks import *; check_early('train', {words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1 and f"UserError: {line}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--import", "mine", "--my-flag", "3"], ["--lr", "-1e-3", "--recipe=debug", "--seed=-3"], ["--recipe"]]
+)
+def test_leaves_to_the_run_what_may_be_right(words):
+    check_early("train", words)

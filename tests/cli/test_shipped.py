@@ -9,7 +9,7 @@ import yaml
 from megatron_cod import shipped
 from megatron_cod.cli import init, recipes
 from megatron_cod.errors import UserError
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 from tests.cli.command import megatron_cod as command
 from tests.conftest import ROOT
 

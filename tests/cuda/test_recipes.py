@@ -6,7 +6,7 @@ import os
 import pytest
 import yaml
 
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 from tests.conftest import ROOT
 from tests.cuda.runs import DEBUG, train
 

@@ -12,7 +12,7 @@ ARMS = {
     "benchmark/hf.py": "its contestants",
     "benchmark/monitor.py": "the scheme that is measured",
     "benchmark/schemes.py": "its contestants",
-    "benchmark/table.py": "its contestants",
+    "cli/benchmark_table.py": "its contestants",
     "cli/benchmark.py": "the default arms",
     "cli/quickstart_runs.py": "the arms of the quick start",
     "layer_specs.py": "the specs of stock Megatron-LM, one a scheme",

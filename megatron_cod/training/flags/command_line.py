@@ -14,6 +14,7 @@ from megatron_cod.training.flags import recipes
 from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
 from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipe_files import load_recipe
 from megatron_cod.training.flags.save_interval import set_save_interval
 from megatron_cod.training.flags.token_counts import in_samples, overruled
 from megatron_cod.training.task import Program
@@ -32,7 +33,7 @@ def resolve_command_line(command_line: Sequence[str], program: Program | None = 
     given = parser.parse_args(command_line)
     from_recipe = []
     if given.recipe:
-        recipe, line = recipes.without_machine(recipes.load_recipe(given.recipe))
+        recipe, line = recipes.without_machine(load_recipe(given.recipe))
         if line:
             log_rank0(line)
         from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})

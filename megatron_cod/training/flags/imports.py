@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_cod.schemes.table import import_modules
-from megatron_cod.training.flags.recipes import load_recipe
+from megatron_cod.training.flags.recipe_files import load_recipe
 
 KEY = "import"
 

@@ -29,7 +29,8 @@ from megatron_cod.training import before_megatron
 from megatron_cod.training.flags.imports import modules_of
 from megatron_cod.training.flags.model_options import TOKENIZER, keys_beside_the_model, matches
 from megatron_cod.training.flags.parser import build_parser
-from megatron_cod.training.flags.recipes import load_recipe, recipe_flags
+from megatron_cod.training.flags.recipe_files import load_recipe
+from megatron_cod.training.flags.recipes import recipe_flags
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.prepare import prepare
 from megatron_cod.training.task import Program

@@ -21,7 +21,8 @@ from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTrainin
 from megatron_cod.training.data.dataset_checks import check_data
 from megatron_cod.training.flags.data_section import data_flags
 from megatron_cod.training.flags.parser import build_parser
-from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.training.flags.recipe_files import load_recipe
+from megatron_cod.training.flags.recipes import recipe_flags, resolved_yaml
 
 
 @pytest.fixture(scope="module")

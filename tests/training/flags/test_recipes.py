@@ -9,7 +9,8 @@ import yaml
 from megatron_cod.adaptations import cpu
 from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.flags.parser import UsageError, add_arguments, build_parser
-from megatron_cod.training.flags.recipes import load_recipe, recipe_flags, resolved_yaml
+from megatron_cod.training.flags.recipe_files import load_recipe
+from megatron_cod.training.flags.recipes import recipe_flags, resolved_yaml
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
 

@@ -16,7 +16,7 @@ from megatron_cod.rehearsal.plan import NotPlanned, make_plan
 from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.evaluation.flags import PROGRAM
 from megatron_cod.training.fine_tuning.task import task
-from megatron_cod.training.flags import parser, recipes
+from megatron_cod.training.flags import parser, recipe_files, recipes
 from megatron_cod.training.flags.defaults import default_flags
 from megatron_cod.training.flags.model_options import scheme_options
 from megatron_cod.training.flags.parser import add_arguments, build_parser
@@ -224,7 +224,7 @@ def test_arguments_are_those_that_megatron_parses(recipe, monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "12")
     parser._built_parser.cache_clear()  # the default of one of Megatron's flags is that of the environment
-    words = recipes.recipe_flags(recipes.load_recipe(ROOT / "recipes" / recipe), build_parser())
+    words = recipes.recipe_flags(recipe_files.load_recipe(ROOT / "recipes" / recipe), build_parser())
     words = [*default_flags(words)[0], *words]
     raw = build_parser().parse_args(words)
     monkeypatch.setattr(sys, "argv", ["pretrain", *words])
