@@ -72,7 +72,7 @@ def record_no_device() -> None:
 @pytest.mark.slow
 def test_a_checkpoint_that_records_no_device_loads(tmp_path, device):
     old = tmp_path / "old"
-    launch(1, old, "--train-iters", "2", "--save-interval", "2", device=device, before=record_no_device).succeeded()
+    launch(1, old, "--exit-interval", "2", "--save-interval", "2", device=device, before=record_no_device).succeeded()
     resumed = launch(1, tmp_path / "new", "--load", str(old), device=OTHER[device]).succeeded()
     assert "its random states are skipped" in resumed.console
 
