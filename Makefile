@@ -8,7 +8,7 @@ FAST := not slow and not launch and not containers and not campaign and not cuda
 ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
 export PYTHON
 
-.PHONY: help quickstart test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers benchmark check format venv clean
+.PHONY: help quickstart gpu-proof test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers benchmark check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make benchmark    training and evaluation against transformers: the table of docs/benchmarks.md (40 minutes)'
+	@echo 'make gpu-proof    on a machine with a GPU: its tests, step times, a training, the depth study (25 minutes)'
 	@echo 'make check        ruff, mypy, import contracts; words, links and commands of the docs'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
@@ -63,6 +64,9 @@ test-launch: venv
 
 test-containers: venv
 	$(BIN)/python -m pytest -m containers -s
+
+gpu-proof: venv
+	$(BIN)/python tools/gpu_proof.py
 
 benchmark: venv
 	$(BIN)/python -m megatron_cod benchmark table

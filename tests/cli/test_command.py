@@ -28,8 +28,8 @@ NO_COMMAND = {
     "quickstart_runs",
 }
 """Modules of the folder that are no command."""
-HELPERS = ("make_corpus", "make_sample_corpus", "benchmark_preprocessing")
-"""Programs of the repository alone: how its corpora were made, and a measurement of preprocessing."""
+HELPERS = ("make_corpus", "make_sample_corpus", "benchmark_preprocessing", "gpu_proof")
+"""Programs of the repository alone: how its corpora were made, a measurement of preprocessing, proofs on a GPU."""
 
 
 def module_of(name: str) -> str:
