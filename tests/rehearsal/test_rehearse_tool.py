@@ -48,7 +48,7 @@ def test_4096_ranks_are_planned_in_20_seconds_and_4_gigabytes(tmp_path):
 def test_help_has_examples():
     ended = call("--help")
     assert ended.returncode == 0
-    for text in ("--run-rank", "--all-stages", "--shrink", "--world-size 4096 --recipe recipes/llama_7b.yaml"):
+    for text in ("--run-rank", "--all-stages", "--shrink", "--world-size 4096 --recipe llama_7b"):
         assert text in ended.stdout
 
 

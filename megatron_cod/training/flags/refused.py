@@ -76,9 +76,17 @@ REFUSED = (
     ),
     Refused(
         lambda a: (
-            (a.save_params_interval or a.save_wgrads_interval or a.save_tokens_per_expert_interval) and not a.save
+            not a.save
+            and (
+                a.save_params_interval
+                or a.save_wgrads_interval
+                or a.save_dgrads_interval
+                or a.save_activations_interval
+                or a.save_tokens_per_expert_interval
+            )
         ),
-        "--save-params-interval, --save-wgrads-interval and --save-tokens-per-expert-interval need --save, where to",
+        "--save-params-interval, --save-wgrads-interval, --save-dgrads-interval, --save-activations-interval and "
+        "--save-tokens-per-expert-interval need --save, where to",
         training=True,
     ),
     Refused(
