@@ -47,6 +47,10 @@ def _is_nowhere(args: MegatronArgs) -> bool:
 
 REFUSED = (
     Refused(
+        lambda a: a.checkpoint_activations,
+        "--checkpoint-activations is a flag of earlier versions of Megatron's: --recompute-activations is its successor",
+    ),
+    Refused(
         lambda a: a.eval_interval is None and a.eval_iters,
         "--eval-interval is missing: how many steps from one validation to the next; or give --eval-iters 0",
         training=True,
