@@ -153,7 +153,10 @@ def flag_of(action: Action) -> str:
 
 
 def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
-    """UserError, naming the flag, for a number outside of its range. args: the plain parse. actions: of its parser."""
+    """UserError, naming the flag, for a number outside of its range, and for an empty text.
+
+    args: the plain parse. actions: of its parser.
+    """
     for action in actions:
         value = getattr(args, action.dest, None)
         if not action.option_strings or (value == action.default and action.dest not in RANGES):
@@ -164,6 +167,8 @@ def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
         asked = SHARE if is_list and action.dest in PATTERNS else range_of(action.dest)
         values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]
         for one in values:
+            if isinstance(one, str) and not one.strip():
+                raise UserError(f"{flag_of(action)} is empty: give a value, or omit the flag")
             _check_number(flag_of(action), one, asked)
     _check_split(args.split)
     _check_heads(args)

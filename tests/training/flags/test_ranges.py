@@ -122,6 +122,21 @@ def test_rejects_nan_and_infinity(parser):
         setattr(args, action.dest, action.default)
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_rejects_empty_texts(text, parser):
+    """As of a shell's variable that is not set: --save "$SAVE" would save nothing."""
+    args = parser.parse_args([])
+    texts = [one for one in parser._actions if one.option_strings and one.nargs != 0 and one.type in (None, str)]
+    assert len(texts) > 100
+    for action in texts:
+        if action.default == text or action.choices:
+            continue
+        setattr(args, action.dest, [text] if action.nargs in ("+", "*") else text)
+        with pytest.raises(UserError, match=re.escape(flag_of(action)) + " is empty"):
+            check_ranges(args, parser._actions)
+        setattr(args, action.dest, action.default)
+
+
 @pytest.mark.parametrize("value", [1e30, 10**13, 10**400])
 def test_rejects_numbers_that_nobody_means(value, parser):
     args = parser.parse_args([])
