@@ -2,7 +2,8 @@
 
 An average of the last checkpoints of a run at a constant rate does what a decay would have done with the gradients between
 them (WSM, arXiv 2507.17634): the weights of the members are the differences of the decay's curve. Tensors are read and
-written piece by piece, at whatever layouts the members were saved; the result is loaded as an imported model is.
+written piece by piece, at whatever layouts the members were saved, and read back before the result has its name; it is
+loaded as an imported model is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import copy
 import json
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from megatron_cod import __version__
 from megatron_cod.checkpoint.directory import RELEASE, TRACKER
-from megatron_cod.checkpoint.function_record import RECORD
+from megatron_cod.checkpoint.function_record import differences
 from megatron_cod.checkpoint.readme import write_readme
 from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.checkpoint.tensors import (
@@ -40,6 +42,7 @@ from megatron_cod.common.lists import groups_of_bytes
 from megatron_cod.common.progress import progress_of_bytes
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
+from megatron_cod.schemes.table import SCHEMES
 
 METHODS = ("equal", "linear", "minus-sqrt", "ema")
 RESOLVED = "resolved_args.yaml"
@@ -116,12 +119,13 @@ class _Members:
 
     def _check(self, path: Path, state: Any, newest: Path) -> None:
         ours, theirs = recorded_identity(self.args), recorded_identity(state)
+        if ours["norm_scheme"] not in SCHEMES:
+            raise UserError(
+                f"{newest} was trained with --norm-scheme {ours['norm_scheme']}, which is not known here, nor its options: "
+                "give --import MODULE"
+            )
         differ = [f"{name} {theirs.get(name)} and {ours.get(name)}" for name in ours if theirs.get(name) != ours[name]]
-        function = getattr(self.args, RECORD, None) or {}
-        other = getattr(state, RECORD, None) or {}
-        differ += [
-            f"{name} {other.get(name)} and {value}" for name, value in function.items() if other.get(name) != value
-        ]
+        differ += [one.between("and ") for one in differences(state, self.args)]
         if differ:
             raise UserError(
                 f"{path} and {newest} compute different functions and are not merged: {', '.join(differ[:3])}"
@@ -163,13 +167,43 @@ class _Members:
         return total
 
 
-def _pieces_of(members: _Members, weights: Sequence[float]) -> list[Piece]:
+def _sum_of(value: Tensor) -> int:
+    """A checksum of a tensor's bytes."""
+    return zlib.crc32(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+class _Sums(dict[tuple[Name, int], int]):
+    """Tensor and first row of a piece -> the checksum of what was handed to the writer."""
+
+    def of(self, name: Name, start: int, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+        value = make().to(dtype)
+        self[name, start] = _sum_of(value)
+        return value
+
+
+def _read_back(folder: Path, members: _Members, sums: _Sums) -> None:
+    """Open the written checkpoint and read all of it. UserError where it is not what was averaged."""
+    written, expected = Checkpoint(folder), members.weights()
+    if set(written.slices) != set(expected):
+        wrong = sorted(f"{name} of layer {layer}" for name, layer in set(written.slices) ^ set(expected))
+        raise UserError(f"{folder} does not read back as it was written: {wrong[0]}")
+    for name, part in written.slices.items():
+        for start, stop in pieces(part.shape):
+            if sums.get((name, start)) != _sum_of(written.read(part, start, stop)):
+                raise UserError(f"{folder} does not read back as it was written: {name[0]} of layer {name[1]}")
+    found = differences(written.common_state()["args"], members.args)
+    if found:
+        raise UserError(f"{folder} does not read back as it was written: {found[0].between('not ')}")
+
+
+def _pieces_of(members: _Members, weights: Sequence[float], sums: _Sums) -> list[Piece]:
     found = []
     for name, places in members.weights().items():
         stored = members.newest.slices[name]
         layers = members.newest.whole_shape(stored.key)[0] if stored.index is not None else None
         for start, stop in pieces(stored.shape):
-            make = partial(members.mean, places, weights, start, stop)
+            mean = partial(members.mean, places, weights, start, stop)
+            make = partial(sums.of, name, start, stored.dtype, mean)
             shape = (stop - start, *stored.shape[1:]) if stored.shape else ()
             offsets = (start, *(0 for _ in stored.shape[1:])) if stored.shape else ()
             whole = stored.shape
@@ -198,7 +232,8 @@ def merge(job: MergeJob, log: Callable[[str], None] = lambda _: None) -> dict[Pa
         raise UserError(f"--ema-decay {job.ema_decay} must be above 0 and at most 1")
     weights = weights_of(job.method, len(job.members), job.ema_decay)
     members = _Members(job.members)
-    parcels = groups_of_bytes(_pieces_of(members, weights), job.file_bytes)
+    sums = _Sums()
+    parcels = groups_of_bytes(_pieces_of(members, weights, sums), job.file_bytes)
     shares = dict(zip(job.members, weights, strict=True))
     part = PartialDirectory(job.output, {"merged at": str(job.output)})
     try:
@@ -212,6 +247,7 @@ def merge(job: MergeJob, log: Callable[[str], None] = lambda _: None) -> dict[Pa
         finally:
             progress.close()
         _write_companions(part.folder, job, shares, members)
+        _read_back(part.folder / RELEASE, members, sums)
     except BaseException:
         part.discard()
         raise

@@ -138,7 +138,10 @@ def _from_layout(split: PipelineSplit) -> list[list[tuple[int, int, bool, bool]]
 def _uneven(split: PipelineSplit) -> list[int]:
     """Layers of each stage with first or last counts."""
     if split.with_embedding or split.with_loss:
-        raise LayoutError(f"{FIRST} and {LAST} do not go with --account-for-embedding/loss-in-pipeline-split")
+        raise LayoutError(
+            f"{FIRST} and {LAST} do not go with --account-for-embedding-in-pipeline-split and "
+            "--account-for-loss-in-pipeline-split"
+        )
     if split.pipeline_size == 1:
         raise LayoutError(f"{FIRST} and {LAST} need {PP} of at least 2: with one stage Megatron builds too few layers")
     for flag, count in ((FIRST, split.first), (LAST, split.last)):

@@ -77,7 +77,20 @@ def test_a_task_of_an_array_is_named_as_one():
     task = {**alone, "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "3"}
     assert environment("slurm_job", **alone) == slurm_job(alone) == "36"
     assert environment("slurm_job", **task) == slurm_job(task) == "36_3"
-    assert slurm_job({}) is None
+    assert slurm_job({}) is slurm_job({"SLURM_JOB_ID": ""}) is None
+
+
+@pytest.mark.parametrize("lacks", ["SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"])
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("job", [{}, {"SLURM_JOB_ID": "36"}])
+def test_a_task_without_its_array_is_named_as_its_job(job, empty, lacks):
+    """A script may set one of the two: a study's does, for a machine without Slurm."""
+    told = {"SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "3", **job}
+    told.pop(lacks)
+    told |= {lacks: ""} if empty else {}
+    assert slurm_job(told) == job.get("SLURM_JOB_ID")
+    if job:  # the scripts run under Slurm alone
+        assert environment("slurm_job", **told) == "36"
 
 
 @pytest.mark.parametrize("lines", ["2031-01-01T10:00:00", "2031-01-01T10:00:00\\n2031-01-01T11:00:00", "Unknown", ""])

@@ -1,6 +1,7 @@
 """Merged checkpoints are the weighted average of their members, at any layouts, and are loaded and exported."""
 
 import math
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,88 @@ def test_refuses_what_does_not_belong_together(run, tiny, tmp_path):
     with pytest.raises(UserError, match="compute different functions and are not merged: norm_scheme"):
         merge(MergeJob((*members_of(other, None, None), *members_of(run, None, None)), tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+
+
+def members_with(monkeypatch, run: Path, change, step: int = 2) -> MergeJob:
+    """A merge of two members, of which one has other arguments."""
+    read = Checkpoint.common_state
+
+    def common_state(self):
+        state = read(self)
+        if self.path.name.endswith(str(step)):
+            change(state["args"])
+        return state
+
+    monkeypatch.setattr(Checkpoint, "common_state", common_state)
+    return MergeJob(members_of(run, None, [2, 4]), run.parent / "never")
+
+
+@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("rotary_base", 500000, "--rotary-base"),
+        ("layernorm_epsilon", 1e-2, "--norm-epsilon"),
+        ("qk_l2_norm", True, "--qk-l2-norm"),
+        ("moe_router_score_function", "sigmoid", "--moe-router-score-function"),
+        ("quant_recipe", {"type": "RecipeConfig", "configs": {"a": 1}}, "--te-precision-config-file"),
+    ],
+)
+def test_refuses_members_of_another_function(field, value, flag, step, run, monkeypatch):
+    job = members_with(monkeypatch, run, lambda args: args.model_function.update({field: value}), step)
+    with pytest.raises(UserError, match=f"compute different functions and are not merged: {flag}"):
+        merge(job)
+    assert not job.output.exists()
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_members_without_a_record_are_compared_by_their_arguments(step, run, tmp_path, monkeypatch):
+    def without(args):
+        del args.model_function
+
+    def other(args):
+        del args.model_function
+        args.rotary_base = 77
+
+    with pytest.raises(UserError, match=r"not merged: --rotary-base .*77"):
+        merge(members_with(monkeypatch, run, other, step))
+    monkeypatch.undo()
+    job = members_with(monkeypatch, run, without, step)
+    merge(MergeJob(job.members, tmp_path / "merged"))
+
+
+def flip(folder: Path) -> None:
+    """Change a byte in the middle of the largest file."""
+    file = max(folder.glob("release/*.distcp"), key=lambda path: path.stat().st_size)
+    held = bytearray(file.read_bytes())
+    held[len(held) // 2] ^= 1
+    file.write_bytes(held)
+
+
+def test_a_byte_that_the_disk_changed_is_found(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "_write_companions", lambda folder, *_: flip(folder))
+    with pytest.raises(UserError, match=r"does not read back|corrupt"):
+        merge(MergeJob(members_of(run, None, None), tmp_path / "merged"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_was_not_written_is_found(run, tmp_path, monkeypatch):
+    whole = merging._pieces_of
+    monkeypatch.setattr(merging, "_pieces_of", lambda *job: whole(*job)[:-1])
+    with pytest.raises(UserError, match=r"does not read back|does not hold all"):
+        merge(MergeJob(members_of(run, None, None), tmp_path / "merged"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_that_are_not_those_of_the_members_are_found(run, tmp_path, monkeypatch):
+    def other(members):
+        args = Namespace(**vars(members.args))
+        args.model_function = {**args.model_function, "rotary_base": 77}
+        return args
+
+    monkeypatch.setattr(merging, "_args_of", other)
+    with pytest.raises(UserError, match="does not read back as it was written: --rotary-base"):
+        merge(MergeJob(members_of(run, None, None), tmp_path / "merged"))
 
 
 def test_nothing_is_left_of_a_merge_that_fails(run, tmp_path, monkeypatch):

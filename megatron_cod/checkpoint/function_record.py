@@ -30,6 +30,10 @@ def flag_of(field: str) -> str:
     return FLAGS.get(field, "--" + ARGUMENTS.get(field, field).replace("_", "-"))
 
 
+_KIND = "type"
+"""Of an object in a record: the key of its class, beside its fields."""
+
+
 def _plain(value: Any) -> Any:
     """A value that pickles without Megatron: a checkpoint's arguments are read without it, too."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -38,7 +42,35 @@ def _plain(value: Any) -> Any:
         return value.name
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    name = getattr(value, "__qualname__", None)  # of functions and classes
+    return name or (
+        {_KIND: type(value).__qualname__, **_plain(vars(value))} if hasattr(value, "__dict__") else str(value)
+    )
+
+
+def _same(saved: Any, asked: Any) -> bool:
+    """Whether two recorded values agree. Earlier versions recorded nothing of an object but its class."""
+    return bool(saved == asked) or (isinstance(asked, dict) and isinstance(saved, str) and saved == asked.get(_KIND))
+
+
+def _where(saved: Any, asked: Any) -> tuple[str, Any, Any]:
+    """The first place in which two values differ, and what they have there."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        steps = [(str(key), saved.get(key), asked.get(key)) for key in (*saved, *(k for k in asked if k not in saved))]
+    elif isinstance(saved, list) and isinstance(asked, list) and len(saved) == len(asked):
+        steps = [(str(number), *pair) for number, pair in enumerate(zip(saved, asked, strict=True))]
+    else:
+        return "", saved, asked
+    key, *pair = next(step for step in steps if step[1] != step[2])
+    below, before, now = _where(*pair)
+    return f"{key}.{below}".rstrip("."), before, now
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def routing(value: Any) -> Any:
@@ -76,19 +108,24 @@ class Difference:
         return self.field not in TENSORS
 
     def __str__(self) -> str:
+        return self.between("this run has ")
+
+    def between(self, other: str) -> str:
+        """Both values; other: what is before the second."""
         name = "" if self.flag == "--" + self.field.replace("_", "-") else f" ({self.field})"
-        return f"{self.flag}{name} {self.saved}, this run has {self.asked}"
+        place, saved, asked = _where(self.saved, self.asked)
+        return f"{self.flag}{name}{place and f' {place}:'} {_short(saved)}, {other}{_short(asked)}"
 
 
-def differences(saved: argparse.Namespace, args: MegatronArgs) -> list[Difference]:
+def differences(saved: argparse.Namespace, args: MegatronArgs | argparse.Namespace) -> list[Difference]:
     """Where the model of a checkpoint's arguments is another than that of ``args``, those of tensors first.
 
-    A checkpoint without a record, of an earlier version or an import, is compared by those arguments that both have.
+    Checkpoints without a record, of an earlier version or an import, are compared by those arguments that both have.
+    args: of a run that is to load it, or of another checkpoint.
     """
-    asked: Mapping[str, Any] = getattr(args, RECORD)
-    theirs = getattr(saved, RECORD, None)
-    pairs = _recorded(theirs, asked) if theirs is not None else _by_arguments(saved, args)
-    found = [Difference(name, before, now) for name, before, now in pairs if before != now]
+    theirs, asked = (getattr(one, RECORD, None) for one in (saved, args))
+    pairs = _by_arguments(saved, args) if theirs is None or asked is None else _recorded(theirs, asked)
+    found = [Difference(name, before, now) for name, before, now in pairs if not _same(before, now)]
     return sorted(found, key=lambda one: one.fits)
 
 
@@ -98,7 +135,7 @@ def _recorded(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tu
             yield name, saved[name], asked[name]
 
 
-def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tuple[str, Any, Any]]:
+def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, Any, Any]]:
     seen: set[str] = set()
     for name in sorted(TENSORS | FUNCTION):
         argument = ARGUMENTS.get(name, name)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
+from megatron_cod.schemes.imports import add_import_flag
 
 METHODS = ("equal", "linear", "minus-sqrt", "ema")
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", choices=METHODS, default="equal", help="of the members (default: %(default)s)")
     parser.add_argument("--ema-decay", type=float, default=0.8, metavar="X", help="with ema (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="directory to make")
+    add_import_flag(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the members and their weights, write nothing")
     return parser
 

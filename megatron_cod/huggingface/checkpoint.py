@@ -101,7 +101,7 @@ class MegatronCheckpoint:
         unknown = [name for name in extra if name not in (*prediction, *shared) and not name.endswith(learned_names())]
         faults += [f"{name} has no place in the {arch.family} architecture" for name in unknown]
         if faults:
-            raise UserError(f"checkpoint {self.path}: {listed(list(dict.fromkeys(faults)))}")
+            raise UserError(f"checkpoint {self.path}: {listed(list(dict.fromkeys(faults)), 4)}")
         return notes
 
     def read(self, unit: Unit) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from megatron_cod import __version__
 from megatron_cod.common.lists import groups_of_bytes
 from megatron_cod.common.progress import progress_of_bytes
-from megatron_cod.errors import UserError, one_line
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions, model_card, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
@@ -34,6 +34,7 @@ from megatron_cod.huggingface.verification import (
     compare,
     loaded_whole,
     logits_of,
+    logits_or_reason,
     model_of,
     named,
     probe_tokens,
@@ -246,10 +247,9 @@ def _verified(folder: Path, found: Exported, checkpoint: Path, megatron: Megatro
     loads = "verified: it loads whole in transformers; not compared with Megatron's model"
     if megatron is None or not folded:
         return loads
-    try:
-        expected = megatron(checkpoint, tokens)
-    except Exception as error:  # this machine may lack what the run had; the result may be right anyway
-        return f"{loads}, which is not built here: {one_line(error)[:200]}"
+    expected = logits_or_reason(megatron, checkpoint, tokens)
+    if isinstance(expected, str):
+        return f"{loads}, which is not built here: {expected}"
     exact = all(dtype == torch.float32 for parcel in found.parcels for dtype in parcel.dtypes)
     if exact:
         return "verified: " + compare(expected, stored, "Megatron and transformers")

@@ -18,7 +18,7 @@ from megatron_cod.checkpoint.scheme_record import record
 from megatron_cod.checkpoint.writer import CheckpointWriter, Piece
 from megatron_cod.common.lists import groups_of_bytes
 from megatron_cod.common.progress import progress_of_bytes
-from megatron_cod.errors import UserError, one_line
+from megatron_cod.errors import UserError
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
@@ -34,6 +34,7 @@ from megatron_cod.huggingface.verification import (
     compare,
     loaded_whole,
     logits_of,
+    logits_or_reason,
     model_of,
     named,
     probe_tokens,
@@ -233,10 +234,9 @@ def _verified(
         model = model_of(config, _with_factors(source, wanted, change), job.model.name)
     expected = logits_of(model, tokens)
     del model
-    try:
-        found = megatron(folder, tokens)
-    except Exception as error:  # this machine may lack what a run needs; the result may be right anyway
-        return f"not verified: Megatron's model is not built here: {one_line(error)[:200]}"
+    found = logits_or_reason(megatron, folder, tokens)
+    if isinstance(found, str):
+        return f"not verified: Megatron's model is not built here: {found}"
     return "verified: " + compare(expected, found, "transformers and Megatron")
 
 

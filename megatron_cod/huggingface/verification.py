@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from megatron_cod.common.lists import listed
-from megatron_cod.errors import UserError
+from megatron_cod.errors import UserError, one_line
 
 MegatronLogits = Callable[[Path, Tensor], Tensor]
 """(checkpoint, tokens [b, s]) -> logits [b, s, v] of Megatron's own model, in fp32 on the CPU. UserError where it is not
@@ -52,6 +52,26 @@ def _available() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def logits_or_reason(megatron: MegatronLogits, checkpoint: Path, tokens: Tensor) -> Tensor | str:
+    """Megatron's logits, or why this machine does not compute them, which says nothing against the result.
+
+    Only what a run refuses counts, and memory: any other exception is a fault, which keeps its traceback.
+    """
+    try:
+        return megatron(checkpoint, tokens)
+    except UserError as error:
+        return one_line(error)[:200]
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return f"out of memory: {one_line(error)[:180]}"
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """On a device torch has a class for it, on the host only a text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def named(names: Iterable[str], most: int = 4) -> str:

@@ -19,6 +19,9 @@ def this_host() -> str:
 
 
 def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The job's name to Slurm: of a task of an array ARRAY_TASK, since one task has the array's own number."""
-    task = environment.get("SLURM_ARRAY_TASK_ID")
-    return f"{environment['SLURM_ARRAY_JOB_ID']}_{task}" if task else environment.get("SLURM_JOB_ID")
+    """The job's name to Slurm: of a task of an array ARRAY_TASK, since one task has the array's own number.
+
+    A task that lacks the array's number, as where a script sets the other, is its job.
+    """
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID") or None

@@ -18,6 +18,7 @@ from megatron_cod.training.start.prepare import prepare
 from tests.rehearsal.jobs import SMALL
 
 # isort: split
+from megatron.core.quantization.quant_config import GlobMatcher, RecipeConfig
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 FREE = [name for names in MAY_DIFFER.values() for name in names.split()]
@@ -157,3 +158,29 @@ def test_the_record_needs_nothing_of_megatron_to_be_read(saved):
     assert len(record) > 60 and all(plain(value) for value in record.values())
     assert record["activation_func"] == "silu"
     assert callable(record_of)
+
+
+def quantized(config: dict, *patterns: str) -> Namespace:
+    recipe = RecipeConfig([GlobMatcher(pattern, "a") for pattern in patterns], {"a": config})
+    return Namespace(**{RECORD: {"quant_recipe": function_record._plain(recipe)}})
+
+
+@pytest.mark.parametrize(
+    ("other", "place"),
+    [
+        (quantized({"fp8": "e5m2"}, "*fc1*"), "configs.a.fp8: e5m2, this run has hybrid"),
+        (quantized({"fp8": "hybrid"}, "*fc2*"), r"matchers.0.pattern: \*fc2\*, this run has \*fc1\*"),
+        (quantized({"fp8": "hybrid"}, "*fc1*", "*"), "quant_recipe"),
+    ],
+)
+def test_objects_are_compared_by_their_content(other, place):
+    asked = quantized({"fp8": "hybrid"}, "*fc1*")
+    assert differences(quantized({"fp8": "hybrid"}, "*fc1*"), asked) == []
+    with pytest.raises(UserError, match=place):
+        check_function(Path("iter_8"), other, asked, False)
+
+
+def test_earlier_records_of_objects_have_their_class_alone():
+    earlier = Namespace(**{RECORD: {"quant_recipe": "RecipeConfig"}})
+    assert differences(earlier, quantized({"fp8": "hybrid"}, "*")) == []
+    assert differences(Namespace(**{RECORD: {"quant_recipe": None}}), quantized({}, "*")) != []

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from megatron_cod.errors import UserError
+from megatron_cod.errors import Phase, UserError, ending
 from megatron_cod.huggingface import export, recipe, safetensors_writer, verification
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
@@ -122,6 +122,49 @@ def test_reports_model_that_is_not_built(imported):
         "loads whole in transformers; not compared with Megatron's model, which is not built here: no recipe" in line
         for line in said
     )
+
+
+REASONS = [
+    UserError("no recipe"),
+    MemoryError("none left"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+FAULTS = [ValueError("planted"), AssertionError(), KeyError("decoder"), RuntimeError("shapes cannot be multiplied")]
+
+
+def raising(error):
+    def logits(_folder, _ids):
+        raise error
+
+    return logits
+
+
+@pytest.mark.parametrize("error", REASONS, ids=repr)
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_what_this_machine_lacks_leaves_the_result_uncompared(direction, error, imported):
+    checkpoint, _ = imported
+    said: list[str] = []
+    convert(direction, checkpoint, said.append, raising(error))
+    assert any("not built here" in line for line in said)
+    assert (checkpoint.parent / "out").is_dir()
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=repr)
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_fault_while_comparing_is_not_taken_for_what_is_lacking(direction, error, imported):
+    checkpoint, _ = imported
+    with pytest.raises(type(error)) as raised:
+        convert(direction, checkpoint, lambda _: None, raising(error))
+    assert raised.value is error and ending(error, Phase.TOOL).is_fault
+    assert not (checkpoint.parent / "out").exists()
+
+
+def convert(direction, checkpoint, log, logits):
+    if direction == "import":
+        import_model(ImportJob(checkpoint.parent / "hf", checkpoint.parent / "out"), log, logits)
+    else:
+        export_model(ExportJob(checkpoint, checkpoint.parent / "out"), log, logits)
 
 
 @pytest.mark.parametrize("found", [torch.nan, 1.0002])

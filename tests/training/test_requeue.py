@@ -86,6 +86,23 @@ def test_restarts_are_those_of_the_scheduler(monkeypatch):
     assert restarts() == 2
 
 
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        ({"SLURM_RESTART_COUNT": "3"}, 3),
+        ({}, 0),
+        ({"SLURM_RESTART_COUNT": ""}, 0),
+        ({"SLURM_RESTART_COUNT": "1", "TORCHELASTIC_RESTART_COUNT": "4"}, 4),
+    ],
+)
+def test_restarts_of_an_array_are_those_of_the_task(told, count, monkeypatch):
+    """Slurm counts for each task, and its number is no count."""
+    task = {"SLURM_JOB_ID": "37", "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "9"}
+    for name, value in {**task, **told}.items():
+        monkeypatch.setenv(name, value)
+    assert restarts() == count
+
+
 @pytest.mark.parametrize("code", [AGAIN, GIVE_UP])
 def test_as_a_job_script_calls_it(tmp_path, code):
     command = [

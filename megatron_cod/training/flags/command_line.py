@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,12 +13,31 @@ from megatron_cod.launch import devices
 from megatron_cod.schemes.init_policy import resolve_init_policy
 from megatron_cod.training.flags import recipes
 from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
+from megatron_cod.training.flags.given import Given
 from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.parser import build_parser
-from megatron_cod.training.flags.recipe_files import load_recipe
 from megatron_cod.training.flags.save_interval import set_save_interval
 from megatron_cod.training.flags.token_counts import in_samples, overruled
 from megatron_cod.training.task import Program
+
+
+def _of_recipe(command_line: Sequence[str], parser: ArgumentParser, log: Callable[[str], None]) -> list[str]:
+    """The recipe of a command line as flags, without what the command line omits."""
+    given = parser.parse_args(command_line)
+    if not given.recipe:
+        return []
+    recipe, line = recipes.without_machine(load_recipe(given.recipe))
+    if line:
+        log(line)
+    return recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
+
+
+def given_by(command_line: Sequence[str], program: Program) -> Given:
+    """What the command line and its recipe name, for a command line that ``resolve_command_line`` has taken."""
+    parser = build_parser(program)
+    recipe = _of_recipe(command_line, parser, lambda _: None)
+    alone = parser.parse_args([*default_flags(recipe)[0], *program.default_flags, *recipe])
+    return Given(command_line, recipe, cast(MegatronArgs, alone), parser._actions)
 
 
 def resolve_command_line(command_line: Sequence[str], program: Program | None = None) -> tuple[MegatronArgs, str]:
@@ -30,13 +50,7 @@ def resolve_command_line(command_line: Sequence[str], program: Program | None = 
     devices.check_driver()
     import_schemes(command_line)
     parser = build_parser(program)
-    given = parser.parse_args(command_line)
-    from_recipe = []
-    if given.recipe:
-        recipe, line = recipes.without_machine(load_recipe(given.recipe))
-        if line:
-            log_rank0(line)
-        from_recipe = recipes.recipe_flags(recipe, parser, {*given.unset, *overruled(recipe, given)})
+    from_recipe = _of_recipe(command_line, parser, log_rank0)
     defaults, lines = default_flags([*from_recipe, *command_line])
     for line in lines:
         log_rank0(line)

@@ -147,8 +147,9 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     tokenizer_size = getattr(tokenizer, "vocab_size", None)
     model_size = args.padded_vocab_size or args.vocab_size
     if tokenizer_size and model_size and tokenizer_size > model_size:
-        loaded = checkpoint_to_load(args) is not None
-        remedy = _rows_for(args, tokenizer_size) if loaded else ": raise --vocab-size or leave it to the tokenizer"
+        tp = args.tensor_model_parallel_size
+        rows = -(-tokenizer_size // tp) * tp
+        remedy = _rows_for(args, rows) if args.padded_vocab_size else f": give --vocab-size {tokenizer_size}"
         raise UserError(f"the tokenizer has {tokenizer_size} tokens, the model's vocabulary only {model_size}{remedy}")
     return model_size
 

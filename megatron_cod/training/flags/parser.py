@@ -26,6 +26,10 @@ Megatron flags used most (all of them: --help-megatron):
 """
 
 
+_LONGEST = 400
+"""Of what argparse says, which repeats a value whole."""
+
+
 class UsageError(UserError):
     """A wrong command line; its text is the one line the user sees."""
 
@@ -33,6 +37,8 @@ class UsageError(UserError):
 def _one_line_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
     hint = did_you_mean(unknown[1], parser._option_string_actions) if unknown else ""
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}..."
     raise UsageError(f"{message}{hint} (--help lists the flags)")
 
 
@@ -191,9 +197,25 @@ def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> a
 
     parser = add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)
     for action in parser._actions:
+        action.help = _expandable(action.help, parser)
         if action.type not in (None, int, float, str, bool):  # these raise ValueError alone
             action.type = _refusing(action)
     return parser
+
+
+def _expandable(text: str | None, parser: argparse.ArgumentParser) -> str | None:
+    """A help text that argparse can fill in: Megatron-Core 0.19.2 has one with a percent sign of its own."""
+    try:
+        return text and text % _Anything(prog=parser.prog) and text
+    except (ValueError, TypeError):
+        return text and text.replace("%", "%%")
+
+
+class _Anything(dict[str, Any]):
+    """What argparse would fill in, whatever it is called."""
+
+    def __missing__(self, _: str) -> int:
+        return 0
 
 
 def _refusing(action: argparse.Action) -> Callable[[str], Any]:

@@ -1,4 +1,4 @@
-"""Valid values of flags: finite and not negative, except where this table has another range.
+"""Valid values of flags: finite, not negative and at most 1e12, except where this table has another range.
 
 It holds for Megatron's flags and ours, in recipes and on command lines: a flag that a later Megatron adds is under the
 general rule until it has a row here.
@@ -19,34 +19,61 @@ from megatron_cod.schemes.options import may_be_negative
 from megatron_cod.schemes.table import SCHEMES
 
 
+def is_finite(value: float) -> bool:
+    """Also of integers that no float can hold."""
+    return isinstance(value, int) or math.isfinite(value)
+
+
+_LARGEST = 1e12
+"""Of a number without a row of its own. More samples, bytes or steps than that nobody means."""
+
+
 @dataclass(frozen=True)
 class Range:
     """An interval of numbers, which must be finite in any case."""
 
     low: float = 0.0
-    high: float = math.inf
+    high: float = _LARGEST
     without_low: bool = False
     without_high: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether a value lies within."""
-        above = value > self.low if self.without_low else value >= self.low
-        below = value < self.high if self.without_high else value <= self.high
-        return math.isfinite(value) and above and below
+        return is_finite(value) and not self._is_low(value) and not self._is_high(value)
 
-    def __str__(self) -> str:
-        bounds = []
-        if self.low != -math.inf:
-            bounds.append(f"{'above' if self.without_low else 'at least'} {self.low:g}")
-        if self.high != math.inf:
+    def _is_low(self, value: float) -> bool:
+        return value <= self.low if self.without_low else value < self.low
+
+    def _is_high(self, value: float) -> bool:
+        return value >= self.high if self.without_high else value > self.high
+
+    def refusal(self, value: float) -> str:
+        """What the value must be instead."""
+        if not is_finite(value):
+            return "must be a finite number"
+        bounds = [f"{'above' if self.without_low else 'at least'} {self.low:g}"] if self.low > -_LARGEST else []
+        if abs(self.high) != _LARGEST or self._is_high(value):
             bounds.append(f"{'below' if self.without_high else 'at most'} {self.high:g}")
-        return f"must be {' and '.join(bounds) or 'a finite number'}"
+        return f"must be {' and '.join(bounds)}"
 
 
 NOT_NEGATIVE = Range()
 COUNT = Range(1)
+NUMBER = Range(1, 1e5)
+"""Of layers, heads, experts, ranks: what is listed one by one."""
+SIZE = Range(1, 1e8)
+SEED = Range(1, 2e9)
+"""With what Megatron adds for ranks and stages it fits 32 bits, as numpy asks."""
+TIMEOUT = Range(1, 1e7)
+WORKERS = Range(0, 1024)
+THREADS = Range(1, 1024)
+RATE = Range(0, 100)
+"""Learning rates, and standard deviations of weights."""
+DECAY = Range(0, 1e4)
+FACTOR = Range(1, 1e6)
+MULTIPLIER = Range(0, 1e6, without_low=True)
 POSITIVE = Range(0, without_low=True)
-ANY = Range(-math.inf)
+ANY = Range(-_LARGEST)
 FROM_MINUS_ONE = Range(-1)
 SHARE = Range(0, 1)
 PART = Range(0, 1, without_low=True)
@@ -54,38 +81,49 @@ BELOW_ONE = Range(0, 1, without_high=True)
 """Probabilities of dropping, and decay rates of running means."""
 
 _ROWS: Mapping[Range, str] = {
+    NUMBER: """
+        num_layers encoder_num_layers decoder_num_layers num_attention_heads num_query_groups num_experts moe_router_topk
+        moe_router_num_groups moe_router_group_topk mtp_num_layers tensor_model_parallel_size pipeline_model_parallel_size
+        context_parallel_size expert_model_parallel_size expert_tensor_parallel_size num_virtual_stages_per_pipeline_rank
+        num_layers_per_virtual_pipeline_stage microbatch_group_size_per_vp_stage recompute_num_layers ddp_num_buckets
+        num_distributed_optimizer_instances muon_num_ns_steps hysteresis mamba_num_groups mamba_num_heads
+        linear_num_key_heads linear_num_value_heads dsa_indexer_n_heads dsa_indexer_topk_freq moe_layer_freq no_rope_freq
+        window_attn_skip_freq linear_attention_freq
+        """,
+    SIZE: """
+        hidden_size ffn_hidden_size kv_channels seq_length max_position_embeddings make_vocab_size_divisible_by vocab_size
+        padded_vocab_size moe_ffn_hidden_size moe_latent_size moe_shared_expert_intermediate_size q_lora_rank kv_lora_rank
+        qk_head_dim v_head_dim rotary_seq_len_interpolation_factor micro_batch_size global_batch_size eval_micro_batch_size
+        eval_global_batch_size yarn_original_max_position_embeddings mup_base_hidden_size mamba_state_dim mamba_head_dim
+        linear_conv_kernel_dim linear_key_head_dim linear_value_head_dim dsa_indexer_head_dim dsa_indexer_topk
+        relative_attention_num_buckets relative_attention_max_distance
+        """,
     COUNT: """
-        num_layers encoder_num_layers decoder_num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups
-        kv_channels seq_length max_position_embeddings make_vocab_size_divisible_by vocab_size padded_vocab_size
-        num_experts moe_ffn_hidden_size moe_router_topk moe_router_num_groups moe_router_group_topk moe_latent_size
-        moe_shared_expert_intermediate_size mtp_num_layers q_lora_rank kv_lora_rank qk_head_dim v_head_dim rotary_base
-        rotary_seq_len_interpolation_factor tensor_model_parallel_size pipeline_model_parallel_size
-        context_parallel_size expert_model_parallel_size expert_tensor_parallel_size
-        num_virtual_stages_per_pipeline_rank num_layers_per_virtual_pipeline_stage microbatch_group_size_per_vp_stage
-        micro_batch_size global_batch_size eval_micro_batch_size eval_global_batch_size eval_interval seed log_interval
-        tensorboard_log_interval tensorboard_queue_size save_interval save_retain_interval exit_interval
-        recompute_num_layers num_dataset_builder_threads distributed_timeout_minutes
-        distributed_timeout_seconds_after_init ddp_num_buckets ddp_bucket_size num_distributed_optimizer_instances
-        dist_ckpt_workers yarn_original_max_position_embeddings mup_base_hidden_size muon_num_ns_steps hysteresis
-        mamba_num_groups mamba_state_dim mamba_head_dim mamba_num_heads linear_conv_kernel_dim linear_key_head_dim
-        linear_value_head_dim linear_num_key_heads linear_num_value_heads dsa_indexer_n_heads dsa_indexer_head_dim
-        dsa_indexer_topk dsa_indexer_topk_freq train_sync_interval
+        rotary_base eval_interval log_interval tensorboard_log_interval tensorboard_queue_size save_interval
+        save_retain_interval exit_interval ddp_bucket_size train_sync_interval
         check_weight_hash_across_dp_replicas_interval save_params_interval save_wgrads_interval save_dgrads_interval
         save_activations_interval save_tokens_per_expert_interval non_persistent_save_interval
-        relative_attention_num_buckets relative_attention_max_distance moe_layer_freq no_rope_freq window_attn_skip_freq
-        linear_attention_freq
         """,
-    POSITIVE: """
-        layernorm_epsilon adam_eps rope_scaling_factor rotary_scaling_factor moe_router_topk_scaling_factor
-        moe_expert_capacity_factor mup_width_mult mup_base_head_dim mup_embedding_mult mup_output_mult
-        loss_scale initial_loss_scale min_loss_scale loss_scale_window qk_clip_alpha qk_clip_threshold
-        dsa_indexer_k_norm_epsilon muon_extra_scale_factor activation_func_clamp_value peak_tflops layerscale_init
+    SEED: "seed",
+    TIMEOUT: "distributed_timeout_minutes distributed_timeout_seconds_after_init",
+    WORKERS: "num_workers",
+    THREADS: "num_dataset_builder_threads dist_ckpt_workers",
+    RATE: "lr min_lr lr_warmup_init decoupled_lr decoupled_min_lr init_method_std embedding_init_method_std",
+    DECAY: """
+        weight_decay start_weight_decay end_weight_decay moe_aux_loss_coeff moe_z_loss_coeff moe_router_bias_update_rate
+        mtp_loss_scaling_factor dsa_indexer_loss_coeff mscale mscale_all_dim
         """,
+    FACTOR: "rope_scaling_factor rotary_scaling_factor",
+    MULTIPLIER: """
+        moe_router_topk_scaling_factor moe_expert_capacity_factor mup_width_mult mup_base_head_dim mup_embedding_mult
+        mup_output_mult qk_clip_alpha qk_clip_threshold muon_extra_scale_factor activation_func_clamp_value layerscale_init
+        """,
+    POSITIVE: "loss_scale initial_loss_scale min_loss_scale loss_scale_window peak_tflops",
     BELOW_ONE: """
         attention_dropout hidden_dropout adam_beta1 adam_beta2 sgd_momentum muon_momentum lion_beta1 lion_beta2
         moe_router_quantile_balancing_ema
         """,
-    PART: "rotary_percent",
+    PART: "rotary_percent layernorm_epsilon adam_eps dsa_indexer_k_norm_epsilon",
     SHARE: "lr_warmup_fraction sample_rate optimizer_offload_fraction activation_offload_fraction",
     ANY: "glu_linear_offset mup_attn_scale_power moe_router_force_biased",
     FROM_MINUS_ONE: """
@@ -115,7 +153,10 @@ def flag_of(action: Action) -> str:
 
 
 def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
-    """UserError, naming the flag, for a number outside of its range. args: the plain parse. actions: of its parser."""
+    """UserError, naming the flag, for a number outside of its range, and for an empty text.
+
+    args: the plain parse. actions: of its parser.
+    """
     for action in actions:
         value = getattr(args, action.dest, None)
         if not action.option_strings or (value == action.default and action.dest not in RANGES):
@@ -126,15 +167,23 @@ def check_ranges(args: MegatronArgs, actions: Iterable[Action]) -> None:
         asked = SHARE if is_list and action.dest in PATTERNS else range_of(action.dest)
         values: Iterable[Any] = value if is_list else (value,)  # type: ignore[assignment]
         for one in values:
+            if isinstance(one, str) and not one.strip():
+                raise UserError(f"{flag_of(action)} is empty: give a value, or omit the flag")
             _check_number(flag_of(action), one, asked)
     _check_split(args.split)
     _check_heads(args)
 
 
+def short(value: float) -> str:
+    """A number in a line: integers may have thousands of digits."""
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:20]}..."
+
+
 def _check_number(flag: str, value: Any, asked: Range) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or asked.holds(value):
         return
-    raise UserError(f"{flag} {value} {asked if math.isfinite(value) else 'must be a finite number'}")
+    raise UserError(f"{flag} {short(value)} {asked.refusal(value)}")
 
 
 def _check_split(split: str | None) -> None:

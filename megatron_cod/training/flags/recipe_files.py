@@ -27,7 +27,7 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     except FileNotFoundError:
         near = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"recipe {path} does not exist; there are {', '.join(near) or 'no recipes there'}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: what is no text, no path, or no date
         raise UserError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise UserError(f"recipe {path} must hold 'argument-name: value' lines")

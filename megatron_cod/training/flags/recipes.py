@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -14,6 +15,12 @@ from megatron_cod.training.flags.data_section import KEY, data_flags
 
 _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_check", "rewind_to", "rewind_skip")
 """Arguments of one start, which a recipe that reproduces the run does not have."""
+
+
+_COMMAND_LINE = ("recipe", "unset", "help", "help-megatron")
+"""Flags that mean something on the command line alone."""
+_SHOWN = Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
 
 
 def without_machine(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -60,15 +67,19 @@ def recipe_flags(recipe: Mapping[str, Any], parser: argparse.ArgumentParser, uns
         if key not in actions:
             near = get_close_matches(key, [*actions, KEY], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"unknown recipe key {key!r}{hint}")
+            raise UserError(f"unknown recipe key {_SHOWN.repr(key)}{hint}")
+        if key in _COMMAND_LINE:
+            raise UserError(f"recipe key {key!r} is a flag of the command line alone")
         if value is None:
             continue
         takes_value = actions[key].nargs != 0
         if isinstance(value, bool) and not takes_value:
             flags += [f"--{key}"] if value else _off(key, actions[key])
         elif not takes_value:
-            raise UserError(f"recipe key {key!r} is a switch: true or false, not {value!r}")
+            raise UserError(f"recipe key {key!r} is a switch: true or false, not {_SHOWN.repr(value)}")
         elif isinstance(value, (list, tuple)):
+            if not value and actions[key].nargs != "*":
+                raise UserError(f"recipe key {key!r} needs a value")
             flags += [f"--{key}", *map(str, value)]
         elif isinstance(value, Mapping):
             raise UserError(f"recipe key {key!r} must hold one value or a list")

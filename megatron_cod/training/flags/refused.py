@@ -47,6 +47,10 @@ def _is_nowhere(args: MegatronArgs) -> bool:
 
 REFUSED = (
     Refused(
+        lambda a: a.checkpoint_activations,
+        "--checkpoint-activations is a flag of earlier versions of Megatron's: --recompute-activations is its successor",
+    ),
+    Refused(
         lambda a: a.eval_interval is None and a.eval_iters,
         "--eval-interval is missing: how many steps from one validation to the next; or give --eval-iters 0",
         training=True,
@@ -76,9 +80,17 @@ REFUSED = (
     ),
     Refused(
         lambda a: (
-            (a.save_params_interval or a.save_wgrads_interval or a.save_tokens_per_expert_interval) and not a.save
+            not a.save
+            and (
+                a.save_params_interval
+                or a.save_wgrads_interval
+                or a.save_dgrads_interval
+                or a.save_activations_interval
+                or a.save_tokens_per_expert_interval
+            )
         ),
-        "--save-params-interval, --save-wgrads-interval and --save-tokens-per-expert-interval need --save, where to",
+        "--save-params-interval, --save-wgrads-interval, --save-dgrads-interval, --save-activations-interval and "
+        "--save-tokens-per-expert-interval need --save, where to",
         training=True,
     ),
     Refused(

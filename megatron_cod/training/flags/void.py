@@ -6,42 +6,16 @@ row, and holds every flag of Megatron's to a row here or to a list of those that
 
 from __future__ import annotations
 
-from argparse import Action
+from argparse import Action, BooleanOptionalAction
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
+from megatron_cod.training.flags.conditions import CONDITIONS, has_graphs
+from megatron_cod.training.flags.file_conditions import FILE_CONDITIONS
+from megatron_cod.training.flags.given import Given
 from megatron_cod.training.flags.ranges import flag_of
-
-
-@dataclass(frozen=True)
-class Void:
-    """A row: flags that act only where ``acts`` is true."""
-
-    names: str
-    """Arguments, with a space between; a star matches any end."""
-    acts: Callable[[Any], object]
-    why: str
-    """Follows "FLAG does nothing"."""
-    refused: bool = False
-    training: bool = False
-    """Only where a program trains."""
-    but: str = ""
-    """Arguments that a star takes in and that do not belong to the row."""
-
-    def has(self, name: str) -> bool:
-        """Whether an argument belongs to the row."""
-        return _matches(name, self.names) and not _matches(name, self.but)
-
-
-def _matches(name: str, patterns: str) -> bool:
-    return any(name == one or (one.endswith("*") and name.startswith(one[:-1])) for one in patterns.split())
-
-
-def _never(_: Any) -> bool:
-    return False
+from megatron_cod.training.flags.void_row import Void, never
 
 
 def _rotates(args: MegatronArgs) -> bool:
@@ -59,6 +33,8 @@ _NO_MASK = (
 _OTHER_PROGRAM = "here: it is of another program of Megatron's"
 
 VOID = (
+    *CONDITIONS,
+    *FILE_CONDITIONS,
     # Masks, packing and data
     Void("reset_attention_mask", lambda a: a.create_attention_mask_in_dataloader, _NO_MASK, True, True),
     Void(
@@ -71,7 +47,7 @@ VOID = (
     ),
     Void(
         "dataloader_inter_document_masking",
-        _never,
+        never,
         "here: documents would attend to each other; give --reset-attention-mask, with a mask made by the loader",
         True,
         True,
@@ -82,17 +58,17 @@ VOID = (
         "without --position-embedding-type learned_absolute: rotations know distances alone",
         training=True,
     ),
-    Void("fim_*", _never, "here: samples are cut as they stand, without filling in the middle", True),
-    Void("sft", _never, "here: megatron_cod.training.sft fine-tunes", True, True),
-    Void("sft_tokenizer_prompt_format sft_mock_dataset_config_json", _never, "here: --chat-template sets the format"),
+    Void("fim_*", never, "here: samples are cut as they stand, without filling in the middle", True),
+    Void("sft", never, "here: megatron_cod.training.sft fine-tunes", True, True),
+    Void("sft_tokenizer_prompt_format", never, "here: --chat-template sets the format"),
     Void(
         "dataloader_fast_cache_load dataloader_defer_npy_index_mmap per_dataset_sequences_path object_storage_cache_path "
         "mid_level_dataset_surplus allow_ambiguous_pad_tokens",
-        _never,
+        never,
         "here: the datasets of this package are built without it",
     ),
     Void("split", lambda a: a.data_path or a.data_args_path or a.mock_data, "without --data-path or --data-args-path"),
-    Void("sample_rate mask_prob short_seq_prob bert_* encoder_seq_length decoder_seq_length", _never, _OTHER_PROGRAM),
+    Void("sample_rate mask_prob short_seq_prob bert_* encoder_seq_length decoder_seq_length", never, _OTHER_PROGRAM),
     # Precision
     Void(
         "fp8_* keep_fp8_transpose_cache",
@@ -180,7 +156,7 @@ VOID = (
         "without --experimental-attention-variant gated_delta_net",
     ),
     Void(
-        "mamba_* disable_mamba_mem_eff_path use_mamba_mem_eff_path",
+        "mamba_* use_mamba_mem_eff_path",
         lambda a: a.hybrid_layer_pattern,
         "without --hybrid-layer-pattern",
     ),
@@ -318,11 +294,13 @@ VOID = (
     ),
     # Graphs and memory
     Void(
-        "cuda_graph_modules cuda_graph_warmup_steps", lambda a: a.cuda_graph_impl != "none", "without --cuda-graph-impl"
+        "cuda_graph_modules cuda_graph_scope_deprecated cuda_graph_warmup_steps",
+        has_graphs,
+        "without --cuda-graph-impl",
     ),
     Void(
         "recompute_modules",
-        lambda a: a.recompute_granularity == "selective",
+        lambda a: a.recompute_granularity == "selective" or a.recompute_activations,
         "without --recompute-granularity selective",
     ),
     Void(
@@ -337,39 +315,43 @@ VOID = (
         "inference_* max_tokens_to_oom num_speculative_tokens enable_chunked_prefill decode_only_cuda_graphs "
         "use_legacy_static_engine flash_decode nccl_all_reduce_for_prefill mlp_chunks_for_prefill output_bert_embeddings "
         "offset_sampling_seed_by_dp_rank moe_pad_experts_for_cuda_graph_inference",
-        _never,
+        never,
         _OTHER_PROGRAM,
     ),
     Void(
         "vision_* dino_* img_* num_channels num_classes patch_dim classes_fraction data_per_class_fraction iter_per_epoch "
         "ict_* biencoder_* query_* retriever_* evidence_* indexer_* block_data_path embedding_path titles_data_path "
         "use_one_sent_docs head_lr_mult mask_factor mask_type swin_backbone_type",
-        _never,
+        never,
         _OTHER_PROGRAM,
     ),
 )
 
 
-def _given(args: MegatronArgs, actions: Iterable[Action]) -> dict[str, str]:
+def _not_default(args: MegatronArgs, actions: Iterable[Action]) -> dict[str, str]:
     """Argument -> flag, of those that are not at their defaults."""
     found: dict[str, str] = {}
     for action in actions:
         value = getattr(args, action.dest, action.default)
-        if action.option_strings and value != action.default and (action.nargs != 0 or action.const == value):
+        sets = action.nargs != 0 or isinstance(action, BooleanOptionalAction) or action.const == value
+        if action.option_strings and value != action.default and sets:
             found.setdefault(action.dest, flag_of(action))
     return found
 
 
-def check_void(args: MegatronArgs, actions: Iterable[Action], trains: bool) -> list[str]:
+def check_void(
+    args: MegatronArgs, actions: Iterable[Action], trains: bool, given: Callable[[], Given] | None = None
+) -> list[str]:
     """A line for the log for each flag that does nothing; UserError where the run would differ from the requested one.
 
-    args: the plain parse. actions: of its parser.
+    args: the plain parse. actions: of its parser. given: who gave what; None: all that is not a default was typed.
     """
-    lines, given = [], _given(args, actions)
+    lines, changed = [], _not_default(args, actions)
     for row in VOID:
         if (row.training and not trains) or row.acts(args):
             continue
-        flags = [flag for name, flag in given.items() if row.has(name)]
+        names = [name for name in changed if row.has(name)]
+        flags = [changed[name] for name in names if given is None or given().counts(name, row)]
         if flags:
             line = f"{', '.join(flags)} {'does' if len(flags) == 1 else 'do'} nothing {row.why}"
             if row.refused:

@@ -7,9 +7,10 @@ logs what it would have refused (``Need``); no program leaves a check out for an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.data.hub_tokenizer import check_hub_tokenizer
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.save_claim import check_no_other_run
+from megatron_cod.training.flags.command_line import given_by
 from megatron_cod.training.flags.layout_checks import check_built, check_layout, check_vocabulary
 from megatron_cod.training.flags.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.flags.packages import check_packages
@@ -64,6 +66,7 @@ class Phase(Enum):
 class StartContext:
     """What the checks of one start read."""
 
+    command_line: Sequence[str]
     raw: MegatronArgs
     """The plain parse of defaults, recipe and command line."""
     program: Program
@@ -117,7 +120,8 @@ def _ranges(start: StartContext) -> None:
 
 
 def _void(start: StartContext) -> Iterable[str]:
-    return check_void(start.raw, build_parser(start.program)._actions, start.program.trains)
+    given = cache(lambda: given_by(start.command_line, start.program))
+    return check_void(start.raw, build_parser(start.program)._actions, start.program.trains, given)
 
 
 def _schedule(start: StartContext) -> None:

@@ -122,6 +122,7 @@ def prepare(
         raw, resolved = resolve_command_line(command_line, program)
         hooks.parsed(raw)
         start = StartContext(
+            command_line=command_line,
             raw=raw,
             program=program,
             world_size=replica_size(raw) if world_size is None else world_size,

@@ -39,6 +39,20 @@ OUT_OF_RANGE = {
     "--lr nan": "--lr nan must be a finite number",
     "--lr=--": "--lr takes a value, not '--'",
     "--seed 0": "--seed 0 must be at least 1",
+    "--lr 1e30": "--lr 1e+30 must be at least 0 and at most 100",
+    "--min-lr 1e30": "--min-lr 1e+30 must be at least 0 and at most 100",
+    "--init-method-std 1e30": "--init-method-std 1e+30 must be at least 0 and at most 100",
+    "--weight-decay 1e30": "--weight-decay 1e+30 must be at least 0 and at most 10000",
+    "--num-workers 1000000": "--num-workers 1000000 must be at least 0 and at most 1024",
+    "--use-rope-scaling --rope-scaling-factor 0.0001": "--rope-scaling-factor 0.0001 must be at least 1",
+    "--norm-epsilon 2": "--norm-epsilon 2.0 must be above 0 and at most 1",
+    "--adam-eps 1e30": "--adam-eps 1e+30 must be above 0 and at most 1",
+    "--clip-grad 1e30": "--clip-grad 1e+30 must be at least 0 and at most 1e+12",
+    "--num-layers 1000000000": "--num-layers 1000000000 must be at least 1 and at most 100000",
+    "--hidden-size 1000000000000": "--hidden-size 1000000000000 must be at least 1 and at most 1e+08",
+    "--seed 4294967296": "--seed 4294967296 must be at least 1 and at most 2e+09",
+    "--distributed-timeout-minutes 1000000000": "--distributed-timeout-minutes 1000000000 must be at least 1 and at most",
+    f"--seed 1{'0' * 400}": "--seed 10000000000000000000... must be at least 1",
     "--moe-layer-freq 0": "--moe-layer-freq 0 must be at least 1",
     "--num-experts 2 --moe-layer-freq [0,7]": "--moe-layer-freq 7 must be at least 0 and at most 1",
     "--attention-backend fast": "there are flash, fused, unfused, local, auto",
@@ -105,6 +119,31 @@ def test_rejects_nan_and_infinity(parser):
             setattr(args, action.dest, [value] if action.nargs == "+" else value)
             with pytest.raises(UserError, match=re.escape(flag_of(action))):
                 check_ranges(args, parser._actions)
+        setattr(args, action.dest, action.default)
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_rejects_empty_texts(text, parser):
+    """As of a shell's variable that is not set: --save "$SAVE" would save nothing."""
+    args = parser.parse_args([])
+    texts = [one for one in parser._actions if one.option_strings and one.nargs != 0 and one.type in (None, str)]
+    assert len(texts) > 100
+    for action in texts:
+        if action.default == text or action.choices:
+            continue
+        setattr(args, action.dest, [text] if action.nargs in ("+", "*") else text)
+        with pytest.raises(UserError, match=re.escape(flag_of(action)) + " is empty"):
+            check_ranges(args, parser._actions)
+        setattr(args, action.dest, action.default)
+
+
+@pytest.mark.parametrize("value", [1e30, 10**13, 10**400])
+def test_rejects_numbers_that_nobody_means(value, parser):
+    args = parser.parse_args([])
+    for action in [*_numbers(parser, int), *_numbers(parser, float)]:
+        setattr(args, action.dest, [value] if action.nargs == "+" else value)
+        with pytest.raises(UserError, match=re.escape(flag_of(action))):
+            check_ranges(args, parser._actions)
         setattr(args, action.dest, action.default)
 
 

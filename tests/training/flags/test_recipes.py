@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from megatron_cod.adaptations import cpu
+from megatron_cod.errors import UserError
 from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.flags.parser import UsageError, add_arguments, build_parser
 from megatron_cod.training.flags.recipe_files import load_recipe
@@ -232,3 +233,22 @@ def test_flags_of_cpu_processes_in_earlier_resolved_arguments_are_skipped(tmp_pa
     assert not MACHINE & set(yaml.safe_load(resolved))
     path.write_text(yaml.safe_dump({"distributed-backend": "gloo", "num-layers": 3}))
     assert resolve_command_line(["--recipe", str(path)])[0].distributed_backend == "gloo"
+
+
+@pytest.mark.parametrize("key", ["help", "help-megatron", "recipe", "unset"])
+def test_rejects_flags_of_the_command_line_alone(key):
+    with pytest.raises(UserError, match=f"recipe key '{key}' is a flag of the command line alone"):
+        recipe_flags({key: True}, build_parser())
+
+
+def test_rejects_a_list_without_values():
+    with pytest.raises(UserError, match="recipe key 'normalization' needs a value"):
+        recipe_flags({"normalization": []}, build_parser())
+
+
+def test_prints_the_help_of_every_flag_of_megatron(capsys):
+    """One of Megatron's own texts has a percent sign that argparse would take for its own."""
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--help-megatron"])
+    assert ended.value.code == 0
+    assert "--moe-paged-stash-buffer-size-factor-cuda" in capsys.readouterr().out

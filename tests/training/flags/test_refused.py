@@ -10,6 +10,7 @@ from megatron_cod.training.flags.refused import REFUSED, check_refused
 from tests.rehearsal.jobs import SMALL
 
 EXAMPLES = (
+    (["--checkpoint-activations"], "--recompute-activations is its successor"),
     (["--unset", "eval-interval"], "--eval-interval is missing"),
     (["--multiple-validation-sets"], "--multiple-validation-sets is not supported"),
     (["--skip-train", "--eval-iters", "0"], "--skip-train --eval-iters 0: there is nothing to do"),

@@ -6,11 +6,18 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.rehearsal.launch import read_launch
+from megatron_cod.training.fine_tuning.task import task
+from megatron_cod.training.flags import void
+from megatron_cod.training.flags.command_line import given_by, resolve_command_line
 from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.ranges import flag_of
 from megatron_cod.training.flags.void import VOID, check_void
+from megatron_cod.training.flags.void_row import never
 from megatron_cod.training.pretraining import TASK
-from tests.rehearsal.jobs import SMALL
+from tests.conftest import ROOT
+from tests.rehearsal.jobs import DEBUG, SMALL
 from tests.training.flags.flags_that_act import ACT
+from tests.training.flags.void_cases import flags_of, situation
 
 
 @pytest.fixture(scope="module")
@@ -18,40 +25,49 @@ def parser():
     return build_parser(TASK)
 
 
-def _value(action):
-    """Another value than the default."""
-    if action.choices:
-        return next(one for one in action.choices if one != action.default)
-    kind = action.type
-    number = (action.default or 0) + 3 if isinstance(action.default, int | float | None) else 3
-    return {int: int(number), float: float(number)}.get(kind, "x")
+def _id(row):
+    return f"{row.names[:30]} {row.why[:30]}"
 
 
-@pytest.mark.parametrize("row", VOID, ids=[f"{row.names[:30]} {row.why[:30]}" for row in VOID])
-def test_every_row_warns_or_is_refused(row, parser):
-    found = [one for one in parser._actions if one.option_strings and row.has(one.dest)]
-    action = next(one for one in found if one.nargs != 0 or one.const is not None)
-    args = parser.parse_args([])
-    for name, value in (
-        ("optimizer", "sgd" if row.names == "adam_*" else "adam"),
-        ("lr_decay_style", "constant" if "constant" in row.why else "cosine"),
-        ("position_embedding_type", "learned_absolute" if "rotary_base" in row.names else "rope"),
-        ("eval_iters", 0),
-        ("moe_router_load_balancing_type", ["none"] if "none" in row.why else ["aux_loss"]),
-        ("num_experts", 4 if row.names.startswith("moe_aux") or "router" in row.names else None),
-        ("transformer_impl", "local" if "torch backend" in row.why else "transformer_engine"),
-        ("create_attention_mask_in_dataloader", "Transformer Engine" in row.why),
-    ):
-        setattr(args, name, value)
-    if action.dest != "moe_router_load_balancing_type":
-        setattr(args, action.dest, action.const if action.nargs == 0 else _value(action))
-    assert not row.acts(args)
+def _lines(args, parser, row):
+    """What the row says of these arguments, among what all rows say."""
     try:
-        lines = check_void(args, parser._actions, trains=True)
+        return [line for line in check_void(args, parser._actions, trains=True) if line.endswith(row.why)]
     except UserError as error:
-        assert row.why in str(error)
-    else:
-        assert not row.refused and any(row.why in line for line in lines)
+        return [str(error)] if str(error).endswith(row.why) else []
+
+
+@pytest.mark.parametrize("row", VOID, ids=_id)
+def test_every_flag_of_every_row_warns_or_is_refused_without_its_condition(row, parser, monkeypatch):
+    monkeypatch.setattr(void, "VOID", (row,))
+    base = parser.parse_args([])
+    for name in flags_of(row, parser):
+        args = situation(row, name, False, parser, base)
+        assert args is not None, f"{name} always acts"
+        (line,) = _lines(args, parser, row)
+        assert row.refused != line.startswith("WARNING: ")
+        assert any(re.search(rf"{flag_of(one)}\b", line) for one in parser._actions if one.dest == name)
+
+
+@pytest.mark.parametrize("row", [row for row in VOID if row.acts is not never], ids=_id)
+def test_no_flag_of_a_row_is_named_under_its_condition(row, parser, monkeypatch):
+    monkeypatch.setattr(void, "VOID", (row,))
+    base = parser.parse_args([])
+    for name in flags_of(row, parser):
+        args = situation(row, name, True, parser, base)
+        assert args is not None, f"{name} never acts"
+        assert _lines(args, parser, row) == []
+
+
+def test_every_name_of_a_row_is_a_flag(parser):
+    names = {one.dest for one in parser._actions if one.option_strings}
+    unknown = [
+        pattern
+        for row in VOID
+        for pattern in f"{row.names} {row.but}".split()
+        if not any(name == pattern or (pattern.endswith("*") and name.startswith(pattern[:-1])) for name in names)
+    ]
+    assert unknown == []
 
 
 def test_every_flag_of_megatron_is_classified(parser):
@@ -81,11 +97,65 @@ def test_rejects_missing_mask():
         (["--wandb-entity", "x"], "--wandb-entity does nothing without --wandb-project"),
         (["--q-lora-rank", "8"], "--q-lora-rank does nothing without --multi-latent-attention"),
         (["--no-load-optim"], "--no-load-optim does nothing without --load"),
+        (
+            ["--recompute-method", "uniform", "--recompute-num-layers", "1"],
+            "--recompute-method, --recompute-num-layers do nothing without --recompute-granularity full",
+        ),
+        (["--attention-backend", "flash"], "--attention-backend does nothing over the torch backend's attention"),
+        (["--attention-backend", "fused"], "--attention-backend does nothing over the torch backend's attention"),
+        (["--manual-gc-interval", "4"], "--manual-gc-interval does nothing without --manual-gc"),
+        (["--ckpt-convert-save", "x"], "--ckpt-convert-save does nothing without --ckpt-convert-format"),
+        (["--merge-file", "x"], "--merge-file does nothing with this --tokenizer-type"),
+        (["--vocab-file", "x"], "--vocab-file does nothing with this --tokenizer-type"),
+        (["--tiktoken-pattern", "v1"], "--tiktoken-pattern does nothing without --tokenizer-type TikTokenizer"),
+        (["--nvtx-ranges"], "--nvtx-ranges does nothing without --profile"),
+        (["--max-seqlen-per-dp-cp-rank", "8"], "-rank does nothing without --hybrid-context-parallel"),
+        (["--non-persistent-save-interval", "2"], "does nothing without --non-persistent-ckpt-type"),
+        (["--ckpt-fully-parallel-save-process-group", "ep_dp"], "process-group does nothing without --save"),
+        (["--eval-iters", "0", "--eval-interval", "7"], "--eval-interval does nothing under --eval-iters 0"),
+        (["--make-vocab-size-divisible-by", "8"], "-divisible-by does nothing beside --padded-vocab-size"),
     ],
 )
 def test_warns_of_flags_that_do_nothing(flags, line):
     assert any(line in note for note in read_launch([*SMALL, *flags], 1).notes)
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--sharp-enabled-group", "dp"], "--sharp-enabled-group does nothing without --use-sharp"),
+        (["--main-grads-dtype", "bf16"], "--main-grads-dtype does nothing without --use-precision-aware-optimizer"),
+        (["--apply-residual-connection-post-layernorm"], "post-layernorm does nothing in Megatron-Core"),
+    ],
+)
+def test_rejects_flags_whose_run_would_be_another(flags, line):
+    with pytest.raises(UserError, match=line):
+        read_launch([*SMALL, *flags], 1)
+
+
 def test_no_warning_for_flags_that_act():
     assert read_launch(SMALL, 1).notes == ()
+
+
+def test_no_warning_for_what_the_command_line_overrules():
+    """The recipe has an interval, a warm-up and a base of rotations, each with its condition."""
+    flags = ["--eval-iters", "0", "--position-embedding-type", "learned_absolute", "--lr-decay-style", "constant"]
+    assert read_launch([*SMALL, *flags], 1).notes == ()
+
+
+def test_warns_of_flags_of_a_recipe_that_do_nothing_in_it(tmp_path):
+    recipe = [word for word in SMALL if word not in DEBUG]
+    (tmp_path / "debug.yaml").write_text((ROOT / "recipes" / "debug.yaml").read_text())
+    (tmp_path / "own.yaml").write_text("base: debug.yaml\nmanual-gc-interval: 4\neval-interval: 3\neval-iters: 0\n")
+    notes = read_launch(["--recipe", str(tmp_path / "own.yaml"), "--mock-data", *recipe], 1).notes
+    assert notes == ("WARNING: --manual-gc-interval does nothing without --manual-gc",)
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml")))
+def test_no_flag_of_a_recipe_of_the_package_does_nothing(recipe):
+    flags = ["--recipe", str(ROOT / "recipes" / recipe)]
+    program = task() if recipe.startswith("sft") else TASK
+    raw = resolve_command_line(flags, program)[0]
+    raw.save = "runs/x"
+    lines = check_void(raw, build_parser(program)._actions, True, lambda: given_by(flags, program))
+    assert lines == []
