@@ -16,6 +16,7 @@ from megatron_cod.training.flags.defaults import COMMON_FLAGS, default_flags
 from megatron_cod.training.flags.given import Given
 from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.flags.recipe_files import load_recipe
 from megatron_cod.training.flags.save_interval import set_save_interval
 from megatron_cod.training.flags.token_counts import in_samples, overruled
 from megatron_cod.training.task import Program
