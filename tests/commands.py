@@ -35,3 +35,14 @@ def readme_commands() -> list[str]:
     """The indented commands of the README, continued lines joined."""
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+
+
+def launch_flags() -> set[str]:
+    """Every flag of training, fine-tuning and evaluation."""
+    from megatron_cod.training.evaluation.flags import PROGRAM
+    from megatron_cod.training.fine_tuning.task import task
+    from megatron_cod.training.flags.parser import build_parser
+    from megatron_cod.training.pretraining import TASK
+
+    programs = (TASK, task(), PROGRAM)
+    return {flag for one in programs for action in build_parser(one)._actions for flag in action.option_strings}

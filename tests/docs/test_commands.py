@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.cli.main import COMMANDS
-from megatron_cod.training.flags.parser import build_parser
+from tests.commands import launch_flags
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, commands
 
@@ -30,15 +30,6 @@ def source_of(program: Path) -> Path:
     """The file with a tool's flags: of a thin script the command that it starts."""
     named = re.search(r"from megatron_cod\.cli\.(\w+) import main", program.read_text())
     return CLI / f"{named[1]}.py" if named else program
-
-
-def launch_flags() -> set[str]:
-    from megatron_cod.training.evaluation.flags import PROGRAM
-    from megatron_cod.training.fine_tuning.task import task
-    from megatron_cod.training.pretraining import TASK
-
-    programs = (TASK, task(), PROGRAM)
-    return {flag for one in programs for action in build_parser(one)._actions for flag in action.option_strings}
 
 
 @pytest.fixture(scope="module")

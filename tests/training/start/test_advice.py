@@ -9,9 +9,9 @@ import pytest
 
 from megatron_cod.errors import UserError
 from megatron_cod.rehearsal.launch import read_launch
+from tests.commands import launch_flags
 from tests.conftest import ROOT, TINY
 from tests.distributed.launch import run_training_ranks
-from tests.docs.test_commands import launch_flags
 from tests.rehearsal.jobs import SMALL, layout
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-zA-Z0-9_]+)*(?![\w{*-])")
