@@ -34,7 +34,8 @@ def owners(step: Step) -> Counter[str]:
     found: Counter[str] = Counter()
     for place, number in step.waits.items():
         line, function = place.split(" < ")[0].split(" ")
-        ours = "megatron_cod" in place.split(" < ")[0] or "faults/" in line or "_cod/" in line
+        file = line.split(":")[0].split("megatron_cod/")[-1]  # a place has the last folders of its path
+        ours = (ROOT / "megatron_cod" / file).is_file()
         found["ours" if ours else function if function in LOOP else f"{line} {function}"] += number
     return found
 
