@@ -36,7 +36,7 @@ def quick_imports() -> Iterator[None]:
             del sys.modules["wandb"]
 
 
-def tell_timers_of_wandb(wandb: ModuleType) -> None:
+def pass_wandb_to_timers(wandb: ModuleType) -> None:
     """Megatron's timers write to W&B if they have its module: here they were imported without."""
     timers: Any = importlib.import_module("megatron.core.timers")
     if timers.wandb is None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_cod.adaptations.quick_imports import tell_timers_of_wandb
+from megatron_cod.adaptations.quick_imports import pass_wandb_to_timers
 from megatron_cod.args import MegatronArgs
 from megatron_cod.training import before_megatron  # noqa: F401
 
@@ -42,7 +42,7 @@ def check_wandb(args: MegatronArgs, rank: int, world: int) -> None:
         from wandb import init  # noqa: F401  # a folder named wandb, as W&B makes, can be imported too
     except ImportError as error:
         raise UserError(f"--wandb-project needs the package wandb ({error}): pip install wandb") from None
-    tell_timers_of_wandb(wandb)
+    pass_wandb_to_timers(wandb)
 
 
 def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
