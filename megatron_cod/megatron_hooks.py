@@ -242,12 +242,12 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
-        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type` of Megatron's flags",
+        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type` and `help` of Megatron's flags",
         "set on these objects",
         "errors of one line, help that can be read",
         (
             "training/flags/parser.py add_arguments: parser.*",
-            "training/flags/parser.py _built_parser: action.type",
+            "training/flags/parser.py _built_parser: action.*",
             "launch/torchrun_flags.py parse: parser.error",
         ),
     ),

@@ -19,8 +19,7 @@ _ONCE = ("recipe", "unset", "dry_run", "override_scheme_check", "override_model_
 
 _COMMAND_LINE = ("recipe", "unset", "help", "help-megatron")
 """Flags that mean something on the command line alone."""
-_SHOWN = Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 60
+_SHOWN = Repr(maxstring=60, maxother=60, maxlong=60)
 
 
 def without_machine(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
