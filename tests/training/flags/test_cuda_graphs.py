@@ -76,6 +76,8 @@ ONCE = {
     "training/faults/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
     "training/flags/parser.py _built_parser: action.type",
+    "training/flags/parser.py _built_parser: action.help",
+    "adaptations/quick_imports.py pass_wandb_to_timers: timers.wandb",
     "training/loop/resumed_rates.py ResumedRates: model_built",
     "training/loop/resumed_rates.py match_rates: optimizer.load_state_dict",
     "training/flags/parser.py add_arguments: parser.error",
