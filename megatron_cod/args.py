@@ -77,6 +77,7 @@ class MegatronArgs(Protocol):
     moe_router_enable_expert_bias: bool
     overlap_moe_expert_parallel_comm: bool
     overlap_p2p_comm: bool
+    make_vocab_size_divisible_by: int
     tp_comm_overlap: bool
 
     # Kernels and precision

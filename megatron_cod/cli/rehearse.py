@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_cod.cli.parsing import Parser
+from megatron_cod.cli.rehearse_time import add_time_flags, named_machine, predict, print_suggestion
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
-    from megatron_cod.planner.machine import Machine
     from megatron_cod.rehearsal.launch import Launch
     from megatron_cod.rehearsal.plan import Plan
     from megatron_cod.rehearsal.worker import RankReport
@@ -107,19 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run with toy width, vocabulary and sequence length on mock data: same depth, layout and batches, a laptop's "
         "memory; the plan that is printed stays the launch's",
     )
-    planner = parser.add_argument_group("time (docs/planner.md)")
-    which = planner.add_mutually_exclusive_group()
-    which.add_argument("--time", action="store_true", help="predict the time of a step on --machine, and where it goes")
-    which.add_argument(
-        "--suggest",
-        action="store_true",
-        help="search the layouts that are accepted and fit: the ten fastest, and why the next ones are slower",
-    )
-    planner.add_argument(
-        "--machine",
-        metavar="NAME|FILE",
-        help="a100_80gb, h100, h200 or b200: nodes of 8 GPUs; or a YAML file with its numbers",
-    )
+    add_time_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the plan, and what was built, machine-readable")
     output.add_argument("--scale-table", action="store_true", help="print the table of docs/scale.md and end")
@@ -177,32 +165,6 @@ def _rehearse(args: argparse.Namespace, command_line: list[str], launch: Launch,
     return reports
 
 
-def _machine(args: argparse.Namespace) -> Machine | None:
-    """The machine of --time or --suggest."""
-    asked = "--time" if args.time else "--suggest" if args.suggest else None
-    if asked is None:
-        if args.machine is not None:
-            raise UserError("--machine is for --time and --suggest: give one of them")
-        return None
-    from megatron_cod.planner.machine import BUILT_IN, find_machine
-    from megatron_cod.planner.step import refuse_unfit
-
-    if args.machine is None:
-        raise UserError(f"{asked} needs --machine: {', '.join(BUILT_IN)}, or a YAML file")
-    machine = find_machine(args.machine)
-    refuse_unfit(args.world_size, machine)
-    return machine
-
-
-def _predict(launch: Launch, machine: Machine) -> dict[str, Any]:
-    from megatron_cod.planner.report import format_time, time_as_json
-    from megatron_cod.planner.step import step_time
-
-    step = step_time(launch.args, machine)
-    print(format_time(step), flush=True)
-    return time_as_json(step)
-
-
 def main() -> None:
     """Plan; then build and run what is asked for."""
     args, command_line = _parser().parse_known_args()
@@ -225,7 +187,10 @@ def main() -> None:
     from megatron_cod.rehearsal.plan import NotPlanned, make_plan
     from megatron_cod.rehearsal.report import device_warnings, format_plan, plan_as_json
 
-    machine = _machine(args)
+    machine = named_machine(args)
+    if args.suggest and machine is not None:
+        print_suggestion(args, command_line, machine)
+        return
     launch = read_launch(command_line, args.world_size)
     if args.run_rank is not None:
         place_of(args.run_rank, launch.args, args.world_size)  # refused before anything is printed
@@ -240,7 +205,7 @@ def main() -> None:
         print(warning, flush=True)
     content = plan_as_json(plan) | {"rehearsed": []}
     if machine is not None:
-        content["time"] = _predict(launch, machine)
+        content["time"] = predict(args, launch, machine)
     if args.run_rank is not None or args.all_stages:
         content["rehearsed"] = [asdict(report) for report in _rehearse(args, command_line, launch, plan)]
     if args.json:

@@ -123,6 +123,14 @@ def _summary(machine: str, half: str, errors: Sequence[float]) -> str:
     return f"| {machine} | {half} | {len(sizes)} | {median(sizes):.1%} | {max(sizes):.1%} |"
 
 
+def rank_line(machine: str, rows: Sequence[Compared]) -> str:
+    """How well the order by TFLOP/s is predicted."""
+    found = [one for one in rows if one.row.machine == machine]
+    measured = [one.predicted.tflops * (1 + one.error) for one in found]
+    correlation = rank_correlation(measured, [one.predicted.tflops for one in found])
+    return f"- rank correlation of TFLOP/s a GPU, {machine}, {len(found)} runs: {correlation:.2f}"
+
+
 def published_table(rows: Sequence[Compared]) -> str:
     """Both tables of docs/planner.md as Markdown: the errors of the halves, and of each run."""
     lines = ["| machine | half | runs | median error | worst |", "| --- | --- | --- | --- | --- |"]
@@ -134,6 +142,7 @@ def published_table(rows: Sequence[Compared]) -> str:
             lines.append(_summary(machine, half, found))
     dense = [one.error for one in rows if not is_fitted(one.row) and not one.args.num_experts]
     lines.append(_summary("both", "held out, dense models", dense))
+    lines += ["", *(rank_line(machine, rows) for machine in dict.fromkeys(one.row.machine for one in rows))]
     heading = ("model", "GPUs", "TP x PP (VPP)", "batch", "measured, s", "predicted, s", "error", "half")
     lines += ["", f"| {' | '.join(heading)} |", f"| {' | '.join('---' for _ in heading)} |"]
     return "\n".join([*lines, *(f"| {' | '.join(_cells(one))} |" for one in rows)])

@@ -76,9 +76,10 @@ def layer_costs(to: Setting, chunks: list[StagePlan]) -> dict[bool, Cost]:
 
 
 def model_flops(args: MegatronArgs) -> float:
-    """Of one step, forward and backward, without recomputation and with all of causal attention: what MFU counts.
+    """Of one step, forward and backward, without recomputation: what the log of a run counts for its MFU.
 
-    As ``benchmark/flops.py``: 6 for each weight that a token is multiplied with, 12 s a d a layer for attention.
+    6 for each weight that a token is multiplied with but the router's, and 6 s a d a layer for attention, which is causal
+    (``num_floating_point_operations`` of megatron/training/training.py).
     """
     hidden, dim = args.hidden_size, head_dim(args)
     queries, keys = args.num_attention_heads * dim, query_groups(args) * dim
@@ -91,9 +92,9 @@ def model_flops(args: MegatronArgs) -> float:
     mixture = 0
     if args.num_experts:
         width = (args.moe_ffn_hidden_size or args.ffn_hidden_size) * args.moe_router_topk
-        mixture = up * hidden * (width + (args.moe_shared_expert_intermediate_size or 0)) + hidden * args.num_experts
+        mixture = up * hidden * (width + (args.moe_shared_expert_intermediate_size or 0))
     weights = sum(attention + (mixture if kind else dense) for kind in kinds)
     heads = 1 + (args.mtp_num_layers or 0)
     weights += heads * hidden * args.padded_vocab_size + (heads - 1) * 2 * hidden * hidden
-    per_token = 6.0 * weights + 12.0 * len(kinds) * args.seq_length * queries
+    per_token = 6.0 * weights + 6.0 * len(kinds) * args.seq_length * queries
     return per_token * args.global_batch_size * args.seq_length
