@@ -80,7 +80,7 @@ class Machine:
 
 
 _AMPERE = Efficiency(products=0.76, attention=0.45, memory=0.80, node=0.77, network=0.90)
-_HOPPER = Efficiency(products=0.63, attention=0.50, memory=0.87, node=0.77, network=0.90)
+_HOPPER = Efficiency(products=0.64, attention=0.50, memory=0.87, node=0.77, network=0.90)
 
 H100 = Machine(
     name="h100",

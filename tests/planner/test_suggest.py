@@ -17,14 +17,14 @@ from megatron_cod.planner.suggest_report import format_suggestion
 from megatron_cod.rehearsal.launch import read_launch
 from tests.planner.runs import EXPERTS, H100, SEVEN, launched, some_layouts
 
-BATCH = ("--global-batch-size", "64")
+BATCH = ("--global-batch-size", "16")
 ROOM = H100.memory_gib * 2**30 * (1 - MARGIN)
 
 
 def test_no_layout_that_fits_is_faster_than_those_shown():
     """Against the whole model of every layout."""
-    args = launched(*BATCH, world=16)
-    found = suggest([*SEVEN, *BATCH], 16, H100)
+    args = launched(*BATCH, world=8)
+    found = suggest([*SEVEN, *BATCH], 8, H100)
     every = [(layout, changed_args(args, layout)) for layout in layouts(args, H100)]
     fitting = [(step_time(new, H100).seconds, layout) for layout, new in every if peak_bytes(new) <= ROOM]
     assert found.searched == len(every)
@@ -33,16 +33,16 @@ def test_no_layout_that_fits_is_faster_than_those_shown():
 
 def test_the_quick_bound_is_below_the_time():
     for flags in ((), EXPERTS):
-        args = launched(*flags, *BATCH)
+        args = launched(*flags, *BATCH, world=16)
         bounds = Bounds(args, H100)
-        for layout in some_layouts(args, 7):
+        for layout in some_layouts(args, 13):
             new = changed_args(args, layout)
             assert bounds.seconds(layout) <= SLACK * step_time(new, H100).seconds, layout
             assert static_bytes(new) <= peak_bytes(new), layout
 
 
 def test_the_peak_is_that_of_all_stages_and_micro_batches():
-    args = launched()
+    args = launched("--global-batch-size", "128")
     for layout in some_layouts(args, 31):
         new = changed_args(args, layout)
         chunks = plan_pipeline(split_from_args(new))
@@ -54,10 +54,10 @@ def test_the_peak_is_that_of_all_stages_and_micro_batches():
 @pytest.mark.parametrize("more", [(), tuple(EXPERTS)], ids=["dense", "experts"])
 def test_arguments_of_a_layout_are_those_of_its_launch(more):
     """All that the model reads gives the same time and memory as Megatron's own validation of the flags."""
-    args = launched(*more, *BATCH)
+    args = launched(*more, *BATCH, world=16)
     stripped = without_layout([*more, *BATCH])
-    for layout in some_layouts(args, 23 if not more else 149)[:8]:
-        direct = launched(*stripped, *layout.flags(bool(more)))
+    for layout in some_layouts(args, 23 if not more else 149)[:5]:
+        direct = launched(*stripped, *layout.flags(bool(more)), world=16)
         new = changed_args(args, layout)
         assert step_time(new, H100) == step_time(direct, H100), layout
         assert peak_bytes(new) == peak_bytes(direct), layout
@@ -81,14 +81,14 @@ def test_the_launch_without_its_layout_keeps_everything_else():
 
 
 def test_text_has_times_reasons_and_flags():
-    found = suggest([*SEVEN, *BATCH], 16, H100)
+    found = suggest([*SEVEN, *BATCH], 8, H100, device=40 * 2**30)
     text = format_suggestion(found, H100)
     assert len(found.best) == 10
     assert any("slower" in loser.why for loser in found.losers)
     assert any("does not fit" in loser.why for loser in found.losers)
     assert "TP  PP  VPP  CP  EP" in text and "what would help the first one" in text
     flags = text.splitlines()[-1].split()
-    assert read_launch([*SEVEN, *BATCH, *flags], 16).args.tensor_model_parallel_size == found.best[0].layout.tensor
+    assert read_launch([*SEVEN, *BATCH, *flags], 8).args.tensor_model_parallel_size == found.best[0].layout.tensor
 
 
 def test_layouts_that_the_launch_refuses_are_not_shown(monkeypatch):
@@ -101,22 +101,22 @@ def test_layouts_that_the_launch_refuses_are_not_shown(monkeypatch):
         return real(line, world, **kwargs)
 
     monkeypatch.setattr(search, "read_launch", refusing)
-    found = suggest([*SEVEN, *BATCH], 16, H100)
+    found = suggest([*SEVEN, *BATCH], 8, H100)
     assert all(one.layout.tensor > 1 for one in found.best)
     assert any(loser.why == "refused: no" for loser in found.losers)
 
 
 def test_rejects_launch_that_fits_nowhere():
-    with pytest.raises(UserError, match=r"no layout of 16 GPUs fits into 1 GiB; the nearest: does not fit"):
-        suggest([*SEVEN, *BATCH], 16, H100, device=2**30)
+    with pytest.raises(UserError, match=r"no layout of 8 GPUs fits into 1 GiB; the nearest: does not fit"):
+        suggest([*SEVEN, *BATCH], 8, H100, device=2**30)
 
 
 def test_rejects_launch_that_is_refused_in_every_layout():
-    with pytest.raises(UserError, match="--global-batch-size 7"):
-        suggest([*SEVEN, "--global-batch-size", "7"], 16, H100)
+    with pytest.raises(UserError, match="--num-attention-heads 33"):
+        suggest([*SEVEN, *BATCH, "--num-attention-heads", "33"], 8, H100)
     with pytest.raises(UserError, match="--pipeline-model-parallel-layout"):
         layout = ("--pipeline-model-parallel-size", "1", "--pipeline-model-parallel-layout", "E" + "t" * 32 + "L")
-        suggest([*SEVEN, *BATCH, *layout], 16, H100)
+        suggest([*SEVEN, *BATCH, *layout], 8, H100)
 
 
 def test_16384_gpus_of_the_7b_are_searched_in_a_minute_and_2_gigabytes():
