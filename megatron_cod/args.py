@@ -77,7 +77,6 @@ class MegatronArgs(Protocol):
     moe_router_enable_expert_bias: bool
     overlap_moe_expert_parallel_comm: bool
     overlap_p2p_comm: bool
-    make_vocab_size_divisible_by: int
     tp_comm_overlap: bool
 
     # Kernels and precision
@@ -123,7 +122,6 @@ class MegatronArgs(Protocol):
     overlap_grad_reduce: bool
     overlap_param_gather: bool
     grad_reduce_in_bf16: bool
-    ddp_bucket_size: int | None
     use_torch_fsdp2: bool
     use_megatron_fsdp: bool
     fake_process_group: bool

@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_cod.cli.parsing import Parser
-from megatron_cod.cli.rehearse_time import add_time_flags, named_machine, predict, print_suggestion
+from megatron_cod.cli.rehearse_time import named_machine, predict, print_suggestion
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
@@ -77,6 +78,49 @@ def _at_least(least: int) -> Any:
     return number
 
 
+def _above_zero(text: str) -> float:
+    value = number_or_nan(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _add_time_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("time (docs/planner.md)")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--time", action="store_true", help="predict the time of a step on --machine, and where it goes")
+    which.add_argument(
+        "--suggest",
+        action="store_true",
+        help="search the layouts that are accepted and fit: the ten fastest, and why the next ones are slower",
+    )
+    group.add_argument(
+        "--machine",
+        metavar="NAME|FILE",
+        help="a100_80gb, h100, h200 or b200: nodes of 8 GPUs; or a YAML file with its numbers",
+    )
+    group.add_argument(
+        "--gpu-mtbf",
+        type=_above_zero,
+        metavar="HOURS",
+        help="mean hours between failures of one GPU: --time prints goodput",
+    )
+    group.add_argument(
+        "--save-seconds",
+        type=_above_zero,
+        default=60.0,
+        metavar="S",
+        help="training waits for a checkpoint (default 60)",
+    )
+    group.add_argument(
+        "--restart-seconds",
+        type=_above_zero,
+        default=600.0,
+        metavar="S",
+        help="from a failure until training resumes (default 600)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         description=__doc__,
@@ -107,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run with toy width, vocabulary and sequence length on mock data: same depth, layout and batches, a laptop's "
         "memory; the plan that is printed stays the launch's",
     )
-    add_time_flags(parser)
+    _add_time_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the plan, and what was built, machine-readable")
     output.add_argument("--scale-table", action="store_true", help="print the table of docs/scale.md and end")

@@ -1,4 +1,4 @@
-"""``megatron-cod rehearse --time`` and ``--suggest``: their flags, and what they print."""
+"""``megatron-cod rehearse --time`` and ``--suggest``: what they print."""
 
 from __future__ import annotations
 
@@ -7,56 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_cod.planner.machine import Machine
     from megatron_cod.rehearsal.launch import Launch
-
-
-def _above_zero(text: str) -> float:
-    value = number_or_nan(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def add_time_flags(parser: argparse.ArgumentParser) -> None:
-    """The group of flags."""
-    group = parser.add_argument_group("time (docs/planner.md)")
-    which = group.add_mutually_exclusive_group()
-    which.add_argument("--time", action="store_true", help="predict the time of a step on --machine, and where it goes")
-    which.add_argument(
-        "--suggest",
-        action="store_true",
-        help="search the layouts that are accepted and fit: the ten fastest, and why the next ones are slower",
-    )
-    group.add_argument(
-        "--machine",
-        metavar="NAME|FILE",
-        help="a100_80gb, h100, h200 or b200: nodes of 8 GPUs; or a YAML file with its numbers",
-    )
-    group.add_argument(
-        "--gpu-mtbf",
-        type=_above_zero,
-        metavar="HOURS",
-        help="mean hours between failures of one GPU: --time prints goodput",
-    )
-    group.add_argument(
-        "--save-seconds",
-        type=_above_zero,
-        default=60.0,
-        metavar="S",
-        help="training waits for a checkpoint (default 60)",
-    )
-    group.add_argument(
-        "--restart-seconds",
-        type=_above_zero,
-        default=600.0,
-        metavar="S",
-        help="from a failure until training resumes (default 600)",
-    )
 
 
 def named_machine(args: argparse.Namespace) -> Machine | None:

@@ -91,7 +91,7 @@ def padded_vocabulary(args: MegatronArgs, tensor: int) -> int:
     """As Megatron pads it for so many tensor-parallel ranks; a size that already divides stays."""
     if args.padded_vocab_size % tensor == 0:
         return args.padded_vocab_size
-    multiple = args.make_vocab_size_divisible_by * tensor
+    multiple = getattr(args, "make_vocab_size_divisible_by", 128) * tensor
     return -(-args.padded_vocab_size // multiple) * multiple
 
 

@@ -38,7 +38,7 @@ def _exchange(to: Setting, group: Group, size: float, collective: bool) -> float
 
 
 def _buckets(args: MegatronArgs, parameters: int, group: Group) -> int:
-    size = args.ddp_bucket_size or max(_LEAST_BUCKET, _BUCKET_A_REPLICA * group.size)
+    size = getattr(args, "ddp_bucket_size", None) or max(_LEAST_BUCKET, _BUCKET_A_REPLICA * group.size)
     return max(1, math.ceil(parameters / size))
 
 

@@ -11,7 +11,7 @@ from megatron_cod.planner.simulation import Passes, Pipeline, finish_times
 from megatron_cod.planner.split import NAMES, Cost, Split
 from megatron_cod.planner.step import step_time
 from tests.planner.runs import EXPERTS, H100, launched, some_args
-from tests.rehearsal.test_schedule import BACKWARD, FORWARD, INTERLEAVED, PIPELINES, simulate
+from tests.rehearsal.simulated import BACKWARD, FORWARD, INTERLEAVED, PIPELINES, simulate
 
 FASTER = ("memory_gbps", "node_gbps", "network_gbps")
 QUICKER = ("node_latency_us", "network_latency_us")
