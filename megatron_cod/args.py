@@ -76,6 +76,8 @@ class MegatronArgs(Protocol):
     moe_router_topk_scaling_factor: float | None
     moe_router_enable_expert_bias: bool
     overlap_moe_expert_parallel_comm: bool
+    overlap_p2p_comm: bool
+    tp_comm_overlap: bool
 
     # Kernels and precision
     transformer_impl: str
@@ -117,6 +119,9 @@ class MegatronArgs(Protocol):
     data_parallel_size: int
     use_tp_pp_dp_mapping: bool
     use_distributed_optimizer: bool
+    overlap_grad_reduce: bool
+    overlap_param_gather: bool
+    grad_reduce_in_bf16: bool
     use_torch_fsdp2: bool
     use_megatron_fsdp: bool
     fake_process_group: bool

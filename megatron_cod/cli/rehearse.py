@@ -4,6 +4,8 @@
         --tensor-model-parallel-size 8 --pipeline-model-parallel-size 8 --sequence-parallel
     megatron-cod rehearse --world-size 4096 --run-rank 1027 --shrink --recipe llama_7b ...
     megatron-cod rehearse --world-size 64 --all-stages --shrink --json plan.json --recipe ...
+    megatron-cod rehearse --world-size 4096 --time --machine h100 --recipe llama_7b ...
+    megatron-cod rehearse --world-size 4096 --suggest --machine h100 --recipe llama_7b --global-batch-size 2048
 
 The flags below are this tool's. All others are the launch's, exactly as they follow
 `torchrun ... -m megatron_cod.training.pretrain`. Without --run-rank or --all-stages nothing is built: the plan comes from
@@ -28,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_cod.cli.parsing import Parser
+from megatron_cod.cli.rehearse_time import named_machine, predict, print_suggestion
+from megatron_cod.common.numbers import number_or_nan
 from megatron_cod.errors import UserError, run_tool
 
 if TYPE_CHECKING:
@@ -74,6 +78,49 @@ def _at_least(least: int) -> Any:
     return number
 
 
+def _above_zero(text: str) -> float:
+    value = number_or_nan(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _add_time_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("time (docs/planner.md)")
+    which = group.add_mutually_exclusive_group()
+    which.add_argument("--time", action="store_true", help="predict the time of a step on --machine, and where it goes")
+    which.add_argument(
+        "--suggest",
+        action="store_true",
+        help="search the layouts that are accepted and fit: the ten fastest, and why the next ones are slower",
+    )
+    group.add_argument(
+        "--machine",
+        metavar="NAME|FILE",
+        help="a100_80gb, h100, h200 or b200: nodes of 8 GPUs; or a YAML file with its numbers",
+    )
+    group.add_argument(
+        "--gpu-mtbf",
+        type=_above_zero,
+        metavar="HOURS",
+        help="mean hours between failures of one GPU: --time prints goodput",
+    )
+    group.add_argument(
+        "--save-seconds",
+        type=_above_zero,
+        default=60.0,
+        metavar="S",
+        help="training waits for a checkpoint (default 60)",
+    )
+    group.add_argument(
+        "--restart-seconds",
+        type=_above_zero,
+        default=600.0,
+        metavar="S",
+        help="from a failure until training resumes (default 600)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         description=__doc__,
@@ -104,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
         help="run with toy width, vocabulary and sequence length on mock data: same depth, layout and batches, a laptop's "
         "memory; the plan that is printed stays the launch's",
     )
+    _add_time_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write the plan, and what was built, machine-readable")
     output.add_argument("--scale-table", action="store_true", help="print the table of docs/scale.md and end")
@@ -183,6 +231,10 @@ def main() -> None:
     from megatron_cod.rehearsal.plan import NotPlanned, make_plan
     from megatron_cod.rehearsal.report import device_warnings, format_plan, plan_as_json
 
+    machine = named_machine(args)
+    if args.suggest and machine is not None:
+        print_suggestion(args, command_line, machine)
+        return
     launch = read_launch(command_line, args.world_size)
     if args.run_rank is not None:
         place_of(args.run_rank, launch.args, args.world_size)  # refused before anything is printed
@@ -192,10 +244,12 @@ def main() -> None:
         print(f"the launch would start; {error}", file=sys.stderr)
         sys.exit(_NOT_PLANNED)
     print(format_plan(plan), flush=True)
-    device = _device_memory(args.device_memory)
+    device = _device_memory(args.device_memory) or (machine.memory_gib * 2**30 if machine else None)
     for warning in device_warnings(plan, launch.args, device) if device else ():
         print(warning, flush=True)
     content = plan_as_json(plan) | {"rehearsed": []}
+    if machine is not None:
+        content["time"] = predict(args, launch, machine)
     if args.run_rank is not None or args.all_stages:
         content["rehearsed"] = [asdict(report) for report in _rehearse(args, command_line, launch, plan)]
     if args.json:
