@@ -34,6 +34,8 @@ OURS = {
     "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
     "data/tokenizers/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
     "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",
+    "planner/* *: setattr new": "arguments of a layout that is only planned",
+    "planner/suggest.py changed_batch: new.*": "arguments of a layout that is only planned",
     "launch/rank_logs.py *": "this process's output",
     "training/run.py train: run.observers": "our own run",
     "training/run.py train: run.evaluations": "our own run",

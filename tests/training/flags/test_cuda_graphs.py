@@ -77,6 +77,7 @@ ONCE = {
     # Of command lines, processes and their output.
     "training/flags/parser.py _built_parser: action.type",
     "training/flags/parser.py _built_parser: action.help",
+    "planner/suggest.py changed_batch: new.global_batch_size",
     "adaptations/quick_imports.py pass_wandb_to_timers: timers.wandb",
     "training/loop/resumed_rates.py ResumedRates: model_built",
     "training/loop/resumed_rates.py match_rates: optimizer.load_state_dict",
