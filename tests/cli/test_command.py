@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 CLI = ROOT / "megatron_cod" / "cli"
 HEAVY = ("torch", "megatron.core", "megatron.training", "transformers", "numpy", "matplotlib", "pandas")
 NO_COMMAND = {
+    "rehearse_time",
     "main",
     "early_checks",
     "benchmark_table",
