@@ -49,6 +49,7 @@ def test_hf_checks_then_splits_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("work", [[], ["--evaluation"]], ids=["training", "evaluation"])
+@pytest.mark.slow_except("evaluation")
 def test_megatrons_flags_win_over_the_shape(tmp_path, work):
     flags = ["--num-layers", "3", "--hidden-size", "32", "--seq-length", "24", "--max-position-embeddings", "24"]
     done = benchmark(*_TINY, *work, *flags, "--json", tmp_path / "out.json")
@@ -57,6 +58,7 @@ def test_megatrons_flags_win_over_the_shape(tmp_path, work):
     assert (facts["layers"], facts["hidden"], facts["batch"].split(" x ")[1]) == (3, 32, "24")
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_of_each_run_and_resumes(tmp_path, monkeypatch, capsys):
     from megatron_cod.cli import benchmark_table as table
 

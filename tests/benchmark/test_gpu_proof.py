@@ -56,7 +56,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", gpu_proof.PARTS)
-@pytest.mark.slow_except("step_time")
+@pytest.mark.slow
 def test_each_part_runs_at_toy_size(name, tmp_path):
     code = gpu_proof.main(["--toy", "--output", str(tmp_path), "--parts", name])
     assert code == 0, (tmp_path / f"{name}.txt").read_text()[-2000:]

@@ -87,6 +87,7 @@ def test_evaluates_equal_models():
 
 
 @pytest.mark.parametrize("break_it", ["weight", "rows"])
+@pytest.mark.slow_except("rows")
 def test_rejects_evaluations_of_different_models(break_it):
     with pytest.raises(WorkerError, match=r"pre_ln evaluates to .* and transformers to"):
         run_ranks(1, _evaluate, break_it)

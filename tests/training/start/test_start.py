@@ -152,6 +152,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.slow_except("multi-latent attention, not counted")
 def test_what_the_launch_accepts_the_others_accept(name):
     flags = [*SMALL, *ACCEPTED[name]]
     dry = run_training_ranks(1, [*flags, "--dry-run"])[0]
