@@ -15,6 +15,7 @@ import yaml
 import megatron_cod
 from megatron_cod.cli import init
 from megatron_cod.cli.main import COMMANDS, PACKAGES, missing_package
+from megatron_cod.cli.training import ENTRIES
 from megatron_cod.shipped import RECIPES, STUDIES, names_in
 from tests.conftest import ROOT
 from tests.packaging.build import build, copy_of_the_checkout
@@ -36,7 +37,7 @@ def needed() -> set[str]:
     shipped = [f"megatron_cod/recipes/{name}.yaml" for name in names_in(RECIPES)]
     shipped += [f"megatron_cod/recipes/studies/{name}.yaml" for name in names_in(STUDIES)]
     shipped += [f"megatron_cod/templates/{name}" for name in init.templates()]
-    shipped += [f"megatron_cod/cli/help/{name}.txt" for name in ("train", "sft", "evaluate")]
+    shipped += [f"megatron_cod/cli/help/{name}.{end}" for name in ENTRIES for end in ("txt", "flags")]
     data = [
         path for folder in ("data/sample", "data/chat/templates") for path in (ROOT / "megatron_cod" / folder).iterdir()
     ]
