@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,18 @@ def _run(file, output):
     run_study(file, output)
 
 
+def _is_running(output) -> bool:
+    """Whether a process has the folder on its command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text(errors="replace").split("\0")
+        except OSError:  # it has ended
+            continue
+        if "megatron_cod.training.pretrain" in words and any(word.startswith(str(output)) for word in words):
+            return True
+    return False
+
+
 def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
     file, whole, _ = small
     seed = random.SystemRandom().randrange(10**6)
@@ -100,7 +113,9 @@ def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
         time.sleep(delays.uniform(0, 6))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    time.sleep(0.5)  # the runs see that it has gone
+    deadline = time.monotonic() + 60
+    while _is_running(output) and time.monotonic() < deadline:  # the runs see that it has gone, and end
+        time.sleep(0.1)
     done = len(list(output.glob(f"runs/*/*/*/*/{RECORD}")))
     print("done when it was killed:", done)
     run_study(file, output)
