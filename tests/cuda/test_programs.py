@@ -69,6 +69,7 @@ NO_MODEL = {
     "compare_runs": "reads files",
     "inspect_data": "reads files",
     "make_corpus": "text",
+    "gpu_proof": "starts other programs: tests/benchmark/test_gpu_proof.py",
     "make_sample_corpus": "text",
     "preprocess_data": "text",
     "benchmark_preprocessing": "text",

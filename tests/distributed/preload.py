@@ -10,8 +10,8 @@ from tests.te import emulation
 if emulation.is_asked_for():
     emulation.install()
 
-import megatron.core.models.mimo  # noqa: F401
-import megatron.core.tokenizers.text.libraries  # noqa: F401  # with transformers: two seconds in each rank otherwise
+import megatron.core.models.mimo
+import megatron.core.tokenizers.text.libraries  # with transformers: two seconds in each rank otherwise
 import megatron.core.tokenizers.text.models  # noqa: F401
 import torch._dynamo  # noqa: F401  # the adaptation to the CPU would in each rank
 from megatron.core.dist_checkpointing.strategies import filesystem_async
