@@ -34,6 +34,7 @@ OURS = {
     "training/torchrun.py main: os.environ[helper_processes.LAUNCHER]": "a variable of our own",
     "data/tokenizers/huggingface_library.py *: os.environ.setdefault": "a variable of Hugging Face's tokenizers",
     "rehearsal/launch.py *: os.environ*": "the variables of a launch that is only planned",
+    "cli/scheme_comparison.py check: os.environ*": "set back to what it was",
     "planner/* *: setattr new": "arguments of a layout that is only planned",
     "planner/suggest.py changed_batch: new.*": "arguments of a layout that is only planned",
     "launch/rank_logs.py *": "this process's output",

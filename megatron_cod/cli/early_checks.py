@@ -16,9 +16,9 @@ HELP = Path(__file__).parent / "help"
 """``training_help.py`` writes its files, a test compares them."""
 
 
-def known_flags(command: str) -> frozenset[str]:
-    """Every flag that the run's parser has, Megatron's and those of the package's schemes."""
-    return frozenset((HELP / f"{command}.flags").read_text().split())
+def known_flags() -> frozenset[str]:
+    """Every flag that one of the three has, Megatron's and those of the package's schemes."""
+    return frozenset((HELP / "flags.txt").read_text().split())
 
 
 def unknown_words(words: Sequence[str], known: frozenset[str]) -> list[str]:
@@ -32,7 +32,7 @@ def unknown_words(words: Sequence[str], known: frozenset[str]) -> list[str]:
     return found
 
 
-def check_early(command: str, words: Sequence[str]) -> None:
+def check_early(words: Sequence[str]) -> None:
     """UserError for a recipe that cannot be read, and for a flag that does not exist."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe")
@@ -43,7 +43,7 @@ def check_early(command: str, words: Sequence[str]) -> None:
     recipe = load_recipe(given) if given else {}
     if recipe.get("import") or any(word.split("=", 1)[0] == "--import" for word in words):
         return  # schemes of the user's own have flags too
-    known = known_flags(command)
+    known = known_flags()
     unknown = unknown_words(words, known)
     if unknown:
         hint = did_you_mean(unknown[0].split("=", 1)[0], sorted(known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -53,9 +54,17 @@ def run_flags(
 
 
 def check(command_lines: Iterable[Sequence[str]], processes: int) -> None:
-    """UserError for an arm that training would refuse, before the first one is trained."""
-    for flags in command_lines:
-        read_launch(flags, processes)
+    """UserError for an arm that training would refuse, before the first one is trained.
+
+    What a start sets in the environment is not passed on to the runs: each sets its own.
+    """
+    before = dict(os.environ)
+    try:
+        for flags in command_lines:
+            read_launch(flags, processes)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def report(args: argparse.Namespace, outcomes: dict[str, dict[int, Outcome]], steps: int) -> str:

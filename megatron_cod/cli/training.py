@@ -82,7 +82,7 @@ def main() -> None:
         return
     if name == "train" and not words:
         raise UserError("nothing to train: give --recipe NAME (megatron-cod recipes list); --help lists the flags")
-    check_early(name, words)
+    check_early(words)
     command = [sys.executable, *command_line(ENTRIES[name], words)]
     logs = log_flags(name, words)
     if logs:

@@ -41,9 +41,9 @@ def help_of(command: str) -> str:
     return f"{out.getvalue().rstrip()}\n{_NPROC}"
 
 
-def flags_of(command: str) -> str:
-    """All flags, Megatron's too: ``early_checks.py`` reads them. --nproc is the command's own."""
-    flags = {flag for flag in parser_of(command)._option_string_actions if flag.startswith("--")}
+def all_flags() -> str:
+    """Flags of all three, Megatron's too: ``early_checks.py`` reads them. --nproc is the command's own."""
+    flags = {flag for command in ENTRIES for flag in parser_of(command)._option_string_actions if flag.startswith("--")}
     return "".join(f"{flag}\n" for flag in sorted(flags | {"--nproc", "--nproc-per-node"}))
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     HELP.mkdir(exist_ok=True)
     for command in ENTRIES:
         (HELP / f"{command}.txt").write_text(help_of(command))
-        (HELP / f"{command}.flags").write_text(flags_of(command))
+    (HELP / "flags.txt").write_text(all_flags())
 
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ def test_the_help_of_training_is_that_of_its_parser(entry, monkeypatch):
     """Otherwise: ``python -m megatron_cod.cli.training_help`` writes it."""
     monkeypatch.setenv("COLUMNS", "80")
     assert (training.HELP / f"{entry}.txt").read_text() == training_help.help_of(entry)
-    assert (training.HELP / f"{entry}.flags").read_text() == training_help.flags_of(entry)
 
 
 def test_every_script_of_tools_starts_a_command():
@@ -161,6 +160,11 @@ def test_output_of_the_ranks_goes_to_a_folder_without_save(words, has_folder, tm
     assert training.log_flags("train", words) == []
 
 
+def test_every_flag_is_known_to_the_early_check():
+    """Otherwise: ``python -m megatron_cod.cli.training_help`` writes the list."""
+    assert (training.HELP / "flags.txt").read_text() == training_help.all_flags()
+
+
 EARLY = {
     "recipe": (["--recipe", "debgu"], "recipe debgu does not exist; did you mean debug?"),
     "flag": (["--train-iter", "5", "--lr", "1"], "unrecognized arguments: --train-iter 5; did you mean --train-iters?"),
@@ -172,7 +176,7 @@ EARLY = {
 def test_refuses_a_recipe_and_a_flag_before_torch_is_imported(name):
     words, line = EARLY[name]
     hidden = "import sys; sys.modules['torch'] = None"
-    code = f"{hidden}; from megatron_cod.cli.early_checks import *; check_early('train', {words})"
+    code = f"{hidden}; from megatron_cod.cli.early_checks import *; check_early({words})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.returncode == 1 and f"UserError: {line}" in done.stderr
 
@@ -181,4 +185,4 @@ def test_refuses_a_recipe_and_a_flag_before_torch_is_imported(name):
     "words", [["--import", "mine", "--my-flag", "3"], ["--lr", "-1e-3", "--recipe=debug", "--seed=-3"], ["--recipe"]]
 )
 def test_leaves_to_the_run_what_may_be_right(words):
-    check_early("train", words)
+    check_early(words)

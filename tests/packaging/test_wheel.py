@@ -37,7 +37,7 @@ def needed() -> set[str]:
     shipped = [f"megatron_cod/recipes/{name}.yaml" for name in names_in(RECIPES)]
     shipped += [f"megatron_cod/recipes/studies/{name}.yaml" for name in names_in(STUDIES)]
     shipped += [f"megatron_cod/templates/{name}" for name in init.templates()]
-    shipped += [f"megatron_cod/cli/help/{name}.{end}" for name in ENTRIES for end in ("txt", "flags")]
+    shipped += [f"megatron_cod/cli/help/{name}.txt" for name in (*ENTRIES, "flags")]
     data = [
         path for folder in ("data/sample", "data/chat/templates") for path in (ROOT / "megatron_cod" / folder).iterdir()
     ]
