@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
         elif "gpu_time" in item.keywords and os.environ.get(SWITCH) == "emulated":
             item.add_marker(emulated)
+
+
+@pytest.fixture(autouse=True)
+def no_scheme_stays_registered():
+    """Schemes of tests/schemes/outside end with their test: the pages and parsers of later tests have the package's."""
+    from megatron_cod.schemes.table import SCHEMES
+
+    before = dict(SCHEMES)
+    yield
+    for name in SCHEMES.keys() - before.keys():
+        del SCHEMES[name]
+    SCHEMES.update(before)
+    for module in [name for name in sys.modules if name.startswith("tests.schemes.outside.")]:
+        del sys.modules[module]  # a later import registers it again
 
 
 @pytest.fixture(scope="session")

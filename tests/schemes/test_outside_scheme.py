@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from megatron_cod.cli import merge as merge_command
 from megatron_cod.errors import UserError
 from megatron_cod.merging import MergeJob, members_of, merge
 from megatron_cod.schemes.row import Scheme
-from megatron_cod.schemes.table import SCHEMES, import_modules, register_scheme
+from megatron_cod.schemes.table import import_modules, register_scheme
 from tests import oracle
 from tests.conftest import ROOT, TINY
 from tests.distributed.engine import MODEL_FLAGS, Engine, shape_flags, start_megatron
@@ -139,19 +138,13 @@ def test_outside_scheme_is_merged_with_its_options_compared(whole, tmp_path, mon
     job = MergeJob(members_of(whole, None, None), tmp_path / "merged")
     with pytest.raises(UserError, match=r"--norm-scheme fading, which is not known here.*--import MODULE"):
         merge(job)
-    known = dict(SCHEMES)
-    try:
-        monkeypatch.setattr("sys.argv", ["merge", "--run", str(whole), "--output", str(job.output), *IMPORT])
-        merge_command.main()
-        assert (job.output / "release" / "metadata.json").is_file()
-        read = Checkpoint.common_state
-        monkeypatch.setattr(Checkpoint, "common_state", lambda self: faded(read(self), self.path))
-        with pytest.raises(UserError, match=r"not merged: fading_rate 1.0 and 2.0"):
-            merge(MergeJob(job.members, tmp_path / "x"))
-    finally:
-        SCHEMES.clear()
-        SCHEMES.update(known)
-        sys.modules.pop(MODULE)
+    monkeypatch.setattr("sys.argv", ["merge", "--run", str(whole), "--output", str(job.output), *IMPORT])
+    merge_command.main()
+    assert (job.output / "release" / "metadata.json").is_file()
+    read = Checkpoint.common_state
+    monkeypatch.setattr(Checkpoint, "common_state", lambda self: faded(read(self), self.path))
+    with pytest.raises(UserError, match=r"not merged: fading_rate 1.0 and 2.0"):
+        merge(MergeJob(job.members, tmp_path / "x"))
 
 
 def faded(state: dict, path: Path) -> dict:
