@@ -140,8 +140,11 @@ class MegatronArgs(Protocol):
     exp_avg_sq_dtype: Any
     accumulate_allreduce_grads_in_fp32: bool
     sgd_momentum: float
+    adam_eps: float
     weight_decay: float
     lr: float
+    override_opt_param_scheduler: bool
+    use_checkpoint_opt_param_scheduler: bool
     lr_decay_style: str
     min_lr: float
     decoupled_lr: float | None
@@ -269,31 +272,3 @@ class MegatronArgs(Protocol):
     device_kind: str
     model_function: dict[str, Any]
     megatron_cod_version: str
-
-
-class FineTuningArgs(MegatronArgs, Protocol):
-    """With the flags of ``sft.py``."""
-
-    sft_data_path: list[str]
-    sft_valid_data_path: list[str] | None
-    sft_valid_share: float | None
-    sft_layout: str
-    sft_too_long: str
-    sft_skip_bad_lines: bool
-    sft_packing: bool
-    sft_data_fingerprint: str | None
-    train_epochs: int | None
-
-
-class EvaluationArgs(MegatronArgs, Protocol):
-    """With the flags of ``evaluate.py``."""
-
-    eval_data: list[str]
-    eval_mode: str
-    eval_prefix: str
-    eval_json_key: str
-    eval_domain_key: str | None
-    eval_append_eod: bool
-    eval_skip_bad_lines: bool
-    stride: int | None
-    output: str | None

@@ -3,7 +3,7 @@
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import megatron.training.training as loop
@@ -19,12 +19,14 @@ from torch import Tensor
 from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark import activation_scaling
 from megatron_cod.benchmark.timing import Lap
+from megatron_cod.comparison.arms import parse_arm
 from megatron_cod.errors import UserError
 from megatron_cod.launch.single_process import launch_alone
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.data.batches import forward_step
 from megatron_cod.training.flags.packages import torch_has_the_norms
+from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.start.checks import Need
 from megatron_cod.training.start.loading import MODEL_ALONE, initialize, set_up
 from megatron_cod.training.start.prepare import prepare
@@ -53,18 +55,36 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     return args
 
 
+@contextmanager
+def _arguments_of(args: MegatronArgs, arm: str) -> Iterator[None]:
+    """The arm's flags in the arguments, and what was there before afterwards."""
+    flags, parser = parse_arm(arm).flags, build_parser()
+    asked = parser.parse_args(list(flags))
+    given = {action.dest for action in parser._actions if {*action.option_strings} & {*flags}}
+    before = {name: getattr(args, name) for name in given}
+    for name in given:
+        setattr(args, name, getattr(asked, name))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)
+
+
 class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
-    def __init__(self, args: MegatronArgs, scheme: str, backend: str | None = None) -> None:
-        """backend: a name of ``backends.choice.BACKENDS``; None keeps that of the arguments."""
-        args.norm_scheme = scheme
+    def __init__(self, args: MegatronArgs, arm: str, backend: str | None = None) -> None:
+        """arm: as of ``comparison.arms``, a scheme with its options. backend: of ``backends.choice.BACKENDS``; None keeps
+        that of the arguments. The arguments are Megatron's own, which all engines share: the arm's end here.
+        """
         if backend is not None:
             args.backend = backend
             args.transformer_impl = "transformer_engine" if backend == "transformer_engine" else "local"
             args.no_persist_layer_norm = torch_has_the_norms(args.transformer_impl, backend, args.normalization)
         self.args = args
-        with redirect_stdout(io.StringIO()), activation_scaling.registered():
+        self.arm = arm
+        with redirect_stdout(io.StringIO()), activation_scaling.registered(), _arguments_of(args, arm):
             model_config, _ = model_config_from_args(args)
             self.model, self.optimizer, self.scheduler = set_up(args, model_config)
         self.config = get_model_config(self.model[0])
@@ -91,7 +111,7 @@ class Engine:
         """NVTX ranges "SCHEME layer L" around every layer's forward, for Nsight Systems."""
         for module in self.model[0].modules():
             if isinstance(module, BaseTransformerLayer):
-                name = f"{self.args.norm_scheme} layer {global_layer_number(module)}"
+                name = f"{self.arm} layer {global_layer_number(module)}"
                 module.register_forward_pre_hook(lambda *_, name=name: torch.cuda.nvtx.range_push(name))
                 module.register_forward_hook(lambda *_: torch.cuda.nvtx.range_pop())
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_cod.adaptations import cpu
+from megatron_cod.args import MegatronArgs
 from megatron_cod.benchmark.agreement import check_evaluation, check_logits, check_losses, fold_depth
 from megatron_cod.benchmark.engine import Engine, Microbatch, random_batches, start_megatron
 from megatron_cod.benchmark.llama import LlamaShape, TransformersLlama, from_megatron
@@ -123,7 +124,7 @@ def compare_evaluation(
     return interleave(steps, rounds=rounds, warmup=warmup), notes
 
 
-def _built(args: Any, shape: LlamaShape) -> tuple[Engines, dict[str, TransformersLlama]]:
+def _built(args: MegatronArgs, shape: LlamaShape) -> tuple[Engines, dict[str, TransformersLlama]]:
     """pre_ln and lns of Megatron, and twice transformers' model, all with the same weights."""
     # Plain initialisation on both, so that the one set of weights is a normal start for both.
     args.init_policy = "normal"
@@ -142,7 +143,7 @@ def _built(args: Any, shape: LlamaShape) -> tuple[Engines, dict[str, Transformer
     return engines, references
 
 
-def _facts(shape: LlamaShape, engines: Engines, args: Any, at_once: int, tokens: int) -> dict[str, Any]:
+def _facts(shape: LlamaShape, engines: Engines, args: MegatronArgs, at_once: int, tokens: int) -> dict[str, Any]:
     parameters = sum(parameter.numel() for _, parameter in engines["pre_ln"].parameters())
     return {
         "parameters": f"{parameters / 1e6:.1f}M",

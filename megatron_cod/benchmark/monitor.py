@@ -32,7 +32,7 @@ def time_monitor(megatron_flags: Sequence[str], *, rounds: int, warmup: int, thr
     """Interleaved steps of four equal models. The note has the cost at an interval of 100."""
     args = start_megatron([*QUIET, *megatron_flags], threads)
     args.curr_iteration = 0
-    engines = {name: Engine(args, "lns") for name in ("without", "guard", "between", "measuring")}
+    engines = {name: Engine(args, args.norm_scheme) for name in ("without", "guard", "between", "measuring")}
     guard = StepGuard("stop", 0, args, Events(None, 0), print)
     guard.model_built(engines["guard"].model)
     hook_gradients(engines["guard"].model, [guard])

@@ -18,8 +18,9 @@ from megatron_cod.benchmark.memory import PeakMemory
 from megatron_cod.benchmark.operators import count_operators, table
 from megatron_cod.benchmark.report import Report, Row, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, interleave, ratio
+from megatron_cod.comparison.arms import parse_arm
 from megatron_cod.errors import UserError
-from megatron_cod.schemes.table import get_scheme
+from megatron_cod.training.flags.imports import import_schemes
 from megatron_cod.training.monitoring.throughput import peak_tflops
 
 REFERENCE = "pre_ln"
@@ -83,13 +84,14 @@ def compare_schemes(
 ) -> Report:
     """Time Megatron's train_step under each scheme and backend; pre_ln is always among the schemes.
 
-    megatron_flags: ``--recipe FILE`` and any flag of pretrain. backends: none means the automatic one. peak: TFLOP/s of
-    the device, for MFU. profile: count operators too. Raises UserError for an unknown scheme, for what Megatron refuses,
-    and where no backend is left.
+    schemes: arms of ``comparison.arms``. megatron_flags: ``--recipe FILE`` and any flag of pretrain. backends: none means
+    the automatic one. peak: TFLOP/s of the device, for MFU. profile: count operators too. Raises UserError for an unknown
+    arm, for what Megatron refuses, and where no backend is left.
     """
+    import_schemes(megatron_flags)
     with activation_scaling.registered():
         for name in schemes:
-            get_scheme(name)
+            parse_arm(name)
     names = [REFERENCE, *(name for name in dict.fromkeys(schemes) if name != REFERENCE)]
     args = start_megatron([*QUIET, *megatron_flags], threads)
     reasons = skipped(backends, args.normalization)

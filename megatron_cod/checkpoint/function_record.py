@@ -135,7 +135,7 @@ def _recorded(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tu
             yield name, saved[name], asked[name]
 
 
-def _by_arguments(saved: argparse.Namespace, args: Any) -> Iterator[tuple[str, Any, Any]]:
+def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tuple[str, Any, Any]]:
     seen: set[str] = set()
     for name in sorted(TENSORS | FUNCTION):
         argument = ARGUMENTS.get(name, name)

@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["pre_ln", "lns", "lns_activation"],
         metavar="NAME",
-        help="any of the project's schemes, and lns_activation (default: pre_ln lns lns_activation)",
+        help="schemes, with options as in compare-schemes (lns+gamma-init), and lns_activation "
+        "(default: pre_ln lns lns_activation)",
     )
     schemes.add_argument(
         "--recipe",

@@ -10,6 +10,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayer
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.depth import bind_depth_factor, depth_factor, global_layer_number
 from megatron_cod.schemes.init_policy import INIT_POLICIES, resolve_init_policy
@@ -193,7 +194,7 @@ def design_from_record(recorded: Mapping[str, Any]) -> BlockDesign:
     return BlockDesign(scheme, options, init_policy=scheme.default_init)
 
 
-def design_from_args(args: Any) -> BlockDesign:
+def design_from_args(args: MegatronArgs) -> BlockDesign:
     """The design that parsed arguments ask for; UserError, naming the flags, for contradictory ones."""
     scheme = get_scheme(args.norm_scheme)
     policy = resolve_init_policy(scheme.name, args.init_policy)[0]
@@ -203,7 +204,7 @@ def design_from_args(args: Any) -> BlockDesign:
     return design
 
 
-def _refuse_options_of_others(scheme: Scheme, args: Any) -> None:
+def _refuse_options_of_others(scheme: Scheme, args: MegatronArgs) -> None:
     """UserError for an option that is given and that the scheme does not take."""
     for kind in {row.options for row in SCHEMES.values()} - {scheme.options}:
         for name in given(read_options(kind, args)):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_cod.args import MegatronArgs
+
 
 @dataclass(frozen=True)
 class Multipliers:
@@ -58,19 +60,19 @@ def mark_outside(chunks: list[Any]) -> list[Any]:
     return chunks
 
 
-def _mark(args: Any) -> float:
+def _mark(args: MegatronArgs) -> float:
     """A rate that no other group has. Before a checkpoint is read, Megatron's distributed optimizer loads its own state,
     in which it finds groups by their rates: with the same rate in two of them one would become the other."""
     rate: float = args.lr + 1.0
     return rate
 
 
-def split_groups(args: Any) -> None:
+def split_groups(args: MegatronArgs) -> None:
     """Have Megatron, which builds its optimizer next, keep what is marked in groups of its own. args: Megatron's."""
     args.decoupled_lr = _mark(args)
 
 
-def set_rules(groups: Sequence[dict[str, Any]], rules: GroupRules, args: Any) -> None:
+def set_rules(groups: Sequence[dict[str, Any]], rules: GroupRules, args: MegatronArgs) -> None:
     """Write the numbers of the rules into an optimizer's groups, which are split as above. A second time it does nothing.
 
     args: Megatron's, with the run's numbers.

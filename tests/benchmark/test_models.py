@@ -38,6 +38,19 @@ def test_reference_model_equals_lns():
     assert (logits["pre_ln"] - logits["lns"]).abs().max() > 1e-2
 
 
+def _factors(rank):
+    engines, *_ = _set_up(["lns", "lns+lns-exponent=0.25", "lns_scaled", "pre_ln"])
+    last = {name: engine.model[0].module.decoder.layers[2].input_layernorm for name, engine in engines.items()}
+    return {name: getattr(norm, "depth_factor", 1.0) for name, norm in last.items()}
+
+
+def test_options_of_an_arm_end_with_it():
+    (factors,) = run_ranks(1, _factors)
+    assert factors == pytest.approx(
+        {"lns": 3**-0.5, "lns+lns-exponent=0.25": 3**-0.25, "lns_scaled": 3**-0.5, "pre_ln": 1}
+    )
+
+
 def test_reference_model_is_no_registered_scheme():
     from megatron_cod.benchmark.activation_scaling import NAME, registered
     from megatron_cod.schemes.table import SCHEMES

@@ -1,7 +1,8 @@
 """The flags of ``evaluate.py``, and the options that exclude each other."""
 
-from typing import Any
+from typing import Any, Protocol
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.common.lists import refuse_set
 from megatron_cod.common.numbers import at_least
 from megatron_cod.errors import UserError
@@ -19,6 +20,20 @@ both. --eval-data takes prefixes of .bin/.idx, JSON lines and plain text (plain,
 
 MODES = ("stream", "document")
 PREFIXES = ("none", "bos", "eod")
+
+
+class EvaluationArgs(MegatronArgs, Protocol):
+    """With the flags of ``evaluate.py``."""
+
+    eval_data: list[str]
+    eval_mode: str
+    eval_prefix: str
+    eval_json_key: str
+    eval_domain_key: str | None
+    eval_append_eod: bool
+    eval_skip_bad_lines: bool
+    stride: int | None
+    output: str | None
 
 
 def add_arguments(group: Any) -> None:

@@ -15,7 +15,6 @@ from megatron_cod.training import before_megatron  # noqa: F401
 from megatron.training import get_tokenizer
 
 from megatron_cod import __version__
-from megatron_cod.args import EvaluationArgs
 from megatron_cod.common.files import check_writable
 from megatron_cod.common.progress import Pace
 from megatron_cod.console import log_rank0, this_rank
@@ -30,7 +29,7 @@ from megatron_cod.launch.single_process import launch_unless_launched
 from megatron_cod.training.data.tokenizer_in_use import trained_with
 from megatron_cod.training.evaluation import report
 from megatron_cod.training.evaluation.batch_size import micro_batch_size
-from megatron_cod.training.evaluation.flags import PROGRAM, check_flags, check_window
+from megatron_cod.training.evaluation.flags import PROGRAM, EvaluationArgs, check_flags, check_window
 from megatron_cod.training.evaluation.scoring import Job, measure
 from megatron_cod.training.faults.out_of_memory import reported_in_one_line
 from megatron_cod.training.faults.signals import UntilTraining

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Callable
 from functools import partial
 
-from megatron_cod.args import FineTuningArgs
 from megatron_cod.common.lists import listed
 from megatron_cod.data.chat.cache import cached_samples
 from megatron_cod.data.chat.chat_format import chat_format_of
 from megatron_cod.data.chat.packing import Epochs
 from megatron_cod.data.chat.samples import Counts, Reading, Samples, held_out
 from megatron_cod.errors import UserError
+from megatron_cod.training.fine_tuning.flags import FineTuningArgs
 
 _MOST_KEYS = 8
 _SHOWN = 400

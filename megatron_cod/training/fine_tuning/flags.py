@@ -1,9 +1,9 @@
 """The flags of ``sft.py``, and the options that exclude each other."""
 
 import argparse
-from typing import Any
+from typing import Any, Protocol
 
-from megatron_cod.args import FineTuningArgs
+from megatron_cod.args import MegatronArgs
 from megatron_cod.common.lists import refuse_set
 from megatron_cod.common.numbers import at_least, share
 from megatron_cod.data.chat.layouts import LAYOUTS
@@ -27,6 +27,20 @@ _PRETRAINING_DATA: tuple[str, ...] = (
     *("data_path", "train_data_path", "valid_data_path", "test_data_path", "data_args_path"),
     *("per_split_data_args_path", "mock_data"),
 )
+
+
+class FineTuningArgs(MegatronArgs, Protocol):
+    """With the flags of ``sft.py``."""
+
+    sft_data_path: list[str]
+    sft_valid_data_path: list[str] | None
+    sft_valid_share: float | None
+    sft_layout: str
+    sft_too_long: str
+    sft_skip_bad_lines: bool
+    sft_packing: bool
+    sft_data_fingerprint: str | None
+    train_epochs: int | None
 
 
 def add_arguments(group: Any) -> None:

@@ -10,7 +10,6 @@ from megatron.core import mpu
 from megatron.core.datasets.utils import Split
 from megatron.training import get_args
 
-from megatron_cod.args import FineTuningArgs
 from megatron_cod.checkpoint.directory import latest_checkpoint, newest_whole, same_directory
 from megatron_cod.checkpoint.selection import checkpoint_to_load, saved_state
 from megatron_cod.console import log_rank0
@@ -19,7 +18,7 @@ from megatron_cod.data.chat.rows import Rows
 from megatron_cod.errors import UserError
 from megatron_cod.training.data.batches import forward_step
 from megatron_cod.training.fine_tuning.data import Conversations
-from megatron_cod.training.fine_tuning.flags import INTRODUCTION, add_arguments, check_flags
+from megatron_cod.training.fine_tuning.flags import INTRODUCTION, FineTuningArgs, add_arguments, check_flags
 from megatron_cod.training.task import Task
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.schemes.design import design_from_args
 from megatron_cod.schemes.parameter_groups import GroupRules, set_rules, split_groups
 from megatron_cod.training.loop.observers import Observer, Run
@@ -20,7 +21,7 @@ class SchemeRates(Observer):
     """Gives each kind of parameters the numbers of the norm scheme."""
 
     def __init__(self, run: Run, rules: GroupRules) -> None:
-        self._args: Any = run.args
+        self._args: MegatronArgs = run.args
         self._rules = rules
         for line in rules.lines():
             run.log(f"--norm-scheme {run.args.norm_scheme}: {line}")
@@ -52,7 +53,7 @@ class SchemeRates(Observer):
             use_rules(scheduler, self._rules, self._args)
 
 
-def use_rules(scheduler: Any, rules: GroupRules, args: Any) -> None:
+def use_rules(scheduler: Any, rules: GroupRules, args: MegatronArgs) -> None:
     """Write the rules into the optimizer of Megatron's scheduler. A second time it does nothing."""
     set_rules(scheduler.optimizer.param_groups, rules, args)
     scheduler.step(0)  # the rates of the step at hand

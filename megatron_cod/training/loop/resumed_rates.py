@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_cod.args import MegatronArgs
 from megatron_cod.training.loop.observers import Observer, Run
 
 _RATES = ("max_lr", "min_lr")
@@ -28,7 +29,7 @@ class ResumedRates(Observer):
     @classmethod
     def of(cls, run: Run) -> ResumedRates | None:
         """None where no checkpoint is loaded, or no flag asks for it."""
-        args: Any = run.args
+        args: MegatronArgs = run.args
         asked = args.override_opt_param_scheduler or args.use_checkpoint_opt_param_scheduler
         loads = (args.load or args.pretrained_checkpoint) and not (args.no_load_optim or args.finetune)
         return cls(not args.override_opt_param_scheduler) if asked and loads else None

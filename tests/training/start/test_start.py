@@ -9,12 +9,13 @@ from typing import get_type_hints
 
 import pytest
 
-from megatron_cod.args import EvaluationArgs, FineTuningArgs, MegatronArgs
+from megatron_cod.args import MegatronArgs
 from megatron_cod.preflight.job import describe
 from megatron_cod.rehearsal.launch import provided, read_launch
 from megatron_cod.rehearsal.plan import NotPlanned, make_plan
 from megatron_cod.training.data import hub_tokenizer
-from megatron_cod.training.evaluation.flags import PROGRAM
+from megatron_cod.training.evaluation.flags import PROGRAM, EvaluationArgs
+from megatron_cod.training.fine_tuning.flags import FineTuningArgs
 from megatron_cod.training.fine_tuning.task import task
 from megatron_cod.training.flags import parser, recipe_files, recipes
 from megatron_cod.training.flags.defaults import default_flags
