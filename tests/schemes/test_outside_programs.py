@@ -4,7 +4,7 @@ import pytest
 
 from megatron_cod.data.sample_corpus import sample_corpus_path, write_sample_conversations
 from tests.conftest import TINY
-from tests.cuda.test_programs import PROGRAMS
+from tests.cuda.programs import PROGRAMS
 from tests.distributed.launch import run_training_ranks
 from tests.distributed.runs import succeed
 from tests.programs import run_program

@@ -99,14 +99,6 @@ _MODEL = (
     Void("cross_entropy_fusion_impl", lambda a: a.cross_entropy_loss_fusion, "without --cross-entropy-loss-fusion"),
     Void("disable_bf16_reduced_precision_matmul", lambda a: a.bf16, "without --bf16"),
     Void("accumulate_allreduce_grads_in_fp32", lambda a: a.bf16 or a.fp16, "without --bf16 or --fp16"),
-    Void(
-        "moe_use_upcycling expert_tensor_parallel_num_weight_shards", lambda a: a.num_experts, "without --num-experts"
-    ),
-    Void(
-        "moe_shared_expert_overlap moe_shared_expert_gate",
-        lambda a: a.moe_shared_expert_intermediate_size,
-        "without --moe-shared-expert-intermediate-size",
-    ),
     Void("recompute_method recompute_num_layers", _recomputes, "without --recompute-granularity full"),
     Void(
         "cpu_offloading_retain_pinned_cpu_buffers",

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable
 from megatron_cod.args import MegatronArgs
 from megatron_cod.errors import UserError
 from megatron_cod.training.flags.conditions import CONDITIONS, has_graphs
+from megatron_cod.training.flags.expert_conditions import EXPERT_CONDITIONS
 from megatron_cod.training.flags.file_conditions import FILE_CONDITIONS
 from megatron_cod.training.flags.given import Given
+from megatron_cod.training.flags.log_conditions import LOG_CONDITIONS
 from megatron_cod.training.flags.ranges import flag_of
 from megatron_cod.training.flags.void_row import Void, never
 
@@ -34,7 +36,9 @@ _OTHER_PROGRAM = "here: it is of another program of Megatron's"
 
 VOID = (
     *CONDITIONS,
+    *EXPERT_CONDITIONS,
     *FILE_CONDITIONS,
+    *LOG_CONDITIONS,
     # Masks, packing and data
     Void("reset_attention_mask", lambda a: a.create_attention_mask_in_dataloader, _NO_MASK, True, True),
     Void(
@@ -83,40 +87,6 @@ VOID = (
     ),
     Void("grad_reduce_in_bf16", lambda a: a.bf16, "without --bf16"),
     # The model
-    Void(
-        "moe_*",
-        lambda a: a.num_experts,
-        "without --num-experts",
-        # Chosen by the backend, or of inference.
-        but="moe_pad_experts_for_cuda_graph_inference moe_use_upcycling",
-    ),
-    Void("expert_model_parallel_size expert_tensor_parallel_size", lambda a: a.num_experts, "without --num-experts"),
-    Void(
-        "moe_router_num_groups moe_router_group_topk",
-        lambda a: a.moe_router_num_groups and a.moe_router_group_topk,
-        "without the other of --moe-router-num-groups and --moe-router-group-topk",
-    ),
-    Void(
-        "moe_aux_loss_coeff",
-        lambda a: a.moe_router_load_balancing_type not in (["none"], "none"),
-        "under --moe-router-load-balancing-type none",
-    ),
-    Void(
-        "moe_router_bias_update_rate",
-        lambda a: a.moe_router_enable_expert_bias,
-        "without --moe-router-enable-expert-bias",
-    ),
-    Void(
-        "moe_pad_expert_input_to_capacity moe_token_drop_policy",
-        lambda a: a.moe_expert_capacity_factor is not None,
-        "without --moe-expert-capacity-factor",
-    ),
-    Void(
-        "moe_flex_* moe_deepep_* moe_hybridep_* moe_ncclep_*",
-        lambda a: a.moe_token_dispatcher_type == "flex",
-        "without --moe-token-dispatcher-type flex",
-    ),
-    Void("moe_upcycling_granularity", lambda a: a.moe_use_upcycling, "without --moe-use-upcycling"),
     Void(
         "q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim rotary_scaling_factor mscale mscale_all_dim "
         "cache_mla_latents mla_down_proj_fusion",
@@ -208,63 +178,6 @@ VOID = (
         lambda a: a.load or a.pretrained_checkpoint,
         "without --load",
         training=True,
-    ),
-    # Logs
-    Void("wandb_*", lambda a: a.wandb_project, "without --wandb-project", training=True, but="wandb_project"),
-    Void(
-        "tensorboard_log_interval tensorboard_queue_size log_timers_to_tensorboard log_validation_ppl_to_tensorboard "
-        "log_memory_to_tensorboard log_world_size_to_tensorboard",
-        lambda a: a.tensorboard_dir,
-        "without --tensorboard-dir, or --save",
-        training=True,
-    ),
-    Void(
-        "profile_* use_pytorch_profiler record_shapes",
-        lambda a: a.profile,
-        "without --profile",
-        training=True,
-    ),
-    Void("pytorch_profiler_*", lambda a: a.use_pytorch_profiler, "without --use-pytorch-profiler", training=True),
-    Void("memory_snapshot_path", lambda a: a.record_memory_history, "without --record-memory-history", training=True),
-    Void("adlr_autoresume_interval", lambda a: a.adlr_autoresume, "without --adlr-autoresume", training=True),
-    Void(
-        "logits_load_*", lambda a: a.logits_load_dir, "without --logits-load-dir", training=True, but="logits_load_dir"
-    ),
-    Void(
-        "logits_save_*", lambda a: a.logits_save_dir, "without --logits-save-dir", training=True, but="logits_save_dir"
-    ),
-    Void(
-        "straggler_* disable_straggler_on_startup", lambda a: a.log_straggler, "without --log-straggler", training=True
-    ),
-    Void(
-        "ft_num_warmup_iters calc_ft_timeouts",
-        lambda a: a.enable_ft_package,
-        "without --enable-ft-package",
-        training=True,
-    ),
-    Void(
-        "inprocess_*",
-        lambda a: a.inprocess_restart,
-        "without --inprocess-restart",
-        training=True,
-        but="inprocess_restart",
-    ),
-    Void("error_injection_type", lambda a: a.error_injection_rate, "without --error-injection-rate", training=True),
-    Void(
-        "fault_injector_*",
-        lambda a: a.fault_injector_ranks or a.fault_injector_num_ranks,
-        "without --fault-injector-ranks or --fault-injector-num-ranks",
-        training=True,
-        but="fault_injector_ranks fault_injector_num_ranks",
-    ),
-    Void("async_*", lambda a: a.async_save, "without --async-save", training=True, but="async_save"),
-    Void("replication_*", lambda a: a.replication, "without --replication", training=True),
-    Void(
-        "flight_recorder_*",
-        lambda a: a.flight_recorder_dump_path,
-        "without --flight-recorder-dump-path",
-        training=True,
-        but="flight_recorder_dump_path",
     ),
     Void("data_sharding", lambda a: a.dataloader_type == "cyclic", "without --dataloader-type cyclic", training=True),
     # The layout

@@ -159,3 +159,7 @@ def test_no_flag_of_a_recipe_of_the_package_does_nothing(recipe):
     raw.save = "runs/x"
     lines = check_void(raw, build_parser(program)._actions, True, lambda: given_by(flags, program))
     assert lines == []
+
+
+def test_documentation_counts_the_rows():
+    assert f"{len(VOID)} rows of conditions" in (ROOT / "docs" / "correctness.md").read_text()

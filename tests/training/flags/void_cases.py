@@ -10,7 +10,11 @@ from typing import Any
 
 from megatron_cod.training.flags.void_row import Void
 
-LISTS = {"cp_comm_type": (["a2a+p2p"],), "moe_router_load_balancing_type": (["none"],)}
+LISTS = {
+    "cp_comm_type": (["a2a+p2p"],),
+    "moe_router_load_balancing_type": (["aux_loss"], ["none"], ["sinkhorn"], ["quantile_balancing"]),
+    "moe_aux_loss_coeff": ([0.0], [0.5]),
+}
 """Values of lists that conditions know."""
 
 
