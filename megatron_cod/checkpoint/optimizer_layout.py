@@ -37,7 +37,7 @@ def check_optimizer_layout(
     if optimizer != args.optimizer:
         raise UserError(
             f"checkpoint {checkpoint} was saved with --optimizer {optimizer}, whose state --optimizer {args.optimizer} "
-            "cannot go on with: give that, or --no-load-optim"
+            "cannot resume from: give that, or --no-load-optim"
         )
     theirs, ours = bool(getattr(saved, "use_distributed_optimizer", False)), bool(args.use_distributed_optimizer)
     if theirs != ours:

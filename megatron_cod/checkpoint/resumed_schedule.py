@@ -50,7 +50,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 def check_resumed_schedule(
     checkpoint: Path, saved: argparse.Namespace, state: Mapping[str, Any], args: MegatronArgs
 ) -> None:
-    """UserError, naming the flags, where Megatron would refuse to go on under another schedule.
+    """UserError, naming the flags, where Megatron would refuse to resume under another schedule.
 
     saved, state: the checkpoint's arguments, and what else it holds beside the tensors. args: after validation.
     """

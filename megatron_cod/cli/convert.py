@@ -6,10 +6,10 @@
     megatron-cod convert import --model LNS_1B --output runs/lns_1b --unfolded-lns
 
 An LNS model is exported as a stock Llama (Mistral, Qwen2, Qwen3, Mixtral, DeepSeek): 1/sqrt(l) is multiplied into the
-norms' gammas. docs/huggingface.md has the families, what is exact, and how to go on training.
+norms' gammas. docs/huggingface.md has the families, what is exact, and how to continue training.
 
 What was written is loaded again and compared with what it was made from, on a few random tokens, before it gets its name:
---no-verify leaves that out, and so does too little memory (8 bytes a parameter, and 1 GB).
+--no-verify skips that, and so does too little memory (8 bytes a parameter, and 1 GB).
 
 An interrupted conversion is taken up where it stopped when the same command is given again.
 """
@@ -148,7 +148,7 @@ def _import(args: argparse.Namespace) -> None:
     print(f"{args.output}: {would}{found.arch.family} as {found.scheme.scheme}, {found.bytes / 1e9:.3f} GB")
     if args.dry_run:
         return
-    print(f"go on with: --recipe {args.output / RECIPE} --load {args.output} (docs/huggingface.md)")
+    print(f"train it further with: --recipe {args.output / RECIPE} --load {args.output} (docs/huggingface.md)")
 
 
 def main() -> None:

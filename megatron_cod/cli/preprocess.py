@@ -6,7 +6,7 @@
 
 writes data/corpus_train_text_document.{bin,idx,json} and data/corpus_valid_text_document.{bin,idx,json}.
 Without a split it writes data/corpus_text_document.*. The .json says what it was made of, and with which
-arguments to train. A run that was broken off goes on when the same command is given again: until it is
+arguments to train. An interrupted run is resumed when the same command is given again: until it is
 complete, what is finished is in data/corpus.partial/.
 """
 

@@ -17,7 +17,7 @@ class Failures:
     save: float
     """In which training waits for a checkpoint."""
     restart: float
-    """From a failure until training goes on from the last checkpoint."""
+    """From a failure until training resumes from the last checkpoint."""
 
 
 def young_interval(failures: Failures) -> float:

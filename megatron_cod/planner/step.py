@@ -1,4 +1,4 @@
-"""The time of one step of a launch on a machine, and where it goes on each pipeline stage."""
+"""The time of one step of a launch on a machine, and how each pipeline stage spends it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -40,7 +40,7 @@ class ScaledBranchJoin(DepthScaled, ResidualJoin):
 class LearnedScaleJoin(ResidualJoin):
     """x + a * F, a learned, [h] or [1]; key ``self_attn_bda.scale`` or ``mlp_bda.scale``.
 
-    One dimension in both cases, so Megatron leaves it out of weight decay.
+    One dimension in both cases, so Megatron excludes it from weight decay.
     """
 
     def __init__(self, config: TransformerConfig, size: int, start: float) -> None:

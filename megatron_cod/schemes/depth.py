@@ -22,7 +22,7 @@ def depth_factor(layer_number: int, exponent: float = DEPTH_EXPONENT) -> float:
 def global_layer_number(layer: Any) -> int:
     """l of a built Megatron layer, counted over the whole model, from 1.
 
-    Megatron numbers the layers of multi-token prediction 1, 2, ... of their own: they go on counting here, L + k, since
+    Megatron numbers the layers of multi-token prediction 1, 2, ... of their own: here their numbers continue, L + k, since
     they stand behind the L blocks of the model and read their residual stream.
     """
     number = int(layer.layer_number)

@@ -75,7 +75,7 @@ class BlockDesign:
         return None if self.scheme.groups is None else self.scheme.groups(config, self.options)
 
     def identity(self, config: Any) -> dict[str, Any]:
-        """What the function of the trained weights depends on beside their names and shapes; checkpoints are held to it.
+        """What the function of the trained weights depends on beside their names and shapes; compared with checkpoints.
 
         config: anything with ``num_layers``.
         """

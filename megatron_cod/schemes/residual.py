@@ -94,7 +94,7 @@ def warming_up(chunks: Iterable[torch.nn.Module]) -> list[ResidualJoin]:
 def set_training_step(chunks: Iterable[torch.nn.Module], step: int) -> None:
     """Weigh every branch for a training step; step: how many steps the weights have behind them, resumed ones too.
 
-    There is no state to save: the weight follows Megatron's iteration, so a resumed run goes on where it was.
+    There is no state to save: the weight follows Megatron's iteration, so a resumed run continues where it stopped.
     """
     for join in warming_up(chunks):
         join.branch_weight = min(step / join.warmup_steps, 1.0)

@@ -194,7 +194,7 @@ def test_a_graphed_run_skips_a_step_that_is_not_finite(kind, tmp_path):
     graphed("none", 1, tmp_path / "eager", *flags, before=BrokenWeight(4)).succeeded()
     run = graphed(kind, 1, tmp_path / "graph", *flags, before=BrokenWeight(4)).succeeded()
     assert "skipped, 1 in a row" in run.console
-    assert [one["step"] for one in read_events(tmp_path / "graph" / "run") if one["event"] == "step left out"] == [4]
+    assert [one["step"] for one in read_events(tmp_path / "graph" / "run") if one["event"] == "step skipped"] == [4]
     eager, found = (metrics(tmp_path / name) for name in ("eager", "graph"))
     losses = [key for key in eager if key[0] == TRAIN_LOSS and key[1] != 4]
     assert {5, 6} <= {step for _, step in losses}

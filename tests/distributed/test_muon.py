@@ -151,6 +151,8 @@ def test_lion_equals_its_definition(tiny, tmp_path):
 def test_adam_does_not_resume_with_its_state(whole, tiny, tmp_path):
     adam = [*tiny, *MUON, "--optimizer", "adam", "--load", str(whole), "--save", str(tmp_path), "--save-interval", "9"]
     refuse(
-        1, adam, r"was saved with --optimizer muon, whose state --optimizer adam cannot go on with: give that, or --no-"
+        1,
+        adam,
+        r"was saved with --optimizer muon, whose state --optimizer adam cannot resume from: give that, or --no-",
     )
     assert run_training_ranks(1, [*adam, "--no-load-optim", "--train-iters", "5"])[0].code == 0

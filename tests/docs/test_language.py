@@ -12,9 +12,9 @@ from tests.docs.pages import PAGES, prose
 
 GLOSSARY = ROOT / "docs" / "glossary.md"
 PHRASES = {
-    "gone on with": r"gone on with|going on with|goes on with|go on with",
+    "gone on with": r"(go|goes|gone|going) on(?! (a|the|disk)\b)",
     "all the same": r"all the same",
-    "left out": r"(?<!step )left out|leaves? out|leaving out",
+    "left out": r"left out|leaves? (\w+ ){0,2}out|leaving (\w+ ){0,2}out",
     "laid over": r"laid over|lays over",
     "held to": r"(is|are|be|being|were) held (to|against)",
     "told": r"told",
@@ -94,13 +94,8 @@ def test_help_uses_words_of_glossary():
     assert [(path.name, word) for path, tree in sources() for text in help_texts(tree) for word in found_in(text)] == []
 
 
-OTHER_WORDS = {"megatron_cod/schemes/design.py"}
-"""Files with such docstrings: this list must not grow."""
-
-
 def test_docstrings_use_words_of_glossary():
-    found = {str(path.relative_to(ROOT)) for path, tree in sources() for text in docstrings(tree) if found_in(text)}
-    assert found == OTHER_WORDS
+    assert [(path.name, word) for path, tree in sources() for text in docstrings(tree) for word in found_in(text)] == []
 
 
 def test_names_use_words_of_glossary():
@@ -118,10 +113,10 @@ def test_glossary_lists_searched_words():
 
 
 @pytest.mark.parametrize(
-    "text", ["a run is gone on with", "the step is left out", "it loads all the same", "rank 0 is told"]
+    "text", ["a run is gone on with", "it leaves the step out", "it loads all the same", "rank 0 is told"]
 )
 def test_finds_planted_words(text):
-    assert found_in(text.replace("the step is left", "the row is left"))
+    assert found_in(text)
 
 
 def test_finds_planted_names_and_help():

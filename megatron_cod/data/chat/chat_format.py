@@ -41,7 +41,7 @@ class ChatFormat:
         return self.encoder.encode(*self.answers(messages, tools))
 
     def _without_space_behind(self, text: str, span: Span) -> Span:
-        """White space behind an end-of-turn token is the template's way to go on, not a part of the answer."""
+        """White space behind an end-of-turn token is how the template continues, not a part of the answer."""
         start, end = span
         kept = len(text[start:end].rstrip())
         ends = any(text.endswith(special, start, start + kept) for special in self.encoder.specials)

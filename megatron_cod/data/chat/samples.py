@@ -27,7 +27,7 @@ class Reading:
     """Of ``TOO_LONG``: what happens to a sample that does not fit into ``seq_length`` positions."""
     layout: str = "auto"
     skip_bad: bool = False
-    """Leave lines out that cannot be used; otherwise the first one is an error."""
+    """Skip lines that cannot be used; otherwise the first one is an error."""
 
 
 @dataclass

@@ -32,7 +32,7 @@ class TextReading:
     domain_key: str | None = None
     """JSON field whose values become sets of their own; that of an empty value is named (none)."""
     skip_bad: bool = False
-    """Leave documents out that cannot be read; otherwise the first one is an error."""
+    """Skip documents that cannot be read; otherwise the first one is an error."""
 
 
 @dataclass

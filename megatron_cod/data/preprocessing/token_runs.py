@@ -170,7 +170,7 @@ class RunWriter:
             self._examples.append((file, start, line, message))
 
     def commit(self, place: tuple[int, int | None] | None, input_bytes: int) -> Commit:
-        """Write the run; it is complete when this returns. `place`: where to go on."""
+        """Write the run; it is complete when this returns. `place`: where to continue."""
         table = np.array(self._rows, table_dtype(self._keys))
         run = Run(self._folder, self._part, self._number, Commit())
         sums: dict[str, int] = {}

@@ -82,7 +82,7 @@ class WorkFolder:
             if found is not None and self.has_parts() and not overwrite:
                 raise UserError(
                     f"{self.path} holds an unfinished run with other {what_differs(asked, found)}; repeat that command to "
-                    "go on with it, or give --overwrite to begin anew"
+                    "resume it, or give --overwrite to start again"
                 )
             self._clear()
             write_whole(path, json.dumps(asked, indent=1), sync=True)

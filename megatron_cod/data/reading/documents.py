@@ -18,7 +18,7 @@ _SKIP_BYTES = 1 << 20
 
 
 class Cut(NamedTuple):
-    """An undecoded document. `place` is the byte where it begins, `after` one where reading can go on behind it (None when
+    """An undecoded document. `place` is the byte where it begins, `after` one where reading can continue (None when
     nothing follows that is this reader's), `line` the number (from 1) of its first line, counted from where it began to
     read."""
 

@@ -29,7 +29,7 @@ _HOLDOUT_BYTES = 1 << 18
 @dataclass(frozen=True)
 class TokenizerTraining:
     """What to train. Special pieces get the ids 0, 1, 2, ... in the order unk, bos, eos, pad, mask; an
-    empty name leaves one out (unk and eos must be there: Megatron takes eos as end of document)."""
+    empty name omits one (unk and eos must be there: Megatron takes eos as end of document)."""
 
     inputs: Sequence[str]
     output_prefix: str

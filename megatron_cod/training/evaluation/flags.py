@@ -98,7 +98,7 @@ def check_flags(given: Any) -> None:
 
 
 def check_window(stride: int | None, seq_length: int) -> int:
-    """The stride; UserError where it would leave tokens out."""
+    """The stride; UserError where it would skip tokens."""
     if stride is not None and stride > seq_length:
         raise UserError(
             f"--stride {stride} is larger than the window of --seq-length {seq_length}: tokens would be skipped"

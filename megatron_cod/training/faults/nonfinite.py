@@ -73,7 +73,7 @@ def origin(sightings: Sequence[Sighting]) -> tuple[str, list[Sighting]]:
 
 
 class StepGuard(Observer):
-    """``--on-nonfinite``: stops the run before such a step is taken, or leaves the step out."""
+    """``--on-nonfinite``: stops the run before such a step is taken, or skips the step."""
 
     def __init__(self, policy: str, most: int, args: MegatronArgs, events: Events, log: Callable[[str], None]) -> None:
         """most: steps in a row that may be omitted. log: prints a line on rank 0."""
@@ -96,7 +96,7 @@ class StepGuard(Observer):
         self._model = model
 
     def gradients_ready(self) -> None:
-        """Check them, and have the optimizer leave the step out."""
+        """Check them, and have the optimizer skip the step."""
         if self._check():
             leave_out(get_model_config(self._model[0]).grad_scale_func.__self__)
 
@@ -150,7 +150,7 @@ class StepGuard(Observer):
         self._skipped += 1
         facts = {"step": step, "origin": name, "ranks": [one.rank for one in seen]}
         if self._policy == "skip" and self._skipped <= self._most:
-            self._events.add("step left out", **facts)
+            self._events.add("step skipped", **facts)
             self._log(f"WARNING: {line}; skipped, {self._skipped} in a row of at most {self._most}")
             return
         self._events.add("not finite", **facts, sightings=[asdict(one) for one in seen[:4]])

@@ -13,8 +13,8 @@ def add_fault_options(group: Any) -> None:
         "--on-nonfinite",
         choices=POLICIES,
         default="stop",
-        help="NaN or infinity in loss or gradients: stop before the step is taken and name layer and rank, or leave the "
-        "step out and go on (default: %(default)s)",
+        help="NaN or infinity in loss or gradients: stop before the step is taken and name layer and rank, or skip the "
+        "step and continue (default: %(default)s)",
     )
     group.add_argument(
         "--most-skipped-steps",

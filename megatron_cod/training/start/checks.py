@@ -1,7 +1,7 @@
 """Everything that can refuse a start, in one table: the launch, rehearsal, preflight, evaluation and benchmark read it.
 
 A check raises UserError with one line that names the flags. A program that cannot provide what a check needs skips it, or
-logs what it would have refused (``Need``); no program leaves a check out for another reason.
+logs what it would have refused (``Need``); no program skips a check for another reason.
 """
 
 from __future__ import annotations

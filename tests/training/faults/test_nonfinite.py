@@ -78,7 +78,7 @@ def test_a_step_skipped_changes_nothing_but_the_data(tiny, tmp_path):
     ended = succeed_with(2, flags, BrokenLayer(3, (3, 6), rank=1))
     assert ended[0].output.count("skipped, 1 in a row of at most 10") == 2
     events = [(one["event"], one.get("step")) for one in read_events(tmp_path / "skip")]
-    assert ("step left out", 3) in events and ("step left out", 6) in events and ("finished", 8) in events
+    assert ("step skipped", 3) in events and ("step skipped", 6) in events and ("finished", 8) in events
     losses = read_metrics(tmp_path / "skip" / "metrics.jsonl").scalars[TRAIN_LOSS]
     assert [step for step, loss in losses.items() if not math.isfinite(loss)] == [3, 6]
 

@@ -104,7 +104,7 @@ def test_summary_lists_the_steps_of_a_start(clock, tmp_path):
     from megatron_cod.checkpoint.events import Events
 
     (tmp_path / "iter_0000006").mkdir()
-    for name, facts in (("start", {}), ("loss spike", {}), ("start", {}), ("step left out", {}), ("step left out", {})):
+    for name, facts in (("start", {}), ("loss spike", {}), ("start", {}), ("step skipped", {}), ("step skipped", {})):
         Events(str(tmp_path), 0).add(name, **facts)
     made, _ = writer(consumed=lambda: 40)
     assert made.summary.lines(str(tmp_path)) == []
@@ -120,7 +120,7 @@ def test_summary_lists_the_steps_of_a_start(clock, tmp_path):
         "  training loss  8.0000",
         "  validation     4.0000 (perplexity 54.60) at step 8, best 3.0000 at step 6",
         f"  checkpoints    1 in {tmp_path}, the newest iter_0000006",
-        "  events         2 x step left out (events.jsonl)",
+        "  events         2 x step skipped (events.jsonl)",
     ]
 
 
