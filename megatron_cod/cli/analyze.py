@@ -20,7 +20,7 @@ from megatron_cod.schemes.imports import add_import_flag
 METRICS = ("stream", "angle", "lens", "surgery", "jacobian", "usefulness")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory, or a Megatron run or iter_N")
     parser.add_argument("--data", type=Path, metavar="FILE", help=".txt, .jsonl with 'text', or a .bin/.idx prefix")
@@ -114,7 +114,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     _check(args)
     from megatron_cod.analysis.depth.report import read_result, write_report
     from megatron_cod.analysis.depth.summary import sentences

@@ -38,7 +38,7 @@ def _common(parser: argparse.ArgumentParser, rounds: int, warmup: int) -> None:
     output.add_argument("--markdown", metavar="FILE", help="write the table for a document")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     keep_lines = argparse.RawDescriptionHelpFormatter
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{schemes,monitor,hf,table}")
@@ -164,7 +164,7 @@ def _one_by_one(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    args, megatron_flags = _parser().parse_known_args()
+    args, megatron_flags = build_parser().parse_known_args()
     if args.command == "table":
         if megatron_flags:
             raise UserError(f"benchmark table takes no other flags: {' '.join(megatron_flags)}")

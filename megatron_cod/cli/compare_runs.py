@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _METRICS = "metrics.jsonl"
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("a", metavar="A", help="run directory, checkpoint directory or metrics.jsonl")
     parser.add_argument("b", metavar="B", help="the same, to compare with A")
@@ -125,7 +125,7 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     if args.json and not Path(args.json).parent.is_dir():  # now, not after an hour of reading
         raise UserError(f"{args.json}: its folder does not exist")
     for flag, value in {"--tolerance": args.tolerance, "--rtol": args.rtol}.items():

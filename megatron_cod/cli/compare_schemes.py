@@ -39,7 +39,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML of the model and its optimisation")
     parser.add_argument("--schemes", default="all", metavar="A,B,C", help="arms, or all (default: all)")
@@ -58,7 +58,11 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("--list", action=_List, nargs=0, help="print the norm schemes and end")
     parser.add_argument("flags", nargs="*", help="Megatron flags for every run, after --")
-    args = parser.parse_args(command_line)
+    return parser
+
+
+def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+    args = build_parser().parse_args(command_line)
     if min(args.pp, args.tp, args.dp, args.steps or 1, args.save_interval or 1) < 1:
         raise UserError("--pp, --tp, --dp, --steps and --save-interval must be at least 1")
     return args

@@ -78,7 +78,7 @@ def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     return parser
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
     for add in (_add_export, _add_import):
@@ -152,7 +152,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     # Both models are computed on the CPU, in fp32: a GPU's own precision of products would tell them apart.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.

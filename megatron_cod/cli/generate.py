@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from megatron_cod.huggingface.generation import Sampling
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -64,7 +64,7 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.

@@ -21,7 +21,7 @@ FOLDER = "examples"
 """The scripts name each other by it."""
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help=f"the scripts go to DIR/{FOLDER}")
     parser.add_argument("--overwrite", action="store_true", help="replace scripts that were changed")
@@ -48,7 +48,7 @@ def copy_templates(folder: Path, overwrite: bool) -> list[Path]:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     for path in copy_templates(args.folder, args.overwrite):
         print(path)
     print(f"start with: cd {args.folder} && {FOLDER}/single_node.sh")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = partial(print, flush=True)
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="PREFIX or FLAG", help="datasets, or after -- flags of a launch")
     data = parser.add_argument_group("datasets")
@@ -40,6 +40,11 @@ def parse_args() -> argparse.Namespace:
     feed.add_argument("--shares", type=int, metavar="N", help="show the share of each source over steps 1 to N")
     feed.add_argument("--world-size", type=int, help="processes of the launch (default: one data-parallel replica)")
     feed.add_argument("--ids", action="store_true", help="show ids instead of text")
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args()
     if args.step is None and args.shares is None:
         args.prefixes, args.flags = args.names, []

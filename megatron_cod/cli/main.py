@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "recipes": Command("list the recipes of the package, or print one"),
         "init": Command("copy the launch scripts (one machine, several, Slurm, Docker) into a folder"),
+        "completion": Command("print a script that completes commands and flags in bash, zsh or tcsh", extra="data"),
     },
     "data": {
         "tokenizer": Command("train a SentencePiece tokenizer", extra="data"),
@@ -63,7 +64,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
 }
 PACKAGES = {
-    "data": ("orjson", "yaml", "rich", "sentencepiece", "tokenizers", "transformers", "zstandard"),
+    "data": ("orjson", "yaml", "rich", "sentencepiece", "shtab", "tokenizers", "transformers", "zstandard"),
     "train": ("torch", "megatron.training", "omegaconf", "psutil", "tensorboard"),
     "hf": ("safetensors",),
     "analysis": ("matplotlib",),

@@ -23,7 +23,7 @@ from megatron_cod.schemes.imports import add_import_flag
 METHODS = ("equal", "linear", "minus-sqrt", "ema")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="what --save named")
     which = parser.add_mutually_exclusive_group()
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     if args.last is not None and args.last < 2:
         raise UserError(f"--last {args.last} must be at least 2")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.

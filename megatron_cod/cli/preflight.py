@@ -28,7 +28,7 @@ from megatron_cod.launch.counts import whole_number
 from megatron_cod.launch.network import addresses_of, port_number, without_brackets
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         description=__doc__,
         usage="%(prog)s [flags below] [flags of the launch]",
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Meet, check, print on HEAD; every process ends with the same exit code."""
-    settings, flags = _parser().parse_known_args()
+    settings, flags = build_parser().parse_known_args()
     if settings.json and not Path(settings.json).parent.is_dir():
         raise UserError(f"{settings.json}: its folder does not exist")
     settings.port = port_number(settings.port, "PORT (--port)")

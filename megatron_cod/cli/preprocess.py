@@ -33,7 +33,7 @@ TYPES = [
 ]
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     data = parser.add_argument_group("input")
     data.add_argument(
@@ -124,11 +124,11 @@ def parse_args() -> argparse.Namespace:
     )
     output.add_argument("--workers", type=int, default=1, help="processes; the output is the same (default 1)")
     output.add_argument("--dry-run", action="store_true", help="tokenize the first documents, print an estimate")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = build_parser().parse_args()
     # After parsing, so that --help and wrong options answer at once.
     from megatron_cod.data.preprocessing.estimate import estimate
     from megatron_cod.data.preprocessing.job import PreprocessJob

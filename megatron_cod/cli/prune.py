@@ -18,7 +18,7 @@ from megatron_cod.errors import run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="must not exist")
@@ -46,7 +46,7 @@ def _verified(folder: Path, model: Any, dtype: str) -> str:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     # After parsing, so that --help and wrong options answer at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.analysis.depth.models import find_blocks

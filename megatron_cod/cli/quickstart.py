@@ -20,7 +20,7 @@ from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument(
         "--recipe", default="debug", metavar="NAME", help="recipe of the package, or a path (%(default)s)"
@@ -37,7 +37,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="train arms again that are already finished")
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")
     parser.add_argument("flags", nargs="*", help="Megatron flags for every arm, after --")
-    args = parser.parse_args()
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    args = build_parser().parse_args()
     args.layout_given = any(one is not None for one in (args.pp, args.tp, args.dp))
     args.pp, args.tp, args.dp = (
         default if one is None else one for one, default in ((args.pp, 2), (args.tp, 1), (args.dp, 1))

@@ -17,7 +17,7 @@ from megatron_cod.errors import run_tool
 from megatron_cod.shipped import RECIPES, STUDIES, find, names_in
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
     actions.add_parser("list", help="names, and what each is for")
@@ -61,7 +61,7 @@ def _show(name: str) -> None:
 
 
 def main() -> None:
-    args = _parser().parse_args()
+    args = build_parser().parse_args()
     if args.action == "list":
         _list()
     else:

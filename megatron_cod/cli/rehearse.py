@@ -121,7 +121,7 @@ def _add_time_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         description=__doc__,
         usage="%(prog)s --world-size N [flags below] [flags of the launch]",
@@ -211,7 +211,7 @@ def _rehearse(args: argparse.Namespace, command_line: list[str], launch: Launch,
 
 def main() -> None:
     """Plan; then build and run what is asked for."""
-    args, command_line = _parser().parse_known_args()
+    args, command_line = build_parser().parse_known_args()
     if args.json and not Path(args.json).parent.is_dir():
         raise UserError(f"{args.json}: its folder does not exist")
     # torch warns of a missing CUDA runtime, which nothing here needs; Megatron tells how it reads a layout.

@@ -23,7 +23,7 @@ from megatron_cod.shipped import STUDIES, find
 show = partial(print, flush=True)
 
 
-def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     parser.add_argument("study", type=Path, help="a study file, or the name of one of the package")
     parser.add_argument("--output", type=Path, help="directory of the study (default: runs/studies/NAME of the file)")
@@ -36,7 +36,11 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--raw", type=Path, metavar="DIR", help="with --report: the records of another report, not runs"
     )
-    args = parser.parse_args(command_line)
+    return parser
+
+
+def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
+    args = build_parser().parse_args(command_line)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
     if args.raw and not args.report:

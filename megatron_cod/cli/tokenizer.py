@@ -16,7 +16,7 @@ from megatron_cod.data.reading.skipped import skipped_lines
 from megatron_cod.errors import run_tool
 
 
-def parse_args() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
     data = parser.add_argument_group("input and output")
     data.add_argument("--input", dest="inputs", nargs="+", required=True, metavar="FILE", help="files or globs")
@@ -76,11 +76,11 @@ def parse_args() -> argparse.Namespace:
     )
     run.add_argument("--seed", type=int, default=1234, help="of that sample (default %(default)s)")
     run.add_argument("--threads", type=int, default=4, help="default %(default)s")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = build_parser().parse_args()
     # After parsing, so that --help and wrong options answer at once.
     from megatron_cod.data.tokenizers.sentencepiece_training import TokenizerTraining, train_tokenizer
 

@@ -120,7 +120,7 @@ def test_no_flag_of_the_tool_is_one_of_the_launch():
     from megatron_cod.cli import rehearse
     from megatron_cod.training.flags.parser import build_parser
 
-    ours = {option for action in rehearse._parser()._actions for option in action.option_strings}
+    ours = {option for action in rehearse.build_parser()._actions for option in action.option_strings}
     theirs = {option for action in build_parser()._actions for option in action.option_strings}
     assert ours & theirs == {"-h", "--help"}
 
