@@ -6,9 +6,10 @@ TWO := --numprocesses 2 --dist loadfile
 FAST := not slow and not launch and not containers and not campaign and not cuda and not cuda_te
 # The CUDA path without a GPU: the command that follows runs on emulated devices (tests/gpu_emulation).
 ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 export PYTHON
 
-.PHONY: help quickstart gpu-proof test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers benchmark check format venv clean
+.PHONY: help quickstart gpu-proof test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers benchmark site check format venv clean
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
@@ -22,7 +23,8 @@ help:
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
 	@echo 'make benchmark    training and evaluation against transformers: the table of docs/benchmarks.md (40 minutes)'
 	@echo 'make gpu-proof    on a machine with a GPU: its tests, step times, a training, the depth study (25 minutes)'
-	@echo 'make check        ruff, mypy, import contracts; words, links and commands of the docs'
+	@echo 'make site         the documentation as HTML: site/index.html'
+	@echo 'make check        ruff, mypy, import contracts; words, links and commands of the docs; the site builds'
 	@echo 'make format       rewrite the code as ruff wants it'
 	@echo 'make venv         only prepare .venv'
 
@@ -77,6 +79,11 @@ check: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/docs tests/test_repository.py
+	$(SITE)
+
+# The documentation as pages: open site/index.html.
+site: venv
+	$(SITE)
 
 format: venv
 	$(BIN)/ruff check --fix .
