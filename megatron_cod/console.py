@@ -1,19 +1,46 @@
-"""The console. If the output of a process goes to a file (``launch/rank_logs.py``), these lines go to both."""
+"""The console. If the output of a process goes to a file (``launch/rank_logs.py``), these lines go to both.
+
+On a terminal a live view can take the console's part (``training/monitoring/live_panel.py``).
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import Protocol, TextIO
 
 _out: TextIO | None = None
 _err: TextIO | None = None
+
+
+class View(Protocol):
+    """What shows lines on a terminal in place of a plain stream."""
+
+    def line(self, text: str) -> None:
+        """Show a line of the log."""
+
+    def status(self, text: str) -> None:
+        """Show the progress of the run, in place of the one before."""
+
+
+_view: View | None = None
 
 
 def keep(out: TextIO, err: TextIO) -> None:
     """Use these streams as the console; ``sys.stdout`` and ``sys.stderr`` are redirected."""
     global _out, _err
     _out, _err = out, err
+
+
+def terminal() -> TextIO | None:
+    """The console, where it is a terminal and nothing else is printed there: this process prints to a file."""
+    return _out if _out is not None and _out.isatty() and os.environ.get("TERM") != "dumb" else None
+
+
+def show_live(view: View | None) -> None:
+    """Give the console's lines to a view; None ends that."""
+    global _view
+    _view = view
 
 
 def log_to_file(text: str) -> None:
@@ -27,6 +54,16 @@ def print_line(text: str) -> None:
     _print(text, _out, sys.stdout)
 
 
+def print_status(text: str) -> None:
+    """Show the progress of the run: a line, or in a live view."""
+    view = _view
+    if view is None:
+        print_line(text)
+    else:
+        view.status(text)
+        log_to_file(text)
+
+
 def print_error(text: str) -> None:
     """Print on standard error, after earlier lines of standard output."""
     if _err is None:
@@ -35,7 +72,9 @@ def print_error(text: str) -> None:
 
 
 def _print(text: str, console: TextIO | None, stream: TextIO) -> None:
-    if console is not None:  # before the file, whose file system may not answer
+    if _view is not None:
+        _view.line(text)
+    elif console is not None:  # before the file, whose file system may not answer
         print(text, file=console, flush=True)
     print(text, file=stream, flush=True)
 

@@ -88,6 +88,8 @@ def main() -> None:
     if logs:
         print(f"no --save: nothing is kept but the output of each process, in {logs[1]}")
     command += logs
+    if "megatron_cod.training.torchrun" in command:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default, of which it would print a banner
     sys.stdout.flush()
     os.execv(command[0], command)
 

@@ -22,14 +22,20 @@ from megatron_cod.launch.store import store_connection
 _POLL_SECONDS = 0.2
 _STORE_SECONDS = 30.0
 _END = "end"
+_LINE, _STATUS = "=", "~"
+"""What a message that is not the end begins with."""
 
 
 class Lines:
     """``send`` on the last rank; rank 0 prints the lines. Before ``attach``, and with one rank, each prints its own."""
 
-    def __init__(self, show: Callable[[str], None] = console.print_line) -> None:
-        """show: prints on the console of this process."""
-        self._show = show
+    def __init__(
+        self,
+        show: Callable[[str], None] = console.print_line,
+        show_status: Callable[[str], None] = console.print_status,
+    ) -> None:
+        """show: prints on the console of this process. show_status: a line of the run's progress."""
+        self._shows = {_LINE: show, _STATUS: show_status}
         self._store: Any = None
         self._sent = 0
         self._thread: threading.Thread | None = None
@@ -53,16 +59,23 @@ class Lines:
 
     def send(self, line: str) -> None:
         """A line for the console."""
+        self._send_as(_LINE, line)
+
+    def send_status(self, line: str) -> None:
+        """A line of the run's progress, which a terminal shows in place of the one before."""
+        self._send_as(_STATUS, line)
+
+    def _send_as(self, kind: str, line: str) -> None:
         if self._store is None:
-            self._show(line)
+            self._shows[kind](line)
             return
         console.log_to_file(line)
         try:
-            self._send("=" + line)
+            self._send(kind + line)
         except (DistError, RuntimeError) as error:  # rank 0 and its store are gone; this rank will end too
             self._store = None
             print(f"rank 0 is not reached: {' '.join(str(error).split())[:200]}", file=sys.stderr, flush=True)
-            self._show(line)
+            self._shows[kind](line)
 
     def end(self, seconds: float) -> None:
         """On the sending rank: mark the end. On rank 0: wait for it, at most ``seconds``. On other ranks: nothing."""
@@ -90,7 +103,7 @@ class Lines:
             elif line == _END:
                 return
             else:
-                self._show(line.removeprefix("="))
+                self._shows[line[0]](line[1:])
                 number += 1
 
 

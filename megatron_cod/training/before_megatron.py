@@ -1,6 +1,7 @@
 """Imported before Megatron: prepares what Megatron reads while it is imported."""
 
 import importlib.util
+import logging
 import os
 import shutil
 import sysconfig
@@ -25,6 +26,8 @@ def can_compile(environment: Mapping[str, str] = os.environ) -> bool:
 warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
 if not cpu.has_cuda() or not can_compile():
     cpu.prepare_environment()
+# Where there is no GPU, torch logs that a toolkit for one is installed, on every rank.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 # Megatron warns a dozen times, on every rank, of optional packages; the backend in use is logged once.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
 if not cpu.has_cuda():

@@ -69,15 +69,16 @@ def test_prints_all_on_the_console_if_requested(tiny, tmp_path):
 
 
 def test_lines_go_from_the_last_rank_to_the_first():
-    store, shown = HashStore(), []
-    reader, teller = Lines(shown.append), Lines(lambda line: pytest.fail(line))
+    store, shown, status = HashStore(), [], []
+    reader, sender = Lines(shown.append, status.append), Lines(pytest.fail, pytest.fail)
     reader.connect(store, reads=True)
-    teller.connect(store, reads=False)
+    sender.connect(store, reads=False)
     for line in ("step 1", "end", ""):
-        teller.send(line)
-    teller.end(0)
+        sender.send(line)
+        sender.send_status(f"{line} of 3")
+    sender.end(0)
     reader.end(10)
-    assert shown == ["step 1", "end", ""]
+    assert shown == ["step 1", "end", ""] and status == ["step 1 of 3", "end of 3", " of 3"]
 
 
 def test_lost_rank_does_not_block_rank_0():

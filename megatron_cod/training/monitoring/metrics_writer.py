@@ -32,19 +32,21 @@ class MetricsWriter:
         job: Job,
         log_interval: int,
         emit: Callable[[str], None],
+        status: Callable[[str], None] | None = None,
         see_loss: Callable[[int, float], Iterable[str]] = lambda step, loss: (),
         also: Callable[[dict[str, float], int], None] = lambda values, step: None,
     ) -> None:
         """inner: a SummaryWriter or None. path: the JSON lines, or None. train_iters, train_samples: the whole run's.
         batch_size: samples of a step, until Megatron sets another. consumed: samples trained on so far, by earlier starts
-        as well. emit: prints one line. see_loss: takes each step's training loss, and returns lines for the console.
-        also: takes what is written here and Megatron does not know, for W&B."""
+        as well. emit: prints one line. status: shows a step that is not the last, by default as emit does. see_loss:
+        takes each step's training loss, and returns lines for the console. also: takes what is written here and Megatron
+        does not know, for W&B."""
         self._inner = inner
         self._file = _open_lines(path) if path else None
         self._train_iters, self._train_samples, self._batch_size = train_iters, train_samples, batch_size
         self._job = job
         self._log_interval = max(1, log_interval)
-        self._emit, self._see_loss, self._also = emit, see_loss, also
+        self._emit, self._status, self._see_loss, self._also = emit, status or emit, see_loss, also
         self._learning_rate: float | None = None
         self._consumed = consumed
         self.summary = Summary(job, consumed)
@@ -137,7 +139,7 @@ class MetricsWriter:
                 self.add_scalar(name, value, step)
             self._also(values, step)
             self._samples, self._seconds = 0, 0.0
-        self._emit(line)
+        (self._emit if step == self._train_iters else self._status)(line)
 
 
 def _open_lines(path: Path) -> TextIO:

@@ -4,7 +4,7 @@ lines."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.launch.console_relay import Lines
 from megatron_cod.training.flags.batch_sizes import planned
 from megatron_cod.training.loop.observers import Observer, Run
+from megatron_cod.training.monitoring.live_panel import live_panel
 from megatron_cod.training.monitoring.metrics_writer import MetricsWriter, install_metrics_writer
 from megatron_cod.training.monitoring.parameter_count import count_parameters
 from megatron_cod.training.monitoring.throughput import Job, peak_tflops
@@ -54,7 +55,7 @@ def job_of(args: MegatronArgs, share_of_tokens: float) -> Job:
 def _metrics_writer(
     args: MegatronArgs,
     job: Job,
-    send: Callable[[str], None],
+    lines: Lines,
     see_loss: Callable[[int, float], Iterable[str]],
     inner: Any,
 ) -> MetricsWriter:
@@ -71,7 +72,8 @@ def _metrics_writer(
         consumed=lambda: int(args.consumed_train_samples),
         job=job,
         log_interval=args.log_interval,
-        emit=send,
+        emit=lines.send,
+        status=lines.send_status,
         see_loss=see_loss,
         also=_to_wandb,
     )
@@ -120,8 +122,11 @@ def reported(
     """Around the training: the writer that Megatron's values go to, and at the end the summary, however it ended."""
     last = args.world_size - 1 == this_rank()
     if last:
-        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines.send, see_loss))
+        install_metrics_writer(partial(_metrics_writer, args, job_of(args, share_of_tokens), lines, see_loss))
     wait = _SECONDS_AFTER_A_FAILURE
+    panel = ExitStack()
+    if this_rank() == 0:
+        panel.enter_context(live_panel(f"{args.norm_scheme}, {args.num_layers} layers"))
     try:
         yield
         wait = _SECONDS_AT_THE_END
@@ -132,3 +137,4 @@ def reported(
         for line in get_tensorboard_writer().summary.lines(args.save) if last else ():
             lines.send(line)
         lines.end(wait)
+        panel.close()
