@@ -41,6 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     budget.add_argument("--seq-length", type=int, default=256, help="default %(default)s")
     budget.add_argument("--batch", type=int, default=4, help="sequences at a time (default %(default)s)")
     budget.add_argument("--jacobian-draws", type=int, default=2, help="a block and batch (default %(default)s)")
+    budget.add_argument(
+        "--max-memory",
+        type=float,
+        default=4.0,
+        metavar="GB",
+        help="for the linear maps, beside the model and its activations: blocks are fitted in as many groups as that "
+        "takes, each with a pass of its own (default %(default)s)",
+    )
     budget.add_argument("--seed", type=int, default=0, help="of those draws (default 0)")
     budget.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="default: all; the first are the cheapest"
@@ -59,6 +67,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("tokens", "fit_tokens", "batch", "jacobian_draws"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not args.max_memory > 0:
+        raise UserError(f"--max-memory {args.max_memory:g} must be above 0")
     if args.output.exists():
         raise UserError(f"--output {args.output} exists already")
 
@@ -108,8 +118,9 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
         fit=[batch.to(device) for batch in fitting],
         jacobian_draws=args.jacobian_draws,
         seed=args.seed,
+        max_bytes=args.max_memory * 1e9,
     )
-    with Progress(budget, model.depth, args.metrics) as progress:
+    with Progress(budget, model, args.metrics) as progress:
         return {"facts": facts, **measure(model, budget, args.metrics, progress.step)}
 
 

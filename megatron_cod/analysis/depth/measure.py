@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from megatron_cod.analysis.depth.estimate import estimate
 from megatron_cod.analysis.depth.jacobian import distance, squared_distances
 from megatron_cod.analysis.depth.stream import StreamStatistics
 from megatron_cod.analysis.depth.traced import Trace, TracedModel
-from megatron_cod.analysis.depth.usefulness import LinearFit, is_useful, loss_with_linear
+from megatron_cod.analysis.depth.usefulness import groups_of_blocks, is_useful, losses_with_linear
 from megatron_cod.analysis.metrics import perplexity
 from megatron_cod.errors import UserError
 
@@ -32,6 +33,14 @@ class Budget:
     jacobian_draws: int = 4
     """Random vectors for each block and batch of ``evaluation``."""
     seed: int = 0
+    max_bytes: float = 4e9
+    """Of the sums that linear replacements are fitted from: blocks are fitted in groups, each with a pass of its own."""
+
+    def groups(self, model: TracedModel) -> list[range]:
+        """Blocks that are fitted at once."""
+        with torch.no_grad():
+            hidden = model.trace((self.fit or self.evaluation)[0][:1, :2]).streams[0].shape[-1]
+        return groups_of_blocks(model.depth, hidden, self.max_bytes)
 
 
 Step = Callable[[str, int], None]
@@ -48,8 +57,6 @@ def measure(
     lens: list[list[float]] = [[] for _ in range(model.depth + 1)]
     jacobians: list[list[float]] = [[] for _ in range(model.depth)]
     generator = torch.Generator().manual_seed(budget.seed)
-    maps = _fit(model, budget, step) if "usefulness" in metrics else []
-    replaced: list[list[float]] = [[] for _ in maps]
     with torch.no_grad():
         for batch in budget.evaluation:
             trace = traced(model, batch)
@@ -71,9 +78,6 @@ def measure(
                     draws = squared_distances(model, trace, number, budget.jacobian_draws, generator)
                     jacobians[number - 1] += draws
                     step("Jacobian", batch.numel())
-                if maps:
-                    replaced[number - 1] += loss_with_linear(model, trace, number, maps[number - 1]).tolist()
-                    step("linear replacement", batch.numel())
     whole = estimate(losses)
     found |= {"loss": whole.as_dict(), "perplexity": perplexity(whole.mean)}
     if "stream" in metrics:
@@ -90,8 +94,11 @@ def measure(
         found["causal"] = surgery.causal()
     if "jacobian" in metrics:
         found["jacobian"] = [distance(samples).as_dict() for samples in jacobians]
-    if maps:
-        means = [estimate(one).mean for one in replaced]
+    if "usefulness" in metrics:
+        with torch.no_grad():
+            trace_of = partial(traced, model)
+            each = losses_with_linear(model, budget.fit, budget.evaluation, budget.groups(model), trace_of, step)
+            means = [estimate(one).mean for one in each]
         useful = [is_useful(whole.mean, one) for one in means]
         found["usefulness"] = {"loss": means, "useful": useful, "share": sum(useful) / len(useful)}
     return found
@@ -105,17 +112,6 @@ def traced(model: TracedModel, batch: Tensor) -> Trace:
             where = f"block {after}" if after else "the embedding"
             raise UserError(f"the residual stream is not finite from {where} on: NaN or infinite weights?")
     return trace
-
-
-def _fit(model: TracedModel, budget: Budget, step: Step) -> list[Tensor]:
-    fits = [LinearFit() for _ in range(model.depth)]
-    with torch.no_grad():
-        for batch in budget.fit:
-            trace = traced(model, batch)
-            for number, fit in enumerate(fits, 1):
-                fit.add(trace.streams[number - 1], trace.streams[number])
-            step("fitting linear maps", batch.numel())
-        return [fit.solve() for fit in fits]
 
 
 def _plain(value: Any) -> Any:

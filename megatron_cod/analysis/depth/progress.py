@@ -4,17 +4,20 @@ from collections.abc import Collection
 from typing import Any, Self
 
 from megatron_cod.analysis.depth.measure import Budget
+from megatron_cod.analysis.depth.traced import TracedModel
 from megatron_cod.common import progress
 
 
 class Progress:
     """Counts tokens of every pass; passes cost unlike amounts, so the time left is rough at first."""
 
-    def __init__(self, budget: Budget, depth: int, metrics: Collection[str]) -> None:
+    def __init__(self, budget: Budget, model: TracedModel, metrics: Collection[str]) -> None:
         evaluated = sum(batch.numel() for batch in budget.evaluation)
         per_block = len({"surgery", "jacobian", "usefulness"} & set(metrics))
-        fitted = sum(batch.numel() for batch in budget.fit) if "usefulness" in metrics else 0
-        self._pace = progress.Pace(evaluated * (1 + ("lens" in metrics) + depth * per_block) + fitted)
+        groups = len(budget.groups(model)) if "usefulness" in metrics else 0
+        fitted = sum(batch.numel() for batch in budget.fit)
+        passes = 1 + ("lens" in metrics) + model.depth * per_block + groups
+        self._pace = progress.Pace(evaluated * passes + fitted * groups)
         self._pass = ""
 
     def __enter__(self) -> Self:

@@ -5,6 +5,8 @@ loss on other tokens than those it was fitted on rises by more than a tenth. Use
 blocks.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,25 @@ from megatron_cod.errors import UserError
 THRESHOLD = 0.10
 _RIDGE = 1e-6
 """Of the mean variance of the inputs: keeps channels that never move from making the system singular."""
+
+
+_SUMS, _SOLVING = 16, 24
+"""Bytes of a block's sums, and of solving for one map beside them, by the square of the hidden size."""
+
+
+def groups_of_blocks(depth: int, hidden: int, most_bytes: float) -> list[range]:
+    """Blocks 1 to ``depth`` in groups whose sums fit into ``most_bytes``.
+
+    UserError where one block does not, with what it takes.
+    """
+    at_once = int((most_bytes / hidden**2 - _SOLVING) // _SUMS)
+    if at_once < 1:
+        least = (_SUMS + _SOLVING) * hidden**2 / 1e9
+        raise UserError(
+            f"fitting one block of hidden size {hidden} takes {least:.2f} GB: give --max-memory at least that, or omit "
+            "usefulness from --metrics"
+        )
+    return [range(first, min(first + at_once, depth + 1)) for first in range(1, depth + 1, at_once)]
 
 
 class LinearFit:
@@ -29,22 +50,25 @@ class LinearFit:
         x = stream.detach().flatten(0, 1).double()
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         y = (after - stream).detach().flatten(0, 1).double()
-        gram, cross = x.t() @ x, x.t() @ y
-        self._gram = gram if self._gram is None else self._gram + gram
-        self._cross = cross if self._cross is None else self._cross + cross
+        if self._gram is None or self._cross is None:
+            self._gram, self._cross = x.t() @ x, x.t() @ y
+        else:
+            self._gram.addmm_(x.t(), x)
+            self._cross.addmm_(x.t(), y)
         self.tokens += x.shape[0]
 
     def solve(self) -> Tensor:
-        """The map of the update, [h + 1, h]: the stream after is x + [x, 1] @ map.
+        """The map of the update, [h + 1, h]: the stream after is x + [x, 1] @ map. The sums are freed.
 
         UserError for fewer tokens than twice the unknowns of a channel: it would fit noise.
         """
         if self._gram is None or self._cross is None or self.tokens < 2 * self._gram.shape[0]:
             needed = 2 * self._gram.shape[0] if self._gram is not None else 1
             raise UserError(f"{self.tokens} tokens are too few to fit a linear map, at least {needed} are needed")
-        ridge = _RIDGE * self._gram.diagonal()[:-1].mean()
-        eye = torch.eye(self._gram.shape[0], dtype=self._gram.dtype, device=self._gram.device)
-        return torch.linalg.solve(self._gram + ridge * eye, self._cross)
+        self._gram.diagonal().add_(_RIDGE * self._gram.diagonal()[:-1].mean())
+        found = torch.linalg.solve(self._gram, self._cross)
+        self._gram = self._cross = None
+        return found
 
 
 def loss_with_linear(model: TracedModel, trace: Trace, number: int, fitted: Tensor) -> Tensor:
@@ -59,3 +83,33 @@ def loss_with_linear(model: TracedModel, trace: Trace, number: int, fitted: Tens
 def is_useful(whole: float, replaced: float) -> bool:
     """Whether the loss rises by more than a tenth."""
     return replaced > (1 + THRESHOLD) * whole
+
+
+def losses_with_linear(
+    model: TracedModel,
+    fit: Sequence[Tensor],
+    evaluation: Sequence[Tensor],
+    groups: Sequence[range],
+    trace: Callable[[Tensor], Trace],
+    step: Callable[[str, int], None],
+) -> Iterator[list[float]]:
+    """For each block the loss of each sequence of ``evaluation`` with the block replaced by its map, fitted on ``fit``.
+
+    groups: blocks that are fitted at once; each group passes over both texts again. step: as ``measure.Step``.
+    """
+    for blocks in groups:
+        fits = {number: LinearFit() for number in blocks}
+        for batch in fit:
+            seen = trace(batch)
+            for number, one in fits.items():
+                one.add(seen.streams[number - 1], seen.streams[number])
+            step("fitting linear maps", batch.numel())
+        maps = {number: one.solve() for number, one in fits.items()}
+        losses: dict[int, list[float]] = {number: [] for number in blocks}
+        for batch in evaluation:
+            seen = trace(batch)
+            step("forward", batch.numel())
+            for number, one in maps.items():
+                losses[number] += loss_with_linear(model, seen, number, one).tolist()
+                step("linear replacement", batch.numel())
+        yield from losses.values()

@@ -12,7 +12,9 @@ from megatron_cod.analysis.depth.angles import AngularDistance
 from megatron_cod.analysis.depth.estimate import estimate
 from megatron_cod.analysis.depth.jacobian import distance, squared_distances
 from megatron_cod.analysis.depth.measure import METRICS, Budget
+from megatron_cod.analysis.depth.progress import Progress
 from megatron_cod.analysis.depth.stream import StreamStatistics
+from megatron_cod.errors import UserError
 from tests.analysis.depth.toys import H, Linear, Mlp, Toy, mlps, tokens, traced
 
 
@@ -226,6 +228,48 @@ def test_least_squares_against_torch():
 def test_too_few_tokens_to_fit_are_refused():
     with pytest.raises(ValueError, match="12 tokens are too few to fit a linear map, at least 18"):
         everything(Toy(mlps(1)), fit=[tokens(1, 12)])
+
+
+def test_groups_of_blocks_fit_into_the_memory():
+    size = H * H
+    assert usefulness.groups_of_blocks(5, H, (24 + 5 * 16) * size) == [range(1, 6)]
+    assert usefulness.groups_of_blocks(5, H, (24 + 2 * 16) * size) == [range(1, 3), range(3, 5), range(5, 6)]
+    assert [len(group) for group in usefulness.groups_of_blocks(32, 4096, 4e9)] == [13, 13, 6]
+    with pytest.raises(UserError, match=r"one block of hidden size 4096 takes 0\.67 GB: give --max-memory"):
+        usefulness.groups_of_blocks(32, 4096, 0.6e9)
+
+
+def test_fitting_in_groups_changes_no_figure(monkeypatch):
+    """At most two blocks' sums are held at a time."""
+    held, most = set(), 0
+    add, solve = usefulness.LinearFit.add, usefulness.LinearFit.solve
+
+    def adding(self, *streams):
+        nonlocal most
+        held.add(self)
+        most = max(most, len(held))
+        return add(self, *streams)
+
+    def solving(self):
+        found = solve(self)
+        held.discard(self)
+        assert self._gram is None
+        return found
+
+    monkeypatch.setattr(usefulness.LinearFit, "add", adding)
+    monkeypatch.setattr(usefulness.LinearFit, "solve", solving)
+    toy, passes = Toy(mlps(5)), []
+    whole = everything(toy)["usefulness"]
+    assert most == 5
+    most = 0
+    budget = Budget([tokens()], [tokens(20, 20, 9)], max_bytes=(24 + 2 * 16) * H * H)
+    found = measure.measure(traced(toy), budget, ["usefulness"], lambda what, count: passes.append((what, count)))
+    assert found["usefulness"] == whole and most == 2
+    assert passes.count(("fitting linear maps", 400)) == 3 and len(set(whole["loss"])) == 5
+    with Progress(budget, traced(toy), ["usefulness"]) as progress:
+        for one in passes:
+            progress.step(*one)
+        assert progress._pace.share == 1
 
 
 def test_lens_at_the_last_block_is_the_model():
