@@ -28,6 +28,14 @@ def _rope(fields: Any) -> Rope:
     return Rope(theta) if linear in (None, 1) else Rope(theta, "linear", float(linear))
 
 
+def _unrotated(fields: Any) -> tuple[int, ...]:
+    """Layers without rotary positions; a number N is every Nth."""
+    pattern, layers = fields.no_rope_freq, range(1, fields.num_layers + 1)
+    if isinstance(pattern, int):
+        return tuple(layer for layer in layers if layer % pattern == 0)
+    return tuple(layer for layer, skips in zip(layers, pattern or (), strict=False) if skips)
+
+
 def _dense_layers(fields: Any) -> int:
     pattern = fields.moe_layer_freq
     if pattern == 1:
@@ -106,6 +114,7 @@ def architecture_of_args(
         qkv_bias=bool(fields.add_qkv_bias),
         linear_bias=bool(fields.add_bias_linear),
         qk_norm=bool(fields.qk_layernorm) and latent is None,
+        unrotated=_unrotated(fields),
         rope=_rope(fields),
         latent=latent,
         experts=_experts(fields),

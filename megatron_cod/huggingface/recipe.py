@@ -43,6 +43,9 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe["add-qkv-bias"] = True
     if arch.qk_norm:
         recipe["qk-layernorm"] = True
+    if arch.unrotated:
+        pattern = [int(layer in arch.unrotated) for layer in range(1, arch.layers + 1)]
+        recipe["no-rope-freq"] = str(pattern).replace(" ", "")
     if arch.rope.kind == "llama3":
         recipe |= {"use-rope-scaling": True, "rope-scaling-factor": arch.rope.factor}
     if arch.rope.kind == "linear":

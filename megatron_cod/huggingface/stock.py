@@ -23,7 +23,7 @@ moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expe
 share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
 rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim moe_router_topk
 moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
-moe_router_score_function
+moe_router_score_function no_rope_freq
 """
 CARRIED = frozenset(_CARRIED.split())
 """Read into ``Architecture``, or into how tensors are written."""
@@ -45,7 +45,6 @@ STOCK: Mapping[str, tuple[Any, ...]] = {
     "attention_output_gate": (False,),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (None,),
-    "no_rope_freq": (None,),
     "softmax_type": ("vanilla",),
     "original_max_position_embeddings": (4096,),
     "beta_fast": (32,),

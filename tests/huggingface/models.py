@@ -63,6 +63,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
     "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3 moe": (
+        "Qwen3MoeForCausalLM",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3 moe dense first": (
+        "Qwen3MoeForCausalLM",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": False,
+            "mlp_only_layers": [0, 1],
+            "decoder_sparse_step": 1,
+        },
+    ),
+    "phi3": ("Phi3ForCausalLM", {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
     "deepseek v2": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None}),
     "deepseek v2 yarn": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": 16, "rope_parameters": YARN}),
     "deepseek v3": ("DeepseekV3ForCausalLM", {**LATENT, "q_lora_rank": 16, "n_group": 4, "topk_group": 1}),

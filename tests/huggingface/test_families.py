@@ -19,7 +19,7 @@ def pair(request, tmp_path_factory):
 
 
 def layouts(name):
-    experts = name.startswith(("mixtral", "deepseek"))
+    experts = name.startswith(("mixtral", "deepseek", "qwen3 moe"))
     return {"one": ONE, "tp2": TP2_SP if experts else TP2, "pp2": PP2}
 
 
@@ -34,6 +34,11 @@ def layouts(name):
     "qwen2-tp2",
     "qwen3-tp2",
     "mixtral-tp2",
+    "qwen3 moe-tp2",
+    "qwen3 moe dense first-one",
+    "phi3-tp2",
+    "smollm3-tp2",
+    "smollm3-pp2",
     "deepseek v2-tp2",
     "deepseek v2 yarn-tp2",
     "deepseek v3-tp2",

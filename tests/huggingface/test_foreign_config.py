@@ -44,6 +44,8 @@ SAME = {
     "no factor of experts": ("deepseek v3", ("routed_scaling_factor", "norm_topk_prob"), {}),
     "no kind of layers": ("qwen3", ("layer_types", "use_sliding_window"), {}),
     "no window in use": ("qwen3", (), {"sliding_window": 4, "max_window_layers": 0}),
+    "no list of layers without RoPE": ("smollm3", ("no_rope_layers",), {"no_rope_layer_interval": 2}),
+    "experts in every layer": ("qwen3 moe", ("mlp_only_layers", "decoder_sparse_step"), {}),
     "full layers only": ("qwen3", (), {"sliding_window": 4, "layer_types": ["full_attention"] * 4}),
 }
 
@@ -67,6 +69,19 @@ REFUSED = {
         {"layer_types": ["full_attention"] * 3 + ["chunked_attention"]},
         "chunked_attention",
     ),
+    "RoPE with a factor a channel": (
+        "phi3",
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}},
+        "longrope",
+    ),
+    "part of a fused head": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}},
+        "partial_rotary_factor 0.75",
+    ),
+    "experts in every second layer": ("qwen3 moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2"),
+    "a dense layer among experts": ("qwen3 moe", {"mlp_only_layers": [2]}, r"mlp_only_layers \[2\]"),
+    "a short list of RoPE": ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers of 2 layers"),
     "a short list": ("qwen3", {"layer_types": ["full_attention"] * 3}, "layer_types"),
     "a text for a number": ("llama", {"hidden_size": "32"}, "hidden_size"),
     "interleaved or not": ("deepseek v3", {"rope_interleave": False}, "rope_interleave False"),

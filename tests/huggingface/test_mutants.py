@@ -25,7 +25,7 @@ def with_join(change):
 
 def stacked(join):
     """All queries, then all keys, then all values, as transformers' fused models have them."""
-    if join is not mapping_rows.QKV:
+    if join not in (mapping_rows.QKV, mapping_rows.FUSED_QKV):
         return join
     return replace(join, to_megatron=lambda parts, _: torch.cat(list(parts)))
 
@@ -67,6 +67,26 @@ def unscaled_experts(monkeypatch):
     monkeypatch.setattr("megatron_cod.huggingface.importing.recipe_of", without)
 
 
+def with_recipe(change):
+    """The import's recipe with other values of its keys."""
+
+    def put(monkeypatch):
+        right = recipe.recipe_of
+        monkeypatch.setattr("megatron_cod.huggingface.importing.recipe_of", lambda arch: change(right(arch)))
+
+    return put
+
+
+def swapped_qk_norms(monkeypatch):
+    """The norm of the queries is that of the keys."""
+    for name, family in table.FAMILIES.items():
+        norms = [row for row in family.rows if "_norm.weight" in row.hf[0][0] and "self_attn" in row.hf[0][0]]
+        if len(norms) == 2:
+            other = {norms[0]: replace(norms[0], hf=norms[1].hf), norms[1]: replace(norms[1], hf=norms[0].hf)}
+            changed = tuple(other.get(row, row) for row in family.rows)
+            monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))
+
+
 MUTANTS = {
     "none": ("llama", lambda _: None),
     "queries, keys, values stacked": ("llama", with_join(stacked)),
@@ -76,6 +96,17 @@ MUTANTS = {
     "epsilon": ("llama", other_epsilon),
     "norms swapped": ("qwen3", swapped_norms),
     "experts' factor": ("deepseek v3", unscaled_experts),
+    "a fused tensor stacked": ("phi3", with_join(stacked)),
+    "norms of queries and keys swapped": ("qwen3 moe", swapped_qk_norms),
+    "experts normalised again": ("qwen3 moe", with_recipe(lambda held: {**held, "moe-router-pre-softmax": True})),
+    "experts not normalised": (
+        "qwen3 moe dense first",
+        with_recipe(lambda held: {**held, "moe-router-pre-softmax": False}),
+    ),
+    "layers without RoPE shifted": (
+        "smollm3",
+        with_recipe(lambda held: {**held, "no-rope-freq": "[1,0,1,0]"}),
+    ),
 }
 
 

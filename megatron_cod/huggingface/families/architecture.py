@@ -69,6 +69,8 @@ class Architecture:
     linear_bias: bool = False
     """On every projection of attention and MLP."""
     qk_norm: bool = False
+    unrotated: tuple[int, ...] = ()
+    """Layers (from 1) without rotary positions."""
     rope: Rope = field(default_factory=Rope)
     latent: Latent | None = None
     experts: Experts | None = None
@@ -85,6 +87,8 @@ class Architecture:
             "ffn": self.ffn,
             "q": self.heads * self.head_dim,
             "kv": self.groups * self.head_dim,
+            "qkv": (self.heads + 2 * self.groups) * self.head_dim,
+            "gate_up": 2 * self.ffn,
             "head": self.head_dim,
         }
         if self.latent is not None:

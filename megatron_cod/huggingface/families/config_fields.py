@@ -16,7 +16,8 @@ hidden_act max_position_embeddings rms_norm_eps tie_word_embeddings rope_paramet
 partial_rotary_factor quantization_config attention_bias mlp_bias sliding_window use_sliding_window layer_types
 num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
 routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
-kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim
+kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts decoder_sparse_step mlp_only_layers
+no_rope_layers no_rope_layer_interval
 """
 READ = frozenset(_READ.split())
 """Keys of a config that a family reads, or refuses but for one value."""
@@ -27,7 +28,7 @@ is_encoder_decoder id2label label2id problem_type initializer_range use_cache pa
 sep_token_id decoder_start_token_id pretraining_tp attention_dropout _name_or_path output_attentions max_window_layers
 output_router_logits router_aux_loss_coef router_jitter_noise num_nextn_predict_layers qk_head_dim auto_map
 _attn_implementation attn_implementation ep_size seq_aux aux_loss_alpha experts_implementation
-_experts_implementation
+_experts_implementation resid_pdrop embd_pdrop original_max_position_embeddings
 """
 FREE = frozenset(_FREE.split())
 """Keys on which the function of a trained model does not hang, or that follow from those in ``READ``."""

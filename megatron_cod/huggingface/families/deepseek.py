@@ -21,10 +21,6 @@ def _unranked(arch: Architecture, layer: int) -> bool:
     return not _ranked(arch, layer)
 
 
-def _experts(arch: Architecture, layer: int) -> bool:
-    return arch.is_expert_layer(layer)
-
-
 def _shared(arch: Architecture, layer: int) -> bool:
     return arch.is_expert_layer(layer) and arch.experts is not None and arch.experts.shared_ffn > 0
 
@@ -55,27 +51,13 @@ ROWS = (
     _latent("linear_proj.weight", "o_proj.weight", "hidden values", part=Part.ATTENTION_OUTPUT),
     shared_rows.MLP_NORM,
     *shared_rows.DENSE_MLP,
-    Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), part=Part.ROUTER, when=_experts),
+    shared_rows.ROUTER,
     Row(
         (_MLP + "router.expert_bias",),
         ((_HF_MLP + "gate.e_score_correction_bias", "experts"),),
         when=_sigmoid,
     ),
-    Row(
-        (_MLP + "experts.experts.linear_fc1.weight",),
-        (
-            (_HF_MLP + "experts.{e}.gate_proj.weight", "expert_ffn hidden"),
-            (_HF_MLP + "experts.{e}.up_proj.weight", "expert_ffn hidden"),
-        ),
-        join=GATE_UP,
-        when=_experts,
-    ),
-    Row(
-        (_MLP + "experts.experts.linear_fc2.weight",),
-        ((_HF_MLP + "experts.{e}.down_proj.weight", "hidden expert_ffn"),),
-        part=Part.MLP_OUTPUT,
-        when=_experts,
-    ),
+    *shared_rows.EXPERTS,
     Row(
         (_MLP + "shared_experts.linear_fc1.weight",),
         (
@@ -192,6 +174,7 @@ def expresses(arch: Architecture, score: str) -> bool:
         arch.latent is None
         or not shared_rows.unbiased(arch)
         or arch.eps != 1e-6
+        or arch.unrotated
         or arch.rope.kind not in ("default", "yarn")
     ):
         return False

@@ -52,6 +52,11 @@ def _deinterleave(whole: Tensor, arch: Architecture) -> list[Tensor]:
     return [part.reshape(-1, *rest) for part in parts]
 
 
+def _split_qkv(whole: Tensor, arch: Architecture) -> Sequence[Tensor]:
+    d = arch.head_dim
+    return whole.split([arch.heads * d, arch.groups * d, arch.groups * d])
+
+
 def _pad(parts: Sequence[Tensor], arch: Architecture) -> Tensor:
     (part,) = parts
     missing = arch.padded_vocab - part.shape[0]
@@ -60,6 +65,10 @@ def _pad(parts: Sequence[Tensor], arch: Architecture) -> Tensor:
 
 SAME = Join(lambda parts, _: parts[0], lambda whole, _: [whole])
 QKV = Join(_interleave, _deinterleave)
+FUSED_QKV = Join(
+    lambda parts, arch: _interleave(_split_qkv(parts[0], arch), arch),
+    lambda whole, arch: [torch.cat(_deinterleave(whole, arch))],
+)
 GATE_UP = Join(lambda parts, _: torch.cat(list(parts)), lambda whole, _: list(whole.chunk(2)))
 VOCABULARY = Join(_pad, lambda whole, arch: [whole[: arch.vocab]])
 

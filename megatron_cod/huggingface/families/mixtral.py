@@ -52,4 +52,4 @@ def write(arch: Architecture) -> dict[str, Any]:
 def expresses(arch: Architecture) -> bool:
     found = arch.experts
     stock = found is not None and found == Experts(found.count, found.chosen, found.ffn)
-    return stock and arch.latent is None and shared_rows.unbiased(arch) and not arch.qk_norm
+    return stock and arch.latent is None and shared_rows.unbiased(arch) and not (arch.qk_norm or arch.unrotated)

@@ -111,6 +111,32 @@ DENSE_MLP = (
     ),
 )
 
+_MLP, _HF_MLP = _LAYERS + "mlp.", _HF + "mlp."
+
+
+def _experts(arch: Architecture, layer: int) -> bool:
+    return arch.is_expert_layer(layer)
+
+
+ROUTER = Row((_MLP + "router.weight",), ((_HF_MLP + "gate.weight", "experts hidden"),), part=Part.ROUTER, when=_experts)
+EXPERTS = (
+    Row(
+        (_MLP + "experts.experts.linear_fc1.weight",),
+        (
+            (_HF_MLP + "experts.{e}.gate_proj.weight", "expert_ffn hidden"),
+            (_HF_MLP + "experts.{e}.up_proj.weight", "expert_ffn hidden"),
+        ),
+        join=GATE_UP,
+        when=_experts,
+    ),
+    Row(
+        (_MLP + "experts.experts.linear_fc2.weight",),
+        ((_HF_MLP + "experts.{e}.down_proj.weight", "hidden expert_ffn"),),
+        part=Part.MLP_OUTPUT,
+        when=_experts,
+    ),
+)
+
 
 def unbiased(arch: Architecture) -> bool:
     """Whether no projection has a bias."""

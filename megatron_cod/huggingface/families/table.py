@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_cod.errors import UserError, bad_input
-from megatron_cod.huggingface.families import deepseek, dense, mixtral, shared_rows
+from megatron_cod.huggingface.families import deepseek, dense, mixtral, phi3, qwen3_moe, shared_rows
 from megatron_cod.huggingface.families.architecture import Architecture
 from megatron_cod.huggingface.families.config_fields import Config, only, read_common, write_rope
 from megatron_cod.huggingface.families.mapping_rows import Row
@@ -31,7 +31,7 @@ class Family:
 
 
 def _plain(arch: Architecture) -> bool:
-    return arch.latent is None and arch.experts is None and arch.rope.kind != "yarn"
+    return arch.latent is None and arch.experts is None and arch.rope.kind != "yarn" and not arch.unrotated
 
 
 def _read_llama(config: Config) -> dict[str, Any]:
@@ -52,6 +52,27 @@ def _read_qwen2(_config: Config) -> dict[str, Any]:
 def _read_qwen3(config: Config) -> dict[str, Any]:
     only(config, attention_bias=False)
     return {"qk_norm": True}
+
+
+def _read_smollm3(config: Config) -> dict[str, Any]:
+    only(config, use_sliding_window=False)
+    rotated, layers = config.get("no_rope_layers"), int(config["num_hidden_layers"])
+    if rotated is None:
+        interval = int(config.get("no_rope_layer_interval") or 4)
+        rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if len(rotated) != layers:
+        raise UserError(f"config.json has no_rope_layers of {len(rotated)} layers, and num_hidden_layers {layers}")
+    return {**_read_llama(config), "unrotated": tuple(layer for layer, on in enumerate(rotated, 1) if not on)}
+
+
+def _write_smollm3(arch: Architecture) -> dict[str, Any]:
+    return {
+        "attention_bias": arch.linear_bias,
+        "mlp_bias": arch.linear_bias,
+        "no_rope_layers": [int(layer not in arch.unrotated) for layer in range(1, arch.layers + 1)],
+        "use_sliding_window": False,
+        "sliding_window": None,
+    }
 
 
 _ROWS = (
@@ -87,6 +108,25 @@ _ROWS = (
         lambda _: {"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
         lambda arch: _plain(arch) and arch.qk_norm and shared_rows.unbiased(arch),
     ),
+    Family(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        dense.ROWS,
+        _read_smollm3,
+        _write_smollm3,
+        lambda arch: (
+            _plain(replace(arch, unrotated=())) and not arch.qk_norm and (arch.linear_bias or not arch.qkv_bias)
+        ),
+    ),
+    Family(
+        "phi3",
+        "Phi3ForCausalLM",
+        phi3.ROWS,
+        lambda _: {},
+        lambda _: {"sliding_window": None},
+        lambda arch: _plain(arch) and not arch.qk_norm and shared_rows.unbiased(arch) and arch.rope.kind == "default",
+    ),
+    Family("qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe.ROWS, qwen3_moe.read, qwen3_moe.write, qwen3_moe.expresses),
     Family("mixtral", "MixtralForCausalLM", mixtral.ROWS, mixtral.read, mixtral.write, mixtral.expresses),
     Family(
         "deepseek_v2",
@@ -139,6 +179,7 @@ def describe(arch: Architecture) -> str:
         "biases of q, k, v" if arch.qkv_bias else "",
         "biases" if arch.linear_bias else "",
         f"{arch.rope.kind} RoPE",
+        f"{len(arch.unrotated)} layers without RoPE" if arch.unrotated else "",
         f"norm epsilon {arch.eps:g}",
     ]
     return ", ".join(filter(None, found))
