@@ -29,7 +29,13 @@ moe_router_force_load_balancing moe_router_force_biased moe_expert_capacity_fact
 moe_token_drop_policy moe_token_dropping moe_mlp_glu_interleave_size moe_shared_expert_glu_interleave_size
 mtp_num_layers mtp_use_repeated_layer mtp_hybrid_override_pattern quant_recipe use_arbitrary_attention_mask
 """
-FUNCTION = frozenset(_FUNCTION.split())
+_YARN = """
+yarn_rotary_scaling_factor yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow yarn_mscale
+yarn_mscale_all_dim yarn_correction_range_round_to_int
+"""
+YARN = frozenset(_YARN.split())
+"""Of ``--position-embedding-type yarn``: no fields of a class."""
+FUNCTION = frozenset(_FUNCTION.split()) | YARN
 """The tensors stay the same, and what is computed from them does not."""
 
 _WITHOUT_FLAG = """
@@ -136,6 +142,9 @@ ARGUMENTS = {
     "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
     "softmax_scale": "use_mup",
     "mup_width_mult": "mup_base_hidden_size",
+    "yarn_rotary_scaling_factor": "rotary_scaling_factor",
+    "yarn_mscale": "mscale",
+    "yarn_mscale_all_dim": "mscale_all_dim",
 }
 """Fields of the configuration whose argument has another name, or that are derived from it."""
 FLAGS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,8 @@ def record_of(model_config: Any) -> dict[str, Any]:
     """The record of a built model configuration (``model.SchemeModelConfig``), plain values by the field's name."""
     found = {}
     for config in (model_config.transformer, model_config):
-        for one in fields(config):
-            if one.name not in FREE:
-                found[one.name] = _plain(getattr(config, one.name))
+        # Not the fields of its class alone: Megatron gives YaRN's values to the object.
+        found |= {name: _plain(value) for name, value in vars(config).items() if name not in FREE}
     found["moe_router_load_balancing_type"] = routing(found.get("moe_router_load_balancing_type"))
     return found
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from megatron_cod.checkpoint import function_record
-from megatron_cod.checkpoint.function_fields import FUNCTION, MAY_DIFFER, TENSORS, WITHOUT_FLAG
+from megatron_cod.checkpoint.function_fields import FUNCTION, MAY_DIFFER, TENSORS, WITHOUT_FLAG, YARN
 from megatron_cod.checkpoint.function_record import RECORD, check_function, differences, record_of
 from megatron_cod.errors import UserError
-from megatron_cod.model import SchemeModelConfig
+from megatron_cod.model import SchemeModelConfig, model_config_from_args
 from megatron_cod.training import before_megatron  # noqa: F401
 from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.pretraining import TASK
@@ -27,10 +27,32 @@ FREE = [name for names in MAY_DIFFER.values() for name in names.split()]
 def test_every_field_of_megatrons_configuration_is_classified():
     """A new one fails here, and is compared until it is classified."""
     known = {one.name for kind in (TransformerConfig, MLATransformerConfig, SchemeModelConfig) for one in fields(kind)}
+    known |= YARN
     classified = [*TENSORS, *FUNCTION, *FREE]
     assert len(classified) == len(set(classified)), "in two classes"
     assert known - set(classified) == set()
     assert set(classified) - known == set(), "fields that Megatron no longer has"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--position-embedding-type", "yarn"],
+        ["--position-embedding-type", "none"],
+        ["--multi-latent-attention", "--qk-layernorm"],
+        ["--num-experts", "4"],
+        ["--use-mup", "--mup-base-hidden-size", "16"],
+        ["--mtp-num-layers", "1"],
+    ],
+    ids=" ".join,
+)
+def test_everything_that_the_built_configuration_holds_is_classified(flags):
+    """Megatron gives some values to the object that its class does not have."""
+    config, _ = model_config_from_args(arguments(*flags))
+    held = {*vars(config), *vars(config.transformer)}
+    assert held - TENSORS - FUNCTION - set(FREE) == set()
+    assert (held >= YARN) == ("yarn" in flags)
 
 
 CHANGES = {
@@ -60,6 +82,16 @@ RESHAPED = {
     "num_moe_experts": ["--num-experts", "4"],
     "position_embedding_type": ["--position-embedding-type", "none"],
 }
+YARN_CHANGES = {
+    "yarn_rotary_scaling_factor": ["--rotary-scaling-factor", "8"],
+    "yarn_original_max_position_embeddings": ["--yarn-original-max-position-embeddings", "16"],
+    "yarn_beta_fast": ["--yarn-beta-fast", "8"],
+    "yarn_beta_slow": ["--yarn-beta-slow", "2"],
+    "yarn_mscale": ["--mscale", "0.5"],
+    "yarn_mscale_all_dim": ["--mscale-all-dim", "0.5"],
+    "yarn_correction_range_round_to_int": ["--no-yarn-correction-range-round-to-int"],
+}
+"""The same of a model with YaRN."""
 UNCHANGED = {
     "layout": ["--pipeline-model-parallel-size", "2"],
     "recomputation": [
@@ -94,6 +126,16 @@ def test_another_function_of_the_same_tensors_is_refused(name, saved):
         check_function(Path("iter_8"), saved, args, False)
     assert CHANGES[name][0] in str(refused.value)
     assert check_function(Path("iter_8"), saved, args, True)[0].startswith("WARNING")
+
+
+@pytest.mark.parametrize("name", sorted(YARN))
+def test_another_yarn_is_refused(name):
+    yarn = ["--position-embedding-type", "yarn", "--rotary-scaling-factor", "4"]
+    saved, args = arguments(*yarn), arguments(*yarn, *YARN_CHANGES[name])
+    assert [one.field for one in differences(saved, args)] == [name]
+    with pytest.raises(UserError, match="--override-model-check") as refused:
+        check_function(Path("iter_8"), saved, args, False)
+    assert YARN_CHANGES[name][0].replace("--no-", "--") in str(refused.value)
 
 
 @pytest.mark.parametrize("name", RESHAPED)
