@@ -81,7 +81,7 @@ def routing(value: Any) -> Any:
 
 def record_of(model_config: Any) -> dict[str, Any]:
     """The record of a built model configuration (``model.SchemeModelConfig``), plain values by the field's name."""
-    found = {}
+    found: dict[str, Any] = {}
     for config in (model_config.transformer, model_config):
         # Not the fields of its class alone: Megatron gives YaRN's values to the object.
         found |= {name: _plain(value) for name, value in vars(config).items() if name not in FREE}

@@ -22,10 +22,34 @@ def _rope(fields: Any) -> Rope:
         if factor <= 1:
             return Rope(theta)  # yarn by 1 is no scaling
         return Rope(theta, "yarn", factor, float(fields.mscale), every)
+    if fields.yarn_rotary_scaling_factor is not None:
+        return _yarn(theta, fields)
     if fields.rope_scaling:
         return Rope(theta, "llama3", float(fields.rope_scaling_factor))
     linear = fields.seq_len_interpolation_factor
     return Rope(theta) if linear in (None, 1) else Rope(theta, "linear", float(linear))
+
+
+def _yarn(theta: float, fields: Any) -> Rope:
+    """Of attention that is not latent; what no flag gave is as Megatron's configuration has it."""
+
+    def value(name: str, default: float) -> Any:
+        found = getattr(fields, f"yarn_{name}")
+        return default if found is None else found
+
+    if value("rotary_scaling_factor", 1.0) <= 1:
+        return Rope(theta)  # no scaling
+    return Rope(
+        theta,
+        "yarn",
+        float(value("rotary_scaling_factor", 1.0)),
+        float(value("mscale", 1.0)),
+        float(value("mscale_all_dim", 0.0)),
+        int(value("original_max_position_embeddings", 4096)),
+        float(value("beta_fast", 32.0)),
+        float(value("beta_slow", 1.0)),
+        bool(value("correction_range_round_to_int", True)),
+    )
 
 
 def _unrotated(fields: Any) -> tuple[int, ...]:

@@ -48,11 +48,26 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe["no-rope-freq"] = str(pattern).replace(" ", "")
     if arch.rope.kind == "llama3":
         recipe |= {"use-rope-scaling": True, "rope-scaling-factor": arch.rope.factor}
+    if arch.rope.kind == "yarn" and arch.latent is None:
+        recipe |= _yarn_recipe(arch.rope)
     if arch.rope.kind == "linear":
         recipe["rotary-seq-len-interpolation-factor"] = int(arch.rope.factor)
     if arch.experts is not None:
         recipe |= _experts_recipe(arch, arch.experts)
     return recipe
+
+
+def _yarn_recipe(rope: Rope) -> dict[str, Any]:
+    recipe: dict[str, Any] = {
+        "position-embedding-type": "yarn",
+        "rotary-scaling-factor": rope.factor,
+        "mscale": rope.mscale,
+        "mscale-all-dim": rope.mscale_all_dim,
+        "yarn-original-max-position-embeddings": rope.original,
+        "yarn-beta-fast": rope.beta_fast,
+        "yarn-beta-slow": rope.beta_slow,
+    }
+    return recipe | ({} if rope.truncate else {"no-yarn-correction-range-round-to-int": True})
 
 
 def _latent_recipe(latent: Latent, rope: Rope) -> dict[str, Any]:

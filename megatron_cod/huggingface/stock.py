@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS
+from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS, YARN
 from megatron_cod.checkpoint.function_record import RECORD, flag_of, routing
 from megatron_cod.errors import UserError
 
@@ -25,7 +25,7 @@ rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor
 moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
 moe_router_score_function no_rope_freq
 """
-CARRIED = frozenset(_CARRIED.split())
+CARRIED = frozenset(_CARRIED.split()) | YARN
 """Read into ``Architecture``, or into how tensors are written."""
 
 FOLDED = frozenset(("use_mup", "softmax_scale", "mup_embedding_mult", "mup_output_mult"))
@@ -35,7 +35,7 @@ STOCK: Mapping[str, tuple[Any, ...]] = {
     "normalization": ("RMSNorm",),
     "gated_linear_unit": (True,),
     "activation_func": ("silu",),
-    "position_embedding_type": ("rope",),
+    "position_embedding_type": ("rope", "yarn"),
     "apply_residual_connection_post_layernorm": (False,),
     "rotary_percent": (1.0,),
     "rotary_interleaved": (False,),
@@ -138,6 +138,10 @@ def _from_arguments(args: Namespace) -> dict[str, Any]:
         argument = ARGUMENTS.get(name, name)
         if name == argument and hasattr(args, name):
             found[name] = getattr(args, name)
+    if args.position_embedding_type == "yarn":
+        found |= {name: getattr(args, ARGUMENTS.get(name, name), None) for name in YARN}
+    else:
+        found |= dict.fromkeys(YARN)
     heads, swiglu, quick = args.num_attention_heads, bool(args.swiglu), bool(getattr(args, "quick_geglu", False))
     found |= {
         "num_moe_experts": args.num_experts,

@@ -57,11 +57,40 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "LlamaForCausalLM",
         {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
     ),
+    "llama yarn": (
+        "LlamaForCausalLM",
+        {
+            "max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 8.0,
+                "beta_slow": 2.0,
+                "truncate": False,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.3,
+            },
+        },
+    ),
     "llama tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, "head_dim": 16}),
     "llama biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 4}),
     "mistral": ("MistralForCausalLM", {"head_dim": 16, "sliding_window": None, "rms_norm_eps": 1e-5}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}),
+    "qwen3 yarn": (
+        "Qwen3ForCausalLM",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
     "mixtral": ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3 moe": (
         "Qwen3MoeForCausalLM",

@@ -34,6 +34,8 @@ def layouts(name):
     "qwen2-tp2",
     "qwen3-tp2",
     "mixtral-tp2",
+    "llama yarn-one",
+    "qwen3 yarn-tp2",
     "qwen3 moe-tp2",
     "qwen3 moe dense first-one",
     "phi3-tp2",

@@ -61,7 +61,21 @@ def test_the_function_is_transformers(tmp_path, name):
 
 
 REFUSED = {
-    "yarn of another model": ("llama", {"rope_scaling": {**YARN, "mscale": None, "mscale_all_dim": None}}, "yarn"),
+    "yarn without its factors": (
+        "deepseek v2",
+        {"rope_scaling": {**YARN, "mscale": None, "mscale_all_dim": None}},
+        "only known with mscale",
+    ),
+    "yarn of another length": (
+        "deepseek v2",
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 8192}},
+        "original_max_position_embeddings 8192",
+    ),
+    "a factor of the attention": (
+        "llama",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.1}},
+        "attention_factor",
+    ),
     "part of a head": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "a key of RoPE": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "bent": 1}}, "RoPE with bent"),
     "another kind of layer": (

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions. kind: default, linear, llama3, yarn (with latent attention only)."""
+    """Rotary positions. kind: default, linear, llama3, yarn."""
 
     theta: float = 10000.0
     kind: str = "default"
     factor: float = 1.0
     mscale: float = 1.0
     mscale_all_dim: float = 0.0
+    original: int = 4096
+    """Of yarn: tokens before the scaling."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    """Of yarn: the range that is corrected ends at whole channels."""
+
+    @property
+    def attention_factor(self) -> float:
+        """What yarn multiplies cosine and sine with."""
+        grown = math.log(self.factor) / 10 if self.factor > 1 else 0.0
+        return (1 + self.mscale * grown) / (1 + self.mscale_all_dim * grown)
 
 
 @dataclass(frozen=True)

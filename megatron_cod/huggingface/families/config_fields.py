@@ -89,14 +89,43 @@ def read_rope(config: Config) -> Rope:
         _constants(given, LLAMA3)
         return Rope(theta, kind, factor)
     if kind == "yarn":
-        _constants(given, YARN)
-        if given.get("attention_factor") is not None or given.get("truncate") is False:
-            raise UserError("yarn RoPE scaling with attention_factor or truncate cannot be carried over")
-        mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
-        if not (mscale and every):
-            raise UserError("yarn RoPE scaling is only known with mscale and mscale_all_dim, as DeepSeek has it")
-        return Rope(theta, kind, factor, mscale, every)
-    raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3, and yarn with DeepSeek")
+        return _read_yarn(theta, given, config)
+    raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3 and yarn")
+
+
+def _read_yarn(theta: float, given: Config, config: Config) -> Rope:
+    if given.get("attention_factor") is not None:
+        raise UserError("yarn RoPE scaling with attention_factor cannot be carried over")
+    original = int(given.get("original_max_position_embeddings") or need(config, "max_position_embeddings"))
+    mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
+    return Rope(
+        theta,
+        "yarn",
+        float(given.get("factor") or need(config, "max_position_embeddings") / original),
+        *((mscale, every) if mscale and every else (1.0, 0.0)),  # transformers reads both or none
+        original=original,
+        beta_fast=float(given.get("beta_fast") or 32.0),
+        beta_slow=float(given.get("beta_slow") or 1.0),
+        truncate=given.get("truncate") is not False,
+    )
+
+
+def check_latent_rope(rope: Rope) -> None:
+    """UserError for what Megatron's latent attention has no flag for."""
+    if rope.kind in ("linear", "llama3"):
+        raise UserError(f"{rope.kind} RoPE scaling is not known with DeepSeek's attention")
+    if rope.kind != "yarn":
+        return
+    found = {
+        "original_max_position_embeddings": rope.original,
+        "beta_fast": rope.beta_fast,
+        "beta_slow": rope.beta_slow,
+    }
+    _constants(found, YARN)
+    if not rope.truncate:
+        raise UserError("yarn RoPE scaling with truncate false is not known with DeepSeek's attention")
+    if not rope.mscale_all_dim:
+        raise UserError("yarn RoPE scaling is only known with mscale and mscale_all_dim, as DeepSeek has it")
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -107,7 +136,13 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     if scaling is not None and rope.kind == "llama3":
         scaling |= LLAMA3
     if scaling is not None and rope.kind == "yarn":
-        scaling |= YARN | {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow}
+        scaling |= {"original_max_position_embeddings": rope.original}
+        scaling |= {} if rope.truncate else {"truncate": False}
+        if rope.mscale and rope.mscale_all_dim:
+            scaling |= {"mscale": rope.mscale, "mscale_all_dim": rope.mscale_all_dim}
+        elif (rope.mscale, rope.mscale_all_dim) != (1.0, 0.0):
+            scaling |= {"attention_factor": rope.attention_factor}
     return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 

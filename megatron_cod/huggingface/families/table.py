@@ -9,7 +9,7 @@ from typing import Any
 from megatron_cod.errors import UserError, bad_input
 from megatron_cod.huggingface.families import deepseek, dense, mixtral, phi3, qwen3_moe, shared_rows
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.config_fields import Config, only, read_common, write_rope
+from megatron_cod.huggingface.families.config_fields import Config, check_latent_rope, only, read_common, write_rope
 from megatron_cod.huggingface.families.mapping_rows import Row
 
 
@@ -31,7 +31,7 @@ class Family:
 
 
 def _plain(arch: Architecture) -> bool:
-    return arch.latent is None and arch.experts is None and arch.rope.kind != "yarn" and not arch.unrotated
+    return arch.latent is None and arch.experts is None and not arch.unrotated
 
 
 def _read_llama(config: Config) -> dict[str, Any]:
@@ -193,10 +193,8 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     family = get_family(str(config.get("model_type") or "(none)"))
     with bad_input("config.json"):
         arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
-    if arch.rope.kind == "yarn" and arch.latent is None:
-        raise UserError("yarn RoPE scaling is only known with DeepSeek's attention")
-    if arch.rope.kind in ("linear", "llama3") and arch.latent is not None:
-        raise UserError(f"{arch.rope.kind} RoPE scaling is not known with DeepSeek's attention")
+    if arch.latent is not None:
+        check_latent_rope(arch.rope)
     notes = []
     window = _window(config)
     if window and int(window) < arch.positions:
