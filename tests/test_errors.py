@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +214,25 @@ def test_an_internal_error_keeps_its_trace_and_is_no_error_of_the_user(tiny, tmp
     text = ended[-1].output.split(said)[0] if place == "the command line" else log  # there is no log yet
     assert "Traceback (most recent call last)" in text and "in _fails" in text
     assert f"ValueError: planted in {place}" in text
+
+
+class SlowToEnd(Planted):
+    """The others have ended, and the launcher has sent its SIGTERM, before the failing rank ends."""
+
+    def __call__(self) -> None:
+        from megatron_cod.launch.start_agreement import _Meeting
+
+        super().__call__()
+        if os.environ["RANK"] == "1":
+            leave = _Meeting.leave
+            _Meeting.leave = lambda self: (leave(self), time.sleep(3))
+
+
+def test_the_failing_rank_keeps_its_trace_when_the_launcher_ends_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "Planted", SlowToEnd)
+    ended, console, log = run_planted(2, tiny, tmp_path / "run", "the checks", ValueError)
+    assert ended[1].code == 1, console[-3000:]
+    assert "Traceback (most recent call last)" in log and "ValueError: planted in the checks" in log
 
 
 @pytest.mark.slow_except("the checks-2", "a save-2")

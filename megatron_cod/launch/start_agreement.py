@@ -7,8 +7,10 @@ the decision itself, so that ranks on other machines end with its line instead o
 
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -204,6 +206,9 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
         if not agreed and not (isinstance(error, SystemExit) and not error.code):
             found = ending(error, Phase.START)
             line = f"rank {meeting.rank} on {socket.gethostname()}: {found.line}"
+            # Others end by this line, and the launcher then ends this rank: not before its trace is in its log.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             with suppress(DistError, UserError):  # it is this rank's own error that counts
                 meeting.decide(_TEMPORARY * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
                 meeting.leave()
