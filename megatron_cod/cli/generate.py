@@ -20,7 +20,7 @@ from megatron_cod.errors import UserError, run_tool
 from megatron_cod.schemes.imports import add_import_flag
 
 if TYPE_CHECKING:
-    from megatron_cod.huggingface.generation import Sampling
+    from megatron_cod.huggingface.generation import Chat, Sampling
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,11 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face directory")
     add_import_flag(parser)
-    parser.add_argument("prompt", help="text to resume from")
+    parser.add_argument("prompt", nargs="?", help="text to continue; with --chat it may be omitted")
     parser.add_argument(
         "--chat",
         action="store_true",
-        help="the prompt is a user's message under the model's chat template (docs/sft.md)",
+        help="the prompt is a user's message under the model's chat template (docs/sft.md); without a prompt, a "
+        "conversation: a message a line, /new begins another, Ctrl-C ends an answer, Ctrl-D the program",
     )
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint of a run (default: the latest)")
     parser.add_argument(
@@ -63,13 +64,44 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
     return Sampling(args.temperature, args.top_k, args.top_p, args.seed)
 
 
+def _converse(chat: Chat) -> None:
+    """Messages from standard input, answers as they are found."""
+    mark = "> " if sys.stdin.isatty() else ""
+    if mark:
+        import readline  # noqa: F401  # line editing of input()
+    while True:
+        try:
+            question = input(mark).strip()
+        except EOFError:
+            return
+        if question == "/new":
+            chat.messages.clear()
+        elif question:
+            _print_answer(chat, question)
+
+
+def _print_answer(chat: Chat, question: str) -> None:
+    parts = chat.answer(question)
+    try:
+        for part in parts:
+            print(part, end="", flush=True)
+    except UserError as error:
+        print(f"error: {error}; /new begins another conversation", file=sys.stderr)
+        return
+    except KeyboardInterrupt:
+        parts.close()
+    print(flush=True)
+
+
 def main() -> None:
     args = build_parser().parse_args()
+    if args.prompt is None and not args.chat:
+        raise UserError("give a prompt, or --chat")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens} must be at least 1")
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.
     from megatron_cod.training import before_megatron  # noqa: F401, I001
-    from megatron_cod.huggingface.generation import answer, generate, open_checkpoint, open_directory
+    from megatron_cod.huggingface.generation import Chat, answer, generate, open_checkpoint, open_directory
     from megatron_cod.launch.devices import device_named
 
     sampling, device = _sampling(args), device_named(args.device)
@@ -77,11 +109,15 @@ def main() -> None:
         model, tokenizer = open_checkpoint(args.checkpoint, args.step, args.tokenizer, args.dtype)
     else:
         model, tokenizer = open_directory(args.model, args.tokenizer, args.dtype)
+    model = model.to(device)
+    if args.prompt is None:
+        _converse(Chat(model, tokenizer, args.max_new_tokens, sampling))
+        return
     # On a terminal, mark the model's part.
     if sys.stderr.isatty():
         print(args.prompt, file=sys.stderr)
     generated = answer if args.chat else generate
-    print(generated(model.to(device), tokenizer, args.prompt, args.max_new_tokens, sampling))
+    print(generated(model, tokenizer, args.prompt, args.max_new_tokens, sampling))
 
 
 if __name__ == "__main__":

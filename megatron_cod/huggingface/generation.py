@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from megatron_cod.data.chat.chat_format import ChatFormat
 from megatron_cod.data.chat.encoders import ByteEncoder, HuggingFaceEncoder
+from megatron_cod.data.chat.messages import Message
 from megatron_cod.errors import UserError, bad_input
 from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
@@ -169,10 +170,11 @@ def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch
 
 
 @torch.no_grad()
-def go_on(
+def next_tokens(
     model: Any, ids: Sequence[int], count: int, sampling: Sampling | None, ends: Collection[int | None]
-) -> list[int]:
-    """Up to ``count`` ids behind ``ids``; one of ``ends``, which is omitted, or the model's longest sequence ends it.
+) -> Iterator[int]:
+    """Up to ``count`` ids behind ``ids``, each when it is known; one of ``ends``, which is omitted, or the model's longest
+    sequence ends it.
 
     Raises UserError for a prompt of no tokens, or too many.
     """
@@ -183,29 +185,66 @@ def go_on(
     generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
     # The scores of a long prompt, positions x vocabulary, may be larger than the model; the last position's are read.
     scores = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
-    step, cache, found = torch.tensor([list(ids)], device=device), None, []
+    step, cache = torch.tensor([list(ids)], device=device), None
     for _ in range(min(count, longest - len(ids))):
         out = model(step, past_key_values=cache, use_cache=True, **scores)
         token, cache = next_token(out.logits[0, -1], sampling, generator), out.past_key_values
         if token in ends:
             break
-        found.append(token)
+        yield token
         step = torch.tensor([[token]], device=device)
-    return found
 
 
 def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling | None = None) -> str:
-    """The prompt and up to ``count`` tokens behind it; see ``go_on``."""
+    """The prompt and up to ``count`` tokens behind it; see ``next_tokens``."""
     ids = list(tokenizer.encode(prompt))
-    return tokenizer.decode(ids + go_on(model, ids, count, sampling, {tokenizer.eos_token_id}))
+    return tokenizer.decode([*ids, *next_tokens(model, ids, count, sampling, {tokenizer.eos_token_id})])
+
+
+class Chat:
+    """A conversation with a model, under its tokenizer's chat template. UserError where that has none."""
+
+    def __init__(self, model: Any, tokenizer: Any, count: int, sampling: Sampling | None = None) -> None:
+        """count: tokens of an answer at most."""
+        template = getattr(tokenizer, "chat_template", None)
+        if not template:
+            raise UserError(
+                "the tokenizer has no chat template, which a fine-tuned checkpoint brings along; omit --chat"
+            )
+        self._model, self._tokenizer, self._count, self._sampling = model, tokenizer, count, sampling
+        encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)
+        self._format = ChatFormat(encoder, template)
+        self.messages: list[Message] = []
+
+    def answer(self, question: str) -> Generator[str, None, None]:
+        """Parts of the answer to a user's message, each when it is known. Both are then part of the conversation.
+
+        An answer that is not taken to its end is kept as far as it was. UserError if the conversation is too long; the
+        question is then no part of it.
+        """
+        ids = self._format.prompt([*self.messages, {"role": "user", "content": question}])
+        found: list[int] = []
+        shown = ""
+        try:
+            for token in next_tokens(self._model, ids, self._count, self._sampling, self._format.ends()):
+                found.append(token)
+                text = str(self._tokenizer.decode(found))
+                if not text.endswith(_PART_OF_A_CHARACTER):
+                    yield text[len(shown) :]
+                    shown = text
+            text = str(self._tokenizer.decode(found))
+            if text != shown:
+                yield text[len(shown) :]
+        finally:
+            if found:
+                answered = {"role": "assistant", "content": str(self._tokenizer.decode(found))}
+                self.messages += [{"role": "user", "content": question}, answered]
+
+
+_PART_OF_A_CHARACTER = "\ufffd"
+"""What tokenizers decode bytes to that the next token may complete."""
 
 
 def answer(model: Any, tokenizer: Any, question: str, count: int, sampling: Sampling | None = None) -> str:
     """What the model answers a user, under its tokenizer's chat template. UserError where that has none."""
-    template = getattr(tokenizer, "chat_template", None)
-    if not template:
-        raise UserError("the tokenizer has no chat template, which a fine-tuned checkpoint brings along; omit --chat")
-    encoder = ByteEncoder() if isinstance(tokenizer, ByteTokenizer) else HuggingFaceEncoder(tokenizer)
-    chat = ChatFormat(encoder, template)
-    ids = chat.prompt([{"role": "user", "content": question}])
-    return str(tokenizer.decode(go_on(model, ids, count, sampling, chat.ends())))
+    return "".join(Chat(model, tokenizer, count, sampling).answer(question))
