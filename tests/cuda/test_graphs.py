@@ -250,7 +250,7 @@ class CountsForwardSteps:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mutant", "code"), [(None, 0), (CountsForwardSteps(), HUNG)])
 def test_a_long_replayed_validation_is_no_hang(mutant, code, tmp_path):
-    validation = ("--eval-interval", "4", "--eval-iters", "400")
+    validation = ("--eval-interval", "4", "--eval-iters", "800")
     run = graphed(
         "full_iteration",
         2,
@@ -261,7 +261,7 @@ def test_a_long_replayed_validation_is_no_hang(mutant, code, tmp_path):
         "4",
         *validation,
         "--hang-timeout",
-        "2",
+        "4",
         before=mutant,
     )
     assert run.code == code, run.console[-3000:]

@@ -110,7 +110,7 @@ def test_rank_without_memory_ends_the_others(tmp_path):
 def test_loading_without_memory_ends_in_one_line(tmp_path):
     folder = str(tmp_path / "run")
     train(1, tmp_path, *DEBUG, "--save", folder, "--save-interval", "2", "--rank-log-dir", "none").succeeded()
-    again = (*DEBUG, "--load", folder, "--train-iters", "6")
+    again = (*DEBUG, "--load", folder, "--train-iters", "6", "--override-opt_param-scheduler")
     assert "out of memory while the checkpoint is loaded" in one_line(
         train(1, tmp_path, *again, before=_loading_is_too_large)
     )

@@ -73,6 +73,7 @@ DECAY = Range(0, 1e4)
 FACTOR = Range(1, 1e6)
 MULTIPLIER = Range(0, 1e6, without_low=True)
 POSITIVE = Range(0, without_low=True)
+LOSS_SCALE = Range(0.0, 1e38, without_low=True)
 ANY = Range(-_LARGEST)
 FROM_MINUS_ONE = Range(-1)
 SHARE = Range(0, 1)
@@ -118,7 +119,8 @@ _ROWS: Mapping[Range, str] = {
         moe_router_topk_scaling_factor moe_expert_capacity_factor mup_width_mult mup_base_head_dim mup_embedding_mult
         mup_output_mult qk_clip_alpha qk_clip_threshold muon_extra_scale_factor activation_func_clamp_value layerscale_init
         """,
-    POSITIVE: "loss_scale initial_loss_scale min_loss_scale loss_scale_window peak_tflops",
+    POSITIVE: "loss_scale_window peak_tflops",
+    LOSS_SCALE: "loss_scale initial_loss_scale min_loss_scale",
     BELOW_ONE: """
         attention_dropout hidden_dropout adam_beta1 adam_beta2 sgd_momentum muon_momentum lion_beta1 lion_beta2
         moe_router_quantile_balancing_ema
