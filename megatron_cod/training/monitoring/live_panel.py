@@ -22,7 +22,8 @@ from rich.text import Text
 
 from megatron_cod import console
 
-_BARS = "▁▂▃▄▅▆▇█"
+_BARS = "".join(map(chr, range(0x2581, 0x2589)))
+"""Blocks of one to eight eighths."""
 _MOST_LOSSES = 400
 
 

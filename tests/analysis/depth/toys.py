@@ -6,6 +6,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
+from megatron_cod.analysis.depth import measure
+from megatron_cod.analysis.depth.measure import METRICS, Budget
 from megatron_cod.analysis.depth.traced import TracedModel
 
 VOCAB, H = 17, 8
@@ -76,3 +78,10 @@ def save_tokenizer(folder, words=WORDS):
     inner = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token=words[0]))
     inner.pre_tokenizer = Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=inner, unk_token=words[0]).save_pretrained(folder)
+
+
+def everything(toy, text=None, fit=None, **kwargs):
+    budget = Budget(
+        evaluation=[tokens() if text is None else text], fit=[tokens(20, 20, 9)] if fit is None else fit, **kwargs
+    )
+    return measure.measure(traced(toy), budget, METRICS)
