@@ -270,6 +270,7 @@ HOOKED = (
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",
         (
             "training/before_megatron.py : warnings.filterwarnings",
+            "training/before_megatron.py : logging.getLogger('torch.utils.cpp_extension').setLevel",
             "adaptations/cpu.py install: logging.getLogger('megatron.core.tensor_parallel.random').addFilter",
             "data/megatron_api.py : *",
             "data/tokenizers/choice.py TokenizerChoice.build: *",

@@ -64,7 +64,7 @@ def test_rejects_integers(model):
 
 def test_an_unknown_architecture_names_the_known(model):
     change_config(model, model_type="gpt_neox")
-    refused(model, "unknown architecture 'gpt_neox'; known are llama, mistral, qwen2, qwen3, mixtral")
+    refused(model, "unknown architecture 'gpt_neox'; known are llama, mistral, qwen2, qwen3, smollm3, phi3")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_checkpoints_that_are_not_whole(model, tmp_path, fault):
 
 def test_a_family_that_does_not_fit(model, tmp_path):
     import_model(ImportJob(model, tmp_path / "megatron"))
-    with pytest.raises(ValueError, match="qwen3 does not compute this model; llama, mistral does"):
+    with pytest.raises(ValueError, match="qwen3 does not compute this model; llama, mistral, smollm3, phi3 does"):
         export_model(ExportJob(tmp_path / "megatron", tmp_path / "back", family="qwen3"))
 
 
