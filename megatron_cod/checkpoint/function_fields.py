@@ -61,6 +61,7 @@ MAY_DIFFER: Mapping[str, str] = {
         tp_comm_atomic_ag tp_comm_atomic_rs tp_comm_bootstrap_backend tp_comm_bulk_dgrad tp_comm_bulk_wgrad
         tp_comm_overlap tp_comm_overlap_ag tp_comm_overlap_disable_fc1 tp_comm_overlap_disable_qkv tp_comm_overlap_rs
         tp_comm_overlap_rs_dgrad tp_comm_split_ag tp_comm_split_rs tp_comm_overlap_cfg symmetric_ar_type
+        has_cond_embedder
         nccl_all_reduce_for_prefill high_priority_a2a_comm_stream moe_shared_expert_overlap moe_token_dispatcher_type
         moe_enable_deepep moe_flex_dispatcher_backend moe_flex_dispatcher_num_sms moe_deepep_num_sms
         moe_hybridep_num_sms moe_hybridep_num_blocks_permute moe_hybridep_num_blocks_unpermute

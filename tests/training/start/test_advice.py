@@ -24,7 +24,6 @@ OF_OTHERS = {
     "torchrun": "--nnodes --rdzv-conf --rdzv-endpoint --standalone",
     "Megatron's, where nvidia-kitchen is installed": "--kitchen-config-file",
     "a placeholder in a text on schemes": "--flag",
-    "megatron-cod itself": "--version",
 }
 """Flags of other programs in our texts."""
 
