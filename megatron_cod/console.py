@@ -33,8 +33,10 @@ def keep(out: TextIO, err: TextIO) -> None:
 
 
 def terminal() -> TextIO | None:
-    """The console, where it is a terminal and nothing else is printed there: this process prints to a file."""
-    return _out if _out is not None and _out.isatty() and os.environ.get("TERM") != "dumb" else None
+    """The console, if it is a terminal that shows Unicode and this process prints everything else to a file."""
+    if _out is None or not _out.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    return _out if (_out.encoding or "utf").lower().startswith("utf") else None
 
 
 def show_live(view: View | None) -> None:

@@ -57,7 +57,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
 
 @contextmanager
 def _arguments_of(args: MegatronArgs, arm: str) -> Iterator[None]:
-    """The arm's flags in the arguments, and what was there before afterwards."""
+    """Set the arm's flags in the arguments, and set them back afterwards."""
     flags, parser = parse_arm(arm).flags, build_parser()
     asked = parser.parse_args(list(flags))
     given = {action.dest for action in parser._actions if {*action.option_strings} & {*flags}}
@@ -75,8 +75,8 @@ class Engine:
     """One model under one scheme with Megatron's DDP wrapper, optimizer and learning rate schedule."""
 
     def __init__(self, args: MegatronArgs, arm: str, backend: str | None = None) -> None:
-        """arm: as of ``comparison.arms``, a scheme with its options. backend: of ``backends.choice.BACKENDS``; None keeps
-        that of the arguments. The arguments are Megatron's own, which all engines share: the arm's end here.
+        """arm: a scheme with its options, as ``comparison.arms`` reads it. backend: of ``backends.choice.BACKENDS``; None
+        keeps that of the arguments. All engines share Megatron's arguments; an arm's flags are in them while it is built.
         """
         if backend is not None:
             args.backend = backend

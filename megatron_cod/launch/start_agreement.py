@@ -206,7 +206,8 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
         if not agreed and not (isinstance(error, SystemExit) and not error.code):
             found = ending(error, Phase.START)
             line = f"rank {meeting.rank} on {socket.gethostname()}: {found.line}"
-            # Others end by this line, and the launcher then ends this rank: not before its trace is in its log.
+            # The other ranks end when they read this line, and the launcher then sends SIGTERM to this one, whose trace
+            # is not in its log yet.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             with suppress(DistError, UserError):  # it is this rank's own error that counts

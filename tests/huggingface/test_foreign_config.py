@@ -38,6 +38,18 @@ SAME = {
     "llama3": ("llama", (), {"rope_scaling": {**LLAMA3, "factor": 8.0}, "max_position_embeddings": 131072}),
     "linear, in the old spelling": ("qwen2", (), {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     "yarn": ("deepseek v2", (), {"rope_scaling": YARN}),
+    "yarn with a factor of the attention": (
+        "llama",
+        (),
+        {
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "attention_factor": 1.05,
+            }
+        },
+    ),
     # What a config omits, its class fills in.
     "no epsilon": ("llama", ("rms_norm_eps",), {}),
     "no RoPE": ("mixtral", ("rope_parameters",), {}),
@@ -73,8 +85,8 @@ REFUSED = {
     ),
     "a factor of the attention": (
         "llama",
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.1}},
-        "attention_factor",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5}},
+        "attention_factor 0.5",
     ),
     "part of a head": ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     "a key of RoPE": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "bent": 1}}, "RoPE with bent"),

@@ -36,13 +36,22 @@ VARIANTS = {
     "qwen3": (["--qk-layernorm"], Layout(tp=2, pp=2)),
     "llama": (["--use-rope-scaling", "--rope-scaling-factor", "32", "--rotary-base", "500000"], Layout(tp=2)),
     "llama tied": ([], Layout(pp=2)),
+    "smollm3": (["--no-rope-freq", "2"], Layout(pp=2)),
+    "llama yarn": (
+        [
+            *("--position-embedding-type", "yarn", "--rotary-scaling-factor", "4", "--mscale", "0.5"),
+            *("--yarn-original-max-position-embeddings", "8", "--yarn-beta-fast", "4"),
+        ],
+        Layout(tp=2),
+    ),
+    "qwen3_moe": ([*MOE, "--qk-layernorm"], EP2),
     "mixtral": (MOE, EP2),
     "deepseek_v3": ([*MLA, *MOE, *SIGMOID], PP2_EP2),
     "deepseek_v2": ([*MLA, *MOE, "--moe-router-pre-softmax", "--moe-shared-expert-intermediate-size", "96"], TP2_SP),
 }
 
 
-SLOW = ("qwen2", "llama tied", "mixtral", "deepseek_v2")
+SLOW = ("qwen2", "llama tied", "qwen3_moe", "mixtral", "deepseek_v2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])

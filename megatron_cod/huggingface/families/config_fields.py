@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,10 @@ YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings":
 
 _ROPE_KEYS = {*LLAMA3, *YARN, "rope_type", "type", "rope_theta", "factor", "mscale", "mscale_all_dim"}
 _ROPE_KEYS |= {"partial_rotary_factor", "attention_factor", "truncate", "short_factor", "long_factor"}
+
+
+NO_WINDOW: Config = {"use_sliding_window": False, "sliding_window": None}
+"""What is written for a family whose layers may have windows."""
 
 
 def need(config: Config, name: str) -> Any:
@@ -94,20 +99,29 @@ def read_rope(config: Config) -> Rope:
 
 
 def _read_yarn(theta: float, given: Config, config: Config) -> Rope:
-    if given.get("attention_factor") is not None:
-        raise UserError("yarn RoPE scaling with attention_factor cannot be carried over")
     original = int(given.get("original_max_position_embeddings") or need(config, "max_position_embeddings"))
-    mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
+    factor = float(given.get("factor") or need(config, "max_position_embeddings") / original)
     return Rope(
         theta,
         "yarn",
-        float(given.get("factor") or need(config, "max_position_embeddings") / original),
-        *((mscale, every) if mscale and every else (1.0, 0.0)),  # transformers reads both or none
+        factor,
+        *_mscales(given, factor),
         original=original,
         beta_fast=float(given.get("beta_fast") or 32.0),
         beta_slow=float(given.get("beta_slow") or 1.0),
         truncate=given.get("truncate") is not False,
     )
+
+
+def _mscales(given: Config, factor: float) -> tuple[float, float]:
+    """Megatron's mscale and mscale_all_dim; transformers reads ``attention_factor`` first, then both or none."""
+    asked = given.get("attention_factor")
+    if asked is not None:
+        if asked < 1 or factor <= 1:
+            raise UserError(f"yarn RoPE scaling by {factor} with attention_factor {asked} cannot be carried over")
+        return round((float(asked) - 1) / (math.log(factor) / 10), 9), 0.0
+    mscale, every = float(given.get("mscale") or 0.0), float(given.get("mscale_all_dim") or 0.0)
+    return (mscale, every) if mscale and every else (1.0, 0.0)
 
 
 def check_latent_rope(rope: Rope) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families import shared_rows
 from megatron_cod.huggingface.families.architecture import Architecture, Experts
-from megatron_cod.huggingface.families.config_fields import Config, need, only
+from megatron_cod.huggingface.families.config_fields import NO_WINDOW, Config, need, only
 
 ROWS = (
     shared_rows.EMBEDDING,
@@ -49,8 +49,7 @@ def write(arch: Architecture) -> dict[str, Any]:
         "decoder_sparse_step": 1,
         "mlp_only_layers": list(range(arch.experts.dense_layers)),
         "attention_bias": False,
-        "use_sliding_window": False,
-        "sliding_window": None,
+        **NO_WINDOW,
         "router_aux_loss_coef": 0.001,
         "output_router_logits": False,
     }

@@ -9,7 +9,15 @@ from typing import Any
 from megatron_cod.errors import UserError, bad_input
 from megatron_cod.huggingface.families import deepseek, dense, mixtral, phi3, qwen3_moe, shared_rows
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.config_fields import Config, check_latent_rope, only, read_common, write_rope
+from megatron_cod.huggingface.families.config_fields import (
+    NO_WINDOW,
+    Config,
+    check_latent_rope,
+    need,
+    only,
+    read_common,
+    write_rope,
+)
 from megatron_cod.huggingface.families.mapping_rows import Row
 
 
@@ -56,7 +64,7 @@ def _read_qwen3(config: Config) -> dict[str, Any]:
 
 def _read_smollm3(config: Config) -> dict[str, Any]:
     only(config, use_sliding_window=False)
-    rotated, layers = config.get("no_rope_layers"), int(config["num_hidden_layers"])
+    rotated, layers = config.get("no_rope_layers"), int(need(config, "num_hidden_layers"))
     if rotated is None:
         interval = int(config.get("no_rope_layer_interval") or 4)
         rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
@@ -70,8 +78,7 @@ def _write_smollm3(arch: Architecture) -> dict[str, Any]:
         "attention_bias": arch.linear_bias,
         "mlp_bias": arch.linear_bias,
         "no_rope_layers": [int(layer not in arch.unrotated) for layer in range(1, arch.layers + 1)],
-        "use_sliding_window": False,
-        "sliding_window": None,
+        **NO_WINDOW,
     }
 
 
@@ -97,7 +104,7 @@ _ROWS = (
         "Qwen2ForCausalLM",
         dense.ROWS,
         _read_qwen2,
-        lambda _: {"use_sliding_window": False, "sliding_window": None},
+        lambda _: dict(NO_WINDOW),
         lambda arch: _plain(arch) and not arch.qk_norm and arch.qkv_bias and not arch.linear_bias,
     ),
     Family(
@@ -105,7 +112,7 @@ _ROWS = (
         "Qwen3ForCausalLM",
         dense.ROWS,
         _read_qwen3,
-        lambda _: {"attention_bias": False, "use_sliding_window": False, "sliding_window": None},
+        lambda _: {"attention_bias": False, **NO_WINDOW},
         lambda arch: _plain(arch) and arch.qk_norm and shared_rows.unbiased(arch),
     ),
     Family(

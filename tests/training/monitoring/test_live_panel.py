@@ -31,6 +31,15 @@ class Terminal(io.StringIO):
         return [row.rstrip() for row in screen.display if row.strip()]
 
 
+class Latin(Terminal):
+    """One of another encoding."""
+
+    encoding = "iso-8859-1"
+
+
+STREAMS = {"a pipe": io.StringIO(), "a dumb terminal": Terminal(), "a terminal without Unicode": Latin()}
+
+
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -75,10 +84,10 @@ def test_panel_ends_with_an_error(terminal):
     assert terminal.rows() == []
 
 
-@pytest.mark.parametrize("case", ["a pipe", "a dumb terminal", "no log files"])
+@pytest.mark.parametrize("case", ["a pipe", "a dumb terminal", "a terminal without Unicode", "no log files"])
 def test_plain_lines_elsewhere(case, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "dumb" if case == "a dumb terminal" else "xterm")
-    monkeypatch.setattr(console, "_out", {"a pipe": io.StringIO(), "a dumb terminal": Terminal()}.get(case))
+    monkeypatch.setattr(console, "_out", STREAMS.get(case))
     with live_panel("lns"):
         console.print_status(STEP.format(1, 5.0, 1))
     assert capsys.readouterr().out.startswith("step 1/8 | loss 5.0")
