@@ -1,11 +1,11 @@
 # Two commands to know: make quickstart, make test. Each prepares .venv first, and says what it does.
 PYTHON ?=
 BIN := .venv/bin
-# Two test files at a time: most tests wait for processes of their own. A file's fixtures stay with one worker.
-TWO := --numprocesses 2 --dist loadfile
+# Four test files at a time: most tests wait for processes of their own. The fixtures of a file stay with one worker.
+WORKERS := --numprocesses 4 --dist loadfile
 FAST := not slow and not launch and not containers and not campaign and not cuda and not cuda_te
 # The CUDA path without a GPU: the command that follows runs on emulated devices (tests/gpu_emulation).
-ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(TWO) tests/cuda
+ON_CUDA := $(BIN)/python -m tests.gpu_emulation $(BIN)/python -m pytest $(WORKERS) tests/cuda
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 export PYTHON
 
@@ -35,8 +35,8 @@ quickstart: venv
 	$(BIN)/python examples/quickstart.py
 
 test: venv .venv/transformer_engine/.installed
-	$(BIN)/python -m pytest $(TWO) -m '$(FAST)'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(TWO) -m '$(FAST)' tests/te
+	$(BIN)/python -m pytest $(WORKERS) -m '$(FAST)'
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(WORKERS) -m '$(FAST)' tests/te
 	$(ON_CUDA) -m 'not slow'
 
 test-cuda: venv
@@ -44,7 +44,7 @@ test-cuda: venv
 
 test-cuda-te: venv
 	$(BIN)/python tests/gpu_emulation/transformer_engine/build.py
-	$(BIN)/python -m tests.gpu_emulation.transformer_engine $(BIN)/python -m pytest $(TWO) tests/cuda_te
+	$(BIN)/python -m tests.gpu_emulation.transformer_engine $(BIN)/python -m pytest $(WORKERS) tests/cuda_te
 
 # Transformer Engine's Python code, for tests/te: beside the environment, where only those tests see it.
 .venv/transformer_engine/.installed: tests/te/requirements.txt | venv

@@ -33,6 +33,7 @@ _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
 """How long a file that one machine wrote into ``--save`` may take to be visible on another."""
 _LINGER_SECONDS = 5.0
+_OF_RANK_0_SECONDS = 25.0  # less than torchrun gives a process between SIGTERM and SIGKILL
 _SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
 
 _server: Any = None
@@ -77,6 +78,16 @@ class _Meeting:
 
     def vote(self, facts: dict[str, Any], seconds: float) -> None:
         self._connect(seconds).set(f"{self._keys}/vote/{self.rank}", json.dumps(facts))
+        if self.rank == 0:
+            self.meet_rank_0(seconds)
+
+    def meet_rank_0(self, seconds: float) -> None:
+        """Tell the others that rank 0 has finished its checks; on another rank, wait until it has."""
+        store, key = self._connect(seconds), f"{self._keys}/rank 0"
+        if self.rank == 0:
+            store.set(key, "")
+        else:
+            store.wait([key], timedelta(seconds=seconds))
 
     def votes(self, seconds: float) -> tuple[list[dict[str, Any]], list[int]]:
         """For rank 0: the votes in rank order, and the ranks that gave none in time. Ends early when one has failed."""
@@ -212,5 +223,6 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             with suppress(DistError, UserError):  # it is this rank's own error that counts
                 meeting.decide(_TEMPORARY * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
+                meeting.meet_rank_0(_OF_RANK_0_SECONDS)  # which prints its own line first, if it has one
                 meeting.leave()
         raise

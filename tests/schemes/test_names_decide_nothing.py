@@ -10,7 +10,6 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "megatron_cod"
 ARMS = {
     "benchmark/hf.py": "its contestants",
-    "benchmark/monitor.py": "the scheme that is measured",
     "benchmark/schemes.py": "its contestants",
     "cli/benchmark_table.py": "its contestants",
     "cli/benchmark.py": "the default arms",

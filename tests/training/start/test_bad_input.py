@@ -186,12 +186,18 @@ def test_dry_run_trains_nothing(tiny, tmp_path):
     assert not (tmp_path / "s" / "metrics.jsonl").exists()
 
 
-def test_one_rank_prints_the_error_under_torchrun(tiny):
-    """The real launcher: the line appears once, from rank 0, and the launcher's exit code is not 0."""
+def test_one_rank_prints_the_error_under_torchrun(tiny, tmp_path):
+    """The real launcher: the line appears once, from rank 0 although it is late, and the exit code is not 0."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     flags = [*tiny, "--pipeline-model-parallel-size", "2"]
+    program = tmp_path / "late_rank_0.py"
+    program.write_text(
+        "import os, runpy, time\n"
+        "time.sleep(12 * (os.environ['RANK'] == '0'))\n"
+        "runpy.run_module('megatron_cod.training.pretrain', run_name='__main__', alter_sys=True)\n"
+    )
     done = subprocess.run(
-        [*command, "-m", "megatron_cod.training.pretrain", *flags],
+        [*command, str(program), *flags],
         capture_output=True,
         text=True,
         timeout=120,
