@@ -1,23 +1,25 @@
 """What must agree before a time means anything: logits, losses of training steps, and losses of an evaluation."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from torch import Tensor
 
 from megatron_cod.benchmark.timing import Lap
 from megatron_cod.errors import UserError
-from megatron_cod.schemes.depth import depth_factor
+from megatron_cod.schemes.row import Scheme
 
 TOLERANCE = 1e-4
 
 
-def fold_depth(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """The weights of a stock Llama that computes what ``lns`` does: gammas times the depth factor."""
-    folded = dict(state)
+def fold_depth(scheme: Scheme, state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The weights of a stock Llama that computes what the scheme does by default: gammas times its depth factor."""
+    folded, options, config = dict(state), scheme.options(), SimpleNamespace(num_layers=layers)
     for layer in range(layers):
+        factor = scheme.factor(layer + 1, config, options) if scheme.factor else None
         for norm in ("input_layernorm", "post_attention_layernorm"):
             name = f"model.layers.{layer}.{norm}.weight"
-            folded[name] = state[name] * depth_factor(layer + 1)
+            folded[name] = state[name] if factor is None else state[name] * factor
     return folded
 
 

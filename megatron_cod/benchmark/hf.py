@@ -22,6 +22,7 @@ from megatron_cod.benchmark.report import PARTS, Report, rows_of
 from megatron_cod.benchmark.timing import CLOCKS, Lap, Laps, Step, interleave
 from megatron_cod.data.evaluation.token_sets import TokenSet
 from megatron_cod.data.evaluation.windows import plan_windows
+from megatron_cod.schemes.table import SCHEMES
 from megatron_cod.training.evaluation.batch_size import micro_batch_size
 from megatron_cod.training.evaluation.scoring import Job, measure
 
@@ -35,7 +36,7 @@ Engines = dict[str, Engine]
 
 def same_function(engines: Iterable[str], state: dict[str, Tensor], layers: int) -> dict[str, dict[str, Tensor]]:
     """Of each scheme, the weights with which a stock Llama computes it. state: the weights that all engines have."""
-    return {name: fold_depth(state, layers) if name == "lns" else state for name in engines}
+    return {name: fold_depth(SCHEMES[name], state, layers) for name in engines}
 
 
 def compare(
