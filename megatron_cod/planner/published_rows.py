@@ -14,7 +14,7 @@ _TABLE_1 = "arXiv 2104.04473, table 1; sizes and schedules: Megatron-LM, example
 _RECIPES = "github.com/NVIDIA/dgxc-benchmarking, commit 143b90d"
 _LLAMA = "arXiv 2407.21783, table 4"
 _QWEN = "github.com/yanring/Megatron-MoE-ModelZoo, best_practice/Qwen3/readme.md, commit c1ad0b5"
-_2021 = Software(overlaps_backward=False, scatters_transfers=True)
+BEFORE_2022 = Software(overlaps_backward=False, scatters_transfers=True)
 _ALWAYS = (
     "--norm-scheme pre_ln --mock-data --tokenizer-type NullTokenizer --vocab-size 1024 --lr 1e-4 --train-iters 100 "
     "--eval-iters 0"
@@ -80,7 +80,7 @@ def _narayanan(model: str, gpus: int, sizes: str, layout: str, batch: str, tflop
     )
     flags = f"{same} {sizes} {layout} {batch}"
     return PublishedRow(
-        model, "a100_80gb", gpus, flags, _TABLE_1, tflops=tflops, counts_recomputation=True, software=_2021
+        model, "a100_80gb", gpus, flags, _TABLE_1, tflops=tflops, counts_recomputation=True, software=BEFORE_2022
     )
 
 
