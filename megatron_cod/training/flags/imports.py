@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import import_modules
 from megatron_cod.training.flags.recipe_files import load_recipe
 
@@ -11,8 +12,10 @@ KEY = "import"
 
 
 def modules_of(recipe: Mapping[str, Any]) -> list[str]:
-    """The modules that a recipe names, one or a list."""
+    """The modules that a recipe names, one or a list. UserError for anything else."""
     named = recipe.get(KEY) or []
+    if not isinstance(named, str | list):
+        raise UserError(f"{KEY}: {named!r} is no module name or list of them")
     return [named] if isinstance(named, str) else [str(one) for one in named]
 
 
