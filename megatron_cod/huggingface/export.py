@@ -22,9 +22,9 @@ from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export_job import DTYPES, Exported, ExportJob
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
+from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, scale_queries, units
 from megatron_cod.huggingface.families.table import config_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
+from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint, stock_scheme
 from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, write_shards
 from megatron_cod.huggingface.stock import Multipliers, fields_of
@@ -41,7 +41,6 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import PRE_LN
 
 _QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
 # Keys of RoPE and precision that the config of another model may have, and that ours replaces.
@@ -60,7 +59,7 @@ def _plain_norm(checkpoint: MegatronCheckpoint, unit: Unit) -> Tensor:
 
 
 def _is_norm(unit: Unit) -> bool:
-    return unit.row.megatron[0].endswith(("layernorm.weight", "layer_norm_weight"))
+    return unit.row.megatron[0].endswith(("norm.weight", "norm_weight"))
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,8 @@ class _Making:
         if learned is not None:
             factor = factor * checkpoint.learned_scale(learned, unit)
         if _QUERIES.fullmatch(key) and self.multipliers.queries != 1.0 and not self.arch.qk_norm:
-            queries, *others = unit.row.join.to_hf(weight, self.arch)
-            return [fold(queries, self.multipliers.queries, dtype), *(one.to(dtype) for one in others)]
+            weight = scale_queries(weight.float(), self.arch, self.multipliers.queries).to(dtype)
+            return unit.row.join.to_hf(weight, self.arch)
         return unit.row.join.to_hf(fold(weight, factor, dtype), self.arch)
 
     def _beside(self, key: str) -> float:
@@ -122,14 +121,16 @@ def exported(
         # Of an import with more rows, for tokens that the model did not have, those are trained rows too.
         known = getattr(checkpoint.args, "vocab_size", None) or 0
         vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
-    arch, multipliers = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
+    arch, multipliers = architecture_of_args(
+        checkpoint.args, vocab, family, like.get("model_type"), scheme.branch_norms
+    )
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch, lambda unit: scheme.makes(unit.row.part), scheme.shared)
     if (scheme.has_learned or scheme.shared) and not fold_factors:
         raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
     if not multipliers.is_stock:
         notes.append(f"muP's multipliers are in the weights, which are those of a plain model: {multipliers}")
-    applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
+    applied = scheme if fold_factors else folding(stock_scheme(scheme.branch_norms), scheme.layers)
     making = _Making(checkpoint, arch, applied, multipliers, checkpoint.shared(scheme.shared))
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}

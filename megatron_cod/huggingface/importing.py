@@ -25,7 +25,7 @@ from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.families.architecture import Architecture
 from megatron_cod.huggingface.families.mapping_rows import Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
+from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, stock_scheme, unfoldable_schemes
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
@@ -41,7 +41,7 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
+from megatron_cod.schemes.table import LNS, get_scheme
 
 RECIPE = "recipe.yaml"
 _MOST_SHAPES = 3
@@ -78,20 +78,24 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
+def _schemes(job: ImportJob, config: dict[str, Any], arch: Architecture) -> tuple[Folding, Folding]:
     """(scheme of the stored numbers, scheme to write). UserError for contradictory options."""
     recorded = config.get(companions.KEY)
-    stock = folding(PRE_LN, layers)
+    layers = arch.layers
+    stock, known = folding(stock_scheme(arch.branch_norms), layers), unfoldable_schemes(arch.branch_norms)
     made = folding_of(recorded, layers) if isinstance(recorded, dict) else stock
     folded = not isinstance(recorded, dict) or bool(recorded.get("folded", True))
     if job.unfolded_lns and isinstance(recorded, dict) and folded:
         raise UserError(f"--unfolded-lns: {job.model} records that its depth factors are folded in")
+    if job.unfolded_lns and LNS.name not in known:
+        raise UserError(f"--unfolded-lns: {arch.family} has norms behind its branches, too, as no LNS model has")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
-    known = unfoldable_schemes()
     if job.as_scheme not in known:
-        raise UserError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
+        raise UserError(
+            f"--as-scheme {job.as_scheme}: a model of {arch.family} can be trained on as {', '.join(known)}"
+        )
     asked = folding(get_scheme(job.as_scheme), layers)
     # The options that the model was trained with, if recorded.
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
@@ -152,9 +156,9 @@ def import_model(
     notes += unread
     arch, rows = _with_rows(job, arch)
     notes += rows
-    held, scheme = _schemes(job, config, arch.layers)
+    held, scheme = _schemes(job, config, arch)
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
-    if trained != scheme.scheme and trained in unfoldable_schemes():
+    if trained != scheme.scheme and trained in unfoldable_schemes(arch.branch_norms):
         notes.append(f"the model was trained with {trained}; give --as-scheme {trained} to train it on with that")
     source = Source(job.model)
     wanted = list(units(get_family(arch.family).rows, arch))

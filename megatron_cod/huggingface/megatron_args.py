@@ -24,14 +24,18 @@ def _rope(fields: Any) -> Rope:
         return Rope(theta, "yarn", factor, float(fields.mscale), every)
     if fields.yarn_rotary_scaling_factor is not None:
         return _yarn(theta, fields)
+    share = min(float(fields.rotary_percent or 1.0), 1.0)
     if fields.rope_scaling:
-        return Rope(theta, "llama3", float(fields.rope_scaling_factor))
+        return Rope(theta, "llama3", float(fields.rope_scaling_factor), share=share)
     linear = fields.seq_len_interpolation_factor
-    return Rope(theta) if linear in (None, 1) else Rope(theta, "linear", float(linear))
+    return Rope(theta, share=share) if linear in (None, 1) else Rope(theta, "linear", float(linear), share=share)
 
 
 def _yarn(theta: float, fields: Any) -> Rope:
-    """Of attention that is not latent; what no flag gave is as Megatron's configuration has it."""
+    """Of attention that is not latent; what no flag gave is as Megatron's configuration has it.
+
+    Megatron turns whole heads there, whatever ``--rotary-percent`` is.
+    """
 
     def value(name: str, default: float) -> Any:
         found = getattr(fields, f"yarn_{name}")
@@ -112,13 +116,17 @@ def _rows(args: Namespace, vocab: int | None) -> int:
 
 
 def architecture_of_args(
-    args: Namespace, vocab: int | None = None, family: str | None = None, rather: str | None = None
+    args: Namespace,
+    vocab: int | None = None,
+    family: str | None = None,
+    rather: str | None = None,
+    branch_norms: bool = False,
 ) -> tuple[Architecture, Multipliers]:
     """The architecture that a checkpoint's arguments built, and what it multiplies beside the weights.
 
     vocab: rows to keep of the padded vocabulary; None: those of the arguments, or all. family:
-    which stock model to write, None for the first that computes it, ``rather`` before others. Raises
-    UserError where none does.
+    which stock model to write, None for the first that computes it, ``rather`` before others. branch_norms:
+    whether the norm scheme has norms behind the branches. Raises UserError where none does.
     """
     fields = fields_of(args)
     latent, heads = _latent(fields), fields.num_attention_heads
@@ -139,6 +147,7 @@ def architecture_of_args(
         linear_bias=bool(fields.add_bias_linear),
         qk_norm=bool(fields.qk_layernorm) and latent is None,
         unrotated=_unrotated(fields),
+        branch_norms=branch_norms,
         rope=_rope(fields),
         latent=latent,
         experts=_experts(fields),

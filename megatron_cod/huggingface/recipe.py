@@ -52,6 +52,8 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe |= _yarn_recipe(arch.rope)
     if arch.rope.kind == "linear":
         recipe["rotary-seq-len-interpolation-factor"] = int(arch.rope.factor)
+    if arch.rope.share != 1.0:
+        recipe["rotary-percent"] = arch.rope.share
     if arch.experts is not None:
         recipe |= _experts_recipe(arch, arch.experts)
     return recipe

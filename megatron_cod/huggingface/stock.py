@@ -21,8 +21,8 @@ num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_c
 qk_layernorm multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim num_moe_experts
 moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expert_intermediate_size
 share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
-rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim moe_router_topk
-moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
+rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim rotary_percent
+moe_router_topk moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
 moe_router_score_function no_rope_freq
 """
 CARRIED = frozenset(_CARRIED.split()) | YARN
@@ -37,7 +37,6 @@ STOCK: Mapping[str, tuple[Any, ...]] = {
     "activation_func": ("silu",),
     "position_embedding_type": ("rope", "yarn"),
     "apply_residual_connection_post_layernorm": (False,),
-    "rotary_percent": (1.0,),
     "rotary_interleaved": (False,),
     "mrope_section": (None,),
     "window_size": (None,),

@@ -49,6 +49,7 @@ LATENT = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.5,
 }
+GLM = {"pad_token_id": 0, "eos_token_id": 2, "rms_norm_eps": 1.5625e-7}
 # name -> (class, what differs from BASE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
@@ -118,6 +119,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": (
         "SmolLM3ForCausalLM",
         {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+    "glm4": ("Glm4ForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
+    "glm4 whole heads": (
+        "Glm4ForCausalLM",
+        {
+            **GLM,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "partial_rotary_factor": 1.0,
+            },
+        },
     ),
     "deepseek v2": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None}),
     "deepseek v2 yarn": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": 16, "rope_parameters": YARN}),

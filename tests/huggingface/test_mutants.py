@@ -77,6 +77,20 @@ def with_recipe(change):
     return put
 
 
+def halves(join):
+    return mapping_rows.QKV if join is mapping_rows.PAIRED_QKV else join
+
+
+def swapped_branch_norms(monkeypatch):
+    """The norm behind the attention is that behind the MLP."""
+    for name, family in table.FAMILIES.items():
+        norms = [row for row in family.rows if row.part in mapping_rows.BRANCH_NORMS]
+        if norms:
+            other = {norms[0]: replace(norms[0], hf=norms[1].hf), norms[1]: replace(norms[1], hf=norms[0].hf)}
+            changed = tuple(other.get(row, row) for row in family.rows)
+            monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))
+
+
 def swapped_qk_norms(monkeypatch):
     """The norm of the queries is that of the keys."""
     for name, family in table.FAMILIES.items():
@@ -103,6 +117,9 @@ MUTANTS = {
         "qwen3 moe dense first",
         with_recipe(lambda held: {**held, "moe-router-pre-softmax": False}),
     ),
+    "neighbouring channels as halves": ("glm4", with_join(halves)),
+    "RoPE on whole heads": ("glm4", with_recipe(lambda held: {**held, "rotary-percent": 1.0})),
+    "norms behind the branches swapped": ("glm4", swapped_branch_norms),
     "layers without RoPE shifted": (
         "smollm3",
         with_recipe(lambda held: {**held, "no-rope-freq": "[1,0,1,0]"}),

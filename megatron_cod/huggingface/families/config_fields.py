@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError
@@ -78,23 +79,23 @@ def read_rope(config: Config) -> Rope:
     strangers = sorted(given.keys() - _ROPE_KEYS)
     if strangers:
         raise UserError(f"config.json has RoPE with {', '.join(strangers)}, which is not known to be carried over")
-    only({**config, **given}, partial_rotary_factor=1.0)
+    share = float(given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if theta != int(theta):
         raise UserError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")
     kind = given.get("rope_type") or given.get("type") or "default"
     factor = float(given.get("factor") or 1.0)
     if kind == "default":
-        return Rope(theta)
+        return Rope(theta, share=share)
     if kind == "linear":
         if factor != int(factor):
             raise UserError(f"linear RoPE scaling by {factor}: Megatron's factor is a whole number")
-        return Rope(theta, kind, factor)
+        return Rope(theta, kind, factor, share=share)
     if kind == "llama3":
         _constants(given, LLAMA3)
-        return Rope(theta, kind, factor)
+        return Rope(theta, kind, factor, share=share)
     if kind == "yarn":
-        return _read_yarn(theta, given, config)
+        return replace(_read_yarn(theta, given, config), share=share)
     raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3 and yarn")
 
 

@@ -1,0 +1,37 @@
+"""A stock architecture of Hugging Face: its mapping table, how its config reads and writes, what its model computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.config_fields import Config
+from megatron_cod.huggingface.families.mapping_rows import Row
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of ``table.FAMILIES``."""
+
+    name: str
+    """Its ``model_type``."""
+    model_class: str
+    """What ``architectures`` names."""
+    rows: tuple[Row, ...]
+    read: Callable[[Config], dict[str, Any]]
+    """Fields of ``Architecture`` beyond ``read_common``; UserError for what Megatron's model does not compute."""
+    write: Callable[[Architecture], dict[str, Any]]
+    """Keys of the config beyond those that all families have."""
+    needs: frozenset[str] = frozenset()
+    """``Architecture.features`` that its model always has."""
+    may_have: frozenset[str] = frozenset()
+    """Those that it can have or not; with any other it does not compute the model."""
+    fits: Callable[[Architecture], bool] = lambda _arch: True
+    """What else decides whether its model computes an architecture: sizes, kinds of router."""
+
+    def expresses(self, arch: Architecture) -> bool:
+        """Whether the stock model computes this architecture."""
+        found = arch.features()
+        return self.needs <= found <= self.needs | self.may_have and self.fits(arch)
