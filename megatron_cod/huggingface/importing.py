@@ -164,8 +164,9 @@ def import_model(
     wanted = list(units(get_family(arch.family).rows, arch))
     notes += _check_tensors(source, wanted, arch)
     originals = companions.Originals(job.model)
+    change = Change(held, scheme, originals, arch.multipliers.residual)
     lost: list[int] = []
-    pieces = plan_pieces(source, wanted, arch, Change(held, scheme, originals), lost.append)
+    pieces = plan_pieces(source, wanted, arch, change, lost.append)
     notes += originals.notes()
     for note in notes:
         log(f"note: {note}")
@@ -185,7 +186,7 @@ def import_model(
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:
-            log(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
+            log(_verified(job, part.folder, change, source, wanted, arch, megatron))
     except UserError:
         part.discard()
         raise
@@ -247,7 +248,7 @@ def _verified(
 def _with_factors(source: Source, wanted: list[Unit], change: Change) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for unit in wanted:
-        lacking, _ = change.factors(unit)
+        lacking = change.held.factor(unit.row.part, unit.layer)
         state |= {name: fold(source.read(name), lacking, torch.float32) for name in unit.names}
     return state
 

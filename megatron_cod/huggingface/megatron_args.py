@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
-from megatron_cod.huggingface.stock import Multipliers, fields_of, multipliers_of
+from megatron_cod.huggingface.stock import WeightFactors, fields_of, multipliers_of, weight_factors
 
 
 def _rope(fields: Any) -> Rope:
@@ -121,8 +122,8 @@ def architecture_of_args(
     family: str | None = None,
     rather: str | None = None,
     branch_norms: bool = False,
-) -> tuple[Architecture, Multipliers]:
-    """The architecture that a checkpoint's arguments built, and what it multiplies beside the weights.
+) -> tuple[Architecture, WeightFactors]:
+    """The architecture that a checkpoint's arguments built, and what its weights lack in a model without multipliers.
 
     vocab: rows to keep of the padded vocabulary; None: those of the arguments, or all. family:
     which stock model to write, None for the first that computes it, ``rather`` before others. branch_norms:
@@ -155,5 +156,7 @@ def architecture_of_args(
     if family is None and rather in FAMILIES and FAMILIES[rather].expresses(arch):
         family = rather
     chosen = choose_family(arch, family)
-    multipliers = multipliers_of(fields, arch.head_dim, arch.tied, latent is not None)
-    return Architecture(**{**vars(arch), "family": chosen.name}), multipliers
+    arch, multipliers = replace(arch, family=chosen.name), multipliers_of(fields)
+    if chosen.multiplies:
+        return replace(arch, multipliers=multipliers), WeightFactors()
+    return arch, weight_factors(multipliers, arch.head_dim, arch.tied)

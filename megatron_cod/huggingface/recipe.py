@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Multipliers, Rope
 
 
 def _whole(value: float) -> int | float:
@@ -56,7 +57,22 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe["rotary-percent"] = arch.rope.share
     if arch.experts is not None:
         recipe |= _experts_recipe(arch, arch.experts)
-    return recipe
+    return recipe | _multiplier_recipe(arch.multipliers, arch)
+
+
+def _multiplier_recipe(multipliers: Multipliers, arch: Architecture) -> dict[str, Any]:
+    """muP's fields, at a base width that is the model's: rates and initialisation stay as they are without muP."""
+    if replace(multipliers, residual=1.0) == Multipliers():
+        return {}
+    recipe: dict[str, Any] = {
+        "use-mup": True,
+        "mup-base-hidden-size": arch.hidden,
+        "mup-embedding-mult": multipliers.embedding,
+        "mup-output-mult": multipliers.logits,
+        "mup-attn-scale-power": 0.5 if multipliers.attention is None else 1.0,
+    }
+    scale = (multipliers.attention or 0.0) * arch.head_dim  # of Megatron's 1/head size
+    return recipe | ({"mup-base-head-dim": scale**2} if multipliers.attention is not None and scale != 1.0 else {})
 
 
 def _yarn_recipe(rope: Rope) -> dict[str, Any]:

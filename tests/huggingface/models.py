@@ -120,6 +120,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "SmolLM3ForCausalLM",
         {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     ),
+    "granite": (
+        "GraniteForCausalLM",
+        {
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.25,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granite scaled": (
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.21,
+            "residual_multiplier": 0.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
     "glm4 whole heads": (
         "Glm4ForCausalLM",

@@ -40,6 +40,8 @@ def layouts(name):
     "qwen3 moe dense first-one",
     "phi3-tp2",
     "smollm3-tp2",
+    "granite-tp2",
+    "granite scaled-pp2",
     "glm4-tp2",
     "glm4-pp2",
     "glm4 whole heads-one",

@@ -23,8 +23,8 @@ SIZES = {
     "eps",
     "positions",
 }
-"""Any model may have any, and all stock models may tie their head."""
-FREE_FIELDS = SIZES | {"tied"}
+"""Any model may have any, and all stock models may tie their head; multipliers go into weights."""
+FREE_FIELDS = SIZES | {"tied", "multipliers"}
 OTHERS = {
     "qkv_bias": True,
     "linear_bias": True,

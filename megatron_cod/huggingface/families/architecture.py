@@ -71,10 +71,22 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Multipliers:
+    """What a model multiplies beside its weights."""
+
+    embedding: float = 1.0
+    attention: float | None = None
+    """Products of queries and keys; None for 1/sqrt(head size)."""
+    residual: float = 1.0
+    """The output of each branch."""
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder-only model: RMSNorm before each branch, SwiGLU, rotary positions.
 
-    Every field is a size, or counts in ``features``.
+    Every field is a size, or counts in ``features``; multipliers can be folded into weights of any family.
     """
 
     family: str
@@ -102,6 +114,7 @@ class Architecture:
     rope: Rope = field(default_factory=Rope)
     latent: Latent | None = None
     experts: Experts | None = None
+    multipliers: Multipliers = field(default_factory=Multipliers)
 
     def is_expert_layer(self, layer: int) -> bool:
         """Whether a layer (from 1) has experts."""

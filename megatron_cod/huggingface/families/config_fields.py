@@ -19,7 +19,7 @@ partial_rotary_factor quantization_config attention_bias mlp_bias sliding_window
 num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
 routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
 kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts decoder_sparse_step mlp_only_layers
-no_rope_layers no_rope_layer_interval
+no_rope_layers no_rope_layer_interval embedding_multiplier attention_multiplier residual_multiplier logits_scaling
 """
 READ = frozenset(_READ.split())
 """Keys of a config that a family reads, or refuses but for one value."""

@@ -30,6 +30,8 @@ class Family:
     """Those that it can have or not; with any other it does not compute the model."""
     fits: Callable[[Architecture], bool] = lambda _arch: True
     """What else decides whether its model computes an architecture: sizes, kinds of router."""
+    multiplies: bool = False
+    """Whether its model has ``Multipliers``; those of others are folded into weights."""
 
     def expresses(self, arch: Architecture) -> bool:
         """Whether the stock model computes this architecture."""

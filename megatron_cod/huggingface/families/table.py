@@ -17,6 +17,7 @@ from megatron_cod.huggingface.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from megatron_cod.huggingface.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from megatron_cod.huggingface.families.family import Family
 from megatron_cod.huggingface.families.glm4 import GLM4
+from megatron_cod.huggingface.families.granite import GRANITE
 from megatron_cod.huggingface.families.mixtral import MIXTRAL
 from megatron_cod.huggingface.families.phi3 import PHI3
 from megatron_cod.huggingface.families.qwen3_moe import QWEN3_MOE
@@ -24,7 +25,7 @@ from megatron_cod.huggingface.families.qwen3_moe import QWEN3_MOE
 # An export takes the first that computes the model.
 _ROWS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
-    GLM4,
+    *(GRANITE, GLM4),
     *(QWEN3_MOE, MIXTRAL, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 
