@@ -21,6 +21,7 @@ from megatron_cod.huggingface.families.granite import GRANITE
 from megatron_cod.huggingface.families.mixtral import MIXTRAL
 from megatron_cod.huggingface.families.phi3 import PHI3
 from megatron_cod.huggingface.families.qwen3_moe import QWEN3_MOE
+from megatron_cod.huggingface.families.unsupported import UNSUPPORTED
 
 # An export takes the first that computes the model.
 _ROWS = (
@@ -34,6 +35,8 @@ FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 
 def get_family(name: str) -> Family:
     """The row called ``name``; UserError names the known ones."""
+    if name in UNSUPPORTED:
+        raise UserError(f"architecture {name!r} cannot be carried over: {UNSUPPORTED[name]}")
     if name not in FAMILIES:
         raise UserError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
