@@ -89,7 +89,7 @@ def exported(
         make = partial(making.make, unit, kept)
         exact = partial(making.make, unit, torch.float32)
         parcels.append(Parcel(unit.names, unit.shapes, (kept,) * len(unit.names), make, exact))
-        if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0:
+        if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0 and not making.less_one:
             originals[unit.names[0]] = partial(plain_norm, checkpoint, unit)
     widest = dtype or max((parcel.dtypes[0] for parcel in parcels), key=lambda found: found.itemsize)
     if not fold_factors and not scheme.is_stock:
@@ -117,11 +117,10 @@ def _with_residual(
 
     Only where rows are in fp32, as an import has them: of narrower ones the quotient would be rounded a second time.
     """
-    outputs = [checkpoint.dtype(unit) for unit in wanted if unit.row.part in OUTPUTS]
-    if not get_family(arch.family).multiplies or set(outputs) != {torch.float32}:
-        return arch
-    residual = float(like.get("residual_multiplier") or 1.0)
-    return replace(arch, multipliers=replace(arch.multipliers, residual=residual))
+    outputs = {checkpoint.dtype(unit) for unit in wanted if unit.row.part in OUTPUTS}
+    residual = float(like.get("residual_multiplier") or 1.0) if outputs == {torch.float32} else 1.0
+    asked = replace(arch, multipliers=replace(arch.multipliers, residual=residual))
+    return replace(arch, multipliers=get_family(arch.family).multiplies(asked))
 
 
 def _short(dtype: torch.dtype) -> str:

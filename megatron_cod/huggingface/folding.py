@@ -187,3 +187,18 @@ def unfold(folded: Tensor, factor: float) -> tuple[Tensor, int]:
     # The factor as fp32 has it, which is what the forward multiplies by; the quotient is rounded once.
     found = (folded.double() / torch.tensor(factor, dtype=torch.float32).double()).float()
     return found, int((fold(found, factor, folded.dtype) != folded).sum())
+
+
+def fold_less_one(
+    weight: Tensor, factor: float | Tensor, dtype: torch.dtype, *, stored_less_one: bool = True
+) -> Tensor:
+    """gamma times factor, less 1, rounded once to ``dtype``; weight [hidden]: gamma less 1, or gamma itself."""
+    exact = weight.double() + float(stored_less_one)
+    factor = factor.double() if isinstance(factor, Tensor) else factor
+    return (exact * factor - 1.0).to(dtype)
+
+
+def unfold_less_one(folded: Tensor, held: float, wanted: float) -> tuple[Tensor, int]:
+    """Gammas less 1 in fp32 that lack the factor ``wanted``, of those that lack ``held``, and how many do not fold back."""
+    found = ((folded.double() + 1.0) * (held / wanted) - 1.0).float()
+    return found, int((fold_less_one(found, wanted / held, folded.dtype) != folded).sum())

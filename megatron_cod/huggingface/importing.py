@@ -23,9 +23,17 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.mapping_rows import Unit, units
+from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, stock_scheme, unfoldable_schemes
+from megatron_cod.huggingface.folding import (
+    Folding,
+    fold,
+    fold_less_one,
+    folding,
+    folding_of,
+    stock_scheme,
+    unfoldable_schemes,
+)
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
@@ -236,7 +244,7 @@ def _verified(
         model = loaded_whole(job.model, left_over=False)
     else:  # the stored numbers lack factors, which a stock loader does not know of
         config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
-        model = model_of(config, _with_factors(source, wanted, change), job.model.name)
+        model = model_of(config, _with_factors(source, wanted, arch, change), job.model.name)
     expected = logits_of(model, tokens)
     del model
     found = logits_or_reason(megatron, folder, tokens)
@@ -245,11 +253,13 @@ def _verified(
     return "verified: " + compare(expected, found, "transformers and Megatron")
 
 
-def _with_factors(source: Source, wanted: list[Unit], change: Change) -> dict[str, torch.Tensor]:
+def _with_factors(source: Source, wanted: list[Unit], arch: Architecture, change: Change) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
+    less_one = get_family(arch.family).less_one
     for unit in wanted:
         lacking = change.held.factor(unit.row.part, unit.layer)
-        state |= {name: fold(source.read(name), lacking, torch.float32) for name in unit.names}
+        whole = fold_less_one if less_one and unit.row.part in NORMS else fold
+        state |= {name: whole(source.read(name), lacking, torch.float32) for name in unit.names}
     return state
 
 

@@ -10,6 +10,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
 from megatron_cod.huggingface.stock import WeightFactors, fields_of, multipliers_of, weight_factors
+from megatron_cod.schemes.activation import GELU_TANH
 
 
 def _rope(fields: Any) -> Rope:
@@ -72,6 +73,16 @@ def _dense_layers(fields: Any) -> int:
     if isinstance(pattern, list) and pattern == sorted(pattern) and set(pattern) <= {0, 1}:
         return pattern.count(0)
     raise UserError(f"--moe-layer-freq {pattern}: a stock model has dense layers first, then experts")
+
+
+def _activation(fields: Any) -> str:
+    known = {"silu": "silu", GELU_TANH: "gelu_tanh"}
+    if fields.activation_func not in known:
+        raise UserError(
+            f"the checkpoint was trained with --swiglu (activation_func) {fields.activation_func}, which no stock model "
+            "computes"
+        )
+    return known[fields.activation_func]
 
 
 def _experts(fields: Any) -> Experts | None:
@@ -149,6 +160,7 @@ def architecture_of_args(
         qk_norm=bool(fields.qk_layernorm) and latent is None,
         unrotated=_unrotated(fields),
         branch_norms=branch_norms,
+        activation=_activation(fields),
         rope=_rope(fields),
         latent=latent,
         experts=_experts(fields),
@@ -157,6 +169,5 @@ def architecture_of_args(
         family = rather
     chosen = choose_family(arch, family)
     arch, multipliers = replace(arch, family=chosen.name), multipliers_of(fields)
-    if chosen.multiplies:
-        return replace(arch, multipliers=multipliers), WeightFactors()
-    return arch, weight_factors(multipliers, arch.head_dim, arch.tied)
+    own = chosen.multiplies(replace(arch, multipliers=multipliers))
+    return replace(arch, multipliers=own), weight_factors(multipliers, own, arch.head_dim, arch.tied)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Multipliers, Rope
+from megatron_cod.huggingface.families.table import get_family
 
 
 def _whole(value: float) -> int | float:
@@ -40,6 +41,10 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
             recipe |= {"group-query-attention": True, "num-query-groups": arch.groups}
     else:
         recipe |= _latent_recipe(arch.latent, arch.rope)
+    if arch.activation == "gelu_tanh":
+        recipe["geglu"] = True
+    if get_family(arch.family).less_one:
+        recipe["apply-layernorm-1p"] = True
     if arch.qkv_bias:
         recipe["add-qkv-bias"] = True
     if arch.qk_norm:
@@ -130,17 +135,20 @@ def _experts_recipe(arch: Architecture, experts: Experts) -> dict[str, Any]:
 
 
 def namespace_of(recipe: dict[str, Any]) -> argparse.Namespace:
-    """Megatron's arguments for a recipe, as its own parser gives them: what a checkpoint keeps of a run.
+    """Megatron's arguments for a recipe, as its own parser gives them: what a checkpoint keeps of a run; ours beside.
 
     Fields that Megatron derives when it validates (``group_query_attention`` is one) are as the recipe has them.
     """
     from megatron.training.arguments import add_megatron_arguments
 
     flags: list[str] = []
+    own = {"geglu": recipe.get("geglu", False)}
     for key, value in recipe.items():
+        if key in own:
+            continue
         if isinstance(value, bool):
             flags += [f"--{key}"] if value else []
         elif value is not None:
             flags.append(f"--{key}={value}")
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    return parser.parse_args(flags)
+    return parser.parse_args(flags, argparse.Namespace(**own))

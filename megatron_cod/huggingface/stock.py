@@ -16,6 +16,7 @@ from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS
 from megatron_cod.checkpoint.function_record import RECORD, flag_of, routing
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Multipliers
+from megatron_cod.schemes.activation import GELU_TANH
 
 _CARRIED = """
 num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_channels add_bias_linear add_qkv_bias
@@ -24,7 +25,7 @@ moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expe
 share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
 rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim rotary_percent
 moe_router_topk moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
-moe_router_score_function no_rope_freq
+moe_router_score_function no_rope_freq activation_func
 """
 CARRIED = frozenset(_CARRIED.split()) | YARN
 """Read into ``Architecture``, or into how tensors are written."""
@@ -35,7 +36,6 @@ FOLDED = frozenset(("use_mup", "softmax_scale", "mup_embedding_mult", "mup_outpu
 STOCK: Mapping[str, tuple[Any, ...]] = {
     "normalization": ("RMSNorm",),
     "gated_linear_unit": (True,),
-    "activation_func": ("silu",),
     "position_embedding_type": ("rope", "yarn"),
     "apply_residual_connection_post_layernorm": (False,),
     "rotary_interleaved": (False,),
@@ -148,7 +148,7 @@ def _from_arguments(args: Namespace) -> dict[str, Any]:
         "num_moe_experts": args.num_experts,
         "share_embeddings_and_output_weights": not args.untie_embeddings_and_output_weights,
         "gated_linear_unit": swiglu or quick,
-        "activation_func": "silu" if swiglu else "quick_gelu" if quick else "gelu",
+        "activation_func": _activation_of(args),
         "num_query_groups": args.num_query_groups if args.group_query_attention else heads,
         "kv_channels": args.kv_channels or args.hidden_size // heads,
         "rope_scaling": getattr(args, "use_rope_scaling", False),
@@ -158,6 +158,12 @@ def _from_arguments(args: Namespace) -> dict[str, Any]:
         "rope_type": getattr(args, "rope_type", None) or "yarn",
     }
     return found | mup
+
+
+def _activation_of(args: Namespace) -> str:
+    if args.swiglu:
+        return GELU_TANH if getattr(args, "geglu", False) else "silu"
+    return "quick_gelu" if getattr(args, "quick_geglu", False) else "gelu"
 
 
 def _mup_of_import(args: Namespace) -> dict[str, Any]:
@@ -177,9 +183,10 @@ def multipliers_of(fields: SimpleNamespace) -> Multipliers:
     return Multipliers(float(embedding), None if scale is None else float(scale), logits=float(logits))
 
 
-def weight_factors(multipliers: Multipliers, head_dim: int, tied: bool) -> WeightFactors:
-    """The same folded into weights."""
-    queries = 1.0 if multipliers.attention is None else multipliers.attention * head_dim**0.5
+def weight_factors(asked: Multipliers, own: Multipliers, head_dim: int, tied: bool) -> WeightFactors:
+    """What of ``asked`` goes into the weights of a stock model that multiplies ``own`` itself."""
+    scales = [head_dim**-0.5 if one.attention is None else one.attention for one in (asked, own)]
+    embedding = asked.embedding / own.embedding
     # The head's rows are the embedding's where they are tied: what they carry too much, the norm before them takes off.
-    carried = multipliers.embedding if tied else 1.0
-    return WeightFactors(queries, multipliers.embedding, multipliers.logits / carried)
+    final_norm = asked.logits / own.logits / (embedding if tied else 1.0)
+    return WeightFactors(1.0 if scales[0] == scales[1] else scales[0] / scales[1], embedding, final_norm)

@@ -49,6 +49,8 @@ LATENT = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.5,
 }
+GEMMA = {"head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+UNCAPPED = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": ["full_attention"] * 4}
 GLM = {"pad_token_id": 0, "eos_token_id": 2, "rms_norm_eps": 1.5625e-7}
 # name -> (class, what differs from BASE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -140,6 +142,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "gemma": ("GemmaForCausalLM", {**GEMMA, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 24}),
+    "gemma3": ("Gemma3ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
     "glm4 whole heads": (
         "Glm4ForCausalLM",
@@ -178,7 +183,7 @@ def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32, **sa
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if "norm" in key:
-                value.copy_(1 + 0.3 * torch.randn_like(value))
+                value.copy_((not name.startswith("gemma")) + 0.3 * torch.randn_like(value))
             elif "bias" in key:
                 value.copy_(0.2 * torch.randn_like(value))
             elif "inv_freq" not in key:

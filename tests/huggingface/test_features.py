@@ -31,6 +31,7 @@ OTHERS = {
     "qk_norm": True,
     "unrotated": (2,),
     "branch_norms": True,
+    "activation": "gelu_tanh",
     "latent": Latent(16, 8, 8, 12),
     "experts": Experts(4, 2, 24),
 }

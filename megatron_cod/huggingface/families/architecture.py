@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 LATENT, EXPERTS, QK_NORM = "latent attention", "experts", "norms of queries and keys"
 QKV_BIAS, BIASES = "biases of q, k, v", "biases"
 UNROTATED, PARTIAL_ROPE = "layers without RoPE", "RoPE on a part of each head"
-BRANCH_NORMS = "norms behind the branches"
+BRANCH_NORMS, GEGLU = "norms behind the branches", "GeGLU"
 LINEAR, LLAMA3, YARN = "linear RoPE", "llama3 RoPE", "yarn RoPE"
 SCALED_ROPE = frozenset((LINEAR, LLAMA3, YARN))
 """Features that a stock model may have, or not."""
@@ -84,7 +84,7 @@ class Multipliers:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model: RMSNorm before each branch, SwiGLU, rotary positions.
+    """A decoder-only model: RMSNorm before each branch, gated MLPs, rotary positions.
 
     Every field is a size, or counts in ``features``; multipliers can be folded into weights of any family.
     """
@@ -111,6 +111,8 @@ class Architecture:
     """Layers (from 1) without rotary positions."""
     branch_norms: bool = False
     """An RMSNorm behind each branch, too."""
+    activation: str = "silu"
+    """Of the MLPs' gate: silu or gelu_tanh."""
     rope: Rope = field(default_factory=Rope)
     latent: Latent | None = None
     experts: Experts | None = None
@@ -130,6 +132,7 @@ class Architecture:
             BIASES: self.linear_bias,
             UNROTATED: bool(self.unrotated),
             BRANCH_NORMS: self.branch_norms,
+            GEGLU: self.activation == "gelu_tanh",
             PARTIAL_ROPE: self.rope.share != 1.0,
             f"{self.rope.kind} RoPE": self.rope.kind != "default",
         }

@@ -20,6 +20,8 @@ num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_s
 routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
 kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts decoder_sparse_step mlp_only_layers
 no_rope_layers no_rope_layer_interval embedding_multiplier attention_multiplier residual_multiplier logits_scaling
+hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping use_bidirectional_attention
+rope_local_base_freq
 """
 READ = frozenset(_READ.split())
 """Keys of a config that a family reads, or refuses but for one value."""
@@ -43,6 +45,9 @@ YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings":
 _ROPE_KEYS = {*LLAMA3, *YARN, "rope_type", "type", "rope_theta", "factor", "mscale", "mscale_all_dim"}
 _ROPE_KEYS |= {"partial_rotary_factor", "attention_factor", "truncate", "short_factor", "long_factor"}
 
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Of the gate, by Hugging Face's names."""
 
 NO_WINDOW: Config = {"use_sliding_window": False, "sliding_window": None}
 """What is written for a family whose layers may have windows."""
@@ -161,12 +166,23 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
+def name_of(activation: str) -> str:
+    """Hugging Face's name of a gate's activation."""
+    return next(name for name, kind in ACTIVATIONS.items() if kind == activation)
+
+
+def _activation(config: Config) -> str:
+    name = "hidden_act" if config.get("hidden_activation") is None else "hidden_activation"
+    found = config.get(name, "silu")
+    if found not in ACTIVATIONS:
+        raise UserError(f"config.json has {name} {found!r}; only {', '.join(ACTIVATIONS)} can be carried over")
+    return ACTIVATIONS[found]
+
+
 def read_common(config: Config) -> dict[str, Any]:
     """The fields of ``Architecture`` that every family spells alike."""
     if config.get("quantization_config"):
         raise UserError("the weights are quantised (quantization_config); convert them to bfloat16 first")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UserError(f"config.json has hidden_act {config['hidden_act']!r}; only silu can be carried over")
     hidden, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
@@ -184,6 +200,7 @@ def read_common(config: Config) -> dict[str, Any]:
         "padded_vocab": vocab,
         "eps": float(need(config, "rms_norm_eps")),
         "positions": int(need(config, "max_position_embeddings")),
+        "activation": _activation(config),
         "tied": bool(config.get("tie_word_embeddings", False)),
         "rope": read_rope(config),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.architecture import Architecture, Multipliers
 from megatron_cod.huggingface.families.config_fields import Config
 from megatron_cod.huggingface.families.mapping_rows import Row
 
@@ -30,8 +30,12 @@ class Family:
     """Those that it can have or not; with any other it does not compute the model."""
     fits: Callable[[Architecture], bool] = lambda _arch: True
     """What else decides whether its model computes an architecture: sizes, kinds of router."""
-    multiplies: bool = False
-    """Whether its model has ``Multipliers``; those of others are folded into weights."""
+    multiplies: Callable[[Architecture], Multipliers] = lambda _arch: Multipliers()
+    """What its model of this architecture multiplies; what is asked for beside that is folded into weights."""
+    less_one: bool = False
+    """Whether the weights of its norms are gamma less 1."""
+    prepare: Callable[[Config], Config] = lambda config: config
+    """A config with keys that only this family spells so in the common spelling; UserError as ``read``."""
 
     def expresses(self, arch: Architecture) -> bool:
         """Whether the stock model computes this architecture."""

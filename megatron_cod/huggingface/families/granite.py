@@ -32,4 +32,12 @@ def _write(arch: Architecture) -> dict[str, Any]:
     return {**write_biases(arch), **dict(zip(_MULTIPLIERS, map(_short, values), strict=True))}
 
 
-GRANITE = Family("granite", "GraniteForCausalLM", ROWS, _read, _write, may_have=SCALED_ROPE | {BIASES}, multiplies=True)
+GRANITE = Family(
+    "granite",
+    "GraniteForCausalLM",
+    ROWS,
+    _read,
+    _write,
+    may_have=SCALED_ROPE | {BIASES},
+    multiplies=lambda arch: arch.multipliers,
+)

@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError, bad_input
-from megatron_cod.huggingface.families.architecture import PARTIAL_ROPE, Architecture
+from megatron_cod.huggingface.families.architecture import GEGLU, PARTIAL_ROPE, Architecture
 from megatron_cod.huggingface.families.config_fields import (
     Config,
     check_latent_rope,
+    name_of,
     read_common,
     write_rope,
 )
 from megatron_cod.huggingface.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from megatron_cod.huggingface.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from megatron_cod.huggingface.families.family import Family
+from megatron_cod.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
 from megatron_cod.huggingface.families.glm4 import GLM4
 from megatron_cod.huggingface.families.granite import GRANITE
 from megatron_cod.huggingface.families.mixtral import MIXTRAL
@@ -26,7 +28,7 @@ from megatron_cod.huggingface.families.unsupported import UNSUPPORTED
 # An export takes the first that computes the model.
 _ROWS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
-    *(GRANITE, GLM4),
+    *(GRANITE, GLM4, GEMMA, GEMMA2, GEMMA3),
     *(QWEN3_MOE, MIXTRAL, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 
@@ -69,10 +71,15 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     """
     family = get_family(str(config.get("model_type") or "(none)"))
     with bad_input("config.json"):
+        config = family.prepare(config)
         arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
     if arch.latent is not None:
         check_latent_rope(arch.rope)
     _check_share(arch, family)
+    if GEGLU in arch.features() - family.may_have:
+        raise UserError(
+            f"config.json has the gate {arch.activation}, which is not known in {family.name}; only silu is"
+        )
     notes = []
     window = _window(config)
     if window and int(window) < arch.positions:
@@ -123,7 +130,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
         "num_attention_heads": arch.heads,
         "num_key_value_heads": arch.groups,
         "head_dim": arch.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": name_of(arch.activation),
         "max_position_embeddings": arch.positions,
         "rms_norm_eps": arch.eps,
         "tie_word_embeddings": arch.tied,
