@@ -129,6 +129,9 @@ MUTANTS = {
     "the logits' multiplier": ("granite", with_recipe(lambda held: {**held, "mup-output-mult": 1.0})),
     "the attention's multiplier": ("granite", with_recipe(lambda held: {**held, "mup-attn-scale-power": 0.5})),
     "the branches' multiplier": ("granite", unscaled_branches),
+    "gamma for gamma less 1": ("gemma", with_recipe(lambda held: {**held, "apply-layernorm-1p": False})),
+    "the scale of the embedding": ("gemma3", with_recipe(lambda held: {**held, "mup-embedding-mult": 1.0})),
+    "silu for gelu": ("gemma2", with_recipe(lambda held: {**held, "geglu": False})),
     "layers without RoPE shifted": (
         "smollm3",
         with_recipe(lambda held: {**held, "no-rope-freq": "[1,0,1,0]"}),

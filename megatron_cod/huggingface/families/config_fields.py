@@ -19,12 +19,10 @@ partial_rotary_factor quantization_config attention_bias mlp_bias sliding_window
 num_experts_per_tok num_local_experts moe_intermediate_size n_routed_experts n_shared_experts first_k_dense_replace
 routed_scaling_factor norm_topk_prob scoring_func topk_method n_group topk_group moe_layer_freq rope_interleave
 kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_experts decoder_sparse_step mlp_only_layers
-no_rope_layers no_rope_layer_interval embedding_multiplier attention_multiplier residual_multiplier logits_scaling
-hidden_activation query_pre_attn_scalar attn_logit_softcapping final_logit_softcapping use_bidirectional_attention
-rope_local_base_freq
+no_rope_layers no_rope_layer_interval
 """
 READ = frozenset(_READ.split())
-"""Keys of a config that a family reads, or refuses but for one value."""
+"""Keys of a config that families read, or refuse but for one value; what a single one has is in its ``Family.reads``."""
 
 _FREE = """
 transformers_version architectures output_hidden_states return_dict dtype torch_dtype chunk_size_feed_forward
@@ -172,10 +170,9 @@ def name_of(activation: str) -> str:
 
 
 def _activation(config: Config) -> str:
-    name = "hidden_act" if config.get("hidden_activation") is None else "hidden_activation"
-    found = config.get(name, "silu")
+    found = config.get("hidden_act", "silu")
     if found not in ACTIVATIONS:
-        raise UserError(f"config.json has {name} {found!r}; only {', '.join(ACTIVATIONS)} can be carried over")
+        raise UserError(f"config.json has hidden_act {found!r}; only {', '.join(ACTIVATIONS)} can be carried over")
     return ACTIVATIONS[found]
 
 

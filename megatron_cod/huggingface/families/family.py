@@ -34,6 +34,10 @@ class Family:
     """What its model of this architecture multiplies; what is asked for beside that is folded into weights."""
     less_one: bool = False
     """Whether the weights of its norms are gamma less 1."""
+    reads: frozenset[str] = frozenset()
+    """Keys that its config has beside ``config_fields.READ``, and that ``read`` reads or refuses but for one value."""
+    free: frozenset[str] = frozenset()
+    """Further ones on which the function of a trained model does not hang."""
     prepare: Callable[[Config], Config] = lambda config: config
     """A config with keys that only this family spells so in the common spelling; UserError as ``read``."""
 

@@ -14,7 +14,7 @@ from megatron_cod.huggingface.families.architecture import (
     Architecture,
     Multipliers,
 )
-from megatron_cod.huggingface.families.config_fields import Config, name_of, only
+from megatron_cod.huggingface.families.config_fields import ACTIVATIONS, Config, name_of, only
 from megatron_cod.huggingface.families.dense import ROWS
 from megatron_cod.huggingface.families.family import Family
 
@@ -47,8 +47,19 @@ def _read(config: Config) -> dict[str, Any]:
     }
 
 
+def _common_gate(config: Config) -> Config:
+    """Gemma 2 and 3 have ``hidden_activation`` for ``hidden_act``."""
+    found = config.get("hidden_activation")
+    if found not in (None, *ACTIVATIONS):
+        raise UserError(
+            f"config.json has hidden_activation {found!r}; only {', '.join(ACTIVATIONS)} can be carried over"
+        )
+    return config if found is None else {**config, "hidden_act": found}
+
+
 def _plain_rope(config: Config) -> Config:
     """RoPE of Gemma 3, which has one for layers with a window and one for the others; UserError unless they agree."""
+    config = _common_gate(config)
     given = config.get("rope_parameters") or {}
     full, local = (given.get(f"{kind}_attention") for kind in ("full", "sliding"))
     if not isinstance(full, Mapping):
@@ -96,6 +107,8 @@ def _divides(arch: Architecture) -> bool:
     return arch.hidden % arch.heads == 0
 
 
+_SANDWICH_KEYS = frozenset({"use_bidirectional_attention", "hidden_activation", "query_pre_attn_scalar", *_CAPS})
+
 GEMMA = Family(
     "gemma",
     "GemmaForCausalLM",
@@ -105,6 +118,8 @@ GEMMA = Family(
     may_have=SCALED_ROPE | {GEGLU},
     multiplies=_own,
     less_one=True,
+    reads=frozenset({"use_bidirectional_attention"}),
+    free=frozenset({"hidden_activation"}),  # of older versions, beside hidden_act
 )
 GEMMA2 = Family(
     "gemma2",
@@ -117,6 +132,8 @@ GEMMA2 = Family(
     fits=_divides,
     multiplies=_own_scaled,
     less_one=True,
+    reads=_SANDWICH_KEYS,
+    prepare=_common_gate,
 )
 GEMMA3 = Family(
     "gemma3_text",
@@ -129,5 +146,7 @@ GEMMA3 = Family(
     fits=_divides,
     multiplies=_own_scaled,
     less_one=True,
+    reads=_SANDWICH_KEYS | {"rope_local_base_freq"},
+    free=frozenset({"_sliding_window_pattern", "sliding_window_pattern"}),  # layer_types follows from it
     prepare=_plain_rope,
 )

@@ -40,4 +40,5 @@ GRANITE = Family(
     _write,
     may_have=SCALED_ROPE | {BIASES},
     multiplies=lambda arch: arch.multipliers,
+    reads=frozenset(_MULTIPLIERS),
 )

@@ -114,6 +114,7 @@ FLAGS_ONCE = {
     *(
         "layerscale_init",
         "gamma_init",
+        "geglu",
         "backend",
         "override_scheme_check",
         "override_model_check",
