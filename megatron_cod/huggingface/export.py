@@ -100,7 +100,9 @@ def exported(
     stored = max((checkpoint.dtype(unit) for unit in wanted), key=lambda found: found.itemsize)
     if stored.itemsize > widest.itemsize:
         notes.append(f"weights are rounded from {_short(stored)} to {_short(widest)}: an import gives the rounded ones")
-    config = {**{key: value for key, value in like.items() if key not in _OVERRIDDEN}, **config_of(arch)}
+    # Without a tokenizer there is no padding: the id that a class has by default may be beyond the vocabulary.
+    others = {"pad_token_id": None, **{key: value for key, value in like.items() if key not in _OVERRIDDEN}}
+    config = {**others, **config_of(arch)}
     config |= {"torch_dtype": _short(widest), "dtype": _short(widest)}
     config[companions.KEY] = {
         **scheme.identity(),
