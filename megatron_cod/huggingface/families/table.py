@@ -35,9 +35,17 @@ _ROWS = (
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 
 
+def register_family(row: Family) -> Family:
+    """Add a row to ``FAMILIES``, behind the others, and return it. UserError for a name that another row has."""
+    if row.name in FAMILIES:
+        raise UserError(f"the family {row.name!r} is registered already")
+    FAMILIES[row.name] = row
+    return row
+
+
 def get_family(name: str) -> Family:
     """The row called ``name``; UserError names the known ones."""
-    if name in UNSUPPORTED:
+    if name in UNSUPPORTED and name not in FAMILIES:
         raise UserError(f"architecture {name!r} cannot be carried over: {UNSUPPORTED[name]}")
     if name not in FAMILIES:
         raise UserError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
@@ -49,10 +57,10 @@ def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
     if wanted is not None:
         family = get_family(wanted)
         if not family.expresses(arch):
-            fits = [row.name for row in _ROWS if row.expresses(arch)]
+            fits = [row.name for row in FAMILIES.values() if row.expresses(arch)]
             raise UserError(f"{wanted} does not compute this model; {', '.join(fits) or 'no known family'} does")
         return family
-    for row in _ROWS:
+    for row in FAMILIES.values():
         if row.expresses(arch):
             return row
     raise UserError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
