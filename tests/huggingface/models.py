@@ -145,6 +145,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("GemmaForCausalLM", {**GEMMA, "num_key_value_heads": 1}),
     "gemma2": ("Gemma2ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 24}),
     "gemma3": ("Gemma3ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}),
+    "glm": ("GlmForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
     "glm4": ("Glm4ForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
     "glm4 whole heads": (
         "Glm4ForCausalLM",

@@ -66,6 +66,22 @@ IMPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"norm-scheme": "sandwich_ln", "rotary-percent": 0.5, "add-qkv-bias": True, "kv-channels": 128},
     ),
+    "glm-4-9b-chat-hf": (
+        {
+            **_GLM,
+            "architectures": ["GlmForCausalLM"],
+            "model_type": "glm",
+            "attention_bias": True,
+            "hidden_size": 4096,
+            "intermediate_size": 13696,
+            "max_position_embeddings": 131072,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 40,
+            "rms_norm_eps": 1.5625e-07,
+            "rope_theta": 5000000.0,
+        },
+        {"norm-scheme": "pre_ln", "rotary-percent": 0.5, "norm-epsilon": 1.5625e-07, "rotary-base": 5000000},
+    ),
     "GLM-4-32B-0414": (
         {
             **_GLM,

@@ -45,6 +45,7 @@ def layouts(name):
     "gemma-tp2",
     "gemma2-one",
     "gemma3-pp2",
+    "glm-tp2",
     "glm4-tp2",
     "glm4-pp2",
     "glm4 whole heads-one",

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen3", "mixtral", "deepseek v3", "qwen3 moe", "phi3", "smollm3", "granite", "gemma"]
+    "name", ["llama", "qwen3", "mixtral", "deepseek v3", "qwen3 moe", "phi3", "smollm3", "granite", "gemma", "glm"]
 )
 @pytest.mark.parametrize("layout", [ONE, PP2], ids=["one", "pp2"])
 def test_as_lns_it_computes_the_same(tmp_path, name, layout):

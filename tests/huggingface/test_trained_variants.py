@@ -37,6 +37,7 @@ VARIANTS = {
     "qwen3": (["--qk-layernorm"], Layout(tp=2, pp=2)),
     "llama": (["--use-rope-scaling", "--rope-scaling-factor", "32", "--rotary-base", "500000"], Layout(tp=2)),
     "llama tied": ([], Layout(pp=2)),
+    "glm": (["--rotary-percent", "0.25", "--add-qkv-bias"], Layout(tp=2)),
     "gemma": (["--geglu", "--apply-layernorm-1p"], Layout(pp=2)),
     "glm4": (
         [*SANDWICH, "--group-query-attention", "--num-query-groups", "2", "--rotary-percent", "0.5"],
@@ -59,7 +60,7 @@ VARIANTS = {
 }
 
 
-SLOW = ("gemma", "gemma2", "gemma3_text", "qwen2", "llama tied", "qwen3_moe", "mixtral", "deepseek_v2")
+SLOW = ("glm", "gemma", "gemma2", "gemma3_text", "qwen2", "llama tied", "qwen3_moe", "mixtral", "deepseek_v2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])

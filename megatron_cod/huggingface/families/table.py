@@ -18,7 +18,7 @@ from megatron_cod.huggingface.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from megatron_cod.huggingface.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
 from megatron_cod.huggingface.families.family import Family
 from megatron_cod.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
-from megatron_cod.huggingface.families.glm4 import GLM4
+from megatron_cod.huggingface.families.glm import GLM, GLM4
 from megatron_cod.huggingface.families.granite import GRANITE
 from megatron_cod.huggingface.families.mixtral import MIXTRAL
 from megatron_cod.huggingface.families.phi3 import PHI3
@@ -28,7 +28,7 @@ from megatron_cod.huggingface.families.unsupported import UNSUPPORTED
 # An export takes the first that computes the model.
 _ROWS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
-    *(GRANITE, GLM4, GEMMA, GEMMA2, GEMMA3),
+    *(GRANITE, GLM, GLM4, GEMMA, GEMMA2, GEMMA3),
     *(QWEN3_MOE, MIXTRAL, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 
