@@ -17,13 +17,3 @@ def test_trains_and_computes_every_operation(world, tmp_path):
 def test_cpu_processes_train_beside_it():
     run = train_on_cpu(1, *DEBUG).succeeded()
     assert "no GPU found" in run.console and len(run.losses) == 4
-
-
-@pytest.mark.slow
-def test_geglu_trains_as_on_the_cpu(tmp_path):
-    """With Megatron's fusions as a GPU has them by default: none of them knows this gate."""
-    flags = [*DEBUG, "--use-cpu-initialization"]
-    run = train(1, tmp_path, *flags, "--geglu").succeeded()
-    assert not [name for name in run.reports[0] if name.startswith("!not computed")]
-    assert run.losses == pytest.approx(train_on_cpu(1, *flags, "--geglu").succeeded().losses, abs=2e-4)
-    assert run.losses != pytest.approx(train_on_cpu(1, *flags).succeeded().losses, abs=2e-4)
