@@ -7,7 +7,8 @@ import pytest
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, architecture_of, choose_family, config_of
-from tests.huggingface.models import BASE
+from megatron_cod.huggingface.importing import ImportJob, import_model
+from tests.huggingface.models import BASE, make_model
 
 PLAIN = Architecture("llama", 4, 32, 48, 4, 2, 8, 128, 128, 1e-6, 128)
 SIZES = {
@@ -84,3 +85,17 @@ def test_rejects_a_part_of_a_head_that_megatron_does_not_turn(share, rope, said)
     config = {**BASE, "model_type": "glm4", "head_dim": 16, "partial_rotary_factor": share, "rope_scaling": rope}
     with pytest.raises(UserError, match=said):
         architecture_of(config)
+
+
+@pytest.mark.parametrize("name", ["glm4", "gemma3"])
+def test_a_model_with_norms_behind_branches_is_of_sandwich_ln_alone(tmp_path, name):
+    folder = make_model(name, tmp_path / "hf")
+    for options, said in (
+        ({"as_scheme": "lns"}, "can be trained on as sandwich_ln"),
+        ({"unfolded_lns": True}, "no LNS"),
+    ):
+        with pytest.raises(UserError, match=said):
+            import_model(ImportJob(folder, tmp_path / "out", **options))
+    assert import_model(ImportJob(folder, tmp_path / "out", as_scheme="sandwich_ln")).scheme.is_stock
+    with pytest.raises(UserError, match="trained on as pre_ln"):
+        import_model(ImportJob(make_model("llama", tmp_path / "llama"), tmp_path / "no", as_scheme="sandwich_ln"))

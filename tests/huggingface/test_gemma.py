@@ -12,6 +12,7 @@ from megatron_cod.huggingface.families.table import architecture_of
 from megatron_cod.huggingface.folding import fold_less_one, unfold_less_one
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from megatron_cod.schemes.depth import depth_factor
+from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import make_model, same_tensors, tensors, tokens, transformers_logits
 
 
@@ -42,6 +43,16 @@ def test_as_lns_gammas_come_back_to_their_last_places(tmp_path):
         assert torch.allclose(tensor, after[name], rtol=0, atol=3e-7 if "norm" in name else 0), name
     again = ImportJob(tmp_path / "back", tmp_path / "again", as_scheme="lns")
     assert not any("were changed since the export" in note for note in import_model(again).notes)
+
+
+def test_unfolded_gammas_less_one_are_imported_as_they_are(tmp_path):
+    """--no-fold and back: verified against transformers' model with the factors on gamma, not on gamma less 1."""
+    import_model(ImportJob(make_model("gemma", tmp_path / "hf"), tmp_path / "lns", as_scheme="lns"))
+    export_model(ExportJob(tmp_path / "lns", tmp_path / "unfolded", fold=False))
+    said: list[str] = []
+    job = ImportJob(tmp_path / "unfolded", tmp_path / "back")
+    found = import_model(job, said.append, lambda run, ids: megatron_logits(run, ONE, ids))
+    assert found.scheme.scheme == "lns" and any(line.startswith("verified: transformers and Megatron") for line in said)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,6 +9,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.huggingface import checkpoint
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
+from tests.huggingface.megatron import ONE, megatron_logits
 from tests.huggingface.models import MODELS, make_model, same_tensors, tensors, tokens, transformers_logits
 
 PUBLISHED = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 6.0}
@@ -55,6 +56,14 @@ def test_rows_of_a_narrower_checkpoint_are_not_divided(granite, tmp_path, monkey
     assert config_of(tmp_path / "back")["residual_multiplier"] == 1.0
     theirs, ours = (transformers_logits(folder, tokens()) for folder in (source, tmp_path / "back"))
     assert (theirs - ours).abs().max() <= 1e-5
+
+
+def test_a_run_in_bf16_loads_rows_of_fp32(granite, tmp_path):
+    source = granite(torch.bfloat16)
+    import_model(ImportJob(source, tmp_path / "megatron"))
+    found = megatron_logits(tmp_path / "megatron", ONE, tokens(), "--bf16")
+    exact, theirs = (transformers_logits(source, tokens(), dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert (found - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm3"])

@@ -142,7 +142,7 @@ GEMMA3 = Family(
     lambda config: {"branch_norms": True, "qk_norm": True, **_read(config)},
     lambda arch: {**_write_sandwich(arch), "rope_local_base_freq": arch.rope.theta},
     needs=frozenset({BRANCH_NORMS, QK_NORM}),
-    may_have=frozenset({GEGLU}),
+    may_have=SCALED_ROPE | {GEGLU},
     fits=_divides,
     multiplies=_own_scaled,
     less_one=True,
