@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface import checkpoint
+from megatron_cod.huggingface import checkpoint, export_weights
 from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.megatron import ONE, megatron_logits
@@ -66,8 +66,8 @@ def test_a_run_in_bf16_loads_rows_of_fp32(granite, tmp_path):
     assert (found - exact).abs().mean() <= 1.5 * (theirs - exact).abs().mean()
 
 
-@pytest.mark.parametrize("family", ["llama", "smollm3"])
-@pytest.mark.slow_except("llama")
+@pytest.mark.parametrize("family", ["llama", "phi3", "glm", "gemma"])
+@pytest.mark.slow_except("llama", "phi3")
 def test_another_family_has_the_multipliers_in_its_weights(granite, tmp_path, family):
     source = granite()
     import_model(ImportJob(source, tmp_path / "lns", as_scheme="lns"))
@@ -76,6 +76,16 @@ def test_another_family_has_the_multipliers_in_its_weights(granite, tmp_path, fa
     assert "embedding_multiplier" not in config_of(tmp_path / "back")
     theirs, ours = (transformers_logits(folder, tokens()) for folder in (source, tmp_path / "back"))
     assert (theirs - ours).abs().max() <= 1e-5
+
+
+def test_detects_keys_that_are_scaled_with_the_queries(granite, tmp_path, monkeypatch):
+    """The mutant: one fused tensor of queries, keys and values, multiplied as a whole."""
+    source = granite()
+    import_model(ImportJob(source, tmp_path / "megatron"))
+    monkeypatch.setattr(export_weights, "scale_queries", lambda whole, _arch, factor: whole * factor)
+    export_model(ExportJob(tmp_path / "megatron", tmp_path / "back", family="phi3"))
+    theirs, ours = (transformers_logits(folder, tokens()) for folder in (source, tmp_path / "back"))
+    assert (theirs - ours).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "attention_multiplier"])
