@@ -250,6 +250,7 @@ class MegatronArgs(Protocol):
     init_policy: str | None
     backend: str
     residual_warmup_steps: int | None
+    geglu: bool
     override_scheme_check: bool
     override_model_check: bool
     keep_last_checkpoints: int | None

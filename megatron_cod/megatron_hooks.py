@@ -124,6 +124,12 @@ HOOKED = (
         ("schemes/complete_p.py configure: config.*",),
     ),
     Hooked(
+        "`activation_func`, `bias_activation_fusion` of the configuration",
+        "set before the model is built, with `--geglu`",
+        "fields that Megatron reads: a gate that it has no flag for, and that its fusions do not know",
+        ("schemes/activation.py gate_with_gelu: config.*",),
+    ),
+    Hooked(
         "`is_embedding_or_output_parameter` of parameters, `decoupled_lr` of the arguments",
         "set before the optimizer is built, under a scheme with rates for kinds of parameters; the latter for that long",
         "Megatron then has groups of their own for what is outside of blocks",

@@ -27,6 +27,7 @@ from megatron_cod.backends.mtp_loss import WeighedMTP
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
+from megatron_cod.schemes.activation import gate_with_gelu
 from megatron_cod.schemes.design import BlockDesign, design_from_args, plain_design
 from megatron_cod.schemes.init_policy import apply_init_policy, resolve_init_policy
 from megatron_cod.schemes.parameter_groups import mark_outside
@@ -105,6 +106,8 @@ def attach_design(
     ``own_layers`` asks for those of our spec.
     """
     transformer = config.transformer
+    if design.common.geglu:
+        gate_with_gelu(transformer)
     if design.scheme.configure is not None:
         design.scheme.configure(transformer, design.options)
     apply_init_policy(transformer, design.init_policy)

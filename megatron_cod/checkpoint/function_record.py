@@ -134,6 +134,10 @@ def _recorded(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[tu
             yield name, saved[name], asked[name]
 
 
+def _gate(args: Any) -> str:
+    return "geglu" if getattr(args, "geglu", False) else "silu"
+
+
 def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tuple[str, Any, Any]]:
     seen: set[str] = set()
     for name in sorted(TENSORS | FUNCTION):
@@ -142,6 +146,8 @@ def _by_arguments(saved: argparse.Namespace, args: MegatronArgs) -> Iterator[tup
             continue
         seen.add(argument)
         before, now = (_plain(getattr(one, argument)) for one in (saved, args))
+        if argument == "swiglu":
+            before, now = (value and _gate(one) for value, one in ((before, saved), (now, args)))
         if argument == "add_qkv_bias":
             before = before or bool(getattr(saved, "add_bias_linear", False))  # as Megatron's validation has it
         if argument in DERIVED and before is None:

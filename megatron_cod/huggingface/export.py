@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ from megatron_cod.huggingface import companions, model_card, side_files
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export_job import DTYPES, Exported, ExportJob
+from megatron_cod.huggingface.export_weights import Making, plain_norm
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
+from megatron_cod.huggingface.families.mapping_rows import NORMS, OUTPUTS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of_checkpoint
+from megatron_cod.huggingface.folding import folding, folding_of_checkpoint, stock_scheme
 from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, write_shards
-from megatron_cod.huggingface.stock import Multipliers, fields_of
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
     NotTheSame,
@@ -41,64 +40,12 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import PRE_LN
 
-_QUERIES = re.compile(r"decoder\.layers\.self_attention\.linear_qkv\.(weight|bias)")
 # Keys of RoPE and precision that the config of another model may have, and that ours replaces.
 _OVERRIDDEN = (
     *("rope_parameters", "dtype", "torch_dtype", "quantization_config", "auto_map", "transformers_version"),
     "layer_types",
 )
-
-
-def _plain_norm(checkpoint: MegatronCheckpoint, unit: Unit) -> Tensor:
-    """gamma itself, [hidden]; Megatron's zero-centred ones are stored less 1."""
-    weight = checkpoint.read(unit)
-    if fields_of(checkpoint.args).layernorm_zero_centered_gamma and weight.dim() == 1:
-        weight = 1.0 + weight.float()
-    return weight
-
-
-def _is_norm(unit: Unit) -> bool:
-    return unit.row.megatron[0].endswith(("layernorm.weight", "layer_norm_weight"))
-
-
-@dataclass(frozen=True)
-class _Making:
-    """How the units of one checkpoint become stock tensors."""
-
-    checkpoint: MegatronCheckpoint
-    arch: Architecture
-    scheme: Folding
-    multipliers: Multipliers
-    shared: Mapping[str, Tensor]
-    """What all layers share, by checkpoint key."""
-
-    def make(self, unit: Unit, dtype: torch.dtype) -> list[Tensor]:
-        """The unit's tensors, rounded once to ``dtype``."""
-        checkpoint, key = self.checkpoint, unit.row.megatron[0]
-        gain = self.scheme.gain(unit.row.part, unit.layer, self.shared)
-        if gain is not None and self.scheme.makes(unit.row.part):
-            return unit.row.join.to_hf(gain.to(dtype), self.arch)
-        weight = _plain_norm(checkpoint, unit) if _is_norm(unit) else checkpoint.read(unit)
-        factor: float | Tensor = self.scheme.factor(unit.row.part, unit.layer) * self._beside(key)
-        learned = self.scheme.learned(unit.row.part)
-        if gain is not None:
-            factor = factor * gain
-        if learned is not None:
-            factor = factor * checkpoint.learned_scale(learned, unit)
-        if _QUERIES.fullmatch(key) and self.multipliers.queries != 1.0 and not self.arch.qk_norm:
-            queries, *others = unit.row.join.to_hf(weight, self.arch)
-            return [fold(queries, self.multipliers.queries, dtype), *(one.to(dtype) for one in others)]
-        return unit.row.join.to_hf(fold(weight, factor, dtype), self.arch)
-
-    def _beside(self, key: str) -> float:
-        """muP's factor on a whole tensor."""
-        if key == "embedding.word_embeddings.weight":
-            return self.multipliers.embedding
-        if key == "decoder.final_layernorm.weight":
-            return self.multipliers.final_norm
-        return self.multipliers.queries if key.endswith(".q_layernorm.weight") and self.arch.qk_norm else 1.0
 
 
 def exported(
@@ -122,15 +69,16 @@ def exported(
         # Of an import with more rows, for tokens that the model did not have, those are trained rows too.
         known = getattr(checkpoint.args, "vocab_size", None) or 0
         vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
-    arch, multipliers = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"))
+    arch, factors = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"), scheme.branch_norms)
     wanted = list(units(get_family(arch.family).rows, arch))
     notes = checkpoint.check(wanted, arch, lambda unit: scheme.makes(unit.row.part), scheme.shared)
     if (scheme.has_learned or scheme.shared) and not fold_factors:
         raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
-    if not multipliers.is_stock:
-        notes.append(f"muP's multipliers are in the weights, which are those of a plain model: {multipliers}")
-    applied = scheme if fold_factors else folding(PRE_LN, scheme.layers)
-    making = _Making(checkpoint, arch, applied, multipliers, checkpoint.shared(scheme.shared))
+    if not factors.is_stock:
+        notes.append(f"muP's multipliers are in the weights, which are those of a plain model: {factors}")
+    arch = _with_residual(arch, like, checkpoint, wanted)
+    applied = scheme if fold_factors else folding(stock_scheme(scheme.branch_norms), scheme.layers)
+    making = Making(checkpoint, arch, applied, factors, checkpoint.shared(scheme.shared))
     parcels: list[Parcel] = []
     originals: dict[str, Callable[[], Tensor]] = {}
     for unit in wanted:
@@ -141,8 +89,8 @@ def exported(
         make = partial(making.make, unit, kept)
         exact = partial(making.make, unit, torch.float32)
         parcels.append(Parcel(unit.names, unit.shapes, (kept,) * len(unit.names), make, exact))
-        if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0:
-            originals[unit.names[0]] = partial(_plain_norm, checkpoint, unit)
+        if unit.row.part in NORMS and applied.factor(unit.row.part, unit.layer) != 1.0 and not making.less_one:
+            originals[unit.names[0]] = partial(plain_norm, checkpoint, unit)
     widest = dtype or max((parcel.dtypes[0] for parcel in parcels), key=lambda found: found.itemsize)
     if not fold_factors and not scheme.is_stock:
         notes.append(
@@ -152,7 +100,9 @@ def exported(
     stored = max((checkpoint.dtype(unit) for unit in wanted), key=lambda found: found.itemsize)
     if stored.itemsize > widest.itemsize:
         notes.append(f"weights are rounded from {_short(stored)} to {_short(widest)}: an import gives the rounded ones")
-    config = {**{key: value for key, value in like.items() if key not in _OVERRIDDEN}, **config_of(arch)}
+    # Without a tokenizer there is no padding: the id that a class has by default may be beyond the vocabulary.
+    others = {"pad_token_id": None, **{key: value for key, value in like.items() if key not in _OVERRIDDEN}}
+    config = {**others, **config_of(arch)}
     config |= {"torch_dtype": _short(widest), "dtype": _short(widest)}
     config[companions.KEY] = {
         **scheme.identity(),
@@ -160,6 +110,19 @@ def exported(
         "version": __version__,
     }
     return Exported(arch, scheme, fold_factors, config, parcels, originals, checkpoint.args, notes)
+
+
+def _with_residual(
+    arch: Architecture, like: dict[str, Any], checkpoint: MegatronCheckpoint, wanted: list[Unit]
+) -> Architecture:
+    """The architecture with the multiplier of the branches that the model came with, which an import has folded.
+
+    Only where rows are in fp32, as an import has them: of narrower ones the quotient would be rounded a second time.
+    """
+    outputs = {checkpoint.dtype(unit) for unit in wanted if unit.row.part in OUTPUTS}
+    residual = float(like.get("residual_multiplier") or 1.0) if outputs == {torch.float32} else 1.0
+    asked = replace(arch, multipliers=replace(arch.multipliers, residual=residual))
+    return replace(arch, multipliers=get_family(arch.family).multiplies(asked))
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from megatron_cod.checkpoint.scheme_record import recorded_identity
 from megatron_cod.errors import UserError
-from megatron_cod.huggingface.families.mapping_rows import NORMS, Part
+from megatron_cod.huggingface.families.mapping_rows import BRANCH_NORMS, NORMS, Part
 from megatron_cod.schemes.design import BlockDesign, design_from_record, plain_design
 from megatron_cod.schemes.row import Foldable, Scheme, Site
+from megatron_cod.schemes.sandwich import SANDWICH_LN
 from megatron_cod.schemes.table import PRE_LN, SCHEMES
 
 _SITES = {
@@ -28,6 +29,8 @@ _SITES = {
     Part.ATTENTION_OUTPUT: Site.ATTENTION_OUTPUT,
     Part.MLP_OUTPUT: Site.MLP_OUTPUT,
     Part.ROUTER: Site.ROUTER,
+    Part.ATTENTION_BRANCH_NORM: Site.ATTENTION_BRANCH_NORM,
+    Part.MLP_BRANCH_NORM: Site.MLP_BRANCH_NORM,
 }
 _DECODER = "decoder."
 _LAYERS = "decoder.layers."
@@ -48,7 +51,12 @@ class Folding:
     @property
     def is_stock(self) -> bool:
         """Whether a stock model's weights need no change."""
-        return self.design.scheme is PRE_LN
+        return self.design.scheme is stock_scheme(self.branch_norms)
+
+    @property
+    def branch_norms(self) -> bool:
+        """Whether the stock model has norms behind its branches, too."""
+        return self._stock.branch_norms(self.design.options)
 
     @property
     def _stock(self) -> Foldable:
@@ -73,7 +81,7 @@ class Folding:
 
     def makes(self, part: Part) -> bool:
         """Whether a layer's norm has no weight of its own: it is made of what all layers share."""
-        return self._stock.gain is not None and part in NORMS
+        return self._stock.gain is not None and part in (*NORMS, *BRANCH_NORMS)
 
     def gain(self, part: Part, layer: int | None, shared: Mapping[str, Tensor]) -> Tensor | None:
         """The gain [h] of a part of layer l (from 1), made of the tensors of ``shared``; None without one."""
@@ -81,7 +89,7 @@ class Folding:
         if self._stock.gain is None or site is None or layer is None:
             return None
         named = {key.removeprefix(_DECODER): tensor for key, tensor in shared.items()}
-        found: Tensor = self._stock.gain(named, site, layer, self.design.options)
+        found: Tensor | None = self._stock.gain(named, site, layer, self.design.options)
         return found
 
     def factor(self, part: Part, layer: int | None) -> float:
@@ -102,6 +110,11 @@ class Folding:
         return vars(design_from_record(self.identity()).options)
 
 
+def stock_scheme(branch_norms: bool) -> Scheme:
+    """The scheme that a stock model is of."""
+    return SANDWICH_LN if branch_norms else PRE_LN
+
+
 def folding(scheme: Scheme, layers: int) -> Folding:
     """A scheme without options."""
     return Folding(plain_design(scheme), layers)
@@ -116,9 +129,10 @@ def foldable_schemes() -> list[str]:
     return [name for name, _ in _foldable()]
 
 
-def unfoldable_schemes() -> list[str]:
+def unfoldable_schemes(branch_norms: bool) -> list[str]:
     """The schemes that an existing stock model can be treated as: with nothing learned that it does not have."""
-    return [name for name, stock in _foldable() if stock.imported and not stock.learned and stock.gain is None]
+    fitting = [row for row in _foldable() if row[1].branch_norms(SCHEMES[row[0]].options()) == branch_norms]
+    return [name for name, stock in fitting if stock.imported and not stock.learned and stock.gain is None]
 
 
 def learned_names() -> tuple[str, ...]:
@@ -135,9 +149,6 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
             f"--norm-scheme {design.scheme.name} cannot be exported: {stock.reason}, and no stock architecture computes "
             f"that; what folds into one is {', '.join(foldable_schemes())}"
         )
-    refused = stock.refused(design.options)
-    if refused is not None:
-        raise UserError(f"--norm-scheme {design.scheme.name} with these options cannot be exported: {refused}")
     return Folding(design, layers)
 
 
@@ -176,3 +187,18 @@ def unfold(folded: Tensor, factor: float) -> tuple[Tensor, int]:
     # The factor as fp32 has it, which is what the forward multiplies by; the quotient is rounded once.
     found = (folded.double() / torch.tensor(factor, dtype=torch.float32).double()).float()
     return found, int((fold(found, factor, folded.dtype) != folded).sum())
+
+
+def fold_less_one(
+    weight: Tensor, factor: float | Tensor, dtype: torch.dtype, *, stored_less_one: bool = True
+) -> Tensor:
+    """gamma times factor, less 1, rounded once to ``dtype``; weight [hidden]: gamma less 1, or gamma itself."""
+    exact = weight.double() + float(stored_less_one)
+    factor = factor.double() if isinstance(factor, Tensor) else factor
+    return (exact * factor - 1.0).to(dtype)
+
+
+def unfold_less_one(folded: Tensor, held: float, wanted: float) -> tuple[Tensor, int]:
+    """Gammas less 1 in fp32 that lack the factor ``wanted``, of those that lack ``held``, and how many do not fold back."""
+    found = ((folded.double() + 1.0) * (held / wanted) - 1.0).float()
+    return found, int((fold_less_one(found, wanted / held, folded.dtype) != folded).sum())

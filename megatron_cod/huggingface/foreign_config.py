@@ -26,10 +26,11 @@ def read_config(folder: Path) -> tuple[dict[str, Any], list[str]]:
         if name in raw:
             need(raw, name)
     defaults, read = _as_transformers_reads(raw, family.name)
+    known = READ | FREE | family.reads | family.free
     for name, value in defaults.items():
-        if name not in READ | FREE and read.get(name) != value:
+        if name not in known and read.get(name) != value:
             raise UserError(f"config.json has {name} {read.get(name)!r}, which is not known to be carried over")
-    strangers = raw.keys() - defaults.keys() - READ - FREE - {companions.KEY}
+    strangers = raw.keys() - defaults.keys() - known - {companions.KEY}
     if not strangers:
         return read, []
     return read, [f"transformers does not read these keys of config.json, nor does the import: {named(strangers, 12)}"]

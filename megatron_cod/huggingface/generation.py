@@ -19,6 +19,7 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint, find_checkpoint
 from megatron_cod.huggingface.export import DTYPES
 from megatron_cod.huggingface.folding import folding_of_checkpoint
+from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.memory import load_as_transformers
 from megatron_cod.huggingface.side_files import CHAT_TEMPLATE
 from megatron_cod.huggingface.verification import check_whole
@@ -126,7 +127,8 @@ def foldable(folder: Path, step: int | None = None) -> bool:
     """Whether a stock architecture computes what a Megatron checkpoint does."""
     held = MegatronCheckpoint(find_checkpoint(folder, step))
     try:
-        folding_of_checkpoint(held.args, held.iteration)
+        scheme = folding_of_checkpoint(held.args, held.iteration)
+        architecture_of_args(held.args, branch_norms=scheme.branch_norms)
     except ValueError:
         return False
     return True

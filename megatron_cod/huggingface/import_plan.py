@@ -12,8 +12,9 @@ from torch import Tensor
 from megatron_cod.checkpoint.writer import Piece
 from megatron_cod.huggingface.companions import Originals
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.mapping_rows import Row, Unit
-from megatron_cod.huggingface.folding import Folding, fold, unfold
+from megatron_cod.huggingface.families.mapping_rows import NORMS, OUTPUTS, Row, Unit
+from megatron_cod.huggingface.families.table import get_family
+from megatron_cod.huggingface.folding import Folding, fold, unfold, unfold_less_one
 from megatron_cod.huggingface.weights_reader import Source
 
 
@@ -25,11 +26,14 @@ class Change:
     """What the stored numbers still lack: a stock model's lack nothing."""
     wanted: Folding
     originals: Originals
+    residual: float = 1.0
+    """What the source's model multiplies each branch with, and Megatron's does not."""
 
     def factors(self, unit: Unit) -> tuple[float, float]:
         """What the numbers of the source, and those of the checkpoint, lack."""
         part = unit.row.part
-        return self.held.factor(part, unit.layer), self.wanted.factor(part, unit.layer)
+        beside = self.residual if part in OUTPUTS else 1.0
+        return self.held.factor(part, unit.layer) * beside, self.wanted.factor(part, unit.layer)
 
     def original(self, source: Source, unit: Unit) -> Tensor | None:
         """What the export kept of a weight before it folded it, as long as it still folds to the weight."""
@@ -47,7 +51,10 @@ def _make(
     held, wanted = factors
     if held != wanted:
         (stored,) = parts
-        found, lost = unfold(stored if held == 1.0 else fold(stored, held, torch.float32), wanted)
+        if unit.row.part in NORMS and get_family(arch.family).less_one:
+            found, lost = unfold_less_one(stored, held, wanted)
+        else:
+            found, lost = unfold(stored if held == 1.0 else fold(stored, held, torch.float32), wanted)
         inexact(lost)
         parts = [found]
     return unit.row.join.to_megatron(parts, arch)

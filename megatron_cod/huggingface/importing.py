@@ -23,9 +23,17 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.families.architecture import Architecture
-from megatron_cod.huggingface.families.mapping_rows import Unit, units
+from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
-from megatron_cod.huggingface.folding import Folding, fold, folding, folding_of, unfoldable_schemes
+from megatron_cod.huggingface.folding import (
+    Folding,
+    fold,
+    fold_less_one,
+    folding,
+    folding_of,
+    stock_scheme,
+    unfoldable_schemes,
+)
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of
@@ -41,7 +49,7 @@ from megatron_cod.huggingface.verification import (
     too_little_memory,
 )
 from megatron_cod.huggingface.weights_reader import Source, read_json
-from megatron_cod.schemes.table import LNS, PRE_LN, get_scheme
+from megatron_cod.schemes.table import LNS, get_scheme
 
 RECIPE = "recipe.yaml"
 _MOST_SHAPES = 3
@@ -78,20 +86,24 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def _schemes(job: ImportJob, config: dict[str, Any], layers: int) -> tuple[Folding, Folding]:
+def _schemes(job: ImportJob, config: dict[str, Any], arch: Architecture) -> tuple[Folding, Folding]:
     """(scheme of the stored numbers, scheme to write). UserError for contradictory options."""
     recorded = config.get(companions.KEY)
-    stock = folding(PRE_LN, layers)
+    layers = arch.layers
+    stock, known = folding(stock_scheme(arch.branch_norms), layers), unfoldable_schemes(arch.branch_norms)
     made = folding_of(recorded, layers) if isinstance(recorded, dict) else stock
     folded = not isinstance(recorded, dict) or bool(recorded.get("folded", True))
     if job.unfolded_lns and isinstance(recorded, dict) and folded:
         raise UserError(f"--unfolded-lns: {job.model} records that its depth factors are folded in")
+    if job.unfolded_lns and LNS.name not in known:
+        raise UserError(f"--unfolded-lns: {arch.family} has norms behind its branches, too, as no LNS model has")
     held = folding(LNS, layers) if job.unfolded_lns else stock if folded else made
     if job.as_scheme is None:
         return held, held
-    known = unfoldable_schemes()
     if job.as_scheme not in known:
-        raise UserError(f"--as-scheme {job.as_scheme}: an existing model can be trained on as {', '.join(known)}")
+        raise UserError(
+            f"--as-scheme {job.as_scheme}: a model of {arch.family} can be trained on as {', '.join(known)}"
+        )
     asked = folding(get_scheme(job.as_scheme), layers)
     # The options that the model was trained with, if recorded.
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
@@ -152,16 +164,17 @@ def import_model(
     notes += unread
     arch, rows = _with_rows(job, arch)
     notes += rows
-    held, scheme = _schemes(job, config, arch.layers)
+    held, scheme = _schemes(job, config, arch)
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
-    if trained != scheme.scheme and trained in unfoldable_schemes():
+    if trained != scheme.scheme and trained in unfoldable_schemes(arch.branch_norms):
         notes.append(f"the model was trained with {trained}; give --as-scheme {trained} to train it on with that")
     source = Source(job.model)
     wanted = list(units(get_family(arch.family).rows, arch))
     notes += _check_tensors(source, wanted, arch)
     originals = companions.Originals(job.model)
+    change = Change(held, scheme, originals, arch.multipliers.residual)
     lost: list[int] = []
-    pieces = plan_pieces(source, wanted, arch, Change(held, scheme, originals), lost.append)
+    pieces = plan_pieces(source, wanted, arch, change, lost.append)
     notes += originals.notes()
     for note in notes:
         log(f"note: {note}")
@@ -181,7 +194,7 @@ def import_model(
     try:
         MegatronCheckpoint(part.folder / RELEASE).check(wanted, arch)
         if job.verify and megatron is not None:
-            log(_verified(job, part.folder, Change(held, scheme, originals), source, wanted, arch, megatron))
+            log(_verified(job, part.folder, change, source, wanted, arch, megatron))
     except UserError:
         part.discard()
         raise
@@ -231,7 +244,7 @@ def _verified(
         model = loaded_whole(job.model, left_over=False)
     else:  # the stored numbers lack factors, which a stock loader does not know of
         config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
-        model = model_of(config, _with_factors(source, wanted, change), job.model.name)
+        model = model_of(config, _with_factors(source, wanted, arch, change), job.model.name)
     expected = logits_of(model, tokens)
     del model
     found = logits_or_reason(megatron, folder, tokens)
@@ -240,11 +253,13 @@ def _verified(
     return "verified: " + compare(expected, found, "transformers and Megatron")
 
 
-def _with_factors(source: Source, wanted: list[Unit], change: Change) -> dict[str, torch.Tensor]:
+def _with_factors(source: Source, wanted: list[Unit], arch: Architecture, change: Change) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
+    less_one = get_family(arch.family).less_one
     for unit in wanted:
-        lacking, _ = change.factors(unit)
-        state |= {name: fold(source.read(name), lacking, torch.float32) for name in unit.names}
+        lacking = change.held.factor(unit.row.part, unit.layer)
+        whole = fold_less_one if less_one and unit.row.part in NORMS else fold
+        state |= {name: whole(source.read(name), lacking, torch.float32) for name in unit.names}
     return state
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
 from megatron_cod.huggingface.families.table import FAMILIES, choose_family
-from megatron_cod.huggingface.stock import Multipliers, fields_of, multipliers_of
+from megatron_cod.huggingface.stock import WeightFactors, fields_of, multipliers_of, weight_factors
+from megatron_cod.schemes.activation import GELU_TANH
 
 
 def _rope(fields: Any) -> Rope:
@@ -24,14 +26,18 @@ def _rope(fields: Any) -> Rope:
         return Rope(theta, "yarn", factor, float(fields.mscale), every)
     if fields.yarn_rotary_scaling_factor is not None:
         return _yarn(theta, fields)
+    share = min(float(fields.rotary_percent or 1.0), 1.0)
     if fields.rope_scaling:
-        return Rope(theta, "llama3", float(fields.rope_scaling_factor))
+        return Rope(theta, "llama3", float(fields.rope_scaling_factor), share=share)
     linear = fields.seq_len_interpolation_factor
-    return Rope(theta) if linear in (None, 1) else Rope(theta, "linear", float(linear))
+    return Rope(theta, share=share) if linear in (None, 1) else Rope(theta, "linear", float(linear), share=share)
 
 
 def _yarn(theta: float, fields: Any) -> Rope:
-    """Of attention that is not latent; what no flag gave is as Megatron's configuration has it."""
+    """Of attention that is not latent; what no flag gave is as Megatron's configuration has it.
+
+    Megatron turns whole heads there, whatever ``--rotary-percent`` is.
+    """
 
     def value(name: str, default: float) -> Any:
         found = getattr(fields, f"yarn_{name}")
@@ -67,6 +73,16 @@ def _dense_layers(fields: Any) -> int:
     if isinstance(pattern, list) and pattern == sorted(pattern) and set(pattern) <= {0, 1}:
         return pattern.count(0)
     raise UserError(f"--moe-layer-freq {pattern}: a stock model has dense layers first, then experts")
+
+
+def _activation(fields: Any) -> str:
+    known = {"silu": "silu", GELU_TANH: "gelu_tanh"}
+    if fields.activation_func not in known:
+        raise UserError(
+            f"the checkpoint was trained with --swiglu (activation_func) {fields.activation_func}, which no stock model "
+            "computes"
+        )
+    return known[fields.activation_func]
 
 
 def _experts(fields: Any) -> Experts | None:
@@ -112,13 +128,17 @@ def _rows(args: Namespace, vocab: int | None) -> int:
 
 
 def architecture_of_args(
-    args: Namespace, vocab: int | None = None, family: str | None = None, rather: str | None = None
-) -> tuple[Architecture, Multipliers]:
-    """The architecture that a checkpoint's arguments built, and what it multiplies beside the weights.
+    args: Namespace,
+    vocab: int | None = None,
+    family: str | None = None,
+    rather: str | None = None,
+    branch_norms: bool = False,
+) -> tuple[Architecture, WeightFactors]:
+    """The architecture that a checkpoint's arguments built, and what its weights lack in a model without multipliers.
 
     vocab: rows to keep of the padded vocabulary; None: those of the arguments, or all. family:
-    which stock model to write, None for the first that computes it, ``rather`` before others. Raises
-    UserError where none does.
+    which stock model to write, None for the first that computes it, ``rather`` before others. branch_norms:
+    whether the norm scheme has norms behind the branches. Raises UserError where none does.
     """
     fields = fields_of(args)
     latent, heads = _latent(fields), fields.num_attention_heads
@@ -139,6 +159,8 @@ def architecture_of_args(
         linear_bias=bool(fields.add_bias_linear),
         qk_norm=bool(fields.qk_layernorm) and latent is None,
         unrotated=_unrotated(fields),
+        branch_norms=branch_norms,
+        activation=_activation(fields),
         rope=_rope(fields),
         latent=latent,
         experts=_experts(fields),
@@ -146,5 +168,6 @@ def architecture_of_args(
     if family is None and rather in FAMILIES and FAMILIES[rather].expresses(arch):
         family = rather
     chosen = choose_family(arch, family)
-    multipliers = multipliers_of(fields, arch.head_dim, arch.tied, latent is not None)
-    return Architecture(**{**vars(arch), "family": chosen.name}), multipliers
+    arch, multipliers = replace(arch, family=chosen.name), multipliers_of(fields)
+    own = chosen.multiplies(replace(arch, multipliers=multipliers))
+    return replace(arch, multipliers=own), weight_factors(multipliers, own, arch.head_dim, arch.tied)

@@ -54,7 +54,8 @@ def _metadata(found: Exported, job: ExportJob, tokenizer: bool) -> dict[str, Any
 def _scheme(found: Exported) -> str:
     scheme, family = found.scheme, found.arch.family
     if scheme.is_stock:
-        return f"Norm scheme `{scheme.scheme}`: plain Pre-LN, a stock {family} model."
+        block = "norms before and behind each branch" if scheme.branch_norms else "plain Pre-LN"
+        return f"Norm scheme `{scheme.scheme}`: {block}, a stock {family} model."
     if found.folded:
         block = scheme.design.scheme.block
         return (

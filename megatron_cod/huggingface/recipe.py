@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Rope
+from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Multipliers, Rope
+from megatron_cod.huggingface.families.table import get_family
 
 
 def _whole(value: float) -> int | float:
@@ -39,6 +41,10 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
             recipe |= {"group-query-attention": True, "num-query-groups": arch.groups}
     else:
         recipe |= _latent_recipe(arch.latent, arch.rope)
+    if arch.activation == "gelu_tanh":
+        recipe["geglu"] = True
+    if get_family(arch.family).less_one:
+        recipe["apply-layernorm-1p"] = True
     if arch.qkv_bias:
         recipe["add-qkv-bias"] = True
     if arch.qk_norm:
@@ -52,9 +58,26 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe |= _yarn_recipe(arch.rope)
     if arch.rope.kind == "linear":
         recipe["rotary-seq-len-interpolation-factor"] = int(arch.rope.factor)
+    if arch.rope.share != 1.0:
+        recipe["rotary-percent"] = arch.rope.share
     if arch.experts is not None:
         recipe |= _experts_recipe(arch, arch.experts)
-    return recipe
+    return recipe | _multiplier_recipe(arch.multipliers, arch)
+
+
+def _multiplier_recipe(multipliers: Multipliers, arch: Architecture) -> dict[str, Any]:
+    """muP's fields, at a base width that is the model's: rates and initialisation stay as they are without muP."""
+    if replace(multipliers, residual=1.0) == Multipliers():
+        return {}
+    recipe: dict[str, Any] = {
+        "use-mup": True,
+        "mup-base-hidden-size": arch.hidden,
+        "mup-embedding-mult": multipliers.embedding,
+        "mup-output-mult": multipliers.logits,
+        "mup-attn-scale-power": 0.5 if multipliers.attention is None else 1.0,
+    }
+    scale = (multipliers.attention or 0.0) * arch.head_dim  # of Megatron's 1/head size
+    return recipe | ({"mup-base-head-dim": scale**2} if multipliers.attention is not None and scale != 1.0 else {})
 
 
 def _yarn_recipe(rope: Rope) -> dict[str, Any]:
@@ -112,17 +135,20 @@ def _experts_recipe(arch: Architecture, experts: Experts) -> dict[str, Any]:
 
 
 def namespace_of(recipe: dict[str, Any]) -> argparse.Namespace:
-    """Megatron's arguments for a recipe, as its own parser gives them: what a checkpoint keeps of a run.
+    """Megatron's arguments for a recipe, as its own parser gives them: what a checkpoint keeps of a run; ours beside.
 
     Fields that Megatron derives when it validates (``group_query_attention`` is one) are as the recipe has them.
     """
     from megatron.training.arguments import add_megatron_arguments
 
     flags: list[str] = []
+    own = {"geglu": recipe.get("geglu", False)}
     for key, value in recipe.items():
+        if key in own:
+            continue
         if isinstance(value, bool):
             flags += [f"--{key}"] if value else []
         elif value is not None:
             flags.append(f"--{key}={value}")
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
-    return parser.parse_args(flags)
+    return parser.parse_args(flags, argparse.Namespace(**own))

@@ -15,29 +15,29 @@ from typing import Any
 from megatron_cod.checkpoint.function_fields import ARGUMENTS, FUNCTION, TENSORS, YARN
 from megatron_cod.checkpoint.function_record import RECORD, flag_of, routing
 from megatron_cod.errors import UserError
+from megatron_cod.huggingface.families.architecture import Multipliers
+from megatron_cod.schemes.activation import GELU_TANH
 
 _CARRIED = """
 num_layers hidden_size num_attention_heads num_query_groups ffn_hidden_size kv_channels add_bias_linear add_qkv_bias
 qk_layernorm multi_latent_attention q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim num_moe_experts
 moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expert_intermediate_size
 share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
-rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim moe_router_topk
-moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
-moe_router_score_function no_rope_freq
+rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim rotary_percent
+moe_router_topk moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
+moe_router_score_function no_rope_freq activation_func
 """
 CARRIED = frozenset(_CARRIED.split()) | YARN
 """Read into ``Architecture``, or into how tensors are written."""
 
 FOLDED = frozenset(("use_mup", "softmax_scale", "mup_embedding_mult", "mup_output_mult"))
-"""Multiplied into weights (``Multipliers``)."""
+"""Multipliers: a stock model has them, or they go into weights (``WeightFactors``)."""
 
 STOCK: Mapping[str, tuple[Any, ...]] = {
     "normalization": ("RMSNorm",),
     "gated_linear_unit": (True,),
-    "activation_func": ("silu",),
     "position_embedding_type": ("rope", "yarn"),
     "apply_residual_connection_post_layernorm": (False,),
-    "rotary_percent": (1.0,),
     "rotary_interleaved": (False,),
     "mrope_section": (None,),
     "window_size": (None,),
@@ -84,8 +84,8 @@ _FREE = frozenset(" ".join(WITHOUT_EFFECT.values()).split())
 
 
 @dataclass(frozen=True)
-class Multipliers:
-    """muP's factors, as a stock model has them in its weights."""
+class WeightFactors:
+    """A model's multipliers, as a stock model without them has them in its weights."""
 
     queries: float = 1.0
     embedding: float = 1.0
@@ -93,7 +93,7 @@ class Multipliers:
 
     @property
     def is_stock(self) -> bool:
-        return self == Multipliers()
+        return self == WeightFactors()
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', ' ')} x {value:g}" for name, value in vars(self).items() if value != 1.0)
@@ -128,7 +128,8 @@ def _named(name: str) -> str:
 
 def _from_arguments(args: Namespace) -> dict[str, Any]:
     """The same of a checkpoint without a record: an import, or one of an earlier version."""
-    if getattr(args, "use_mup", False):
+    mup = _mup_of_import(args)
+    if getattr(args, "use_mup", False) and not mup:
         raise UserError(
             "the checkpoint was trained with --use-mup by a version that did not record the built model: its multipliers "
             "are unknown; train it on for a step to have them recorded"
@@ -147,7 +148,7 @@ def _from_arguments(args: Namespace) -> dict[str, Any]:
         "num_moe_experts": args.num_experts,
         "share_embeddings_and_output_weights": not args.untie_embeddings_and_output_weights,
         "gated_linear_unit": swiglu or quick,
-        "activation_func": "silu" if swiglu else "quick_gelu" if quick else "gelu",
+        "activation_func": _activation_of(args),
         "num_query_groups": args.num_query_groups if args.group_query_attention else heads,
         "kv_channels": args.kv_channels or args.hidden_size // heads,
         "rope_scaling": getattr(args, "use_rope_scaling", False),
@@ -156,16 +157,36 @@ def _from_arguments(args: Namespace) -> dict[str, Any]:
         "moe_router_load_balancing_type": routing(getattr(args, "moe_router_load_balancing_type", None)),
         "rope_type": getattr(args, "rope_type", None) or "yarn",
     }
-    return found
+    return found | mup
 
 
-def multipliers_of(fields: SimpleNamespace, head_dim: int, tied: bool, latent: bool) -> Multipliers:
+def _activation_of(args: Namespace) -> str:
+    if args.swiglu:
+        return GELU_TANH if getattr(args, "geglu", False) else "silu"
+    return "quick_gelu" if getattr(args, "quick_geglu", False) else "gelu"
+
+
+def _mup_of_import(args: Namespace) -> dict[str, Any]:
+    """What an import's multipliers come to: at a base width that is the model's nothing else is derived from them."""
+    if not getattr(args, "use_mup", False) or args.mup_base_hidden_size != args.hidden_size:
+        return {}
+    base, power = args.mup_base_head_dim, args.mup_attn_scale_power
+    return {"softmax_scale": (1.0 if base is None else base**0.5) / args.kv_channels**power}
+
+
+def multipliers_of(fields: SimpleNamespace) -> Multipliers:
     """What the model multiplies beside its weights. Latent attention has a scale of its own."""
     embedding, logits = (fields.mup_embedding_mult, fields.mup_output_mult) if fields.use_mup else (1.0, 1.0)
-    queries = 1.0
-    if fields.softmax_scale is not None and not latent:
-        queries = float(fields.softmax_scale) * head_dim**0.5
-    if not (embedding and logits and queries):
+    scale = None if fields.multi_latent_attention else fields.softmax_scale
+    if not (embedding and logits and scale != 0):
         raise UserError("a multiplier of 0 (--mup-embedding-mult, --mup-output-mult) is in no stock model")
+    return Multipliers(float(embedding), None if scale is None else float(scale), logits=float(logits))
+
+
+def weight_factors(asked: Multipliers, own: Multipliers, head_dim: int, tied: bool) -> WeightFactors:
+    """What of ``asked`` goes into the weights of a stock model that multiplies ``own`` itself."""
+    scales = [head_dim**-0.5 if one.attention is None else one.attention for one in (asked, own)]
+    embedding = asked.embedding / own.embedding
     # The head's rows are the embedding's where they are tied: what they carry too much, the norm before them takes off.
-    return Multipliers(queries, float(embedding), float(logits) / (float(embedding) if tied else 1.0))
+    final_norm = asked.logits / own.logits / (embedding if tied else 1.0)
+    return WeightFactors(1.0 if scales[0] == scales[1] else scales[0] / scales[1], embedding, final_norm)

@@ -146,10 +146,19 @@ _AT = {
     Site.ATTENTION_OUTPUT: "attention_out",
     Site.MLP_OUTPUT: "mlp_out",
 }
+_AT_PERI = {
+    Site.ATTENTION_NORM: "attention_in",
+    Site.MLP_NORM: "mlp_in",
+    Site.ATTENTION_BRANCH_NORM: "attention_out",
+    Site.MLP_BRANCH_NORM: "mlp_out",
+}
 
 
-def _stock_gain(shared: Mapping[str, Tensor], site: Site, layer: int, options: LayerRopeOptions) -> Tensor:
-    gamma, numbers = (shared[f"{NAME}.{_AT[site]}.{name}"].float() for name in ("gamma", "numbers"))
+def _stock_gain(shared: Mapping[str, Tensor], site: Site, layer: int, options: LayerRopeOptions) -> Tensor | None:
+    at = _AT_PERI if options.layer_rope_peri else _AT
+    if site not in at:
+        return None
+    gamma, numbers = (shared[f"{NAME}.{at[site]}.{name}"].float() for name in ("gamma", "numbers"))
     return layer_gain(gamma, numbers, layer, options.layer_rope_base)
 
 
@@ -189,6 +198,6 @@ LAYER_ROPE = Scheme(
     stock=Foldable(
         shared=tuple(f"{NAME}.{site}.{name}" for site in SITES for name in ("gamma", "numbers")),
         gain=_stock_gain,
-        refused=lambda options: "it has a second norm behind each branch" if options.layer_rope_peri else None,
+        branch_norms=lambda options: options.layer_rope_peri,
     ),
 )

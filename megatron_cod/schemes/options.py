@@ -41,6 +41,9 @@ class CommonOptions:
         False,
         help="start the gammas of the input norms at 1/sqrt(l): another method than lns, and stacks with any scheme",
     )
+    geglu: bool = option(
+        False, help="gate the MLPs of --swiglu with gelu in its tanh form instead of silu, as Gemma does"
+    )
     residual_warmup_steps: int | None = option(
         help="ProRes (arXiv 2603.05369): at step t the branches of block l count min(t / (l * T), 1); stacks with any "
         "scheme",

@@ -18,6 +18,8 @@ class Site(Enum):
     ATTENTION_OUTPUT = "attention_output"
     MLP_OUTPUT = "mlp_output"
     ROUTER = "router"
+    ATTENTION_BRANCH_NORM = "attention_branch_norm"
+    MLP_BRANCH_NORM = "mlp_branch_norm"
 
 
 NORM_SITES = (Site.ATTENTION_NORM, Site.MLP_NORM)
@@ -30,7 +32,9 @@ Factor = Callable[[int, Any, Any], float | None]
 
 @dataclass(frozen=True)
 class Foldable:
-    """The scheme computes what a stock Pre-LN model computes with other weights: these.
+    """The scheme computes what a stock model computes with other weights: these.
+
+    The stock model has Pre-LN blocks, or with ``branch_norms`` those with a norm behind each branch, too.
 
     A block's factor folds into the gammas of its norms (s * N(x) is a norm with gamma' = s * gamma) or into the rows of
     its output projections, as given by ``sites``.
@@ -48,8 +52,9 @@ class Foldable:
     gain: Callable[[Mapping[str, Any], Site, int, Any], Any] | None = None
     """(the shared ones by name, site, l, options) -> the gain [h] in layer l: the weight of a norm that has none of its
     own, or what multiplies a branch's output."""
-    refused: Callable[[Any], str | None] = lambda _options: None
-    """Options -> why the scheme with these is no stock model, or None."""
+    branch_norms: Callable[[Any], bool] = lambda _options: False
+    """Options -> whether each branch ends with a norm: ``self_attn_bda.norm`` and ``mlp_bda.norm``, unless ``gain`` makes
+    their weights."""
     imported: bool = True
     """Whether an existing stock model can be treated as one of this scheme."""
 

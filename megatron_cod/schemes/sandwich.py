@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
-from megatron_cod.schemes.row import NotFoldable, Scheme
+from megatron_cod.schemes.row import Foldable, Scheme
 
 
 class SandwichJoin(ResidualJoin):
@@ -38,5 +38,5 @@ SANDWICH_LN = Scheme(
     default_init="normal",
     overlay=sandwich_overlay,
     layer_parameters=lambda _hidden, norm, _options: 2 * norm,
-    stock=NotFoldable("it has a second norm behind each branch"),
+    stock=Foldable(branch_norms=lambda _options: True),
 )

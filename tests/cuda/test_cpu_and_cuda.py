@@ -95,6 +95,16 @@ def test_loads_at_another_layout_on_the_other_device(saved, tmp_path, device, wo
 
 
 @pytest.mark.slow
+def test_geglu_trains_on_as_on_the_cpu(saved, tmp_path):
+    """With Megatron's fusions as a GPU has them by default: none of them knows this gate."""
+    run = saved("cpu", 1, "--geglu")
+    assert difference(run, tmp_path / "geglu", 1, "--geglu") <= 1e-5
+    refused = launch(1, tmp_path / "refused", "--load", str(run.stopped))
+    assert refused.code == 2 and "activation_func) gelu_tanh, this run has silu" in refused.console
+    assert difference(run, tmp_path / "silu", 1, "--override-model-check") > 3e-5
+
+
+@pytest.mark.slow
 def test_detects_missing_optimizer_state(saved, tmp_path):
     """The comparison above can fail: weights alone give other losses from the second step on."""
     assert difference(saved("cpu", 2, *TP2), tmp_path, 1, "--no-load-optim") > 1e-4

@@ -74,7 +74,9 @@ def _worker(_rank: int, folder: str, layout: Layout, tokens: Tensor, more: list[
         )
     result: dict[str, Any] = {"tp_rank": mpu.get_tensor_model_parallel_rank()}
     if mpu.is_pipeline_last_stage(ignore_virtual=True):
-        result["logits"] = torch.cat(logits).float()
+        # Those of the head, which Megatron multiplies behind it.
+        multiplier = config.transformer.mup_output_mult if config.transformer.use_mup else 1.0
+        result["logits"] = torch.cat(logits).float() * multiplier
     return result
 
 

@@ -49,6 +49,9 @@ LATENT = {
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.5,
 }
+GEMMA = {"head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+UNCAPPED = {"attn_logit_softcapping": None, "final_logit_softcapping": None, "layer_types": ["full_attention"] * 4}
+GLM = {"pad_token_id": 0, "eos_token_id": 2, "rms_norm_eps": 1.5625e-7}
 # name -> (class, what differs from BASE)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
@@ -119,6 +122,46 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "SmolLM3ForCausalLM",
         {"no_rope_layers": [1, 0, 1, 0], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
     ),
+    "granite": (
+        "GraniteForCausalLM",
+        {
+            "tie_word_embeddings": True,
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.125,
+            "residual_multiplier": 0.25,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "granite scaled": (
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.21,
+            "residual_multiplier": 0.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "gemma": ("GemmaForCausalLM", {**GEMMA, "num_key_value_heads": 1}),
+    "gemma2": ("Gemma2ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 24}),
+    "gemma3": ("Gemma3ForCausalLM", {**GEMMA, **UNCAPPED, "query_pre_attn_scalar": 16, "tie_word_embeddings": False}),
+    "glm": ("GlmForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
+    "glm4": ("Glm4ForCausalLM", {"head_dim": 16, "attention_bias": True, **GLM}),
+    "glm4 whole heads": (
+        "Glm4ForCausalLM",
+        {
+            **GLM,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "partial_rotary_factor": 1.0,
+            },
+        },
+    ),
     "deepseek v2": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None}),
     "deepseek v2 yarn": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": 16, "rope_parameters": YARN}),
     "deepseek v3": ("DeepseekV3ForCausalLM", {**LATENT, "q_lora_rank": 16, "n_group": 4, "topk_group": 1}),
@@ -141,7 +184,7 @@ def make_model(name: str, folder: Path, dtype: torch.dtype = torch.float32, **sa
     with torch.no_grad():
         for key, value in [*model.named_parameters(), *model.named_buffers()]:
             if "norm" in key:
-                value.copy_(1 + 0.3 * torch.randn_like(value))
+                value.copy_((not name.startswith("gemma")) + 0.3 * torch.randn_like(value))
             elif "bias" in key:
                 value.copy_(0.2 * torch.randn_like(value))
             elif "inv_freq" not in key:

@@ -201,7 +201,9 @@ def test_checkpoints_that_are_not_whole(model, tmp_path, fault):
 
 def test_a_family_that_does_not_fit(model, tmp_path):
     import_model(ImportJob(model, tmp_path / "megatron"))
-    with pytest.raises(ValueError, match="qwen3 does not compute this model; llama, mistral, smollm3, phi3 does"):
+    with pytest.raises(
+        ValueError, match="qwen3 does not compute this model; llama, mistral, smollm3, phi3, granite, glm, gemma does"
+    ):
         export_model(ExportJob(tmp_path / "megatron", tmp_path / "back", family="qwen3"))
 
 

@@ -17,7 +17,9 @@ from tests.huggingface.models import MODELS, make_model, same_tensors, tensors, 
 TOLERANCE = 1e-5
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mixtral", "deepseek v3", "qwen3 moe", "phi3", "smollm3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "mixtral", "deepseek v3", "qwen3 moe", "phi3", "smollm3", "granite", "gemma", "glm"]
+)
 @pytest.mark.parametrize("layout", [ONE, PP2], ids=["one", "pp2"])
 def test_as_lns_it_computes_the_same(tmp_path, name, layout):
     make_model(name, tmp_path / "hf")

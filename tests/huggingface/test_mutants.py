@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_cod.huggingface import recipe
+from megatron_cod.huggingface import import_plan, recipe
 from megatron_cod.huggingface.families import mapping_rows, table
 from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.megatron import ONE, megatron_logits
@@ -77,6 +77,25 @@ def with_recipe(change):
     return put
 
 
+def halves(join):
+    return mapping_rows.QKV if join is mapping_rows.PAIRED_QKV else join
+
+
+def swapped_branch_norms(monkeypatch):
+    """The norm behind the attention is that behind the MLP."""
+    for name, family in table.FAMILIES.items():
+        norms = [row for row in family.rows if row.part in mapping_rows.BRANCH_NORMS]
+        if norms:
+            other = {norms[0]: replace(norms[0], hf=norms[1].hf), norms[1]: replace(norms[1], hf=norms[0].hf)}
+            changed = tuple(other.get(row, row) for row in family.rows)
+            monkeypatch.setitem(table.FAMILIES, name, replace(family, rows=changed))
+
+
+def unscaled_branches(monkeypatch):
+    """What the model multiplies its branches with is not folded."""
+    monkeypatch.setattr(import_plan.Change, "factors", lambda self, unit: (1.0, 1.0))
+
+
 def swapped_qk_norms(monkeypatch):
     """The norm of the queries is that of the keys."""
     for name, family in table.FAMILIES.items():
@@ -103,6 +122,16 @@ MUTANTS = {
         "qwen3 moe dense first",
         with_recipe(lambda held: {**held, "moe-router-pre-softmax": False}),
     ),
+    "neighbouring channels as halves": ("glm4", with_join(halves)),
+    "RoPE on whole heads": ("glm4", with_recipe(lambda held: {**held, "rotary-percent": 1.0})),
+    "norms behind the branches swapped": ("glm4", swapped_branch_norms),
+    "the embedding's multiplier": ("granite", with_recipe(lambda held: {**held, "mup-embedding-mult": 1.0})),
+    "the logits' multiplier": ("granite", with_recipe(lambda held: {**held, "mup-output-mult": 1.0})),
+    "the attention's multiplier": ("granite", with_recipe(lambda held: {**held, "mup-attn-scale-power": 0.5})),
+    "the branches' multiplier": ("granite", unscaled_branches),
+    "gamma for gamma less 1": ("gemma", with_recipe(lambda held: {**held, "apply-layernorm-1p": False})),
+    "the scale of the embedding": ("gemma3", with_recipe(lambda held: {**held, "mup-embedding-mult": 1.0})),
+    "silu for gelu": ("gemma2", with_recipe(lambda held: {**held, "geglu": False})),
     "layers without RoPE shifted": (
         "smollm3",
         with_recipe(lambda held: {**held, "no-rope-freq": "[1,0,1,0]"}),

@@ -28,6 +28,7 @@ SIGMOID = [
     *("--moe-router-topk-scaling-factor", "2.5", "--moe-shared-expert-intermediate-size", "48"),
     *("--moe-layer-freq", "([0]*1+[1]*3)"),
 ]
+SANDWICH = ["--norm-scheme", "sandwich_ln"]
 EP2 = Layout(dp=2, flags=("--expert-model-parallel-size", "2"))
 PP2_EP2 = Layout(pp=2, dp=2, flags=("--expert-model-parallel-size", "2"))
 TP2_SP = Layout(tp=2, flags=("--sequence-parallel",))
@@ -36,6 +37,14 @@ VARIANTS = {
     "qwen3": (["--qk-layernorm"], Layout(tp=2, pp=2)),
     "llama": (["--use-rope-scaling", "--rope-scaling-factor", "32", "--rotary-base", "500000"], Layout(tp=2)),
     "llama tied": ([], Layout(pp=2)),
+    "glm": (["--rotary-percent", "0.25", "--add-qkv-bias"], Layout(tp=2)),
+    "gemma": (["--geglu", "--apply-layernorm-1p"], Layout(pp=2)),
+    "glm4": (
+        [*SANDWICH, "--group-query-attention", "--num-query-groups", "2", "--rotary-percent", "0.5"],
+        Layout(tp=2),
+    ),
+    "gemma2": ([*SANDWICH, "--geglu"], Layout(tp=2)),
+    "gemma3_text": ([*SANDWICH, "--qk-layernorm"], Layout(pp=2)),
     "smollm3": (["--no-rope-freq", "2"], Layout(pp=2)),
     "llama yarn": (
         [
@@ -51,7 +60,7 @@ VARIANTS = {
 }
 
 
-SLOW = ("qwen2", "llama tied", "qwen3_moe", "mixtral", "deepseek_v2")
+SLOW = ("glm", "gemma", "gemma2", "gemma3_text", "qwen2", "llama tied", "qwen3_moe", "mixtral", "deepseek_v2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])
@@ -70,7 +79,8 @@ def test_training_writes_what_the_table_reads(tiny, tmp_path, name):
     assert theirs.abs().max() > 0.1
     assert (ours - theirs).abs().max() <= 1e-5
     # And in again, at one process: the same function.
-    found = import_model(ImportJob(tmp_path / "hf", tmp_path / "back", as_scheme="lns"))
+    scheme = "sandwich_ln" if "sandwich_ln" in flags else "lns"
+    found = import_model(ImportJob(tmp_path / "hf", tmp_path / "back", as_scheme=scheme))
     assert found.arch.family == name.split()[0]
     again = megatron_logits(tmp_path / "back", ONE, tokens(257))
     assert (again - theirs).abs().max() <= 1e-5

@@ -5,6 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+LATENT, EXPERTS, QK_NORM = "latent attention", "experts", "norms of queries and keys"
+QKV_BIAS, BIASES = "biases of q, k, v", "biases"
+UNROTATED, PARTIAL_ROPE = "layers without RoPE", "RoPE on a part of each head"
+BRANCH_NORMS, GEGLU = "norms behind the branches", "GeGLU"
+LINEAR, LLAMA3, YARN = "linear RoPE", "llama3 RoPE", "yarn RoPE"
+SCALED_ROPE = frozenset((LINEAR, LLAMA3, YARN))
+"""Features that a stock model may have, or not."""
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -21,6 +29,8 @@ class Rope:
     beta_slow: float = 1.0
     truncate: bool = True
     """Of yarn: the range that is corrected ends at whole channels."""
+    share: float = 1.0
+    """Of a head's channels, the first ones, that have positions."""
 
     @property
     def attention_factor(self) -> float:
@@ -61,8 +71,23 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Multipliers:
+    """What a model multiplies beside its weights."""
+
+    embedding: float = 1.0
+    attention: float | None = None
+    """Products of queries and keys; None for 1/sqrt(head size)."""
+    residual: float = 1.0
+    """The output of each branch."""
+    logits: float = 1.0
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A decoder-only model: RMSNorm before each branch, SwiGLU, rotary positions."""
+    """A decoder-only model: RMSNorm before each branch, gated MLPs, rotary positions.
+
+    Every field is a size, or counts in ``features``; multipliers can be folded into weights of any family.
+    """
 
     family: str
     layers: int
@@ -84,13 +109,38 @@ class Architecture:
     qk_norm: bool = False
     unrotated: tuple[int, ...] = ()
     """Layers (from 1) without rotary positions."""
+    branch_norms: bool = False
+    """An RMSNorm behind each branch, too."""
+    activation: str = "silu"
+    """Of the MLPs' gate: silu or gelu_tanh."""
     rope: Rope = field(default_factory=Rope)
     latent: Latent | None = None
     experts: Experts | None = None
+    multipliers: Multipliers = field(default_factory=Multipliers)
 
     def is_expert_layer(self, layer: int) -> bool:
         """Whether a layer (from 1) has experts."""
         return self.experts is not None and layer > self.experts.dense_layers
+
+    def features(self) -> frozenset[str]:
+        """What sets it apart from a plain Llama, in words; a family lists those that its stock model has."""
+        asked = {
+            LATENT: self.latent is not None,
+            EXPERTS: self.experts is not None,
+            QK_NORM: self.qk_norm,
+            QKV_BIAS: self.qkv_bias and not self.linear_bias,
+            BIASES: self.linear_bias,
+            UNROTATED: bool(self.unrotated),
+            BRANCH_NORMS: self.branch_norms,
+            GEGLU: self.activation == "gelu_tanh",
+            PARTIAL_ROPE: self.rope.share != 1.0,
+            f"{self.rope.kind} RoPE": self.rope.kind != "default",
+        }
+        return frozenset(name for name, has in asked.items() if has)
+
+    def rotated(self) -> int:
+        """Channels of a head that have positions."""
+        return int(self.head_dim * self.rope.share)
 
     def dims(self) -> dict[str, int]:
         """The sizes that the mapping tables name."""

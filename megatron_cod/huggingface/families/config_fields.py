@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError
@@ -21,7 +22,7 @@ kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim num_expert
 no_rope_layers no_rope_layer_interval
 """
 READ = frozenset(_READ.split())
-"""Keys of a config that a family reads, or refuses but for one value."""
+"""Keys of a config that families read, or refuse but for one value; what a single one has is in its ``Family.reads``."""
 
 _FREE = """
 transformers_version architectures output_hidden_states return_dict dtype torch_dtype chunk_size_feed_forward
@@ -42,6 +43,9 @@ YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings":
 _ROPE_KEYS = {*LLAMA3, *YARN, "rope_type", "type", "rope_theta", "factor", "mscale", "mscale_all_dim"}
 _ROPE_KEYS |= {"partial_rotary_factor", "attention_factor", "truncate", "short_factor", "long_factor"}
 
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+"""Of the gate, by Hugging Face's names."""
 
 NO_WINDOW: Config = {"use_sliding_window": False, "sliding_window": None}
 """What is written for a family whose layers may have windows."""
@@ -78,23 +82,23 @@ def read_rope(config: Config) -> Rope:
     strangers = sorted(given.keys() - _ROPE_KEYS)
     if strangers:
         raise UserError(f"config.json has RoPE with {', '.join(strangers)}, which is not known to be carried over")
-    only({**config, **given}, partial_rotary_factor=1.0)
+    share = float(given.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
     theta = float(given.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if theta != int(theta):
         raise UserError(f"config.json has rope_theta {theta}: Megatron's --rotary-base is a whole number")
     kind = given.get("rope_type") or given.get("type") or "default"
     factor = float(given.get("factor") or 1.0)
     if kind == "default":
-        return Rope(theta)
+        return Rope(theta, share=share)
     if kind == "linear":
         if factor != int(factor):
             raise UserError(f"linear RoPE scaling by {factor}: Megatron's factor is a whole number")
-        return Rope(theta, kind, factor)
+        return Rope(theta, kind, factor, share=share)
     if kind == "llama3":
         _constants(given, LLAMA3)
-        return Rope(theta, kind, factor)
+        return Rope(theta, kind, factor, share=share)
     if kind == "yarn":
-        return _read_yarn(theta, given, config)
+        return replace(_read_yarn(theta, given, config), share=share)
     raise UserError(f"RoPE scaling {kind!r} is unknown; there are default, linear, llama3 and yarn")
 
 
@@ -160,12 +164,22 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
+def name_of(activation: str) -> str:
+    """Hugging Face's name of a gate's activation."""
+    return next(name for name, kind in ACTIVATIONS.items() if kind == activation)
+
+
+def _activation(config: Config) -> str:
+    found = config.get("hidden_act", "silu")
+    if found not in ACTIVATIONS:
+        raise UserError(f"config.json has hidden_act {found!r}; only {', '.join(ACTIVATIONS)} can be carried over")
+    return ACTIVATIONS[found]
+
+
 def read_common(config: Config) -> dict[str, Any]:
     """The fields of ``Architecture`` that every family spells alike."""
     if config.get("quantization_config"):
         raise UserError("the weights are quantised (quantization_config); convert them to bfloat16 first")
-    if config.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise UserError(f"config.json has hidden_act {config['hidden_act']!r}; only silu can be carried over")
     hidden, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
@@ -183,6 +197,7 @@ def read_common(config: Config) -> dict[str, Any]:
         "padded_vocab": vocab,
         "eps": float(need(config, "rms_norm_eps")),
         "positions": int(need(config, "max_position_embeddings")),
+        "activation": _activation(config),
         "tied": bool(config.get("tie_word_embeddings", False)),
         "rope": read_rope(config),
     }

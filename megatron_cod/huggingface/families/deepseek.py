@@ -5,8 +5,9 @@ from typing import Any
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families import shared_rows
-from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent
+from megatron_cod.huggingface.families.architecture import EXPERTS, LATENT, YARN, Architecture, Experts, Latent
 from megatron_cod.huggingface.families.config_fields import Config, need, only
+from megatron_cod.huggingface.families.family import Family
 from megatron_cod.huggingface.families.mapping_rows import GATE_UP, Part, Row
 
 _ATTENTION, _MLP = "decoder.layers.self_attention.", "decoder.layers.mlp."
@@ -110,7 +111,7 @@ def _read_experts(config: Config, score: str) -> Experts | None:
     )
 
 
-def read_v2(config: Config) -> dict[str, Any]:
+def _read_v2(config: Config) -> dict[str, Any]:
     if config.get("topk_method", "greedy") != "greedy":
         raise UserError(
             f"config.json has topk_method {config['topk_method']!r}: Megatron ranks groups of experts by another sum; "
@@ -120,7 +121,7 @@ def read_v2(config: Config) -> dict[str, Any]:
     return {**_read_latent(config), "experts": _read_experts(config, "pre_softmax")}
 
 
-def read_v3(config: Config) -> dict[str, Any]:
+def _read_v3(config: Config) -> dict[str, Any]:
     only(config, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc")
     experts = _read_experts(config, "sigmoid")
     groups, chosen = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
@@ -156,30 +157,46 @@ def _write(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def write_v2(arch: Architecture) -> dict[str, Any]:
+def _write_v2(arch: Architecture) -> dict[str, Any]:
     own = {"topk_method": "greedy", "n_group": None, "topk_group": None, "norm_topk_prob": False}
     return {**_write(arch), **own, "scoring_func": "softmax"}
 
 
-def write_v3(arch: Architecture) -> dict[str, Any]:
+def _write_v3(arch: Architecture) -> dict[str, Any]:
     found = arch.experts or Experts(1, 1, arch.ffn)
     own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
     own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
     return {**_write(arch), **own, "scoring_func": "sigmoid"}
 
 
-def expresses(arch: Architecture, score: str) -> bool:
+def _fits(arch: Architecture, score: str) -> bool:
     found = arch.experts
-    if (
-        arch.latent is None
-        or not shared_rows.unbiased(arch)
-        or arch.eps != 1e-6
-        or arch.unrotated
-        or arch.rope.kind not in ("default", "yarn")
-    ):
+    if arch.eps != 1e-6:
         return False
     if found is None:
         return score == "sigmoid"
     whole = found.shared_ffn and found.shared_ffn % found.ffn == 0  # transformers always builds shared experts
     grouped = found.groups == 1 or (score == "sigmoid" and found.chosen // found.chosen_groups == 2)
     return bool(found.score == score and whole and grouped)
+
+
+DEEPSEEK_V2 = Family(
+    "deepseek_v2",
+    "DeepseekV2ForCausalLM",
+    ROWS,
+    _read_v2,
+    _write_v2,
+    needs=frozenset({LATENT}),
+    may_have=frozenset({EXPERTS, YARN}),
+    fits=lambda arch: _fits(arch, "pre_softmax"),
+)
+DEEPSEEK_V3 = Family(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    ROWS,
+    _read_v3,
+    _write_v3,
+    needs=frozenset({LATENT}),
+    may_have=frozenset({EXPERTS, YARN}),
+    fits=lambda arch: _fits(arch, "sigmoid"),
+)

@@ -24,9 +24,12 @@ class Part(Enum):
     ATTENTION_OUTPUT = auto()
     MLP_OUTPUT = auto()
     ROUTER = auto()
+    ATTENTION_BRANCH_NORM = auto()
+    MLP_BRANCH_NORM = auto()
 
 
 NORMS = (Part.ATTENTION_NORM, Part.MLP_NORM)
+BRANCH_NORMS = (Part.ATTENTION_BRANCH_NORM, Part.MLP_BRANCH_NORM)
 OUTPUTS = (Part.ATTENTION_OUTPUT, Part.MLP_OUTPUT)
 
 
@@ -52,6 +55,28 @@ def _deinterleave(whole: Tensor, arch: Architecture) -> list[Tensor]:
     return [part.reshape(-1, *rest) for part in parts]
 
 
+def _pairs_apart(part: Tensor, arch: Architecture) -> Tensor:
+    """Rows of heads [n * d, ...] whose rotated channels are pairs (2i, 2i + 1) -> pairs (i, i + r/2), as Megatron turns."""
+    heads, r = part.reshape(-1, arch.head_dim, *part.shape[1:]), arch.rotated()
+    return torch.cat([heads[:, 0:r:2], heads[:, 1:r:2], heads[:, r:]], dim=1).reshape(part.shape)
+
+
+def _pairs_together(part: Tensor, arch: Architecture) -> Tensor:
+    heads, r = part.reshape(-1, arch.head_dim, *part.shape[1:]), arch.rotated()
+    turned = torch.stack([heads[:, : r // 2], heads[:, r // 2 : r]], dim=2).flatten(1, 2)
+    return torch.cat([turned, heads[:, r:]], dim=1).reshape(part.shape)
+
+
+def _from_pairs(parts: Sequence[Tensor], arch: Architecture) -> Tensor:
+    queries, keys, values = parts
+    return _interleave([_pairs_apart(queries, arch), _pairs_apart(keys, arch), values], arch)
+
+
+def _to_pairs(whole: Tensor, arch: Architecture) -> list[Tensor]:
+    queries, keys, values = _deinterleave(whole, arch)
+    return [_pairs_together(queries, arch), _pairs_together(keys, arch), values]
+
+
 def _split_qkv(whole: Tensor, arch: Architecture) -> Sequence[Tensor]:
     d = arch.head_dim
     return whole.split([arch.heads * d, arch.groups * d, arch.groups * d])
@@ -63,8 +88,16 @@ def _pad(parts: Sequence[Tensor], arch: Architecture) -> Tensor:
     return part if missing == 0 else torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
 
+def scale_queries(whole: Tensor, arch: Architecture, factor: float) -> Tensor:
+    """Megatron's tensor of queries, keys and values with the queries times ``factor``."""
+    queries, *others = _deinterleave(whole, arch)
+    return _interleave([queries * factor, *others], arch)
+
+
 SAME = Join(lambda parts, _: parts[0], lambda whole, _: [whole])
 QKV = Join(_interleave, _deinterleave)
+PAIRED_QKV = Join(_from_pairs, _to_pairs)
+"""Of models that turn neighbouring channels."""
 FUSED_QKV = Join(
     lambda parts, arch: _interleave(_split_qkv(parts[0], arch), arch),
     lambda whole, arch: [torch.cat(_deinterleave(whole, arch))],

@@ -3,8 +3,9 @@
 from typing import Any
 
 from megatron_cod.huggingface.families import shared_rows
-from megatron_cod.huggingface.families.architecture import Architecture, Experts
+from megatron_cod.huggingface.families.architecture import EXPERTS, SCALED_ROPE, Architecture, Experts
 from megatron_cod.huggingface.families.config_fields import Config, need
+from megatron_cod.huggingface.families.family import Family
 from megatron_cod.huggingface.families.mapping_rows import GATE_UP, Part, Row
 
 _MLP, _HF = "decoder.layers.mlp.", "model.layers.{l}.block_sparse_moe."
@@ -30,13 +31,13 @@ ROWS = (
 )
 
 
-def read(config: Config) -> dict[str, Any]:
+def _read(config: Config) -> dict[str, Any]:
     ffn = int(need(config, "intermediate_size"))
     count, chosen = int(need(config, "num_local_experts")), int(need(config, "num_experts_per_tok"))
     return {"experts": Experts(count, chosen, ffn)}
 
 
-def write(arch: Architecture) -> dict[str, Any]:
+def _write(arch: Architecture) -> dict[str, Any]:
     assert arch.experts is not None
     return {
         "num_local_experts": arch.experts.count,
@@ -49,7 +50,18 @@ def write(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def expresses(arch: Architecture) -> bool:
+def _fits(arch: Architecture) -> bool:
     found = arch.experts
-    stock = found is not None and found == Experts(found.count, found.chosen, found.ffn)
-    return stock and arch.latent is None and shared_rows.unbiased(arch) and not (arch.qk_norm or arch.unrotated)
+    return found is not None and found == Experts(found.count, found.chosen, found.ffn)
+
+
+MIXTRAL = Family(
+    "mixtral",
+    "MixtralForCausalLM",
+    ROWS,
+    _read,
+    _write,
+    needs=frozenset({EXPERTS}),
+    may_have=SCALED_ROPE,
+    fits=_fits,
+)

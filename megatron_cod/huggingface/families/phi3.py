@@ -1,6 +1,7 @@
 """Phi-3 and Phi-4: a Llama whose queries, keys and values are one tensor, as are gate and up."""
 
 from megatron_cod.huggingface.families import shared_rows
+from megatron_cod.huggingface.families.family import Family
 from megatron_cod.huggingface.families.mapping_rows import FUSED_QKV, Part, Row
 
 _LAYERS, _HF = "decoder.layers.", "model.layers.{l}."
@@ -19,12 +20,9 @@ ROWS = (
         part=Part.ATTENTION_OUTPUT,
     ),
     shared_rows.MLP_NORM,
-    Row((_LAYERS + "mlp.linear_fc1.weight",), ((_HF + "mlp.gate_up_proj.weight", "gate_up hidden"),)),
-    Row(
-        (_LAYERS + "mlp.linear_fc2.weight",),
-        ((_HF + "mlp.down_proj.weight", "hidden ffn"),),
-        part=Part.MLP_OUTPUT,
-    ),
+    *shared_rows.FUSED_MLP,
     shared_rows.FINAL_NORM,
     shared_rows.HEAD,
 )
+
+PHI3 = Family("phi3", "Phi3ForCausalLM", ROWS, lambda _: {}, lambda _: {"sliding_window": None})

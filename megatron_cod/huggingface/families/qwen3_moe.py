@@ -4,8 +4,9 @@ from typing import Any
 
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.families import shared_rows
-from megatron_cod.huggingface.families.architecture import Architecture, Experts
+from megatron_cod.huggingface.families.architecture import EXPERTS, QK_NORM, SCALED_ROPE, Architecture, Experts
 from megatron_cod.huggingface.families.config_fields import NO_WINDOW, Config, need, only
+from megatron_cod.huggingface.families.family import Family
 
 ROWS = (
     shared_rows.EMBEDDING,
@@ -20,7 +21,7 @@ ROWS = (
 )
 
 
-def read(config: Config) -> dict[str, Any]:
+def _read(config: Config) -> dict[str, Any]:
     only(config, attention_bias=False, decoder_sparse_step=1)
     dense = sorted(int(layer) for layer in config.get("mlp_only_layers") or ())
     if dense != list(range(len(dense))):
@@ -39,7 +40,7 @@ def read(config: Config) -> dict[str, Any]:
     return {"qk_norm": True, "experts": experts}
 
 
-def write(arch: Architecture) -> dict[str, Any]:
+def _write(arch: Architecture) -> dict[str, Any]:
     assert arch.experts is not None
     return {
         "num_experts": arch.experts.count,
@@ -55,9 +56,20 @@ def write(arch: Architecture) -> dict[str, Any]:
     }
 
 
-def expresses(arch: Architecture) -> bool:
+def _fits(arch: Architecture) -> bool:
     found = arch.experts
-    if found is None or arch.latent is not None or not arch.qk_norm or not shared_rows.unbiased(arch):
-        return False
+    assert found is not None
     stock = Experts(found.count, found.chosen, found.ffn, dense_layers=found.dense_layers, score=found.score)
-    return found == stock and found.score in ("softmax", "pre_softmax") and not arch.unrotated
+    return found == stock and found.score in ("softmax", "pre_softmax")
+
+
+QWEN3_MOE = Family(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    ROWS,
+    _read,
+    _write,
+    needs=frozenset({EXPERTS, QK_NORM}),
+    may_have=SCALED_ROPE,
+    fits=_fits,
+)

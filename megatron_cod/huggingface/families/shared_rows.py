@@ -111,6 +111,23 @@ DENSE_MLP = (
     ),
 )
 
+FUSED_MLP = (
+    Row((_LAYERS + "mlp.linear_fc1.weight",), ((_HF + "mlp.gate_up_proj.weight", "gate_up hidden"),)),
+    Row((_LAYERS + "mlp.linear_fc2.weight",), ((_HF + "mlp.down_proj.weight", "hidden ffn"),), part=Part.MLP_OUTPUT),
+)
+
+_BRANCHES = {
+    "attention": ("self_attn_bda", Part.ATTENTION_BRANCH_NORM),
+    "mlp": ("mlp_bda", Part.MLP_BRANCH_NORM),
+}
+
+
+def branch_norm(branch: str, hf: str) -> Row:
+    """The norm behind a branch, "attention" or "mlp"; hf: its name in a layer of the stock model."""
+    join, part = _BRANCHES[branch]
+    return Row((f"{_LAYERS}{join}.norm.weight",), ((f"{_HF}{hf}.weight", "hidden"),), part=part)
+
+
 _MLP, _HF_MLP = _LAYERS + "mlp.", _HF + "mlp."
 
 
@@ -136,8 +153,3 @@ EXPERTS = (
         when=_experts,
     ),
 )
-
-
-def unbiased(arch: Architecture) -> bool:
-    """Whether no projection has a bias."""
-    return not (arch.qkv_bias or arch.linear_bias)

@@ -2,162 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from megatron_cod.errors import UserError, bad_input
-from megatron_cod.huggingface.families import deepseek, dense, mixtral, phi3, qwen3_moe, shared_rows
-from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.architecture import GEGLU, PARTIAL_ROPE, Architecture
 from megatron_cod.huggingface.families.config_fields import (
-    NO_WINDOW,
     Config,
     check_latent_rope,
-    need,
-    only,
+    name_of,
     read_common,
     write_rope,
 )
-from megatron_cod.huggingface.families.mapping_rows import Row
+from megatron_cod.huggingface.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from megatron_cod.huggingface.families.dense import LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3
+from megatron_cod.huggingface.families.family import Family
+from megatron_cod.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
+from megatron_cod.huggingface.families.glm import GLM, GLM4
+from megatron_cod.huggingface.families.granite import GRANITE
+from megatron_cod.huggingface.families.mixtral import MIXTRAL
+from megatron_cod.huggingface.families.phi3 import PHI3
+from megatron_cod.huggingface.families.qwen3_moe import QWEN3_MOE
+from megatron_cod.huggingface.families.unsupported import UNSUPPORTED
 
-
-@dataclass(frozen=True)
-class Family:
-    """A stock architecture of Hugging Face."""
-
-    name: str
-    """Its ``model_type``."""
-    model_class: str
-    """What ``architectures`` names."""
-    rows: tuple[Row, ...]
-    read: Callable[[Config], dict[str, Any]]
-    """Fields of ``Architecture`` beyond ``read_common``; UserError for what Megatron's model does not compute."""
-    write: Callable[[Architecture], dict[str, Any]]
-    """Keys of the config beyond ``write_common``."""
-    expresses: Callable[[Architecture], bool]
-    """Whether the stock model computes this architecture."""
-
-
-def _plain(arch: Architecture) -> bool:
-    return arch.latent is None and arch.experts is None and not arch.unrotated
-
-
-def _read_llama(config: Config) -> dict[str, Any]:
-    attention, mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
-    if attention != mlp:
-        raise UserError("config.json has attention_bias and mlp_bias differ; Megatron has both or neither")
-    return {"linear_bias": attention}
-
-
-def _read_mistral(_config: Config) -> dict[str, Any]:
-    return {}
-
-
-def _read_qwen2(_config: Config) -> dict[str, Any]:
-    return {"qkv_bias": True}
-
-
-def _read_qwen3(config: Config) -> dict[str, Any]:
-    only(config, attention_bias=False)
-    return {"qk_norm": True}
-
-
-def _read_smollm3(config: Config) -> dict[str, Any]:
-    only(config, use_sliding_window=False)
-    rotated, layers = config.get("no_rope_layers"), int(need(config, "num_hidden_layers"))
-    if rotated is None:
-        interval = int(config.get("no_rope_layer_interval") or 4)
-        rotated = [int((layer + 1) % interval != 0) for layer in range(layers)]
-    if len(rotated) != layers:
-        raise UserError(f"config.json has no_rope_layers of {len(rotated)} layers, and num_hidden_layers {layers}")
-    return {**_read_llama(config), "unrotated": tuple(layer for layer, on in enumerate(rotated, 1) if not on)}
-
-
-def _write_smollm3(arch: Architecture) -> dict[str, Any]:
-    return {
-        "attention_bias": arch.linear_bias,
-        "mlp_bias": arch.linear_bias,
-        "no_rope_layers": [int(layer not in arch.unrotated) for layer in range(1, arch.layers + 1)],
-        **NO_WINDOW,
-    }
-
-
+# An export takes the first that computes the model.
 _ROWS = (
-    Family(
-        "llama",
-        "LlamaForCausalLM",
-        dense.ROWS,
-        _read_llama,
-        lambda arch: {"attention_bias": arch.linear_bias, "mlp_bias": arch.linear_bias},
-        lambda arch: _plain(arch) and not arch.qk_norm and (arch.linear_bias or not arch.qkv_bias),
-    ),
-    Family(
-        "mistral",
-        "MistralForCausalLM",
-        dense.ROWS,
-        _read_mistral,
-        lambda _: {"sliding_window": None},
-        lambda arch: _plain(arch) and not arch.qk_norm and shared_rows.unbiased(arch),
-    ),
-    Family(
-        "qwen2",
-        "Qwen2ForCausalLM",
-        dense.ROWS,
-        _read_qwen2,
-        lambda _: dict(NO_WINDOW),
-        lambda arch: _plain(arch) and not arch.qk_norm and arch.qkv_bias and not arch.linear_bias,
-    ),
-    Family(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        dense.ROWS,
-        _read_qwen3,
-        lambda _: {"attention_bias": False, **NO_WINDOW},
-        lambda arch: _plain(arch) and arch.qk_norm and shared_rows.unbiased(arch),
-    ),
-    Family(
-        "smollm3",
-        "SmolLM3ForCausalLM",
-        dense.ROWS,
-        _read_smollm3,
-        _write_smollm3,
-        lambda arch: (
-            _plain(replace(arch, unrotated=())) and not arch.qk_norm and (arch.linear_bias or not arch.qkv_bias)
-        ),
-    ),
-    Family(
-        "phi3",
-        "Phi3ForCausalLM",
-        phi3.ROWS,
-        lambda _: {},
-        lambda _: {"sliding_window": None},
-        lambda arch: _plain(arch) and not arch.qk_norm and shared_rows.unbiased(arch) and arch.rope.kind == "default",
-    ),
-    Family("qwen3_moe", "Qwen3MoeForCausalLM", qwen3_moe.ROWS, qwen3_moe.read, qwen3_moe.write, qwen3_moe.expresses),
-    Family("mixtral", "MixtralForCausalLM", mixtral.ROWS, mixtral.read, mixtral.write, mixtral.expresses),
-    Family(
-        "deepseek_v2",
-        "DeepseekV2ForCausalLM",
-        deepseek.ROWS,
-        deepseek.read_v2,
-        deepseek.write_v2,
-        lambda arch: deepseek.expresses(arch, "pre_softmax"),
-    ),
-    Family(
-        "deepseek_v3",
-        "DeepseekV3ForCausalLM",
-        deepseek.ROWS,
-        deepseek.read_v3,
-        deepseek.write_v3,
-        lambda arch: deepseek.expresses(arch, "sigmoid"),
-    ),
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3),
+    *(GRANITE, GLM, GLM4, GEMMA, GEMMA2, GEMMA3),
+    *(QWEN3_MOE, MIXTRAL, DEEPSEEK_V2, DEEPSEEK_V3),
 )
 
 FAMILIES: dict[str, Family] = {row.name: row for row in _ROWS}
 
 
+def register_family(row: Family) -> Family:
+    """Add a row to ``FAMILIES``, behind the others, and return it. UserError for a name that another row has."""
+    if row.name in FAMILIES:
+        raise UserError(f"the family {row.name!r} is registered already")
+    FAMILIES[row.name] = row
+    return row
+
+
 def get_family(name: str) -> Family:
     """The row called ``name``; UserError names the known ones."""
+    if name in UNSUPPORTED and name not in FAMILIES:
+        raise UserError(f"architecture {name!r} cannot be carried over: {UNSUPPORTED[name]}")
     if name not in FAMILIES:
         raise UserError(f"unknown architecture {name!r}; known are {', '.join(FAMILIES)}")
     return FAMILIES[name]
@@ -168,10 +57,10 @@ def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
     if wanted is not None:
         family = get_family(wanted)
         if not family.expresses(arch):
-            fits = [row.name for row in _ROWS if row.expresses(arch)]
+            fits = [row.name for row in FAMILIES.values() if row.expresses(arch)]
             raise UserError(f"{wanted} does not compute this model; {', '.join(fits) or 'no known family'} does")
         return family
-    for row in _ROWS:
+    for row in FAMILIES.values():
         if row.expresses(arch):
             return row
     raise UserError(f"no stock architecture computes this model ({describe(arch)}); known are {', '.join(FAMILIES)}")
@@ -179,17 +68,8 @@ def choose_family(arch: Architecture, wanted: str | None = None) -> Family:
 
 def describe(arch: Architecture) -> str:
     """What sets an architecture apart, for messages."""
-    found = [
-        "latent attention" if arch.latent else "",
-        f"experts ({arch.experts})" if arch.experts else "",
-        "norms of queries and keys" if arch.qk_norm else "",
-        "biases of q, k, v" if arch.qkv_bias else "",
-        "biases" if arch.linear_bias else "",
-        f"{arch.rope.kind} RoPE",
-        f"{len(arch.unrotated)} layers without RoPE" if arch.unrotated else "",
-        f"norm epsilon {arch.eps:g}",
-    ]
-    return ", ".join(filter(None, found))
+    experts = [str(arch.experts)] if arch.experts else []
+    return ", ".join([*sorted(arch.features()), *experts, f"norm epsilon {arch.eps:g}"])
 
 
 def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
@@ -199,9 +79,15 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
     """
     family = get_family(str(config.get("model_type") or "(none)"))
     with bad_input("config.json"):
+        config = family.prepare(config)
         arch = Architecture(family=family.name, **{**read_common(config), **family.read(config)})
     if arch.latent is not None:
         check_latent_rope(arch.rope)
+    _check_share(arch, family)
+    if GEGLU in arch.features() - family.may_have:
+        raise UserError(
+            f"config.json has the gate {arch.activation}, which is not known in {family.name}; only silu is"
+        )
     notes = []
     window = _window(config)
     if window and int(window) < arch.positions:
@@ -211,6 +97,21 @@ def architecture_of(config: Config) -> tuple[Architecture, list[str]]:
         )
         arch = replace(arch, positions=int(window))
     return arch, notes
+
+
+def _check_share(arch: Architecture, family: Family) -> None:
+    """UserError for RoPE on a part of each head that a family or Megatron does not compute."""
+    share, rotated = arch.rope.share, arch.rotated()
+    if share == 1.0:
+        return
+    if PARTIAL_ROPE not in family.may_have:
+        raise UserError(f"config.json has partial_rotary_factor {share}; only 1.0 can be carried over")
+    if rotated < 2 or rotated % 2 or share > 1:
+        raise UserError(
+            f"config.json has partial_rotary_factor {share}: {rotated} of {arch.head_dim} channels are no pairs"
+        )
+    if arch.rope.kind == "yarn":
+        raise UserError(f"yarn RoPE scaling with partial_rotary_factor {share}: Megatron's yarn turns whole heads")
 
 
 def _window(config: Config) -> int | None:
@@ -237,7 +138,7 @@ def config_of(arch: Architecture) -> dict[str, Any]:
         "num_attention_heads": arch.heads,
         "num_key_value_heads": arch.groups,
         "head_dim": arch.head_dim,
-        "hidden_act": "silu",
+        "hidden_act": name_of(arch.activation),
         "max_position_embeddings": arch.positions,
         "rms_norm_eps": arch.eps,
         "tie_word_embeddings": arch.tied,

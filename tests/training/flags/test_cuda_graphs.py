@@ -25,6 +25,7 @@ LISTS = {"post_wrap_hooks", "pre_wrap_hooks"}
 TOLD = set(EVENTS) - {"around_training"}
 """Events of an observer that belong to the training step, or prepare it."""
 
+GEGLU = ("activation_func", "bias_activation_fusion")
 COMPLETE_P = ("init_method_std", "init_method", "output_layer_init_method", "use_mup", "mup_output_mult")
 ONCE = {
     # Set when a model is built, or before.
@@ -46,6 +47,7 @@ ONCE = {
     "schemes/shared_gains.py SharedGains.__init__: parameter.shared_embedding",
     "model.py attach_design: pre_wrap_hooks mark_outside",
     *(f"schemes/complete_p.py configure: config.{name}" for name in COMPLETE_P),
+    *(f"schemes/activation.py gate_with_gelu: config.{name}" for name in GEGLU),
     "schemes/parameter_groups.py mark_outside: parameter.is_embedding_or_output_parameter",
     "schemes/streams.py own: parameter.sequence_parallel",
     "schemes/streams.py bind_streams: join.opens",
@@ -110,10 +112,9 @@ FLAGS_ONCE = {
     *("complete_p_alpha", "complete_p_base_layers", "complete_p_base_hidden_size"),
     *("hyper_connections_streams", "hyper_connections_static", "mhc_streams", "mhc_iterations"),
     *("layer_rope_base", "layer_rope_scale", "layer_rope_scale_exponent", "layer_rope_angle", "layer_rope_peri"),
-    "layer_rope_angle_exponent",
+    *("layer_rope_angle_exponent", "gamma_init", "geglu"),
     *(
         "layerscale_init",
-        "gamma_init",
         "backend",
         "override_scheme_check",
         "override_model_check",
