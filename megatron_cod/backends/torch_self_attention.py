@@ -8,6 +8,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
 from megatron_cod.backends.packed_samples import PackedSamples
+from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_mixed_rotary import rotate_mixed
 from megatron_cod.backends.torch_rotary import Rotation, rotate, tables
 
@@ -49,6 +50,8 @@ class TorchSelfAttention(SelfAttention):
         own, config = angles[0] if isinstance(angles, tuple) else None, self.config
         if not isinstance(own, _Angles) or own.samples is not None or own.of_query.is_cuda:
             return None
+        if not isinstance(self.core_attention, SDPACoreAttention):
+            return None  # Megatron's takes contiguous queries and keys only
         norms = [norm for norm in (self.q_layernorm, self.k_layernorm) if norm is not None]
         one_each = self.num_attention_heads_per_partition == self.num_query_groups_per_partition
         plain = one_each and config.num_query_groups >= self.world_size and not config.attention_output_gate

@@ -10,6 +10,7 @@ from decimal import Decimal, InvalidOperation
 from megatron_cod.errors import UserError
 
 _SUFFIXES = {"K": 3, "M": 6, "B": 9, "T": 12}
+_MOST = 2**63 - 1  # what a tensor of counts holds
 
 
 def number_or_nan(text: str) -> float:
@@ -54,8 +55,10 @@ def parse_count(text: str) -> int:
         value = Decimal(text[:-1] if power else text).scaleb(power)
     except InvalidOperation:
         value = Decimal(0)
-    if not value.is_finite() or value < 1 or value != int(value):
+    if not value.is_finite() or value < 1 or (value < _MOST and value != int(value)):
         raise UserError(f"{text!r} is not a number of at least 1, such as 250000, 250K, 30M, 2.5B or 1T")
+    if value > _MOST:
+        raise UserError(f"{text[:20]!r} is too large: at most {_MOST:,}")
     return int(value)
 
 

@@ -35,6 +35,12 @@ def test_rejects_invalid_counts(text):
         parse_count(text)
 
 
+@pytest.mark.parametrize("text", ["9223372036854775808", "1e300", "1" + "0" * 400, "9e9999"])
+def test_rejects_counts_that_no_tensor_holds(text):
+    with pytest.raises(ValueError, match="is too large: at most 9,223,372,036,854,775,807"):
+        parse_count(text)
+
+
 SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 5)), min_size=1, max_size=4)
 
 
