@@ -1,0 +1,42 @@
+"""The process of an export: priority, its end with the training. What it writes: ``test_in_runs.py``."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_cod.training.exports import process
+from tests.conftest import ROOT
+
+PROCESS = [sys.executable, "-m", "megatron_cod.training.exports.process"]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*PROCESS, *words], capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_it_does_nothing_for_a_training_that_is_gone(tmp_path):
+    ended = run(str(tmp_path / "iter_0000001"), str(tmp_path / "hf"), "--parent", "1")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="priorities of Linux")
+def test_it_runs_only_while_nobody_else_does():
+    child = os.fork()
+    if not child:
+        process.lower_priority()
+        nice, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+        disk = process.psutil.Process().ionice().ioclass
+        os._exit(0 if (nice, policy, disk) == (19, os.SCHED_IDLE, process.psutil.IOPRIO_CLASS_IDLE) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.slow  # it imports Megatron, with the lowest priority
+def test_an_error_is_one_line(tmp_path: Path, monkeypatch):
+    ended = run(str(tmp_path / "iter_0000001"), str(tmp_path / "hf"), "--parent", str(os.getpid()))
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'iter_0000001'} does not exist"
