@@ -73,7 +73,7 @@ WRONG = {
         ],
         r"/dev/full",
     ),
-    "an action misspelt": (["convert", "exprot"], r"invalid choice: 'exprot' \(choose from 'export', 'import'\)"),
+    "an action misspelt": (["convert", "exprot"], r"invalid choice: 'exprot' \(choose from 'tokenizer', 'export', 'import'\)"),
     "a checkpoint that does not exist": (
         ["convert", "export", "--checkpoint", "nowhere", "--output", "x"],
         r"nowhere",
