@@ -47,7 +47,7 @@ def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
 def convert_tokenizer(source: Path, target: Path, copied: list[str]) -> tuple[list[str], str | None]:
     """Where an imported model came with tokenizer files of another library alone: convert them. The names, and a note."""
     path = native_file(source)
-    if path is None or (path.name == "vocab.json" and why_not_as_it_is(source) is None):
+    if path is None or why_not_as_it_is(source) is None:
         return copied, None
     lines: list[str] = []
     with TemporaryDirectory() as folder:

@@ -24,6 +24,8 @@ TEKKEN, TIKTOKEN, MERGES = "tekken.json", ".tiktoken", "merges.txt"
 COMMAND = "megatron-cod convert tokenizer"
 _WHOLE = "tokenizer.json"
 _RANK = re.compile(rb"[A-Za-z0-9+/]+=* \d+\s*")
+_MOST_UNUSED = 1000
+"""Ids between the ranks and the first special token; more are of another file's encoding."""
 _COPIED = ("chat_template.jinja", "chat_template.json", "generation_config.json")
 _ENDS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
 
@@ -165,6 +167,8 @@ def _tiktoken(path: Path, options: NativeOptions) -> tuple[Any, str]:
         ranks = TikTokenConverter.load_tiktoken_bpe(str(path))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
+    if set(ranks.values()) != set(range(len(ranks))):
+        raise UserError(f"{path}: its {len(ranks)} ranks are not those from 0 to {len(ranks) - 1}")
     special = _without_gaps(path, len(ranks), encoding.special)
     tokenizer = TikTokenConverter(str(path), encoding.pattern, extra_special_tokens=special).converted()
     whole = _whole(tokenizer, {}, options.eos, path)
@@ -187,8 +191,12 @@ def _encoding(path: Path, options: NativeOptions) -> Encoding:
 def _without_gaps(path: Path, ranks: int, special: Mapping[str, int]) -> list[str]:
     """Special tokens in the order of their ids, which follow the ranks; where ids are unused, names of our own."""
     named = {number: token for token, number in special.items()}
-    if len(named) < len(special) or any(number < ranks for number in named):
-        raise UserError(f"{path}: special tokens have ids of their own from {ranks} on, found {dict(special)}")
+    first = min(named, default=ranks)
+    if len(named) < len(special) or not ranks <= first <= ranks + _MOST_UNUSED:
+        raise UserError(
+            f"{path} has ids below {ranks}, and its special tokens are to begin at {first}: give those of this file with "
+            "--special TOKEN=ID ..., each with an id of its own"
+        )
     return [named.get(number, f"<|reserved_token_{number}|>") for number in range(ranks, max(named, default=-1) + 1)]
 
 

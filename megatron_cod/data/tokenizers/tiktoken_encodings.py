@@ -21,13 +21,11 @@ class Encoding:
     special: Mapping[str, int] = field(default_factory=dict)
 
 
-_GPT2 = Encoding(
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    {END_OF_TEXT: 50256},
-)
 ENCODINGS: Mapping[str, Encoding] = {
-    "r50k_base": _GPT2,
-    "p50k_base": _GPT2,
+    "r50k_base": Encoding(
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        {END_OF_TEXT: 50256},
+    ),
     "cl100k_base": Encoding(
         rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
         {
@@ -53,4 +51,5 @@ ENCODINGS: Mapping[str, Encoding] = {
         },
     ),
 }
-"""By the name of the file, without ``.tiktoken``. ``qwen`` is that of the first Qwen."""
+"""By the name of the file, without ``.tiktoken``. ``qwen`` is that of the first Qwen. p50k_base is not here: its special
+token lies between the ranks."""
