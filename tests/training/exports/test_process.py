@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_cod.training.exports import process
@@ -33,6 +35,28 @@ def test_it_runs_only_while_nobody_else_does():
         disk = process.psutil.Process().ionice().ioclass
         os._exit(0 if (nice, policy, disk) == (19, os.SCHED_IDLE, process.psutil.IOPRIO_CLASS_IDLE) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+_PARENT = """
+import os, subprocess, sys, time
+child = subprocess.Popen([*sys.argv[1:], "--parent", str(os.getpid())])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl of Linux")
+def test_it_ends_with_a_training_that_is_killed(tmp_path):
+    words = [sys.executable, "-c", _PARENT, *PROCESS, str(tmp_path / "iter_0000001"), str(tmp_path / "hf")]
+    training = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert training.stdout is not None
+    export = psutil.Process(int(training.stdout.readline()))
+    while export.nice() != 19:  # from then on the kernel knows
+        time.sleep(0.02)
+    training.kill()
+    training.wait()
+    psutil.wait_procs([export], timeout=5)
+    assert not export.is_running() or export.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow  # it imports Megatron, with the lowest priority
