@@ -17,10 +17,19 @@ import psutil
 from megatron_cod.errors import run_tool
 from megatron_cod.launch.helper_processes import settle
 
+_GROUP = Path("/proc/self/autogroup")
+
 
 def lower_priority() -> None:
-    """The lowest priority that the system has, for the processor and the disk."""
+    """The lowest priority that the system has, for the processor and the disk.
+
+    Where Linux shares the processor between sessions first, a process of low priority in a session of its own has as much
+    of it as a whole training: there the session has a priority too.
+    """
     os.nice(19)
+    if os.getsid(0) == os.getpid() and _GROUP.is_file():
+        with suppress(OSError):
+            _GROUP.write_text("19")
     with suppress(OSError, AttributeError):  # Linux
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with suppress(OSError, AttributeError):

@@ -30,7 +30,11 @@ def test_it_does_nothing_for_a_training_that_is_gone(tmp_path):
 def test_it_runs_only_while_nobody_else_does():
     child = os.fork()
     if not child:
+        os.setsid()
         process.lower_priority()
+        group = Path("/proc/self/autogroup")
+        if group.is_file() and not group.read_text().endswith("nice 19\n"):
+            os._exit(2)
         nice, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
         disk = process.psutil.Process().ionice().ioclass
         os._exit(0 if (nice, policy, disk) == (19, os.SCHED_IDLE, process.psutil.IOPRIO_CLASS_IDLE) else 1)
