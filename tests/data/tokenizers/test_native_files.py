@@ -17,6 +17,7 @@ from megatron_cod.data.tokenizers.tiktoken_encodings import ENCODINGS
 from megatron_cod.errors import UserError
 from megatron_cod.training.data import hub_tokenizer
 from tests.data.tokenizers import native
+from tests.data.tokenizers.tokenizer_kinds import LLAMA3
 
 ENCODING = {"<|endoftext|>": 5, "<|x|>": 9}  # behind the last rank
 
@@ -98,6 +99,23 @@ def test_a_tiktoken_file_has_the_ids_of_tiktoken(ranks, speeches, tmp_path):
     for text in texts(speeches):
         assert encoder(text).tolist() == [*theirs.encode_ordinary(text), encoder.eod]
     assert encoder("a<|x|>").tolist()[-2:] == [len(ranks) + 9, encoder.eod]
+
+
+@needs("tiktoken")
+def test_llama_3s_own_file_is_read_as_it_is(ranks, speeches, tmp_path):
+    """A tiktoken file by SentencePiece's name, whose special tokens are in the config beside it."""
+    import tiktoken
+
+    native.write_tiktoken(tmp_path / "tokenizer.model", ranks)
+    names = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+    added = {str(len(ranks) + place): {"content": token, "special": True} for place, token in enumerate(names.values())}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    encoder = DocumentEncoder(TokenizerChoice("HuggingFaceTokenizer", tmp_path), True)
+    theirs = tiktoken.Encoding("a", pat_str=LLAMA3, mergeable_ranks=ranks, special_tokens={})
+    assert encoder.eod == len(ranks) + 1
+    for text in texts(speeches):
+        assert encoder(text).tolist() == [*theirs.encode_ordinary(text), encoder.eod]
 
 
 @needs("tiktoken")
