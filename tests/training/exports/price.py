@@ -56,6 +56,7 @@ class Alternates:
         self._steps, self._blocks, self._begun = 0, [], 0.0
         self._process: subprocess.Popen[bytes] | None = None
         observer.Exports.step_begins = lambda this: self._step(this)
+        observer.SECONDS_AT_THE_END = 0.0
 
     def _step(self, this: Any) -> None:
         self._steps += 1
@@ -95,7 +96,8 @@ def main(ranks: int) -> None:
         ended = run_training_ranks(ranks, flags, timeout=3000, before=Alternates(result))
         assert ended[0].code == 0, ended[0].output[-3000:]
         start_ms, *blocks = json.loads(Path(result).read_text())
-        exports = Path(save, "again.count").read_text()
+        count = Path(save, "again.count")
+        exports = count.read_text() if count.is_file() else 0
     quads = [blocks[start : start + 4] for start in range(0, len(blocks) - 3, 4)]
     ratios = sorted((one[0] + one[3]) / (one[1] + one[2]) for one in quads)
     without = statistics.median(time for one in quads for time in one[1:3]) / BLOCK

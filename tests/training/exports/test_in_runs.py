@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from megatron_cod.huggingface.export import ExportJob, export_model
 from megatron_cod.huggingface.weights_reader import Source
 from tests.conftest import ROOT
 from tests.distributed.launch import run_training_ranks
-from tests.distributed.runs import PP2, succeed
+from tests.distributed.runs import PP2
 
 SHORT = ["--train-iters", "4", "--lr-decay-iters", "4", "--eval-iters", "0"]
 _STAND_IN = """
@@ -101,10 +102,51 @@ def test_a_killed_run_leaves_a_part_that_the_next_start_resumes(tiny, tmp_path):
     assert exports(tmp_path) == ["iter_0000002", "iter_0000004"]
 
 
+_NORMAL = """
+from megatron_cod.errors import run_tool
+from megatron_cod.training.exports import process
+process.lower_priority = lambda: None
+run_tool(process.main)
+"""
+FULL_DISK = ("bash", "-c", 'ulimit -f 1; exec "$@"', "bash")
+
+
+@dataclass(frozen=True)
+class Started:
+    """Put into a rank first: exports run behind these words, and at a priority that needs no idle machine."""
+
+    words: tuple[str, ...] = ()
+
+    def __call__(self) -> None:
+        from megatron_cod.training.exports import observer
+
+        real = subprocess.Popen
+        observer.subprocess = SimpleNamespace(DEVNULL=subprocess.DEVNULL, STDOUT=subprocess.STDOUT, Popen=None)
+
+        def start(command, **more):
+            program, dash_m, module, *rest = command
+            assert (dash_m, module) == ("-m", "megatron_cod.training.exports.process")
+            return real([*self.words, program, "-c", _NORMAL, *rest], **more)
+
+        observer.subprocess.Popen = start
+
+
+@pytest.mark.slow
+def test_the_error_of_an_export_is_one_line(tmp_path):
+    words = [sys.executable, "-c", _NORMAL, str(tmp_path / "iter_0000001"), str(tmp_path / "hf")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words += ["--parent", str(os.getpid())]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'iter_0000001'} does not exist"
+
+
 @pytest.mark.slow
 def test_the_directory_is_that_of_the_command(tiny, tmp_path):
     """Also for two ranks and LNS, whose factors are in the weights."""
-    ended = succeed(2, [*tiny, *SHORT, *PP2, *saving(tmp_path, "--norm-scheme", "lns")])
+    flags = [*tiny, *SHORT, *PP2, *saving(tmp_path, "--norm-scheme", "lns")]
+    ended = run_training_ranks(2, flags, before=Started())
+    assert [rank.code for rank in ended] == [0, 0], ended[0].output[-3000:]
     assert exports(tmp_path) == ["iter_0000002", "iter_0000004"], ended[0].output
     export_model(ExportJob(tmp_path, tmp_path / "own", verify=False))
     found, own = Source(tmp_path / "hf" / "iter_0000004"), Source(tmp_path / "own")
@@ -113,20 +155,9 @@ def test_the_directory_is_that_of_the_command(tiny, tmp_path):
     assert not [one for one in read_events(tmp_path) if one["event"] == "export failed"]
 
 
-def _full_disk() -> None:
-    from megatron_cod.training.exports import observer
-
-    real = observer.subprocess.Popen
-
-    def limited(command, **more):
-        return real(["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command], **more)
-
-    observer.subprocess.Popen = limited
-
-
 @pytest.mark.slow
 def test_a_failed_export_ends_no_training(tiny, tmp_path):
-    (ended,) = run_training_ranks(1, [*tiny, *SHORT, *saving(tmp_path)], before=_full_disk)
+    (ended,) = run_training_ranks(1, [*tiny, *SHORT, *saving(tmp_path)], before=Started(FULL_DISK))
     assert ended.code == 0, ended.output[-3000:]
     failed = [one for one in read_events(tmp_path) if one["event"] == "export failed"]
     assert [one["step"] for one in failed] == [2, 4] and "step 4/4" in ended.output

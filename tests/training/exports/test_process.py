@@ -61,10 +61,3 @@ def test_it_ends_with_a_training_that_is_killed(tmp_path):
     training.wait()
     psutil.wait_procs([export], timeout=5)
     assert not export.is_running() or export.status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.slow  # it imports Megatron, with the lowest priority
-def test_an_error_is_one_line(tmp_path: Path, monkeypatch):
-    ended = run(str(tmp_path / "iter_0000001"), str(tmp_path / "hf"), "--parent", str(os.getpid()))
-    assert ended.returncode == 2
-    assert ended.stderr.strip().splitlines()[-1] == f"error: {tmp_path / 'iter_0000001'} does not exist"
