@@ -6,7 +6,11 @@ nor Megatron; ``__init__.pyi`` has their types, and docs/api.md says what they d
 
 import importlib
 
+from megatron_cod import former_paths
+
 __version__ = "0.2.0"
+
+former_paths.install()
 
 _MODULES = {
     "megatron_cod.schemes.depth": ("depth_factor",),

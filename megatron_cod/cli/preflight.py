@@ -21,11 +21,17 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_cod.cli.parsing import Parser
-from megatron_cod.errors import UserError, run_tool
+from megatron_cod.console import print_error
+from megatron_cod.errors import UserError, one_line, run_tool
 from megatron_cod.launch.counts import whole_number
 from megatron_cod.launch.network import addresses_of, port_number, without_brackets
+
+if TYPE_CHECKING:
+    from megatron_cod.preflight.findings import Finding
+    from megatron_cod.preflight.table import Result
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,14 +71,34 @@ def build_parser() -> argparse.ArgumentParser:
         "--world-size", type=int, metavar="N", help="ranks of the job (default: as many as processes here)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the table and all figures, on HEAD")
+    parser.add_argument(
+        "--machine-file", metavar="FILE", help="write what was measured for rehearse --time --machine FILE, on HEAD"
+    )
     return parser
+
+
+def _concluded(settings: argparse.Namespace, results: list[Result], missing: list[Finding]) -> bool:
+    """Whether something failed. Writes the machine file otherwise; one that cannot be written is a failure too."""
+    from megatron_cod.preflight import report
+    from megatron_cod.preflight.machine_file import write_machine_file
+
+    if report.failed(results, missing):
+        return True
+    try:
+        if settings.machine_file:
+            write_machine_file(Path(settings.machine_file), results)
+    except (UserError, OSError) as error:
+        print_error(f"error: {one_line(error)}")
+        return True
+    return False
 
 
 def main() -> None:
     """Meet, check, print on HEAD; every process ends with the same exit code."""
     settings, flags = build_parser().parse_known_args()
-    if settings.json and not Path(settings.json).parent.is_dir():
-        raise UserError(f"{settings.json}: its folder does not exist")
+    for file in filter(None, (settings.json, settings.machine_file)):
+        if not Path(file).parent.is_dir():
+            raise UserError(f"{file}: its folder does not exist")
     settings.port = port_number(settings.port, "PORT (--port)")
     settings.nodes = whole_number(settings.nodes, "NODES (--nodes)")
     settings.processes = whole_number(settings.processes, "PROCESSES (--processes)")
@@ -105,7 +131,7 @@ def main() -> None:
         print(report.format_table(results, missing), flush=True)
         if settings.json:
             Path(settings.json).write_text(json.dumps(report.as_json(results, missing), indent=1) + "\n")
-    bad = meeting.share("failed", report.failed(results, missing) if place.is_head else None)
+    bad = meeting.share("failed", _concluded(settings, results, missing) if place.is_head else None)
     if place.local == 0:
         print(
             f"preflight {'failed' if bad else 'passed'}"

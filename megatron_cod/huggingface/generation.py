@@ -195,6 +195,12 @@ def next_tokens(
         step = torch.tensor([[token]], device=device)
 
 
+def __getattr__(name: str) -> Any:
+    if name == "go_on":  # of version 0.1.0, which returned a list
+        return lambda *given: list(next_tokens(*given))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def generate(model: Any, tokenizer: Tokenizer, prompt: str, count: int, sampling: Sampling | None = None) -> str:
     """The prompt and up to ``count`` tokens behind it; see ``next_tokens``."""
     ids = list(tokenizer.encode(prompt))

@@ -124,7 +124,7 @@ BUILT_IN = {
 """Nodes of 8 GPUs, each with a network card of its own: 200 Gb/s at A100, 400 Gb/s at the others."""
 
 _NUMBERS = tuple(field.name for field in fields(Machine) if field.name.endswith(("_gib", "_gbps", "_us")))
-_SHARES = tuple(field.name for field in fields(Efficiency))
+SHARES = tuple(field.name for field in fields(Efficiency))
 
 
 def _positive(path: Path, name: str, value: Any, most: float = math.inf) -> float:
@@ -173,7 +173,7 @@ def _checked(path: Path, content: dict[str, Any]) -> Machine:
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} is missing; give it, or base: {' or '.join(BUILT_IN)}")
     shares = _mapping(path, "efficiency", content["efficiency"])
-    for name in _SHARES:
+    for name in SHARES:
         if name not in shares:
             raise UserError(f"{path}: efficiency.{name} is missing")
     peaks = _mapping(path, "peak_tflops", content["peak_tflops"])
@@ -184,7 +184,7 @@ def _checked(path: Path, content: dict[str, Any]) -> Machine:
         name=str(content["name"]),
         peak_tflops={name: _positive(path, f"peak_tflops.{name}", value) for name, value in peaks.items()},
         gpus_per_node=count,
-        efficiency=Efficiency(**{name: _positive(path, f"efficiency.{name}", shares[name], 1.0) for name in _SHARES}),
+        efficiency=Efficiency(**{name: _positive(path, f"efficiency.{name}", shares[name], 1.0) for name in SHARES}),
         **{name: _positive(path, name, content[name]) for name in _NUMBERS},
     )
 

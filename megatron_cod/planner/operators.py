@@ -5,7 +5,7 @@ its result pass the memory once. So small products, thin ones and those of small
 efficiencies by shape.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
@@ -15,6 +15,9 @@ from megatron_cod.planner.machine import Machine
 
 FLASH_BACKWARD = 2.5
 """FLOPs of flash attention's backward over its forward: five products against two (Dao, arXiv 2307.08691, 3.2)."""
+
+FP8_READS = {"tensorwise": 2}
+"""How often a cast reads its input, by ``--fp8-recipe``: current scaling of whole tensors finds their maximum first."""
 
 
 def precision(args: MegatronArgs) -> str:
@@ -56,20 +59,38 @@ class Kernels:
     element: int
     gradient: int
     """Bytes of a main gradient, to which each micro-batch adds."""
+    cast: int = 0
+    """Bytes an element of what is cast to FP8 for a product: read, and written twice, as its gradient's product reads it
+    transposed."""
 
     def moved(self, size: float) -> float:
         """Seconds to move so many bytes."""
         return size / self.machine.memory_rate
 
+    @property
+    def operand(self) -> int:
+        """Bytes of an element that a product reads."""
+        return 1 if self.cast else self.element
+
     def forward(self, product: Product) -> float:
-        """Seconds of the product itself; those of its input's gradient are the same."""
-        moved = self.moved((product.activations + product.weight) * self.element)
-        return product.flops / self.machine.product_rate(self.precision) + moved
+        """Seconds of the product itself; those of its input's gradient are the same.
+
+        FP8: its input is cast before, in the backward the gradient of its output: half of both for each.
+        """
+        # Half of the activations are read as operands, the other half written.
+        activations = product.activations * (self.operand + self.element + self.cast) / 2
+        return product.flops / self.machine.product_rate(self.precision) + self.moved(
+            activations + product.weight * self.operand
+        )
 
     def weight_gradient(self, product: Product) -> float:
         """Seconds of the weight's gradient, added to the main gradient."""
-        moved = self.moved(product.activations * self.element + 2 * product.weight * self.gradient)
+        moved = self.moved(product.activations * self.operand + 2 * product.weight * self.gradient)
         return product.flops / self.machine.product_rate(self.precision) + moved
+
+    def high(self) -> "Kernels":
+        """The kernels of what FP8 does not reach: the output layer, the router."""
+        return replace(self, precision="bf16", cast=0) if self.precision == "fp8" else self
 
     def attention(self, flops: float) -> float:
         """Seconds of flash attention, which moves next to nothing."""
@@ -78,7 +99,9 @@ class Kernels:
 
 def kernels(args: MegatronArgs, machine: Machine) -> Kernels:
     """args: Megatron's, after validation."""
-    return Kernels(machine, precision(args), element_size(args.params_dtype), gradient_bytes(args))
+    name, element = precision(args), element_size(args.params_dtype)
+    cast = element * FP8_READS.get(str(getattr(args, "fp8_recipe", None)), 1) + 2 if name == "fp8" else 0
+    return Kernels(machine, name, element, gradient_bytes(args), cast)
 
 
 def is_unfused(args: MegatronArgs) -> bool:

@@ -7,6 +7,7 @@ from statistics import median
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.planner.machine import BUILT_IN, Machine
+from megatron_cod.planner.published_fp8_rows import FP8_ROWS
 from megatron_cod.planner.published_rows import PUBLISHED, PublishedRow, is_fitted
 from megatron_cod.planner.stages import model_flops
 from megatron_cod.planner.step import StepTime, step_time
@@ -58,7 +59,14 @@ def compared(row: PublishedRow, args: MegatronArgs, machine: Machine | None = No
     return Compared(row, args, measured_seconds(row, args), predicted)
 
 
-def all_compared(rows: Iterable[PublishedRow] = PUBLISHED) -> list[Compared]:
+def half(row: PublishedRow) -> str:
+    """To which part of the rows it belongs: fitted, held out, or FP8, of which none is fitted."""
+    if row in FP8_ROWS:
+        return "FP8"
+    return "fitted" if is_fitted(row) else "held out"
+
+
+def all_compared(rows: Iterable[PublishedRow] = PUBLISHED + FP8_ROWS) -> list[Compared]:
     """Every row."""
     return [compared(row, row_args(row)) for row in rows]
 
@@ -114,13 +122,13 @@ def _cells(one: Compared) -> tuple[str, ...]:
         f"{one.measured:.2f}",
         f"{one.predicted.seconds:.2f}",
         f"{one.error:+.1%}",
-        "fitted" if is_fitted(row) else "held out",
+        half(row),
     )
 
 
-def _summary(machine: str, half: str, errors: Sequence[float]) -> str:
+def _summary(machine: str, part: str, errors: Sequence[float]) -> str:
     sizes = [abs(error) for error in errors]
-    return f"| {machine} | {half} | {len(sizes)} | {median(sizes):.1%} | {max(sizes):.1%} |"
+    return f"| {machine} | {part} | {len(sizes)} | {median(sizes):.1%} | {max(sizes):.1%} |"
 
 
 def rank_line(machine: str, rows: Sequence[Compared]) -> str:
@@ -135,12 +143,11 @@ def published_table(rows: Sequence[Compared]) -> str:
     """Both tables of docs/planner.md as Markdown: the errors of the halves, and of each run."""
     lines = ["| machine | half | runs | median error | worst |", "| --- | --- | --- | --- | --- |"]
     for machine in dict.fromkeys(one.row.machine for one in rows):
-        for half in ("fitted", "held out"):
-            found = [
-                one.error for one in rows if one.row.machine == machine and is_fitted(one.row) == (half == "fitted")
-            ]
-            lines.append(_summary(machine, half, found))
-    dense = [one.error for one in rows if not is_fitted(one.row) and not one.args.num_experts]
+        for part in ("fitted", "held out", "FP8"):
+            found = [one.error for one in rows if one.row.machine == machine and half(one.row) == part]
+            if found:
+                lines.append(_summary(machine, part, found))
+    dense = [one.error for one in rows if half(one.row) == "held out" and not one.args.num_experts]
     lines.append(_summary("both", "held out, dense models", dense))
     lines += ["", *(rank_line(machine, rows) for machine in dict.fromkeys(one.row.machine for one in rows))]
     heading = ("model", "GPUs", "TP x PP (VPP)", "batch", "measured, s", "predicted, s", "error", "half")

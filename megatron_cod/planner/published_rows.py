@@ -19,17 +19,17 @@ _ALWAYS = (
     "--norm-scheme pre_ln --mock-data --tokenizer-type NullTokenizer --vocab-size 1024 --lr 1e-4 --train-iters 100 "
     "--eval-iters 0"
 )
-_LLAMA_BLOCKS = (
+LLAMA_BLOCKS = (
     "--bf16 --normalization RMSNorm --swiglu --disable-bias-linear --position-embedding-type rope "
     "--untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 --group-query-attention"
 )
-_NEMOTRON_BLOCKS = (
+NEMOTRON_BLOCKS = (
     "--bf16 --normalization LayerNorm --apply-layernorm-1p --squared-relu --disable-bias-linear --rotary-percent 0.5 "
     "--position-embedding-type rope --untie-embeddings-and-output-weights --attention-dropout 0 --hidden-dropout 0 "
     "--group-query-attention --num-query-groups 8 --padded-vocab-size 256000 --seq-length 4096 "
     "--max-position-embeddings 4096"
 )
-_OVERLAPS = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
+OVERLAPS = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather"
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class PublishedRow:
         return [*_ALWAYS.split(), *self.flags.split()]
 
 
-def _layout(tensor: int, pipeline: int = 1, virtual: int = 1, context: int = 1) -> str:
+def layout(tensor: int, pipeline: int = 1, virtual: int = 1, context: int = 1) -> str:
     words = f"--tensor-model-parallel-size {tensor} --pipeline-model-parallel-size {pipeline}"
     words += f" --context-parallel-size {context}"
     return words + (f" --num-virtual-stages-per-pipeline-rank {virtual}" if virtual > 1 else "")
 
 
-def _sizes(layers: int, hidden: int, heads: int, ffn: int = 0) -> str:
+def sizes(layers: int, hidden: int, heads: int, ffn: int = 0) -> str:
     words = f"--num-layers {layers} --hidden-size {hidden} --num-attention-heads {heads}"
     return words + (f" --ffn-hidden-size {ffn}" if ffn else "")
 
@@ -85,16 +85,16 @@ def _narayanan(model: str, gpus: int, sizes: str, layout: str, batch: str, tflop
 
 
 _A100 = (
-    _narayanan("GPT 1.7B", 32, _sizes(24, 2304, 24), _layout(1), _batch(16, 512), 137),
-    _narayanan("GPT 3.6B", 64, _sizes(30, 3072, 32), _layout(2), _batch(16, 512), 138),
-    _narayanan("GPT 7.5B", 128, _sizes(36, 4096, 32), _layout(4), _batch(16, 512), 142),
-    _narayanan("GPT 18.4B", 256, _sizes(40, 6144, 48), _layout(8), _batch(8, 1024), 135),
-    _narayanan("GPT 39.1B", 512, _sizes(48, 8192, 64), _layout(8, 2), _batch(4, 1536), 138),
-    _narayanan("GPT 76.1B", 1024, _sizes(60, 10240, 80), _layout(8, 4, 3), _batch(2, 1792), 140),
-    _narayanan("GPT 145.6B", 1536, _sizes(80, 12288, 96), _layout(8, 8, 2), _batch(2, 2304), 148),
-    _narayanan("GPT 310.1B", 1920, _sizes(96, 16384, 128), _layout(8, 16, 2), _batch(1, 2160), 155),
-    _narayanan("GPT 529.6B", 2520, _sizes(105, 20480, 128), _layout(8, 35, 3), _batch(1, 2520), 163),
-    _narayanan("GPT 1008.0B", 3072, _sizes(128, 25600, 160), _layout(8, 64), _batch(1, 3072), 163),
+    _narayanan("GPT 1.7B", 32, sizes(24, 2304, 24), layout(1), _batch(16, 512), 137),
+    _narayanan("GPT 3.6B", 64, sizes(30, 3072, 32), layout(2), _batch(16, 512), 138),
+    _narayanan("GPT 7.5B", 128, sizes(36, 4096, 32), layout(4), _batch(16, 512), 142),
+    _narayanan("GPT 18.4B", 256, sizes(40, 6144, 48), layout(8), _batch(8, 1024), 135),
+    _narayanan("GPT 39.1B", 512, sizes(48, 8192, 64), layout(8, 2), _batch(4, 1536), 138),
+    _narayanan("GPT 76.1B", 1024, sizes(60, 10240, 80), layout(8, 4, 3), _batch(2, 1792), 140),
+    _narayanan("GPT 145.6B", 1536, sizes(80, 12288, 96), layout(8, 8, 2), _batch(2, 2304), 148),
+    _narayanan("GPT 310.1B", 1920, sizes(96, 16384, 128), layout(8, 16, 2), _batch(1, 2160), 155),
+    _narayanan("GPT 529.6B", 2520, sizes(105, 20480, 128), layout(8, 35, 3), _batch(1, 2520), 163),
+    _narayanan("GPT 1008.0B", 3072, sizes(128, 25600, 160), layout(8, 64), _batch(1, 3072), 163),
 )
 
 _TP_OVERLAP: Mapping[str, Any] = {"tp_comm_overlap": True}
@@ -109,7 +109,7 @@ def _recipe(
             model,
             "h100",
             gpus,
-            f"{flags} {sequence} {_OVERLAPS} --global-batch-size {batch}",
+            f"{flags} {sequence} {OVERLAPS} --global-batch-size {batch}",
             f"{_RECIPES}, {page}",
             seconds=seconds,
             kernels=_TP_OVERLAP if overlaps else {},
@@ -118,15 +118,15 @@ def _recipe(
     )
 
 
-_LLAMA_3 = f"{_LLAMA_BLOCKS} --num-query-groups 8 --padded-vocab-size 128256 --micro-batch-size 1"
-_AT_8192 = "--seq-length 8192 --max-position-embeddings 8192"
-_SP = "--sequence-parallel"
+LLAMA_3 = f"{LLAMA_BLOCKS} --num-query-groups 8 --padded-vocab-size 128256 --micro-batch-size 1"
+AT_8192 = "--seq-length 8192 --max-position-embeddings 8192"
+SP = "--sequence-parallel"
 
 
 def _llama_405b(gpus: int, tflops: float) -> PublishedRow:
     """16 stages of 8 virtual ones, the first with the embedding alone, the last with the loss alone."""
     flags = (
-        f"{_LLAMA_3} {_AT_8192} {_sizes(126, 16384, 128, 53248)} {_layout(8, 16, 8)} {_SP} {_OVERLAPS} "
+        f"{LLAMA_3} {AT_8192} {sizes(126, 16384, 128, 53248)} {layout(8, 16, 8)} {SP} {OVERLAPS} "
         "--global-batch-size 2048 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split"
     )
     note = "Meta's own code; FLOPs counted as here"
@@ -135,12 +135,12 @@ def _llama_405b(gpus: int, tflops: float) -> PublishedRow:
 
 def _qwen(layout: str, more: str, seconds: float, kernels: Mapping[str, Any] | None = None) -> PublishedRow:
     flags = (
-        f"{_LLAMA_BLOCKS} {_sizes(94, 4096, 64, 12288)} --num-query-groups 4 --kv-channels 128 --qk-layernorm "
+        f"{LLAMA_BLOCKS} {sizes(94, 4096, 64, 12288)} --num-query-groups 4 --kv-channels 128 --qk-layernorm "
         "--num-experts 128 --moe-ffn-hidden-size 1536 --moe-router-topk 8 --moe-token-dispatcher-type alltoall "
         "--moe-grouped-gemm --padded-vocab-size 151936 --seq-length 4096 --max-position-embeddings 4096 "
-        f"--expert-tensor-parallel-size 1 {_SP} --account-for-embedding-in-pipeline-split "
+        f"--expert-tensor-parallel-size 1 {SP} --account-for-embedding-in-pipeline-split "
         "--account-for-loss-in-pipeline-split "
-        f"{_batch(1, 2048)} {_OVERLAPS} {layout} {more}"
+        f"{_batch(1, 2048)} {OVERLAPS} {layout} {more}"
     )
     return PublishedRow("Qwen3 235B-A22B", "h100", 256, flags, _QWEN, seconds=seconds, kernels=kernels or {})
 
@@ -148,35 +148,36 @@ def _qwen(layout: str, more: str, seconds: float, kernels: Mapping[str, Any] | N
 _DEEP_EP: Mapping[str, Any] = {"moe_token_dispatcher_type": "flex"}
 _NORM_ACT = "--recompute-granularity selective --recompute-modules layernorm moe_act"
 _GROK = (
-    f"{_LLAMA_BLOCKS} --num-query-groups 8 --padded-vocab-size 128256 {_sizes(64, 6144, 48, 32768)} --num-experts 8 "
+    f"{LLAMA_BLOCKS} --num-query-groups 8 --padded-vocab-size 128256 {sizes(64, 6144, 48, 32768)} --num-experts 8 "
     "--moe-router-topk 2 --moe-token-dispatcher-type alltoall --moe-expert-capacity-factor 1.0 "
     "--moe-pad-expert-input-to-capacity --moe-router-load-balancing-type aux_loss --micro-batch-size 1 "
-    f"{_layout(4, 8, 8, 2)} --expert-model-parallel-size 8 {_SP}"
+    f"{layout(4, 8, 8, 2)} --expert-model-parallel-size 8 {SP}"
 )
+GPT_175B_SIZES = sizes(96, 12288, 96)
 _GPT_175B = (
-    f"--bf16 --padded-vocab-size 51200 {_sizes(96, 12288, 96)} {_layout(4, 8, 12)} {_SP} --micro-batch-size 1 "
+    f"--bf16 --padded-vocab-size 51200 {GPT_175B_SIZES} {layout(4, 8, 12)} {SP} --micro-batch-size 1 "
     "--grad-reduce-in-bf16"
 )
 _H100 = (
     *_recipe(
         "Llama 3.1 8B",
         "llama3.1/README_8b.md",
-        f"{_LLAMA_3} {_sizes(32, 4096, 32, 14336)} {_layout(1, 1, 1, 2)}",
-        _AT_8192,
+        f"{LLAMA_3} {sizes(32, 4096, 32, 14336)} {layout(1, 1, 1, 2)}",
+        AT_8192,
         ((8, 128, 12.91), (128, 2048, 13.10)),
     ),
     *_recipe(
         "Nemotron-4 15B",
         "nemotron/README_15b.md",
-        f"{_NEMOTRON_BLOCKS} {_sizes(32, 6144, 48, 24576)} {_layout(4)} {_SP} --micro-batch-size 4",
+        f"{NEMOTRON_BLOCKS} {sizes(32, 6144, 48, 24576)} {layout(4)} {SP} --micro-batch-size 4",
         "",
         ((16, 64, 2.812), (2048, 8192, 2.887)),
     ),
     *_recipe(
         "Llama 3.1 70B",
         "llama3.1/README_70b.md",
-        f"{_LLAMA_3} {_sizes(80, 8192, 64, 28672)} {_layout(4, 4, 5, 2)} {_SP}",
-        _AT_8192,
+        f"{LLAMA_3} {sizes(80, 8192, 64, 28672)} {layout(4, 4, 5, 2)} {SP}",
+        AT_8192,
         ((64, 128, 14.72), (2048, 4096, 14.98)),
     ),
     *_recipe(
@@ -189,7 +190,7 @@ _H100 = (
     *_recipe(
         "Nemotron-4 340B",
         "nemotron/README_340b.md",
-        f"{_NEMOTRON_BLOCKS} {_sizes(96, 18432, 96, 73728)} {_layout(8, 8, 12)} {_SP} "
+        f"{NEMOTRON_BLOCKS} {sizes(96, 18432, 96, 73728)} {layout(8, 8, 12)} {SP} "
         "--micro-batch-size 1 --grad-reduce-in-bf16",
         "",
         ((128, 32, 4.61), (2048, 512, 4.84)),
@@ -197,20 +198,20 @@ _H100 = (
     *_recipe(
         "Llama 3.1 405B",
         "llama3.1/README_405b.md",
-        f"{_LLAMA_3} {_sizes(126, 16384, 128, 53248)} {_layout(8, 9, 7, 2)} {_SP}",
-        _AT_8192,
+        f"{LLAMA_3} {sizes(126, 16384, 128, 53248)} {layout(8, 9, 7, 2)} {SP}",
+        AT_8192,
         ((576, 252, 17.20), (2304, 1008, 17.62)),
     ),
     _llama_405b(8192, 430),
     _llama_405b(16384, 400),
-    _qwen(f"{_layout(2, 8, 4)} --expert-model-parallel-size 32", _NORM_ACT, 19.7, _DEEP_EP),
-    _qwen(f"{_layout(2, 32, 3)} --expert-model-parallel-size 8", _NORM_ACT, 24.2),
-    _qwen(f"{_layout(4, 8, 4)} --expert-model-parallel-size 8", "", 29.0, _DEEP_EP),
+    _qwen(f"{layout(2, 8, 4)} --expert-model-parallel-size 32", _NORM_ACT, 19.7, _DEEP_EP),
+    _qwen(f"{layout(2, 32, 3)} --expert-model-parallel-size 8", _NORM_ACT, 24.2),
+    _qwen(f"{layout(4, 8, 4)} --expert-model-parallel-size 8", "", 29.0, _DEEP_EP),
     *_recipe(
         "Grok-1 314B",
         "grok1/README_314b.md",
         f"{_GROK} --grad-reduce-in-bf16",
-        _AT_8192,
+        AT_8192,
         ((512, 1024, 20.83), (2048, 4096, 21.09)),
         overlaps=False,
     ),

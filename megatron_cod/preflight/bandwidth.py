@@ -61,6 +61,10 @@ def is_measured(name: str, group: Sequence[Member]) -> bool:
     return len(group) > 1 and (not name.startswith("pairs") or len(_nodes(group)) > 1)
 
 
+_LATENCY = " latency"
+"""Behind the name of a partition: the seconds of an all_reduce of one number."""
+
+
 def _seconds(group: Any, buffer: torch.Tensor) -> float:
     """Seconds of one all_reduce, the same figure on all ranks of the group: the slowest rank's."""
 
@@ -85,7 +89,7 @@ def _seconds(group: Any, buffer: torch.Tensor) -> float:
 
 
 def collect(here: Here) -> dict[str, float]:
-    """Name of a partition -> seconds of one all_reduce in this rank's group of it."""
+    """Name of a partition -> seconds of one all_reduce in this rank's group of it; with " latency", of one number."""
     meeting, backend = here.meeting, here.shared["backend"]
     if len(meeting.members) < 2:
         return {}
@@ -108,6 +112,7 @@ def collect(here: Here) -> dict[str, float]:
         ranks = next(one for one in groups if position in one)
         if is_measured(name, [meeting.members[one] for one in ranks]):
             found[name] = _seconds(group, buffer)
+            found[name + _LATENCY] = _seconds(group, buffer[:1])
     dist.destroy_process_group()
     return found
 
@@ -129,7 +134,9 @@ def compare(answers: Answers, here: Here) -> Outcome:
             kind = "within" if len(nodes) == 1 else "all" if name == "all" else "pair"
             algorithm = size / seconds / 1e9
             bus = algorithm * bus_factor(len(group))
-            figures.append({"what": kind, "nodes": nodes, "ranks": len(group), "algorithm": algorithm, "bus": bus})
+            latency = max(answers[members[one]].get(name + _LATENCY, 0.0) for one in group)
+            figure = {"what": kind, "nodes": nodes, "ranks": len(group), "algorithm": algorithm, "bus": bus}
+            figures.append(figure | {"seconds": seconds, "latency": latency, "bytes": size})
     between = [one for one in figures if one["what"] == "pair"] or [one for one in figures if len(one["nodes"]) > 1]
     best = {
         node: max((one["bus"] for one in between if node in one["nodes"]), default=None) for node in _nodes(members)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from megatron_cod.launch.network import holder
-from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, versions
+from megatron_cod.preflight import bandwidth, clocks, data, gpus, interfaces, job, ports, save, speed, versions
 from megatron_cod.preflight.check import Check, Here
 from megatron_cod.preflight.findings import FAIL, Finding, Outcome
 from megatron_cod.preflight.job import JobProcess
@@ -24,6 +24,7 @@ CHECKS = (
     Check("ports", 20, ports.collect, ports.compare),
     Check("interfaces", 30, interfaces.collect, interfaces.compare),
     Check("gpus", 30, gpus.collect, gpus.compare),
+    Check("speed", 60, speed.collect, speed.compare, everyone=True),
     Check("bandwidth", 120, bandwidth.collect, bandwidth.compare, everyone=True),
     Check("save", 45, save.collect_shared, save.compare_shared),
     Check("disk", 20, save.collect_disk, save.compare_disk),
@@ -61,7 +62,7 @@ def run_checks(here: Here, launch: JobProcess | None) -> list[Result]:
     for check in CHECKS:
         if here.settings.check_timeout:
             check = replace(check, seconds=min(check.seconds, here.settings.check_timeout))
-        if check.name == "bandwidth":
+        if check.name == "speed":
             here.shared["backend"] = meeting.share("backend", _backend(results) if is_head else None)
         if check.name == "save":
             found = launch.result(JOB_SECONDS) if launch else None

@@ -66,6 +66,7 @@ NO_MODEL = {
     "benchmark_preprocessing": "text",
     "train_tokenizer": "text",
     "recipes": "prints files",
+    "completion": "prints a script",
     "merge": "averages files",
     "init": "copies files",
     "requeue": "reads files",

@@ -1,1 +1,9 @@
 """Supervised fine-tuning on conversations: its task, flags and datasets. ``sft.py`` is the command."""
+
+from typing import Any
+
+from megatron_cod.former_paths import name_in_former_module
+
+
+def __getattr__(name: str) -> Any:
+    return name_in_former_module(__name__, name)
