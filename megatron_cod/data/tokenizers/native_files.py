@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.common.files import making_directory
-from megatron_cod.data.tokenizers import native_reference
+from megatron_cod.data.tokenizers.native_reference import compare_tekken, compare_tiktoken
 from megatron_cod.data.tokenizers.tiktoken_encodings import ENCODINGS, Encoding
 from megatron_cod.errors import UserError, bad_input
 
@@ -156,7 +156,7 @@ def _tekken(path: Path, options: NativeOptions) -> tuple[Any, str]:
     tokenizer.post_processor = processors.Sequence([tokenizer.post_processor, begin])
     names = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     whole = _whole(tokenizer, names, options.eos, path)
-    return whole, native_reference.compare_tekken(path, whole)
+    return whole, compare_tekken(path, whole)
 
 
 def _tiktoken(path: Path, options: NativeOptions) -> tuple[Any, str]:
@@ -172,7 +172,7 @@ def _tiktoken(path: Path, options: NativeOptions) -> tuple[Any, str]:
     special = _without_gaps(path, len(ranks), encoding.special)
     tokenizer = TikTokenConverter(str(path), encoding.pattern, extra_special_tokens=special).converted()
     whole = _whole(tokenizer, {}, options.eos, path)
-    return whole, native_reference.compare_tiktoken(path, ranks, encoding, whole)
+    return whole, compare_tiktoken(path, ranks, encoding, whole)
 
 
 def _encoding(path: Path, options: NativeOptions) -> Encoding:
