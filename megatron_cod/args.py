@@ -254,6 +254,8 @@ class MegatronArgs(Protocol):
     override_scheme_check: bool
     override_model_check: bool
     keep_last_checkpoints: int | None
+    hf_export_interval: int | None
+    import_modules: list[str]
     verify_checkpoint: bool
     depth_monitor_interval: int | None
     metrics_file: str | None

@@ -63,6 +63,7 @@ OURS = {
     "data/preprocessing/encode.py _encode_batch: writer.empty": "our own writer",
     "data/evaluation/texts.py read_texts: held.text_bytes": "our own set",
     "data/tokenizers/libraries.py _cutting_of_pieces: spec.add_dummy_prefix": "a copy of SentencePiece's settings",
+    "data/tokenizers/native_files.py _tekken: tokenizer.post_processor": "a tokenizer that is made here",
     "data/preprocessing/worker_pool.py _start_worker: places.value": "shared memory",
     "data/reading/parts.py _read_text: batch.*": "our own batch",
     "data/tokenizers/word_cache.py *: self.*": "our own cache",

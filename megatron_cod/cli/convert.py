@@ -1,9 +1,10 @@
-"""Megatron checkpoints to Hugging Face directories, and back. No GPU is needed or used.
+"""Megatron checkpoints to Hugging Face directories, and back; tokenizers of other libraries. No GPU is needed or used.
 
     megatron-cod convert export --checkpoint runs/first --output hf/first
     megatron-cod convert import --model hf/SmolLM2-135M --output runs/smollm2
     megatron-cod convert import --model hf/SmolLM2-135M --output runs/smollm2_lns --as-scheme lns
     megatron-cod convert import --model LNS_1B --output runs/lns_1b --unfolded-lns
+    megatron-cod convert tokenizer --model hf/Devstral --output tokenizers/tekken
 
 An LNS model is exported as a stock Llama (Mistral, Qwen2, Qwen3, Mixtral, DeepSeek): 1/sqrt(l) is multiplied into the
 norms' gammas. docs/huggingface.md has the families, what is exact, and how to continue training.
@@ -78,9 +79,43 @@ def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     return parser
 
 
+def _token_and_id(text: str) -> tuple[str, int]:
+    token, _, number = text.rpartition("=")
+    if not token or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=ID")
+    return token, int(number)
+
+
+def _add_tokenizer(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "tokenizer",
+        help="tekken.json, a tiktoken file or vocab.json -> a folder with tokenizer.json",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="PATH", help="such a file, or a folder that holds one"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="directory to make: --tokenizer-model"
+    )
+    parser.add_argument("--eos-token", metavar="TOKEN", help="ends a text (default: the usual one of the kind)")
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="of a tiktoken file: cl100k_base, o200k_base, ... (default: by its name)"
+    )
+    parser.add_argument("--pattern", metavar="REGEX", help="of a tiktoken file of another encoding: splits texts")
+    parser.add_argument(
+        "--special",
+        type=_token_and_id,
+        nargs="+",
+        metavar="TOKEN=ID",
+        help="of a tiktoken file: its special tokens (default: those of the encoding)",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="export|import")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="export|import|tokenizer")
+    _add_tokenizer(commands)
     for add in (_add_export, _add_import):
         command = add(commands)
         command.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
@@ -151,8 +186,22 @@ def _import(args: argparse.Namespace) -> None:
     print(f"train it further with: --recipe {args.output / RECIPE} --load {args.output} (docs/huggingface.md)")
 
 
+def _tokenizer(args: argparse.Namespace) -> None:
+    from megatron_cod.data.tokenizers.native_files import NativeOptions, convert
+
+    special = None if args.special is None else dict(args.special)
+    options = NativeOptions(args.encoding, args.pattern, special, args.eos_token)
+    size = convert(args.model, args.output, options, _log)
+    print(
+        f"{args.output}: {size} tokens; use it with --tokenizer-type HuggingFaceTokenizer --tokenizer-model {args.output}"
+    )
+
+
 def main() -> None:
     args = build_parser().parse_args()
+    if args.command == "tokenizer":
+        _tokenizer(args)
+        return
     # Both models are computed on the CPU, in fp32: a GPU's own precision of products would tell them apart.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # After parsing, so that --help answers at once; first, as Megatron reads what it prepares.

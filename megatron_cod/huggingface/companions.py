@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_cod.data.tokenizers.native_files import NativeOptions, convert, native_file, why_not_as_it_is
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.folding import fold
 from megatron_cod.huggingface.side_files import GENERATION, name_ids
@@ -41,6 +42,22 @@ def copy(source: Path, target: Path, *, config: bool = True) -> list[str]:
     for name in found:
         shutil.copyfile(source / name, target / name)
     return found
+
+
+def convert_tokenizer(source: Path, target: Path, copied: list[str]) -> tuple[list[str], str | None]:
+    """Where an imported model came with tokenizer files of another library alone: convert them. The names, and a note."""
+    path = native_file(source)
+    if path is None or why_not_as_it_is(source) is None:
+        return copied, None
+    lines: list[str] = []
+    with TemporaryDirectory() as folder:
+        made = Path(folder) / FOLDER
+        try:
+            convert(source, made, NativeOptions(), lines.append)
+        except UserError as error:
+            return copied, f"the tokenizer is not taken over: {error}"
+        names = copy(made, target, config=False)
+    return [*copied, *names], f"the tokenizer is converted from {path.name}; {'; '.join(lines)}"
 
 
 def copy_for_export(args: Namespace, like: Path | None, target: Path, config: dict[str, Any]) -> list[str]:

@@ -188,6 +188,10 @@ def import_model(
     recipe["vocab-size"] = min(max(arch.vocab, companions.tokens_in(job.model)), arch.padded_vocab)
     _write_checkpoint(part, pieces, _arguments(arch, scheme, recipe), job.file_bytes, lost)
     copied = companions.copy(job.model, part.folder / companions.FOLDER)
+    copied, converted = companions.convert_tokenizer(job.model, part.folder / companions.FOLDER, copied)
+    if converted:
+        outcome.notes.append(converted)
+        log(f"note: {converted}")
     _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
     (part.folder / TRACKER).write_text(RELEASE)
     write_readme(part.folder, scheme.scheme, __version__)

@@ -27,6 +27,7 @@ from megatron_cod.model import SchemeModelConfig
 from megatron_cod.pipeline import embedding_ranks
 from megatron_cod.training.data.data_workers import DataWorkers
 from megatron_cod.training.data.passed_over import passing_over
+from megatron_cod.training.exports.observer import Exports
 from megatron_cod.training.faults.checkpoint_deletion import Retention
 from megatron_cod.training.faults.handling import Hangs, put_in_order
 from megatron_cod.training.faults.nonfinite import StepGuard
@@ -109,6 +110,7 @@ OBSERVERS: tuple[Row, ...] = (
     StepGuard.of,  # after the monitor, which is to have written what it measured when the guard stops the run
     SpikeWarnings.of,
     Retention.of,  # within the report, whose summary counts the checkpoints that are left
+    Exports.of,  # within retention, which then deletes the checkpoints that it had to leave
     lambda _: DataWorkers(),
 )
 """The observers of a run, in the order in which they are called (``observers.py``)."""

@@ -73,7 +73,18 @@ WRONG = {
         ],
         r"/dev/full",
     ),
-    "an action misspelt": (["convert", "exprot"], r"invalid choice: 'exprot' \(choose from 'export', 'import'\)"),
+    "an action misspelt": (
+        ["convert", "exprot"],
+        r"invalid choice: 'exprot' \(choose from 'tokenizer', 'export', 'import'\)",
+    ),
+    "no tokenizer of another library": (
+        ["convert", "tokenizer", "--model", "folder", "--output", "x"],
+        r"folder holds no tekken\.json, no tiktoken file, and no vocab\.json",
+    ),
+    "a special token without its id": (
+        ["convert", "tokenizer", "--model", "folder", "--output", "x", "--special", "<s>"],
+        r"--special: '<s>' is not TOKEN=ID",
+    ),
     "a checkpoint that does not exist": (
         ["convert", "export", "--checkpoint", "nowhere", "--output", "x"],
         r"nowhere",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_cod.data.tokenizers.files import tokenizer_files
+from megatron_cod.data.tokenizers.native_files import check_as_it_is
 from megatron_cod.errors import UserError
 
 BYTE_VOCABULARY = 257  # 256 byte values and the end-of-document id
@@ -71,6 +72,8 @@ class TokenizerChoice:
             raise UserError(f"{self.type} needs --tokenizer-model: {kind.model}")
         if self.model is not None and not self.model.exists():
             raise UserError(f"tokenizer model {self.model} does not exist; {self.type} needs {kind.model}")
+        if self.model is not None and self.type == "HuggingFaceTokenizer":
+            check_as_it_is(self.model)
 
     def build(self) -> Any:
         """Megatron's tokenizer; raises UserError when the model is missing or unreadable."""

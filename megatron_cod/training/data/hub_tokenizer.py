@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from megatron_cod.args import MegatronArgs
+from megatron_cod.data.tokenizers.native_files import to_convert, why_not_as_it_is
 from megatron_cod.errors import UserError
 
 _TYPES = ("HuggingFaceTokenizer", "SFTTokenizer")
@@ -37,10 +38,14 @@ def _is_cached(name: str) -> bool:
 
 
 def problem(args: MegatronArgs) -> str | None:
-    """One line for a tokenizer that is neither a folder, nor cached, nor to be fetched; else None."""
+    """One line for a tokenizer that is neither a folder, nor cached, nor to be fetched, or a folder to convert; else
+    None."""
     name = args.tokenizer_model
-    if args.tokenizer_type not in _TYPES or not name or Path(name).exists():
+    if args.tokenizer_type not in _TYPES or not name:
         return None
+    if Path(name).exists():
+        why = why_not_as_it_is(Path(name))
+        return why and f"--tokenizer-model {name} {why}: {to_convert(Path(name))}"
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         return f"--tokenizer-model {name} does not exist"
     from huggingface_hub import constants

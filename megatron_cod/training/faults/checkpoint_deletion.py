@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron_cod.args import MegatronArgs
-from megatron_cod.checkpoint.directory import (
-    TRACKER,
-)
+from megatron_cod.checkpoint.directory import TRACKER
 from megatron_cod.checkpoint.retention import hide, surplus
 from megatron_cod.training.loop.observers import Observer, Run
 
@@ -26,13 +24,13 @@ class Retention(Observer):
     it does last, in an asynchronous save too. A look is one ``stat``.
     """
 
-    def __init__(self, args: MegatronArgs, log: Callable[[str], None]) -> None:
-        """args: Megatron's. Takes ``save_retain_interval`` out of them: two that delete would get in each other's way."""
-        self._args = args
+    def __init__(self, args: MegatronArgs, log: Callable[[str], None], in_use: Collection[Path] = frozenset()) -> None:
+        """args: Megatron's. Takes ``save_retain_interval`` out of them: two that delete would get in each other's way.
+        in_use: checkpoints to leave, at any time; they are deleted later."""
+        self._args, self._in_use = args, in_use
         assert args.save is not None
-        assert args.keep_last_checkpoints is not None
         self._directory = Path(args.save)
-        self._keep = args.keep_last_checkpoints
+        self._keep = args.keep_last_checkpoints or 1  # as Megatron's flag alone
         self._every: int | None = args.save_retain_interval
         args.save_retain_interval = None
         self._log = log
@@ -41,9 +39,10 @@ class Retention(Observer):
 
     @classmethod
     def of(cls, run: Run) -> Retention | None:
-        """On rank 0, where ``--keep-last-checkpoints`` asks for it."""
-        asked = run.args.save and run.args.keep_last_checkpoints and run.args.rank == 0
-        return cls(run.args, run.log) if asked else None
+        """On rank 0, where ``--keep-last-checkpoints`` asks for it, and where Megatron would delete what is exported."""
+        args = run.args
+        deletes = args.keep_last_checkpoints or (args.hf_export_interval and args.save_retain_interval)
+        return cls(args, run.log, run.in_use) if args.save and deletes and args.rank == 0 else None
 
     def step_begins(self) -> None:
         """Look whether the step before saved."""
@@ -63,7 +62,8 @@ class Retention(Observer):
         self._seen = (now.st_mtime_ns, now.st_size)
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         try:
-            hidden = [hide(path) for path in surplus(self._directory, self._keep, self._every)]
+            extra = surplus(self._directory, self._keep, self._every)
+            hidden = [hide(path) for path in extra if path not in self._in_use]
         except OSError as error:
             self._log(f"WARNING: --keep-last-checkpoints cannot delete: {error}")
             return

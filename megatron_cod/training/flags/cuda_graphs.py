@@ -98,6 +98,12 @@ TABLE = (
         sites=("training/faults/checkpoint_deletion.py Retention: step_begins",),
     ),
     Row(
+        "exports",
+        _OUTSIDE,
+        flags=("--hf-export-interval",),
+        sites=("training/exports/observer.py Exports: step_begins",),
+    ),
+    Row(
         "signals before the first step",
         _OUTSIDE,
         sites=("training/faults/signals.py UntilTraining: training_begins",),

@@ -1,4 +1,5 @@
-"""Options of Megatron-Core 0.19.2 that need a package besides torch: one table for what is on by default, one for the rest.
+"""Options of Megatron-Core 0.19.2, and one of ours, that need a package besides torch: one table for what is on by default,
+one for the rest.
 
 Megatron imports most of these packages late: in the first forward, in the first log line, in the first save. Here what is
 on by default is turned off where its package is missing, and what a user asks for is refused before the start.
@@ -47,6 +48,9 @@ SOFTMAX = Package(
 _EINOPS = _pip("einops", "einops")
 _NVML = _pip("nvidia-ml-py", "pynvml")
 _RESILIENCY = _pip("nvidia-resiliency-ext", "nvidia_resiliency_ext")
+_HUGGING_FACE = Package(
+    "safetensors or transformers", ("safetensors", "transformers"), 'pip install "megatron_cod[hf]"'
+)
 _DEEP_EP = Package("DeepEP", ("deep_ep",), "see github.com/deepseek-ai/DeepEP")
 
 
@@ -148,6 +152,7 @@ ON_REQUEST = (
     OnRequest(
         "run_workload_inspector_server", Package("workload_inspector", ("workload_inspector",), "it is not public")
     ),
+    OnRequest("hf_export_interval", _HUGGING_FACE),
     OnRequest("tokenizer_type", _pip("tiktoken", "tiktoken"), ("TikTokenizer",)),
     OnRequest("tokenizer_type", _pip("transformers", "transformers"), ("HuggingFaceTokenizer", "SFTTokenizer")),
 )

@@ -129,6 +129,13 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
     )
     group.add_argument(
+        "--hf-export-interval",
+        type=at_least(1),
+        metavar="N",
+        help="every N steps, a multiple of --save-interval, export the checkpoint to SAVE/hf as a Hugging Face directory, "
+        "in the background (default: never)",
+    )
+    group.add_argument(
         "--verify-checkpoint",
         action="store_true",
         help="read all of the checkpoint to load before, and compare its checksums: one with changed bytes is passed over "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Run:
     """Of ``--save``, on rank 0 (``save_claim.py``)."""
     sigterm: str = "SIGTERM"
     """What a SIGTERM means on this rank, where the run may have sent it to itself."""
+    in_use: set[Path] = field(default_factory=set)
+    """Checkpoints that another process reads, on rank 0: retention leaves them."""
     observers: Sequence[Observer] = field(default=())
 
     def losses(self, step: int, loss: float) -> list[str]:

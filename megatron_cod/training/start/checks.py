@@ -25,6 +25,7 @@ from megatron_cod.errors import UserError
 from megatron_cod.launch.devices import check_devices, check_needs_gpu
 from megatron_cod.training.data import hub_tokenizer
 from megatron_cod.training.data.hub_tokenizer import check_hub_tokenizer
+from megatron_cod.training.exports.checks import check_interval, check_model
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.save_claim import check_no_other_run
 from megatron_cod.training.flags.command_line import given_by
@@ -215,6 +216,7 @@ CHECKS = (
         training=True,
     ),
     Check(name="saving", phase=Phase.SCHEDULE, run=lambda s: check_saving(s.raw), training=True),
+    Check(name="exports", phase=Phase.SCHEDULE, run=lambda s: check_interval(s.raw), training=True),
     Check(name="fault handling", phase=Phase.SCHEDULE, run=lambda s: check_flags(s.raw), training=True),
     Check(
         name="W&B",
@@ -233,6 +235,7 @@ CHECKS = (
     ),
     Check(name="the model", phase=Phase.VALIDATED, run=lambda s: check_built(s.args, s.model_config.transformer)),
     Check(name="vocabulary", phase=Phase.VALIDATED, run=_vocabulary, needs=_DATA),
+    Check(name="the exported model", phase=Phase.VALIDATED, run=lambda s: check_model(s.args), training=True),
     Check(name="data", phase=Phase.VALIDATED, run=_data, needs=_DATA),
     Check(name="the checkpoint of --load", phase=Phase.VALIDATED, run=_checkpoint),
     Check(

@@ -20,6 +20,8 @@ class Settings:
     override_scheme_check: bool
     override_model_check: bool
     keep_last_checkpoints: int | None
+    hf_export_interval: int | None
+    """In steps; None: no export."""
     verify_checkpoint: bool
     depth_monitor_interval: int | None
     """In steps; None: no monitor."""

@@ -81,6 +81,13 @@ EXAMPLES = {
     "optimizer": [Refused(["--optimizer", "soap"], "--optimizer soap is not supported")],
     "optimizer on the host": [Refused(OFFLOAD, "--optimizer-cpu-offload needs a GPU", True)],
     "saving": [Refused([*SAVE, "--async-save"], "--async-save is not supported")],
+    "exports": [
+        Refused([*SAVE, "--hf-export-interval", "3"], "--hf-export-interval 3 is not a multiple of --save-interval 2"),
+        Refused(["--hf-export-interval", "3"], "--hf-export-interval 3 needs --save"),
+    ],
+    "the exported model": [
+        Refused([*SAVE, "--hf-export-interval", "4", "--norm-scheme", "post_ln"], "--norm-scheme post_ln cannot be"),
+    ],
     "fault handling": [
         Refused(["--rewind-skip", "5"], "--rewind-skip"),
         Refused(["--time-limit", "soon"], "--time-limit soon"),
