@@ -6,6 +6,7 @@ Imported by ``megatron_cod`` itself, so it imports nothing beyond the standard l
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -159,7 +160,9 @@ def _names_of(former: str) -> Callable[[str], Any]:
 def name_in_former_module(package: str, name: str) -> Any:
     """For the ``__getattr__`` of a package that was a module. AttributeError for a name that it did not have."""
     former = package.removeprefix(PACKAGE)
-    if not name.startswith("_") and hasattr(importlib.import_module(PACKAGE + BECAME_PACKAGES[former]), name):
+    # ``from package import module`` asks here first; the former module is not imported for that.
+    is_name = not name.startswith("_") and importlib.util.find_spec(f"{package}.{name}") is None
+    if is_name and hasattr(importlib.import_module(PACKAGE + BECAME_PACKAGES[former]), name):
         return _found(former, name)
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
 

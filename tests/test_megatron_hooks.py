@@ -23,6 +23,7 @@ OURS = {
     "training/start/*: start.*": "our own start",
     "* *: ctx.*": "what a function of ours saves for its backward",
     "__init__.py __getattr__: globals()[name]": "our own module",
+    "former_paths.py FormerPaths.exec_module: module.__dict__['__getattr__']": "our own module",
     "cli/convert.py main: os.environ['CUDA_VISIBLE_DEVICES']": "a conversion is computed on the CPU",
     "cli/main.py run: sys.argv": "the words of the command that is started",
     "cli/preflight.py main: settings.*": "our own arguments",

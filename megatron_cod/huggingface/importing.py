@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from megatron_cod import __version__
 from megatron_cod.checkpoint.directory import RELEASE, TRACKER
@@ -36,7 +35,7 @@ from megatron_cod.huggingface.folding import (
 )
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
-from megatron_cod.huggingface.recipe import namespace_of, recipe_of
+from megatron_cod.huggingface.recipe import namespace_of, recipe_of, write_recipe
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
     compare,
@@ -192,7 +191,7 @@ def import_model(
     if converted:
         outcome.notes.append(converted)
         log(f"note: {converted}")
-    _write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
+    write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
     (part.folder / TRACKER).write_text(RELEASE)
     write_readme(part.folder, scheme.scheme, __version__)
     try:
@@ -293,12 +292,3 @@ def _write_checkpoint(
         writer.finish(len(parcels), args)
     finally:
         progress.close()
-
-
-def _write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:
-    own: dict[str, Any] = {"norm-scheme": scheme.scheme}
-    own |= {name.replace("_", "-"): value for name, value in scheme.options().items() if value is not None}
-    length = min(int(recipe["max-position-embeddings"]), 2048)
-    own |= {"seq-length": length, "no-create-attention-mask-in-dataloader": True}
-    text = yaml.safe_dump({**recipe, **own, **tokenizer}, sort_keys=False)
-    path.write_text(f"# The imported model; training is yours to choose: --micro-batch-size, --lr, data.\n{text}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Multipliers, Rope
 from megatron_cod.huggingface.families.table import get_family
+from megatron_cod.huggingface.folding import Folding
 
 
 def _whole(value: float) -> int | float:
@@ -152,3 +156,13 @@ def namespace_of(recipe: dict[str, Any]) -> argparse.Namespace:
             flags.append(f"--{key}={value}")
     parser = add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False))
     return parser.parse_args(flags, argparse.Namespace(**own))
+
+
+def write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:
+    """Write the flags of an imported model: its architecture, its scheme and its tokenizer."""
+    own: dict[str, Any] = {"norm-scheme": scheme.scheme}
+    own |= {name.replace("_", "-"): value for name, value in scheme.options().items() if value is not None}
+    length = min(int(recipe["max-position-embeddings"]), 2048)
+    own |= {"seq-length": length, "no-create-attention-mask-in-dataloader": True}
+    text = yaml.safe_dump({**recipe, **own, **tokenizer}, sort_keys=False)
+    path.write_text(f"# The imported model; training is yours to choose: --micro-batch-size, --lr, data.\n{text}")
