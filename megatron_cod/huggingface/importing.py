@@ -191,7 +191,8 @@ def import_model(
     if converted:
         outcome.notes.append(converted)
         log(f"note: {converted}")
-    write_recipe(part.folder / RECIPE, recipe, scheme, companions.tokenizer_recipe(copied, job.output))
+    tokenizer = companions.tokenizer_recipe(copied, job.output)
+    write_recipe(part.folder / RECIPE, recipe, scheme.scheme, scheme.options(), tokenizer)
     (part.folder / TRACKER).write_text(RELEASE)
     write_readme(part.folder, scheme.scheme, __version__)
     try:

@@ -11,7 +11,6 @@ import yaml
 
 from megatron_cod.huggingface.families.architecture import Architecture, Experts, Latent, Multipliers, Rope
 from megatron_cod.huggingface.families.table import get_family
-from megatron_cod.huggingface.folding import Folding
 
 
 def _whole(value: float) -> int | float:
@@ -158,10 +157,12 @@ def namespace_of(recipe: dict[str, Any]) -> argparse.Namespace:
     return parser.parse_args(flags, argparse.Namespace(**own))
 
 
-def write_recipe(path: Path, recipe: dict[str, Any], scheme: Folding, tokenizer: dict[str, Any]) -> None:
+def write_recipe(
+    path: Path, recipe: dict[str, Any], scheme: str, options: dict[str, Any], tokenizer: dict[str, Any]
+) -> None:
     """Write the flags of an imported model: its architecture, its scheme and its tokenizer."""
-    own: dict[str, Any] = {"norm-scheme": scheme.scheme}
-    own |= {name.replace("_", "-"): value for name, value in scheme.options().items() if value is not None}
+    own: dict[str, Any] = {"norm-scheme": scheme}
+    own |= {name.replace("_", "-"): value for name, value in options.items() if value is not None}
     length = min(int(recipe["max-position-embeddings"]), 2048)
     own |= {"seq-length": length, "no-create-attention-mask-in-dataloader": True}
     text = yaml.safe_dump({**recipe, **own, **tokenizer}, sort_keys=False)

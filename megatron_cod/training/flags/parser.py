@@ -126,14 +126,13 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         "--keep-last-checkpoints",
         type=at_least(1),
         metavar="K",
-        help="delete older checkpoints in SAVE; multiples of --save-retain-interval stay (default: keep all)",
+        help="delete older checkpoints, but multiples of --save-retain-interval",
     )
     group.add_argument(
         "--hf-export-interval",
         type=at_least(1),
         metavar="N",
-        help="every N steps, a multiple of --save-interval, export the checkpoint to SAVE/hf as a Hugging Face directory, "
-        "in the background (default: never)",
+        help="every N steps, export the checkpoint to SAVE/hf for Hugging Face, in the background",
     )
     group.add_argument(
         "--verify-checkpoint",
