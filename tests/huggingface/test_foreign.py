@@ -21,6 +21,9 @@ TOLERANCE = 1e-5
     "name", ["llama", "qwen3", "mixtral", "deepseek v3", "qwen3 moe", "phi3", "smollm3", "granite", "gemma", "glm"]
 )
 @pytest.mark.parametrize("layout", [ONE, PP2], ids=["one", "pp2"])
+@pytest.mark.slow_except(
+    "one-qwen3", "one-mixtral", "one-granite", "one-gemma", "one-glm", "pp2-llama", "pp2-deepseek v3", "pp2-smollm3"
+)
 def test_as_lns_it_computes_the_same(tmp_path, name, layout):
     make_model(name, tmp_path / "hf")
     found = import_model(ImportJob(tmp_path / "hf", tmp_path / "lns", as_scheme="lns"))
@@ -118,6 +121,7 @@ def expected_logits(authors) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "bin shards"])
+@pytest.mark.slow_except("bin shards")
 def test_reads_the_authors_layout(authors, tmp_path, kind):
     source = authors / "hf"
     if kind != "safetensors":

@@ -70,7 +70,7 @@ def ours(folder, name, layout=ONE, *more):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.slow_except("lns", "lns branch_output", "layerscale", "sandwich_ln")
+@pytest.mark.slow_except("lns", "sandwich_ln")
 def test_stock_transformers_computes_the_trained_model(train, tmp_path, name):
     folder = train(name)
     found = export_model(ExportJob(folder, tmp_path / "hf"))

@@ -139,7 +139,7 @@ def whole(request, tmp_path_factory, tiny):
     [(2, PP2_VPP2, 0.0), (1, [], 1e-5), (2, TP2_SP, 1e-5), (1, ["--recompute-granularity", "full"], 1e-5)],
     ids=["same", "one process", "tp2", "recompute"],
 )
-@pytest.mark.slow_except("mhc-same", "hyper_connections-same")
+@pytest.mark.slow_except("mhc-same")
 def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, layout, tolerance):
     flags, folder = whole
     stopped = at_step_4(folder, tmp_path / "stopped")

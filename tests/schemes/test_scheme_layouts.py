@@ -25,24 +25,15 @@ CASES = [(name, layout) for name, layouts in AT.items() for layout in layouts]
 
 @pytest.mark.parametrize(("name", "layout"), CASES, ids=[f"{name}-{layout.name}" for name, layout in CASES])
 @pytest.mark.slow_except(
-    "pre_ln-tp2 pp2",
     "lns-tp2 pp2",
-    "lns attention-one",
-    "lns mlp-one",
     "lns branch output-one",
-    "post_ln-tp2 pp2",
-    "mix_ln-tp2 pp2",
     "deepnorm-tp2 pp2",
     "sandwich_ln-tp2 pp2 sequence-parallel",
     "layerscale-tp2 pp2 sequence-parallel",
-    "skipinit-tp2 pp2 sequence-parallel",
     "mix_ln 4-pp2 vp2",
-    "lns-one",
-    "layer_rope-one",
     "layer_rope-pp2 vp2",
     "complete_p-pp2 vp2",
     "hyper_connections-pp2 vp2",
-    "mhc-one",
     "mhc-tp2 pp2 sequence-parallel",
 )
 def test_the_scheme_agrees_with_the_oracle(name, layout):
@@ -78,6 +69,7 @@ def test_a_decayed_scale_is_caught():
 
 
 @pytest.mark.parametrize(("name", "layout", "mutate"), MUTANTS, ids=[mutant[2].__name__ for mutant in MUTANTS])
+@pytest.mark.slow_except("counted_by_stage", "norm_of_the_sum")
 def test_detects_wrong_scheme(name, layout, mutate):
     found = differences(name, layout, mutate)
     assert not within_tolerance(found)

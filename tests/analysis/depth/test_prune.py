@@ -117,6 +117,7 @@ def with_lists(name):
 
 @pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("removed", [{2, 5}, {6}])
+@pytest.mark.slow_except(*(f"removed0-{name}" for name in LISTS))
 def test_lists_per_layer_follow_their_layers(name, removed, tmp_path):
     """The directory loads whole, and computes what the whole model does with these blocks omitted where they stand."""
     tokens = text(2, 24)

@@ -96,7 +96,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("world", "flags"), LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.slow_except("tp2 sp", "pp2 vp2")
+@pytest.mark.slow_except("pp2 vp2")
 def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
     succeed(world, [*toy, *flags, "--metrics-file", str(tmp_path / "metrics.jsonl")])
     for ours, theirs in zip(losses(tmp_path), losses(whole[0]), strict=True):
