@@ -5,7 +5,6 @@ past maxima (``delayed``), those of 2025 and 2026 by the present one (``tensorwi
 """
 
 from megatron_cod.planner.published_rows import (
-    AT_8192,
     BEFORE_2022,
     GPT_175B_SIZES,
     LLAMA_3,
@@ -58,7 +57,7 @@ def _nemotron(
 def _llama_3(
     model: str, gpus: int, shape: str, batch: int, speed: float, source: str, recipe: str = "tensorwise", micro: int = 1
 ) -> PublishedRow:
-    flags = f"{LLAMA_3} {shape} --micro-batch-size {micro} {AT_8192.split(' --max')[0]}"
+    flags = f"{LLAMA_3} {shape} --micro-batch-size {micro} --seq-length 8192"
     return _row(model, gpus, flags, batch, speed, recipe, source)
 
 
