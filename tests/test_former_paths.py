@@ -38,8 +38,10 @@ def test_former_paths_are_free_and_present_ones_exist():
 
 @pytest.mark.parametrize(("former", "name"), [*OF_EXAMPLES, *NAMES])
 def test_names_are_found_by_former_paths(former, name):
-    module = importlib.import_module(PACKAGE + former)
-    assert getattr(module, name).__class__ is not None
+    found = getattr(importlib.import_module(PACKAGE + former), name)
+    places = MOVED | BECAME_PACKAGES
+    module, _, present = NAMES.get((former, name), f"{places[former]}.{name}").rpartition(".")
+    assert found is vars(importlib.import_module(PACKAGE + module))[present]
 
 
 def test_a_former_module_is_the_present_one_with_a_warning():

@@ -33,7 +33,7 @@ _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
 """How long a file that one machine wrote into ``--save`` may take to be visible on another."""
 _LINGER_SECONDS = 5.0
-_OF_RANK_0_SECONDS = 25.0  # less than torchrun gives a process between SIGTERM and SIGKILL
+_RANK_0_SECONDS = 25.0  # less than torchrun gives a process between SIGTERM and SIGKILL
 _SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
 
 _server: Any = None
@@ -223,6 +223,6 @@ def among_ranks() -> Iterator[Callable[[Any], None]]:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             with suppress(DistError, UserError):  # it is this rank's own error that counts
                 meeting.decide(_TEMPORARY * (found.code != USER_ERROR) + line, _SHORT_SECONDS)
-                meeting.meet_rank_0(_OF_RANK_0_SECONDS)  # which prints its own line first, if it has one
+                meeting.meet_rank_0(_RANK_0_SECONDS)  # which prints its own line first, if it has one
                 meeting.leave()
         raise

@@ -199,7 +199,7 @@ def experts(to: Setting) -> Cost:
     local = args.num_experts / args.expert_model_parallel_size
     first = Product(rows / local, to.up * width, hidden, local)
     second = Product(rows / local, hidden, width, local)
-    router = run.high().forward(Product(to.tokens / args.tensor_model_parallel_size, args.num_experts, hidden))
+    router = run.in_bf16().forward(Product(to.tokens / args.tensor_model_parallel_size, args.num_experts, hidden))
     moved = run.moved(4 * 2 * rows * hidden * run.element)
     once = run.forward(first) + run.forward(second)
     weights = run.weight_gradient(first) + run.weight_gradient(second)

@@ -88,7 +88,7 @@ class Kernels:
         moved = self.moved(product.activations * self.operand + 2 * product.weight * self.gradient)
         return product.flops / self.machine.product_rate(self.precision) + moved
 
-    def high(self) -> "Kernels":
+    def in_bf16(self) -> "Kernels":
         """The kernels of what FP8 does not reach: the output layer, the router."""
         return replace(self, precision="bf16", cast=0) if self.precision == "fp8" else self
 

@@ -7,7 +7,7 @@ from statistics import median
 
 from megatron_cod.args import MegatronArgs
 from megatron_cod.planner.machine import BUILT_IN, Machine
-from megatron_cod.planner.published_later_rows import LATER_ROWS
+from megatron_cod.planner.published_fp8_rows import FP8_ROWS
 from megatron_cod.planner.published_rows import PUBLISHED, PublishedRow, is_fitted
 from megatron_cod.planner.stages import model_flops
 from megatron_cod.planner.step import StepTime, step_time
@@ -60,13 +60,13 @@ def compared(row: PublishedRow, args: MegatronArgs, machine: Machine | None = No
 
 
 def half(row: PublishedRow) -> str:
-    """To which part of the rows it belongs: fitted, held out, or compared later (FP8 apart), of which none is fitted."""
-    if row in LATER_ROWS:
-        return "FP8" if "fp8" in row.kernels else "later"
+    """To which part of the rows it belongs: fitted, held out, or FP8, of which none is fitted."""
+    if row in FP8_ROWS:
+        return "FP8"
     return "fitted" if is_fitted(row) else "held out"
 
 
-def all_compared(rows: Iterable[PublishedRow] = PUBLISHED + LATER_ROWS) -> list[Compared]:
+def all_compared(rows: Iterable[PublishedRow] = PUBLISHED + FP8_ROWS) -> list[Compared]:
     """Every row."""
     return [compared(row, row_args(row)) for row in rows]
 
@@ -143,7 +143,7 @@ def published_table(rows: Sequence[Compared]) -> str:
     """Both tables of docs/planner.md as Markdown: the errors of the halves, and of each run."""
     lines = ["| machine | half | runs | median error | worst |", "| --- | --- | --- | --- | --- |"]
     for machine in dict.fromkeys(one.row.machine for one in rows):
-        for part in ("fitted", "held out", "later", "FP8"):
+        for part in ("fitted", "held out", "FP8"):
             found = [one.error for one in rows if one.row.machine == machine and half(one.row) == part]
             if found:
                 lines.append(_summary(machine, part, found))

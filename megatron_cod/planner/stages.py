@@ -35,7 +35,7 @@ def embedding_cost(to: Setting) -> Cost:
 
 def head_cost(to: Setting) -> Cost:
     """Final norm, output layer and loss."""
-    args, run = to.args, to.kernels.high()
+    args, run = to.args, to.kernels.in_bf16()
     product = Product(to.tokens, args.padded_vocab_size / args.tensor_model_parallel_size, args.hidden_size)
     logits, norm = logits_bytes(args), run.moved(to.own_stream)
     there = run.forward(product) + run.moved(LOSS_FORWARD * logits) + 2 * norm

@@ -1,11 +1,11 @@
-"""Published runs that were compared later: nothing is fitted to them.
+"""Published runs in FP8: nothing is fitted to them.
 
-FP8: tokens/s of a GPU from NVIDIA's tables; sizes that these do not state are those of the models. Recipes of 2024 scale by
+Tokens/s of a GPU from NVIDIA's tables; sizes that these do not state are those of the models (Nemotron: NeMo's
+``nemotron.py``). Recipes of 2024 scale by
 past maxima (``delayed``), those of 2025 and 2026 by the present one (``tensorwise``) or by blocks (``mxfp8``).
 """
 
 from megatron_cod.planner.published_rows import (
-    BEFORE_2022,
     GPT_175B_SIZES,
     LLAMA_3,
     LLAMA_BLOCKS,
@@ -69,7 +69,7 @@ _405B = (
 )
 _NO_GROUPS = NEMOTRON_BLOCKS.replace("--group-query-attention --num-query-groups 8", "")
 
-_FP8 = (
+FP8_ROWS = (
     _gpt("GPT-3 5B", 64, f"{sizes(24, 4096, 32, 16384)} {layout(1)}", 4, 2048, 22521),
     _gpt("GPT-3 20B", 64, f"{sizes(44, 6144, 48, 24576)} {layout(2)} {SP}", 2, 256, 5851),
     _gpt("GPT-3 175B", 128, f"{GPT_175B_SIZES} {layout(4, 8, 6)} {SP}", 1, 256, 726),
@@ -91,33 +91,3 @@ _FP8 = (
     _llama_3("Llama 3 8B", 8, f"{_8B} {layout(1)}", 128, 29521, f"{_BRIDGE} 25.11, DGX-B200", "mxfp8", 2),
     _llama_3("Llama 3.1 405B", 128, f"{_405B} {layout(4, 8, 8, 2)}", 64, 661, f"{_BRIDGE} 25.11, DGX-B200"),
 )
-
-
-_2205 = "arXiv 2205.05198, table 5"
-_ALL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
-_ATTENTION = f"--recompute-granularity selective {SP}"
-
-
-def _korthikanti(
-    model: str, gpus: int, shape: str, micro: int, batch: int, both: tuple[float, float]
-) -> tuple[PublishedRow, ...]:
-    """Everything recomputed, then sequence parallelism and attention alone recomputed. both: seconds of a step."""
-    same = (
-        "--fp16 --seq-length 2048 --max-position-embeddings 2048 --padded-vocab-size 51200 --attention-backend unfused "
-        f"{shape} --micro-batch-size {micro} --global-batch-size {batch}"
-    )
-    return (
-        PublishedRow(
-            f"{model}, all recomputed", "a100_80gb", gpus, f"{same} {_ALL}", _2205, both[0], software=BEFORE_2022
-        ),
-        PublishedRow(f"{model}, attention", "a100_80gb", gpus, f"{same} {_ATTENTION}", _2205, both[1]),
-    )
-
-
-_RECOMPUTATION = (
-    *_korthikanti("GPT 22B", 8, f"{sizes(48, 6144, 64)} {layout(8)}", 4, 4, (1.42, 1.10)),
-    *_korthikanti("GPT 175B", 64, f"{GPT_175B_SIZES} {layout(8, 8, 3)}", 1, 64, (18.13, 13.75)),
-    *_korthikanti("GPT 530B", 280, f"{sizes(105, 20480, 128)} {layout(8, 35, 3)}", 1, 280, (49.05, 37.83)),
-    *_korthikanti("GPT 1T", 512, f"{sizes(128, 25600, 160)} {layout(8, 64)}", 1, 512, (94.42, 71.49)),
-)
-LATER_ROWS = _RECOMPUTATION + _FP8
