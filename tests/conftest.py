@@ -10,6 +10,9 @@ import pytest
 # Asked of the driver's library, not of the driver: it would start here, and a process forked from one where it has
 # started cannot use a GPU.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# Programs that tests start compile the package's sources once, not each time, also where the environment asks for that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from tests.gpu_emulation.__main__ import SWITCH
 from tests.te import emulation

@@ -17,10 +17,11 @@ import torch._dynamo  # noqa: F401  # the adaptation to the CPU would in each ra
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training.argument_utils import ArgumentGroupFactory
 
-import megatron_cod.training.evaluation.run
-import megatron_cod.training.fine_tuning
-import megatron_cod.training.pretraining  # noqa: F401
+import megatron_cod.training.run  # noqa: F401
 from megatron_cod.launch import helper_processes
+from megatron_cod.training.evaluation.flags import PROGRAM
+from megatron_cod.training.fine_tuning.task import task
+from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.flags.parser import build_parser
 
 
@@ -61,4 +62,5 @@ def _field_docstrings(self: ArgumentGroupFactory, config: type) -> dict[str, str
 
 
 ArgumentGroupFactory._get_field_docstrings = _field_docstrings
-build_parser()
+for _program in (None, TASK, task(), PROGRAM):
+    build_parser(_program)

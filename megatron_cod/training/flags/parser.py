@@ -3,7 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 from megatron_cod.common.numbers import at_least
@@ -192,13 +192,19 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
     return parser
 
 
+_BUILT: dict[Any, argparse.ArgumentParser] = {}
+
+
 def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
     """Megatron's parser with our flags. The same object for the same schemes: building it takes longer than parsing."""
-    return _built_parser(program, tuple((row.name, row.options) for row in SCHEMES.values()))
+    of = program and (program.program, program.introduction, program.add_arguments)
+    key = (of, tuple((row.name, row.options) for row in SCHEMES.values()))
+    if key not in _BUILT:
+        _BUILT[key] = _build(program)
+    return _BUILT[key]
 
 
-@cache
-def _built_parser(program: Program | None, _: tuple[tuple[str, type], ...]) -> argparse.ArgumentParser:
+def _build(program: Program | None) -> argparse.ArgumentParser:
     from megatron.training.arguments import add_megatron_arguments
 
     parser = add_arguments(add_megatron_arguments(argparse.ArgumentParser(allow_abbrev=False)), program)

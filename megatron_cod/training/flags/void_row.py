@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 
@@ -30,7 +31,14 @@ class Void:
 
 
 def _matches(name: str, patterns: str) -> bool:
-    return any(name == one or (one.endswith("*") and name.startswith(one[:-1])) for one in patterns.split())
+    exact, starts = _split(patterns)
+    return name in exact or name.startswith(starts)
+
+
+@cache
+def _split(patterns: str) -> tuple[frozenset[str], tuple[str, ...]]:
+    words = patterns.split()
+    return frozenset(words), tuple(word[:-1] for word in words if word.endswith("*"))
 
 
 def never(_: Any) -> bool:
