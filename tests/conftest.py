@@ -10,9 +10,6 @@ import pytest
 # Asked of the driver's library, not of the driver: it would start here, and a process forked from one where it has
 # started cannot use a GPU.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-# Programs that tests start compile the package's sources once, not each time, also where the environment asks for that.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 from tests.gpu_emulation.__main__ import SWITCH
 from tests.te import emulation
@@ -25,6 +22,10 @@ from megatron_cod.adaptations import cpu, torch_only
 from megatron_cod.data.preprocessing.run import PreprocessJob, preprocess
 from megatron_cod.data.sample_corpus import sample_corpus_path
 from megatron_cod.data.tokenizers.choice import TokenizerChoice
+
+# Programs that tests start compile the package's sources once, not each time, also where the environment asks for that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 ROOT = Path(__file__).resolve().parents[1]
 

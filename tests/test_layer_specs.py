@@ -105,6 +105,10 @@ def factors_after(_rank: int, flags: list[str]) -> dict:
     ],
     ids=" ".join,
 )
+@pytest.mark.slow_except(
+    "--bf16 --use-distributed-optimizer",
+    "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+)
 def test_factors_survive_casts_and_recompute(flags):
     found = run_ranks(1, factors_after, flags)[0]
     expected = tuple((number**-0.5,) * 2 for number in range(1, SHAPE.layers + 1))

@@ -6,6 +6,7 @@
     megatron-cod study cpu_1m --report      # also written when a start of the study ends
     megatron-cod study gpu_10m --slurm      # write an array of the runs that are known
     megatron-cod study cpu_1m --report --raw docs/results/cpu_1m --output again
+    megatron-cod study cpu_1m --raw docs/results/cpu_1m   # on another machine: resume from the records of a report
 
 Every arm is tuned over the same grid of rates, which grows where the best rate is at its edge, and runs again with fresh
 seeds at its best rate; docs/studies.md has the keys of a study file and what the report's columns mean.
@@ -34,7 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     actions.add_argument("--report", action="store_true", help="write the report of what is there")
     actions.add_argument("--slurm", action="store_true", help="write a Slurm array of the runs that are known")
     parser.add_argument(
-        "--raw", type=Path, metavar="DIR", help="with --report: the records of another report, not runs"
+        "--raw",
+        type=Path,
+        metavar="DIR",
+        help="a report of this study whose records count as finished runs; with --report: report on these alone",
     )
     return parser
 
@@ -43,8 +47,8 @@ def parse_args(command_line: Sequence[str] | None = None) -> argparse.Namespace:
     args = build_parser().parse_args(command_line)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
-    if args.raw and not args.report:
-        raise UserError("--raw goes with --report")
+    if args.raw and (args.plan or args.status or args.slurm):
+        raise UserError("--raw goes with a run or with --report")
     args.study = find(args.study, STUDIES, "study")
     args.output = args.output or Path("runs/studies") / args.study.stem
     return args
@@ -61,14 +65,14 @@ def main() -> None:
         command.plan()
     elif args.status:
         command.status()
-    elif args.raw:
+    elif args.raw and args.report:
         command.report_of(args.raw)
     elif args.report:
         command.report()
     elif args.slurm:
         command.slurm()
     else:
-        command.run()
+        command.run(args.raw)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megatron_cod.checkpoint.directory import iterations
 from megatron_cod.comparison.runs import Show
@@ -15,10 +16,13 @@ from megatron_cod.study.directory import StudyDirectory
 from megatron_cod.study.jobs import Job
 from megatron_cod.study.scheduler import best_of
 from megatron_cod.study.shapes import Shape
+from megatron_cod.study.study_file import Study
 
 _TOOL = Path(__file__).resolve().parents[2] / "tools" / "analyze_depth.py"
 _TOKENS = 16384
 _FOLDER = "depth"
+REMOVAL = "removal.json"
+"""Of a report, and of a directory that has taken one over: what ``removal_costs`` measured."""
 
 
 def _jobs(directory: StudyDirectory) -> Iterator[Job]:
@@ -55,9 +59,21 @@ def diagnose(directory: StudyDirectory, show: Show) -> None:
             show(f"{job.name}: not diagnosed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
+def _taken_over(directory: StudyDirectory) -> dict[tuple[Shape, str], list[float]]:
+    path = directory.root / REMOVAL
+    listed = json.loads(path.read_text()) if path.exists() else []
+    return costs_of(directory.study, listed)
+
+
+def costs_of(study: Study, listed: list[dict[str, Any]]) -> dict[tuple[Shape, str], list[float]]:
+    """What a report's ``removal.json`` holds, by shape and arm. KeyError for another study's."""
+    shapes = {shape.name: shape for shape in study.shapes}
+    return {(shapes[one["shape"]], one["arm"]): one["rise"] for one in listed}
+
+
 def removal_costs(directory: StudyDirectory) -> dict[tuple[Shape, str], list[float]]:
     """(shape, arm) -> rise of the loss without each layer, of what was diagnosed."""
-    found = {}
+    found = _taken_over(directory)
     for job in _jobs(directory):
         path = directory.root / job.folder / _FOLDER / "depth.json"
         if path.exists():

@@ -23,6 +23,8 @@ from megatron_cod.training.faults.save_claim import FILE as RUNNING
 from megatron_cod.training.faults.save_claim import SILENT_SECONDS
 
 RECORD, FAILED, TIMES = "run.json", "failed.txt", "seconds.json"
+FACTS = "study.json"
+"""What the study is, and the versions of the package that made its runs."""
 SPLITS = ("train", "valid")
 
 
@@ -43,21 +45,32 @@ class StudyDirectory:
         if self.study.text == SAMPLE:
             prepare_sample(self.root / "data")
         texts = {split: content_digest(f"{self.prefix}_{split}_text_document") for split in SPLITS}
-        facts = {"digest": self.study.digest(), "text": texts, "study": self.study.content()}
-        path = self.root / "study.json"
+        path = self.root / FACTS
         if path.exists():
-            if json.loads(path.read_text())["text"] != texts:
+            if self.facts()["text"] != texts:
                 raise UserError(
                     f"{self.root} has runs on another text than {self.prefix} is now; give another --output"
                 )
             return
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(self.study.recipe, sort_keys=True))
+        facts = {"digest": self.study.digest(), "text": texts, "study": self.study.content(), "code": []}
         _write_json(path, facts)
+
+    def facts(self) -> dict[str, Any]:
+        """Of the directory's ``study.json``: digest and content of the study, digests of the text, versions."""
+        facts: dict[str, Any] = json.loads((self.root / FACTS).read_text())
+        return facts
+
+    def add_code(self, versions: Iterable[str]) -> None:
+        """Note versions of the package that made runs; the report names them."""
+        facts = self.facts()
+        known = list(facts.get("code", []))
+        _write_json(self.root / FACTS, facts | {"code": [*known, *(one for one in versions if one not in known)]})
 
     def check(self) -> None:
         """UserError where the directory belongs to another study file."""
-        path = self.root / "study.json"
+        path = self.root / FACTS
         if not path.exists():
             if self.root.exists() and any(self.root.iterdir()) and not (self.root / "data").exists():
                 raise UserError(f"{self.root} is not empty and holds no study; give another --output")

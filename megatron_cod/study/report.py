@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_cod.analysis import page
 from megatron_cod.errors import UserError, one_line
 from megatron_cod.study import figures
-from megatron_cod.study.diagnosis import removal_costs
-from megatron_cod.study.directory import StudyDirectory
+from megatron_cod.study.diagnosis import REMOVAL, costs_of, removal_costs
+from megatron_cod.study.directory import FACTS, StudyDirectory
 from megatron_cod.study.jobs import Job
 from megatron_cod.study.scheduler import Results, best_of, finals_of, outlook, runnable
 from megatron_cod.study.shapes import Shape
@@ -20,7 +21,7 @@ from megatron_cod.study.tables import Table, all_tables, raw_lines, read_raw, ru
 
 Costs = Mapping[tuple[Shape, str], list[float]]
 
-RAW, REMOVAL = "raw.jsonl", "removal.json"
+RAW = "raw.jsonl"
 
 _MEANING = (
     "Losses are nats per token on the whole validation text, with fp32 logits, after the last step. Differences are paired "
@@ -34,27 +35,43 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     """From the runs of a study's directory, into its folder ``report``."""
     study, results = directory.study, directory.results()
     failures = directory.failures(runnable(study, results))
-    return write_files(study, results, failures, removal_costs(directory), directory.root / "report")
+    folder = directory.root / "report"
+    made_by = directory.facts().get("code", [])
+    written = write_files(study, results, failures, removal_costs(directory), folder, made_by)
+    return [*written, _copied(directory.root, folder)]
 
 
 def report_of_raw(study: Study, raw: Path, folder: Path) -> list[Path]:
     """From the records in another report's folder. UserError where there are none."""
     try:
         results = read_raw(study, (raw / RAW).read_text().splitlines())
-        listed = json.loads((raw / REMOVAL).read_text()) if (raw / REMOVAL).exists() else []
+        costs = costs_of(study, json.loads((raw / REMOVAL).read_text()) if (raw / REMOVAL).exists() else [])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{raw} holds no records of this study: {one_line(error)}") from None
-    shapes = {shape.name: shape for shape in study.shapes}
-    costs = {(shapes[one["shape"]], one["arm"]): one["rise"] for one in listed}
-    return write_files(study, results, {}, costs, folder)
+    known = (raw / FACTS).exists()
+    made_by = json.loads((raw / FACTS).read_text()).get("code", []) if known else []
+    written = write_files(study, results, {}, costs, folder, made_by)
+    return [*written, _copied(raw, folder)] if known else written
 
 
-def write_files(study: Study, results: Results, failures: Mapping[Job, str], costs: Costs, folder: Path) -> list[Path]:
-    """All files of a report; their paths."""
+def _copied(source: Path, folder: Path) -> Path:
+    """What the study is, beside its records: another machine that takes the records over compares it."""
+    return Path(shutil.copyfile(source / FACTS, folder / FACTS))
+
+
+def write_files(
+    study: Study,
+    results: Results,
+    failures: Mapping[Job, str],
+    costs: Costs,
+    folder: Path,
+    made_by: Sequence[str] = (),
+) -> list[Path]:
+    """All files of a report; their paths. made_by: versions of the package that made the runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    tables = all_tables(study, results, failures)
+    tables, facts = all_tables(study, results, failures), _facts(study, results, made_by)
     texts = {
-        "results.md": _markdown(study, results, tables),
+        "results.md": _markdown(facts, tables),
         "runs.csv": runs_csv(study, results),
         RAW: raw_lines(study, results),
     }
@@ -64,11 +81,11 @@ def write_files(study: Study, results: Results, failures: Mapping[Job, str], cos
     for name, text in texts.items():
         (folder / name).write_text(text)
     pictures = _pictures(study, results, costs, folder) if results else {}
-    (folder / "report.html").write_text(_page(study, results, tables, pictures))
+    (folder / "report.html").write_text(_page(facts, tables, pictures))
     return [*(folder / name for name in texts), *pictures, folder / "report.html"]
 
 
-def _facts(study: Study, results: Results) -> list[str]:
+def _facts(study: Study, results: Results, made_by: Sequence[str]) -> list[str]:
     left = outlook(study, results).total
     finished = f"{len(results)} runs" + (f"; not finished: at least {left} runs are left" if left else "")
     rates = ", ".join(f"{rate:g}" for rate in study.grid.rates)
@@ -84,11 +101,13 @@ def _facts(study: Study, results: Results) -> list[str]:
         f"grid of peak rates: {rates}; tuning seeds {', '.join(map(str, study.tuning_seeds))}, final seeds "
         f"{', '.join(map(str, study.seeds))}; text: {study.text}"
     )
+    if made_by:
+        lines.append(f"runs made by megatron_cod {', '.join(made_by)}")
     return [*lines, _MEANING]
 
 
-def _markdown(study: Study, results: Results, tables: list[Table]) -> str:
-    question, *facts = _facts(study, results)
+def _markdown(facts: list[str], tables: list[Table]) -> str:
+    question, *facts = facts
     head = f"# {question}\n\n" + "".join(f"- {line}\n" for line in facts)
     return "\n".join([head, *(table.markdown() for table in tables)])
 
@@ -116,8 +135,8 @@ def _pictures(study: Study, results: Results, costs: Costs, folder: Path) -> dic
     return found
 
 
-def _page(study: Study, results: Results, tables: list[Table], pictures: Mapping[Path, str]) -> str:
-    question, *facts = _facts(study, results)
+def _page(facts: list[str], tables: list[Table], pictures: Mapping[Path, str]) -> str:
+    question, *facts = facts
     parts = ["<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in facts) + "</ul>"]
     shown = [page.figure(path, caption) for path, caption in pictures.items()]
     parts += shown[:1]

@@ -21,8 +21,8 @@ import megatron_cod.training.run  # noqa: F401
 from megatron_cod.launch import helper_processes
 from megatron_cod.training.evaluation.flags import PROGRAM
 from megatron_cod.training.fine_tuning.task import task
-from megatron_cod.training.pretraining import TASK
 from megatron_cod.training.flags.parser import build_parser
+from megatron_cod.training.pretraining import TASK
 
 
 def _settle() -> None:

@@ -129,6 +129,12 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mutate", "layout", "_depth"), CASES, ids=[case[0].__name__ for case in CASES])
+@pytest.mark.slow_except(
+    "stage_local",
+    "attention_norm_only",
+    "branch_output",
+    "gamma_folded_once",
+)
 def test_comparison_detects_mutant(mutate, layout, _depth):
     found = compare(run_ranks(layout.world, worker, mutate, layout, False), layout, load_file(VECTORS), "lns")
     assert not within_tolerance(found), found
@@ -138,6 +144,11 @@ def test_comparison_detects_mutant(mutate, layout, _depth):
 
 @pytest.mark.parametrize(
     ("mutate", "layout"), [case[:2] for case in CASES if case[2]], ids=[c[0].__name__ for c in CASES if c[2]]
+)
+@pytest.mark.slow_except(
+    "stage_local",
+    "zero_based",
+    "gamma_folded_once",
 )
 def test_the_start_up_check_refuses(mutate, layout):
     with pytest.raises(WorkerError, match="wrong depth factor: pipeline stage"):

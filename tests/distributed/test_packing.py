@@ -45,6 +45,10 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.slow_except(
+    "one",
+    "pp2 vp2",
+)
 def test_packed_samples_are_as_if_alone(layout):
     results = run_ranks(layout.world, worker, layout)
     for scheme in ("pre_ln", "lns"):
@@ -61,6 +65,9 @@ def test_several_rows_a_micro_batch(layout):
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(pp=2)], ids=lambda layout: layout.name)
+@pytest.mark.slow_except(
+    "pp2",
+)
 def test_a_sample_a_row(layout):
     found = differences(
         run_ranks(layout.world, partial(worker, pack=False, micro=2), layout), layout, "lns", pack=False

@@ -104,6 +104,10 @@ def measured(flags, world, rank):
     ],
     ids=["fp32", "bf16", "bf16 distributed", "tp2", "moe"],
 )
+@pytest.mark.slow_except(
+    "bf16 distributed",
+    "moe",
+)
 def test_weights_gradients_and_optimizer(flags, world):
     memory = planned(flags, world).stages[0].memory
     found = measured(flags, world, 0)

@@ -158,6 +158,10 @@ def depth_figures(folder, step: int) -> dict[str, float]:
     return {name: values[step] for name, values in scalars.items() if name.startswith("depth/")}
 
 
+@pytest.mark.slow_except(
+    "hyper_connections",
+    "mhc",
+)
 def test_monitors_measure_every_block(whole):
     found = depth_figures(whole[1], 4)
     for name in ("variance before", "variance after", "gradient norm", "angular distance"):

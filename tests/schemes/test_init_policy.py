@@ -26,7 +26,12 @@ CASES = [
     ("layerscale", None, "normal"),
     ("skipinit", None, "normal"),
 ]
-LAYOUTS = [Layout(), Layout(pp=2), Layout(tp=2, pp=2), Layout(pp=3, vp=2)]
+LAYOUTS = [
+    pytest.param(Layout(), marks=pytest.mark.slow),
+    pytest.param(Layout(pp=2), marks=pytest.mark.slow),
+    Layout(tp=2, pp=2),
+    Layout(pp=3, vp=2),
+]
 SCALES = {"layerscale": 0.1, "skipinit": 0.0}
 
 Measured = dict[str, list[tuple[float, float, int]]]

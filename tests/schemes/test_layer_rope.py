@@ -110,6 +110,9 @@ def test_all_stages_keep_one_value_to_the_bit(layout):
 
 
 @pytest.mark.parametrize("optimizer", [[], ["--use-distributed-optimizer"]], ids=["optimizer", "distributed optimizer"])
+@pytest.mark.slow_except(
+    "distributed optimizer",
+)
 def test_trains_saves_and_resumes_in_bf16(tiny, tmp_path, optimizer):
     flags = [*tiny, *ROPE, *PP2, "--bf16", *optimizer, "--save", str(tmp_path), "--save-interval", "4"]
     succeed(2, [*flags, "--exit-interval", "4"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_cod import __version__
 from megatron_cod.errors import UserError
 from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.study.command import Command
@@ -147,6 +148,35 @@ def test_report_is_made_again_from_raw_records(small, tmp_path):
     assert (tmp_path / "again" / "results.md").read_bytes() == (output / "report" / "results.md").read_bytes()
     with pytest.raises(UserError, match="holds no records of this study"):
         Command(file, tmp_path / "again", 1, print, launch).report_of(tmp_path)
+
+
+def test_study_moves_to_another_machine_with_its_report(small, tmp_path):
+    """Half of the records are taken over; the other runs are made, and the report has the same bytes."""
+    file, output, _ = small
+    moved = shutil.copytree(output / "report", tmp_path / "report")
+    records = (moved / "raw.jsonl").read_text().splitlines()
+    (moved / "raw.jsonl").write_text("\n".join(records[: len(records) // 2]) + "\n")
+    lines: list[str] = []
+    Command(file, tmp_path / "out", 2, lines.append, launch).run(moved)
+    assert sum("started" in line for line in lines) == len(records) - len(records) // 2
+    assert f"{len(records) // 2} runs taken over from {moved}" in lines
+    assert reported(tmp_path / "out") == reported(output)
+    assert [one.split()[0] for one in StudyDirectory(tmp_path / "out", read_study(file)).facts()["code"]] == [
+        __version__
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "what"), [("digest", "another study file"), ("text", "another text"), (None, "not a report of this study")]
+)
+def test_records_of_another_study_are_not_taken_over(small, tmp_path, key, what):
+    file, output, _ = small
+    moved = shutil.copytree(output / "report", tmp_path / "report")
+    facts = json.loads((moved / "study.json").read_text())
+    (moved / "study.json").write_text("{" if key is None else json.dumps(facts | {key: "other"}))
+    with pytest.raises(UserError, match=what):
+        Command(file, tmp_path / "out", 2, print, launch).run(moved)
+    assert not list(tmp_path.glob("out/runs/*"))
 
 
 def test_slurm_array_gives_each_task_its_run(small, tmp_path):

@@ -71,6 +71,12 @@ def test_recipe_has_the_papers_figures(name, parser):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.slow_except(
+    "debug",
+    "debug_wsd",
+    "llama_1b",
+    "llama_7b",
+)
 def test_every_recipe_trains_at_toy_size(path, text_data):
     flags = [
         *("--recipe", str(path), "--num-layers", "2", "--hidden-size", "32", "--num-attention-heads", "4"),

@@ -246,5 +246,10 @@ def offset_one_too_far() -> None:
     ids=["one stage shifted by one", "offset lost", "stages swapped"],
 )
 @pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
+@pytest.mark.slow_except(
+    "lns-one stage shifted by one",
+    "lns-stages swapped",
+    "pre_ln-offset lost",
+)
 def test_a_wrong_layer_index_never_trains(tiny, mutant, pattern, scheme):
     refuse(2, [*tiny, "--pipeline-model-parallel-size", "2", "--norm-scheme", scheme], pattern, before=mutant)

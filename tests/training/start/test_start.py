@@ -128,6 +128,15 @@ def _line(error: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{name}: {case.flags[0]}" for name, case in CASES])
+@pytest.mark.slow_except(
+    "layout: --tensor-model-parallel-size",
+    "flags that do nothing: --reset-attention-mask",
+    "saving: --save",
+    "the model: --init-model-with-meta-device",
+    "data: --train-data-path",
+    "the checkpoint of --load: --load",
+    "packages: --adlr-autoresume",
+)
 def test_launch_dry_run_rehearsal_and_preflight_agree(name, case, tmp_path, monkeypatch):
     flags = [flag for flag in SMALL if flag not in case.dropped]
     flags += [str(tmp_path / "run") if flag == "SAVE" else flag for flag in case.flags]
@@ -227,6 +236,12 @@ def test_one_place_reads_command_lines(name):
 
 @pytest.mark.parametrize(
     "recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml") if "sft" not in path.name)
+)
+@pytest.mark.slow_except(
+    "debug.yaml",
+    "llama_1b.yaml",
+    "llama_7b.yaml",
+    "c4.yaml",
 )
 def test_arguments_are_those_that_megatron_parses(recipe, monkeypatch):
     from megatron.training import arguments as megatrons

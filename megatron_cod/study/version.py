@@ -1,0 +1,25 @@
+"""The version of the package that makes a study's runs, with the commit where it runs from a clone."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from megatron_cod import __version__
+
+
+def this_code() -> str:
+    """Such as ``0.2.0 (3ca7891)``; with a plus where tracked files were changed since."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return __version__
+    commit = _git(root, "rev-parse", "--short", "HEAD")
+    changed = "+" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
+    return f"{__version__} ({commit}{changed})" if commit else __version__
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:  # no git
+        return ""
