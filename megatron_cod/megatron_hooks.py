@@ -253,7 +253,7 @@ HOOKED = (
         "errors of one line, help that can be read",
         (
             "training/flags/parser.py add_arguments: parser.*",
-            "training/flags/parser.py _built_parser: action.*",
+            "training/flags/parser.py _build: action.*",
             "launch/torchrun_flags.py parse: parser.error",
         ),
     ),

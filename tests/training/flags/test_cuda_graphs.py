@@ -77,8 +77,8 @@ ONCE = {
     # Read when a run has failed.
     "training/faults/out_of_memory.py in_step: curr_iteration",
     # Of command lines, processes and their output.
-    "training/flags/parser.py _built_parser: action.type",
-    "training/flags/parser.py _built_parser: action.help",
+    "training/flags/parser.py _build: action.type",
+    "training/flags/parser.py _build: action.help",
     "planner/suggest.py changed_batch: new.global_batch_size",
     "adaptations/quick_imports.py pass_wandb_to_timers: timers.wandb",
     "training/loop/resumed_rates.py ResumedRates: model_built",

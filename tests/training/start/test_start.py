@@ -247,13 +247,12 @@ def test_arguments_are_those_that_megatron_parses(recipe, monkeypatch):
     from megatron.training import arguments as megatrons
 
     monkeypatch.setenv("WORLD_SIZE", "12")
-    parser._built_parser.cache_clear()  # the default of one of Megatron's flags is that of the environment
+    monkeypatch.setattr(parser, "_BUILT", {})  # the default of one of Megatron's flags is that of the environment
     words = recipes.recipe_flags(recipe_files.load_recipe(ROOT / "recipes" / recipe), build_parser())
     words = [*default_flags(words)[0], *words]
     raw = build_parser().parse_args(words)
     monkeypatch.setattr(sys, "argv", ["pretrain", *words])
     assert vars(as_megatron_parses(raw, 12)) == vars(megatrons.parse_args(add_arguments))
-    parser._built_parser.cache_clear()
 
 
 def test_settings_are_our_flags_but_those_of_schemes():
