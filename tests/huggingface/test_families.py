@@ -52,6 +52,7 @@ def layouts(name):
     "smollm3-pp2",
     "deepseek v2-tp2",
     "deepseek v2 yarn-tp2",
+    "deepseek v2 groups-one",
     "deepseek v3-tp2",
     "deepseek v3 dense-tp2",
     "llama-one",
