@@ -74,6 +74,7 @@ ROWS = (
         part=Part.MLP_OUTPUT,
         when=_shared,
     ),
+    *shared_rows.PREDICTION,
     shared_rows.FINAL_NORM,
     shared_rows.HEAD,
 )
@@ -159,7 +160,8 @@ def _read_v3(config: Config) -> dict[str, Any]:
             f"config.json has norm_topk_prob {normalised} with num_experts_per_tok {experts.chosen}: Megatron divides the "
             f"weights of several experts by their sum, and not that of one"
         )
-    return {**_read_latent(config), "experts": experts}
+    predicted = int(config.get("num_nextn_predict_layers") or 0) if experts is not None else 0
+    return {**_read_latent(config), "experts": experts, "predicted": predicted}
 
 
 def _write(arch: Architecture) -> dict[str, Any]:
@@ -196,7 +198,7 @@ def _write_v3(arch: Architecture) -> dict[str, Any]:
     found = arch.experts or Experts(1, 1, arch.ffn)
     own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups}
     own["norm_topk_prob"] = arch.experts is None or found.chosen > 1
-    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
+    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": arch.predicted, "rope_interleave": True}
     return {**_write(arch), **own, "scoring_func": "sigmoid"}
 
 
@@ -230,4 +232,6 @@ DEEPSEEK_V3 = Family(
     needs=frozenset({LATENT}),
     may_have=frozenset({EXPERTS, YARN}),
     fits=lambda arch: _fits(arch, "sigmoid"),
+    # The loaders give every layer behind the first ones experts, a prediction layer too.
+    predicts=lambda arch: arch.experts is not None,
 )
