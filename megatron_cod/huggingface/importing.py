@@ -22,6 +22,7 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.config_fields import fp8_blocks
 from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import (
@@ -139,8 +140,10 @@ def import_model(
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
     if trained != scheme.scheme and trained in unfoldable_schemes(arch.branch_norms):
         notes.append(f"the model was trained with {trained}; give --as-scheme {trained} to train it on with that")
-    source = Source(job.model)
+    source = Source(job.model, fp8_blocks(config))
     arch = replace(arch, predicted=predicted_in(source, arch) if job.prediction else 0)
+    if source.is_quantised:
+        notes.append("weights in fp8 are multiplied by the scales of their blocks, and written in fp32")
     named_units = list(units(get_family(arch.family).rows, arch))
     notes += check_tensors(source, named_units, arch)
     wanted = [unit for unit in named_units if not unit.row.copy]
@@ -218,10 +221,11 @@ def _verified(
     if reason is not None:
         return f"not verified: {reason}"
     tokens = probe_tokens(arch.vocab, arch.positions)
-    if change.held.is_stock:
+    if change.held.is_stock and not source.is_quantised:
         model = loaded_whole(job.model, left_over=False)
-    else:  # the stored numbers lack factors, which a stock loader does not know of
+    else:  # the stored numbers lack factors, which a stock loader does not know of, or are in blocks that it refuses
         config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
+        config.pop("quantization_config", None)
         model = model_of(config, _with_factors(source, wanted, arch, change), job.model.name)
     expected = logits_of(model, tokens)
     del model

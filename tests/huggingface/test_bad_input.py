@@ -74,7 +74,7 @@ def test_an_unknown_architecture_names_the_known(model):
         ({"attention_bias": True}, "attention_bias and mlp_bias differ"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic' is unknown"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}}, "low_freq_factor 2.0"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"bits": 4}}, "quant_method None"),
         ({"num_hidden_layers": None}, "does not set num_hidden_layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
