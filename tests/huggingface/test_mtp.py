@@ -186,12 +186,17 @@ def test_detects_wrong_tables(source, tmp_path, monkeypatch, name):
     assert apart(ours(tmp_path / "out", tokens()), theirs(source, tokens())) > 1e-3
 
 
+PP2 = ["--pipeline-model-parallel-size", "2"]
+
+
 @pytest.mark.slow
-def test_trained_layers_are_exported_as_lns(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("world", "more"), [(2, PP2), (1, ["--lns-placement", "branch_output"])], ids=["pp2", "branch_output"]
+)
+def test_trained_layers_are_exported_as_lns(tiny, tmp_path, world, more):
     rate = ["--lr", "1e-2", "--min-lr", "1e-2", "--global-batch-size", "8", "--ckpt-format", "torch_dist"]
     save = ["--save", str(tmp_path / "run"), "--save-interval", "8"]
-    layout = ["--pipeline-model-parallel-size", "2"]
-    succeed(2, [*tiny, *MODEL, *rate, *layout, *save])
+    succeed(world, [*tiny, *MODEL, *rate, *more, *save])
     export_model(ExportJob(tmp_path / "run", tmp_path / "hf"))
     expected = theirs(tmp_path / "hf", tokens(257))
     assert apart(ours(tmp_path / "run", tokens(257)), expected) <= 1e-5
