@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 _COMMON = "common_state/shard_0_1"
 # Megatron's linear layers each have a state of fp8 recipes, which is empty here, and do not load without.
-_LINEAR = re.compile(r"(decoder\.layers\..*\.linear_\w+)\.weight")
+_LINEAR = re.compile(r"((?:decoder|mtp)\.layers\..*\.(?:linear_\w+|eh_proj))\.weight")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def _add_import(commands: argparse._SubParsersAction) -> argparse.ArgumentParser
     parser.add_argument(
         "--padded-vocab-size", type=int, metavar="N", help="pad the vocabulary, to divide it over tensor parallelism"
     )
+    parser.add_argument("--no-mtp", action="store_true", help="omit the layers of multi-token prediction (DeepSeek V3)")
     return parser
 
 
@@ -175,6 +176,7 @@ def _import(args: argparse.Namespace) -> None:
         args.as_scheme,
         args.unfolded_lns,
         args.padded_vocab_size,
+        prediction=not args.no_mtp,
         dry_run=args.dry_run,
         verify=not args.no_verify,
     )

@@ -46,7 +46,7 @@ class MegatronCheckpoint:
 
     def _slice(self, unit: Unit) -> Slice:
         for key in unit.row.megatron:
-            found = self._opened.slices.get((key, unit.layer))
+            found = self._opened.slices.get(unit.place(key))
             if found is not None:
                 return found
         raise KeyError(unit.where)
@@ -80,7 +80,7 @@ class MegatronCheckpoint:
         used: set[tuple[str, int | None]] = set()
         faults = []
         for unit in wanted:
-            used |= {(key, unit.layer) for key in unit.row.megatron}
+            used |= {unit.place(key) for key in unit.row.megatron}
             try:
                 shape = self._slice(unit).shape
             except KeyError:
@@ -113,7 +113,7 @@ class MegatronCheckpoint:
 
     def learned_scale(self, key: str, unit: Unit) -> Tensor:
         """The learned scale, [hidden] or [1], of the branch that the unit ends."""
-        part = self._opened.slices.get((key, unit.layer))
+        part = self._opened.slices.get(unit.place(key))
         if part is None:
             raise UserError(f"checkpoint {self.path} has no {key} for layer {unit.layer}")
         return self._opened.read(part, 0, part.shape[0])

@@ -24,7 +24,7 @@ from megatron_cod.huggingface.export_weights import Making, plain_norm
 from megatron_cod.huggingface.families.architecture import Architecture
 from megatron_cod.huggingface.families.mapping_rows import NORMS, OUTPUTS, Unit, units
 from megatron_cod.huggingface.families.table import config_of, get_family
-from megatron_cod.huggingface.folding import folding, folding_of_checkpoint, stock_scheme
+from megatron_cod.huggingface.folding import folding, folding_of_checkpoint, is_warming_up, stock_scheme
 from megatron_cod.huggingface.megatron_args import architecture_of_args
 from megatron_cod.huggingface.safetensors_writer import Parcel, missing_bytes, write_shards
 from megatron_cod.huggingface.verification import (
@@ -70,8 +70,12 @@ def exported(
         known = getattr(checkpoint.args, "vocab_size", None) or 0
         vocab = max(int(like["vocab_size"]), min(known, checkpoint.args.padded_vocab_size))
     arch, factors = architecture_of_args(checkpoint.args, vocab, family, like.get("model_type"), scheme.branch_norms)
+    notes = []
+    if arch.predicted and is_warming_up(checkpoint.args, checkpoint.iteration, arch.layers + arch.predicted):
+        notes.append("the multi-token-prediction layers are in the residual warm-up, which no stock model computes")
+        arch = replace(arch, predicted=0)
     wanted = list(units(get_family(arch.family).rows, arch))
-    notes = checkpoint.check(wanted, arch, lambda unit: scheme.makes(unit.row.part), scheme.shared)
+    notes += checkpoint.check(wanted, arch, lambda unit: scheme.makes(unit.row.part), scheme.shared)
     if (scheme.has_learned or scheme.shared) and not fold_factors:
         raise UserError(f"--no-fold: the learned scales of {scheme.scheme} have no place in a stock architecture")
     if not factors.is_stock:

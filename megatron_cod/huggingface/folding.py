@@ -152,10 +152,15 @@ def folding_of(identity: Mapping[str, Any], layers: int) -> Folding:
     return Folding(design, layers)
 
 
+def is_warming_up(args: Namespace, iteration: int, layer: int) -> bool:
+    """Whether the branches of layer l (from 1) do not count in full yet (``--residual-warmup-steps``)."""
+    return iteration < (getattr(args, "residual_warmup_steps", None) or 0) * layer
+
+
 def folding_of_checkpoint(args: Namespace, iteration: int) -> Folding:
     """The same of a checkpoint's arguments. UserError, too, in the middle of ``--residual-warmup-steps``."""
     warmup = getattr(args, "residual_warmup_steps", None)
-    if warmup and iteration < warmup * args.num_layers:
+    if is_warming_up(args, iteration, args.num_layers):
         raise UserError(
             f"the checkpoint of step {iteration} is in the residual warm-up (--residual-warmup-steps {warmup}: until "
             f"step {warmup * args.num_layers}), where its branches do not count in full: no stock model computes that"

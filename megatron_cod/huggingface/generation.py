@@ -110,7 +110,7 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
     except Exception as error:  # as for tokenizers
         raise UserError(f"{folder} cannot be loaded: {error}") from None
-    check_whole(report, folder, left_over=False)
+    check_whole(report, folder, model.config, left_over=False)
     return model.eval(), found
 
 

@@ -89,11 +89,18 @@ def _planned(
     return _Planned(unit, dtype, tuple(partial(_make, source, unit, arch, factors, count) for count in counts))
 
 
-def _dtypes(planned: Sequence[_Planned]) -> dict[Row, torch.dtype]:
-    """Row -> the type that holds it in every layer: a stack of layers is one tensor, of one type."""
-    found: dict[Row, list[torch.dtype]] = {}
+_Stack = tuple[Row, int | None]
+
+
+def _stack(unit: Unit) -> _Stack:
+    return unit.row, unit.prediction
+
+
+def _dtypes(planned: Sequence[_Planned]) -> dict[_Stack, torch.dtype]:
+    """Row, prediction layer -> the type that holds it in every layer: a stack of layers is one tensor, of one type."""
+    found: dict[_Stack, list[torch.dtype]] = {}
     for one in planned:
-        found.setdefault(one.unit.row, []).append(one.dtype)
+        found.setdefault(_stack(one.unit), []).append(one.dtype)
     return {row: reduce(torch.promote_types, dtypes) for row, dtypes in found.items()}
 
 
@@ -115,12 +122,14 @@ def plan_pieces(
         whole, offsets = list(shape), [0] * len(shape)
         if unit.expert is not None and arch.experts is not None:
             whole, offsets = [arch.experts.count, *whole], [unit.expert, *offsets]
-        if unit.layer is not None and not numbered:
+        stacked = unit.layer is not None and unit.prediction is None
+        if unit.layer is not None and stacked and not numbered:
             whole, offsets = [arch.layers, *whole], [unit.layer - 1, *offsets]
         lead = len(whole) - len(shape)
         for key, make in zip(unit.row.megatron, one.makers, strict=True):
-            if unit.layer is not None and numbered:
+            key, _ = unit.place(key)
+            if unit.layer is not None and stacked and numbered:
                 key = key.replace("decoder.layers.", f"decoder.layers.{unit.layer - 1}.", 1)
             sizes = (*[1] * lead, *shape)
-            pieces.append(Piece(key, tuple(offsets), sizes, tuple(whole), dtypes[unit.row], lead, make))
+            pieces.append(Piece(key, tuple(offsets), sizes, tuple(whole), dtypes[_stack(unit)], lead, make))
     return pieces

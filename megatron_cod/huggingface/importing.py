@@ -22,6 +22,7 @@ from megatron_cod.huggingface import companions
 from megatron_cod.huggingface.atomic_directory import PartialDirectory
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.families.architecture import Architecture
+from megatron_cod.huggingface.families.config_fields import fp8_blocks
 from megatron_cod.huggingface.families.mapping_rows import NORMS, Unit, units
 from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import (
@@ -36,6 +37,7 @@ from megatron_cod.huggingface.folding import (
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.import_plan import Change, plan_pieces
 from megatron_cod.huggingface.recipe import namespace_of, recipe_of, write_recipe
+from megatron_cod.huggingface.source_tensors import check_tensors, predicted_in
 from megatron_cod.huggingface.verification import (
     MegatronLogits,
     compare,
@@ -43,7 +45,6 @@ from megatron_cod.huggingface.verification import (
     logits_of,
     logits_or_reason,
     model_of,
-    named,
     probe_tokens,
     too_little_memory,
 )
@@ -51,7 +52,6 @@ from megatron_cod.huggingface.weights_reader import Source, read_json
 from megatron_cod.schemes.table import LNS, get_scheme
 
 RECIPE = "recipe.yaml"
-_MOST_SHAPES = 3
 _FILE_BYTES = 512 << 20
 
 
@@ -66,6 +66,8 @@ class ImportJob:
     unfolded_lns: bool = False
     """The gammas are those of LNS, not multiplied by its factors (the authors' released weights)."""
     padded_vocab: int | None = None
+    prediction: bool = True
+    """Take the layers of multi-token prediction along, where the directory has them."""
     file_bytes: int = _FILE_BYTES
     dry_run: bool = False
     """Check everything, write nothing."""
@@ -108,35 +110,6 @@ def _schemes(job: ImportJob, config: dict[str, Any], arch: Architecture) -> tupl
     return held, next((one for one in (held, made) if one.scheme == asked.scheme), asked)
 
 
-def _check_tensors(source: Source, wanted: list[Unit], arch: Architecture) -> list[str]:
-    """Notes; UserError that names every missing, extra or misshapen tensor."""
-    expected = {name: shape for unit in wanted for name, shape in zip(unit.names, unit.shapes, strict=True)}
-    notes, faults = [], []
-    extra = sorted(source.shapes.keys() - expected.keys())
-    if arch.tied and "lm_head.weight" in extra:
-        if not torch.equal(source.read("lm_head.weight"), source.read("model.embed_tokens.weight")):
-            raise UserError("lm_head.weight differs from model.embed_tokens.weight, but tie_word_embeddings is true")
-        extra.remove("lm_head.weight")
-    behind = tuple(f"model.layers.{arch.layers + k}." for k in range(8)) if arch.latent is not None else ()
-    prediction = [name for name in extra if behind and name.startswith(behind)]
-    if prediction:
-        notes.append(f"the multi-token-prediction layers ({len(prediction)} tensors) are omitted")
-    extra = [name for name in extra if name not in prediction]
-    missing = sorted(expected.keys() - source.shapes.keys())
-    if missing:
-        faults.append(f"missing: {named(missing)}")
-    if extra:
-        faults.append(f"not known in {arch.family}: {named(extra)}")
-    wrong = [name for name in expected if source.shapes.get(name, expected[name]) != expected[name]]
-    for name in wrong[:_MOST_SHAPES]:
-        faults.append(f"{name} is {list(source.shapes[name])}, the config has {list(expected[name])}")
-    if len(wrong) > _MOST_SHAPES:
-        faults.append(f"and {len(wrong) - _MOST_SHAPES} more of other shapes")
-    if faults:
-        raise UserError(f"{source.folder}: {'; '.join(faults)}")
-    return notes
-
-
 def _arguments(arch: Architecture, scheme: Folding, recipe: dict[str, Any]) -> argparse.Namespace:
     args = namespace_of(recipe)
     args.norm_scheme, args.init_policy = scheme.scheme, None
@@ -167,9 +140,13 @@ def import_model(
     trained = (config.get(companions.KEY) or {}).get("norm_scheme", scheme.scheme)
     if trained != scheme.scheme and trained in unfoldable_schemes(arch.branch_norms):
         notes.append(f"the model was trained with {trained}; give --as-scheme {trained} to train it on with that")
-    source = Source(job.model)
-    wanted = list(units(get_family(arch.family).rows, arch))
-    notes += _check_tensors(source, wanted, arch)
+    source = Source(job.model, fp8_blocks(config))
+    arch = replace(arch, predicted=predicted_in(source, arch) if job.prediction else 0)
+    if source.is_quantised:
+        notes.append("weights in fp8 are multiplied by the scales of their blocks, and written in fp32")
+    named_units = list(units(get_family(arch.family).rows, arch))
+    notes += check_tensors(source, named_units, arch)
+    wanted = [unit for unit in named_units if not unit.row.copy]
     originals = companions.Originals(job.model)
     change = Change(held, scheme, originals, arch.multipliers.residual)
     lost: list[int] = []
@@ -244,10 +221,11 @@ def _verified(
     if reason is not None:
         return f"not verified: {reason}"
     tokens = probe_tokens(arch.vocab, arch.positions)
-    if change.held.is_stock:
+    if change.held.is_stock and not source.is_quantised:
         model = loaded_whole(job.model, left_over=False)
-    else:  # the stored numbers lack factors, which a stock loader does not know of
+    else:  # the stored numbers lack factors, which a stock loader does not know of, or are in blocks that it refuses
         config = {**read_json(job.model / "config.json"), "architectures": [get_family(arch.family).model_class]}
+        config.pop("quantization_config", None)
         model = model_of(config, _with_factors(source, wanted, arch, change), job.model.name)
     expected = logits_of(model, tokens)
     del model

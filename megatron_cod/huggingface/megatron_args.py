@@ -170,4 +170,7 @@ def architecture_of_args(
     chosen = choose_family(arch, family)
     arch, multipliers = replace(arch, family=chosen.name), multipliers_of(fields)
     own = chosen.multiplies(replace(arch, multipliers=multipliers))
-    return replace(arch, multipliers=own), weight_factors(multipliers, own, arch.head_dim, arch.tied)
+    factors = weight_factors(multipliers, own, arch.head_dim, arch.tied)
+    # Of a model with multipliers they are omitted: the loss behind them has its own.
+    predicted = (fields.mtp_num_layers or 0) if chosen.predicts(arch) and factors.is_stock else 0
+    return replace(arch, multipliers=own, predicted=predicted), factors

@@ -29,5 +29,5 @@ def load_as_transformers(
     model, report = model_class.from_pretrained(
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
     )
-    check_whole(report, checkpoint)
+    check_whole(report, checkpoint, config)
     return model.eval()

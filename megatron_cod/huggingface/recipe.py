@@ -65,6 +65,8 @@ def recipe_of(arch: Architecture) -> dict[str, Any]:
         recipe["rotary-percent"] = arch.rope.share
     if arch.experts is not None:
         recipe |= _experts_recipe(arch, arch.experts)
+    if arch.predicted:
+        recipe["mtp-num-layers"] = arch.predicted
     return recipe | _multiplier_recipe(arch.multipliers, arch)
 
 

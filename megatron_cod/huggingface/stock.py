@@ -25,7 +25,7 @@ moe_layer_freq moe_ffn_hidden_size moe_router_enable_expert_bias moe_shared_expe
 share_embeddings_and_output_weights layernorm_epsilon layernorm_zero_centered_gamma rotary_base rope_scaling
 rope_scaling_factor seq_len_interpolation_factor rope_type rotary_scaling_factor mscale mscale_all_dim rotary_percent
 moe_router_topk moe_router_num_groups moe_router_group_topk moe_router_pre_softmax moe_router_topk_scaling_factor
-moe_router_score_function no_rope_freq activation_func
+moe_router_score_function no_rope_freq activation_func mtp_num_layers
 """
 CARRIED = frozenset(_CARRIED.split()) | YARN
 """Read into ``Architecture``, or into how tensors are written."""
@@ -76,7 +76,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
         moe_pad_expert_input_to_capacity moe_token_drop_policy
         """,
     "what a folded field was derived from": "mup_width_mult mup_base_hidden_size mup_base_head_dim mup_attn_scale_power",
-    "of prediction layers, which are omitted": "mtp_num_layers mtp_use_repeated_layer mtp_hybrid_override_pattern",
+    "of prediction layers, which the model's logits do not read": "mtp_use_repeated_layer mtp_hybrid_override_pattern",
     "in which precision products were": "quant_recipe",
 }
 """Why these may have any value -> the fields."""

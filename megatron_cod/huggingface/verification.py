@@ -79,10 +79,22 @@ def named(names: Iterable[str], most: int = 4) -> str:
     return listed(sorted(names), most)
 
 
-def check_whole(report: Mapping[str, Any], what: object, left_over: bool = True) -> None:
-    """UserError for transformers' report of tensors that are missing, misshapen or, with ``left_over``, not used."""
+def _is_predicted(name: str, config: Any) -> bool:
+    """Whether a tensor is of a layer of multi-token prediction, which no causal model of transformers reads."""
+    count = getattr(config, "num_nextn_predict_layers", None) or 0
+    return name.startswith(tuple(f"model.layers.{config.num_hidden_layers + number}." for number in range(count)))
+
+
+def check_whole(report: Mapping[str, Any], what: object, config: Any, left_over: bool = True) -> None:
+    """UserError for transformers' report of tensors that are missing, misshapen or, with ``left_over``, not used.
+
+    config: transformers' own of the model.
+    """
     kinds = ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if left_over else []))
     faults = {kind: report.get(kind) for kind in kinds}
+    if left_over:
+        unused = report.get("unexpected_keys") or ()
+        faults["unexpected_keys"] = [found for found in unused if not _is_predicted(_name(found), config)]
     reasons = [f"{kind.split('_')[0]}: {named(map(_name, found))}" for kind, found in faults.items() if found]
     reasons += [str(one) for one in report.get("error_msgs") or ()]
     if reasons:
@@ -104,7 +116,7 @@ def loaded_whole(folder: Path, dtype: torch.dtype = torch.float32, left_over: bo
             )
         except Exception as error:  # transformers may raise anything: the directory does not load
             raise NotTheSame(f"{folder.name} does not load in transformers: {str(error)[:300]}") from error
-    check_whole(report, folder.name, left_over)
+    check_whole(report, folder.name, model.config, left_over)
     return model.eval()
 
 
@@ -118,7 +130,7 @@ def model_of(config: Mapping[str, Any], state: dict[str, Tensor], what: object) 
         model, report = model_class.from_pretrained(
             None, config=made, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
-    check_whole(report, what)
+    check_whole(report, what, made)
     return model.eval()
 
 

@@ -1,4 +1,7 @@
-"""Reading a directory of Hugging Face weights: safetensors, or .bin with plain tensors only; one tensor at a time."""
+"""Reading a directory of Hugging Face weights: safetensors, or .bin with plain tensors only; one tensor at a time.
+
+Weights in fp8 blocks come out in fp32 (``fp8``).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_cod.errors import UserError
+from megatron_cod.huggingface.fp8 import FP8, Blocks, dequantised, scales_of
 
 # In the order of preference; an index names several files.
 _CANDIDATES = (
@@ -23,7 +27,8 @@ _CANDIDATES = (
 # Buffers that old checkpoints hold and that follow from the config.
 _DERIVED = re.compile(r".*\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)")
 _OPEN_FILES = 2
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": FP8}
+_PLAIN = frozenset(_DTYPES.values()) - {FP8}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -99,10 +104,13 @@ class _Pickle:
 
 
 class Source:
-    """The tensors of a model directory, by name. UserError when files are missing, damaged or no plain tensors."""
+    """The tensors of a model directory, by name. UserError when files are missing, damaged or no plain tensors.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    blocks: of weights in fp8, which are read as fp32, and their scales not by themselves; None for a directory without.
+    """
+
+    def __init__(self, folder: Path, blocks: Blocks | None = None) -> None:
+        self.folder, self._blocks = folder, blocks
         self._open: OrderedDict[str, _Safetensors | _Pickle] = OrderedDict()
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -116,6 +124,15 @@ class Source:
                 self._dtypes[name] = opened.dtypes[name]
         for name in [name for name in self.shapes if _DERIVED.fullmatch(name)]:
             del self.shapes[name], self._file_of[name]
+        self._scales: dict[str, str] = {}
+        if blocks is not None:
+            try:
+                self._scales = scales_of(self.shapes, self._dtypes, blocks, _PLAIN)
+            except UserError as error:
+                raise UserError(f"{folder}: {error}") from None
+        for name, scale in self._scales.items():
+            self._dtypes[name] = torch.float32
+            del self.shapes[scale]
 
     def _files(self) -> Sequence[str]:
         for name in _CANDIDATES:
@@ -145,14 +162,23 @@ class Source:
 
     def read(self, name: str) -> Tensor:
         """One tensor, on the CPU."""
-        return self._opened(self._file_of[name]).read(name)
+        found = self._opened(self._file_of[name]).read(name)
+        if name not in self._scales or self._blocks is None:
+            return found
+        scale = self._scales[name]
+        return dequantised(found, self._opened(self._file_of[scale]).read(scale), self._blocks)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any weight is in fp8."""
+        return bool(self._scales)
 
     def dtype(self, names: Sequence[str]) -> torch.dtype:
         """The one that holds all of these tensors exactly; UserError for numbers that are no plain floats."""
         found: torch.dtype | None = None
         for name in names:
             dtype = self._dtypes[name]
-            if dtype is None:
+            if dtype is None or dtype not in _PLAIN:
                 raise UserError(f"{self.folder}: {name} does not hold plain floating-point numbers")
             found = dtype if found is None else torch.promote_types(found, dtype)
         assert found is not None

@@ -164,6 +164,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek v2": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": None}),
     "deepseek v2 yarn": ("DeepseekV2ForCausalLM", {**LATENT, "q_lora_rank": 16, "rope_parameters": YARN}),
+    "deepseek v2 groups": (
+        "DeepseekV2ForCausalLM",
+        {
+            **LATENT,
+            "q_lora_rank": 16,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 3,
+        },
+    ),
     "deepseek v3": ("DeepseekV3ForCausalLM", {**LATENT, "q_lora_rank": 16, "n_group": 4, "topk_group": 1}),
     "deepseek v3 dense": (
         "DeepseekV3ForCausalLM",

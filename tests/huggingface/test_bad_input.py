@@ -74,7 +74,7 @@ def test_an_unknown_architecture_names_the_known(model):
         ({"attention_bias": True}, "attention_bias and mlp_bias differ"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic' is unknown"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0}}, "low_freq_factor 2.0"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"bits": 4}}, "quant_method None"),
         ({"num_hidden_layers": None}, "does not set num_hidden_layers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -87,7 +87,12 @@ def test_names_unsupported_parts(model, changes, said):
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("deepseek v2", {"topk_method": "group_limited_greedy"}, "group_limited_greedy"),
+        (
+            "deepseek v2",
+            {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 1},
+            "chooses 2 experts of 1 groups: Megatron ranks a group by the sum of its best 2",
+        ),
+        ("deepseek v2", {"topk_method": "greedy_limited"}, "topk_method 'greedy_limited'"),
         ("deepseek v2", {"rms_norm_eps": 1e-5}, "rms_norm_eps 1e-05"),
         ("deepseek v3", {"num_experts_per_tok": 4, "topk_group": 1}, "chooses 4 experts of 1 groups"),
         ("qwen3", {"attention_bias": True}, "attention_bias True"),

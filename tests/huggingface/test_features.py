@@ -24,8 +24,9 @@ SIZES = {
     "eps",
     "positions",
 }
-"""Any model may have any, and all stock models may tie their head; multipliers go into weights."""
-FREE_FIELDS = SIZES | {"tied", "multipliers"}
+"""Any model may have any, and all stock models may tie their head; multipliers go into weights; a model's own logits do
+not read prediction layers."""
+FREE_FIELDS = SIZES | {"tied", "multipliers", "predicted"}
 OTHERS = {
     "qkv_bias": True,
     "linear_bias": True,

@@ -115,6 +115,7 @@ MUTANTS = {
     "epsilon": ("llama", other_epsilon),
     "norms swapped": ("qwen3", swapped_norms),
     "experts' factor": ("deepseek v3", unscaled_experts),
+    "experts of all groups": ("deepseek v2 groups", with_recipe(lambda held: {**held, "moe-router-group-topk": 4})),
     "a fused tensor stacked": ("phi3", with_join(stacked)),
     "norms of queries and keys swapped": ("qwen3 moe", swapped_qk_norms),
     "experts normalised again": ("qwen3 moe", with_recipe(lambda held: {**held, "moe-router-pre-softmax": True})),

@@ -117,6 +117,9 @@ class Architecture:
     latent: Latent | None = None
     experts: Experts | None = None
     multipliers: Multipliers = field(default_factory=Multipliers)
+    predicted: int = 0
+    """Layers of multi-token prediction that are carried over, behind the last one: the model's own logits do not read
+    them."""
 
     def is_expert_layer(self, layer: int) -> bool:
         """Whether a layer (from 1) has experts."""
@@ -153,6 +156,7 @@ class Architecture:
             "qkv": (self.heads + 2 * self.groups) * self.head_dim,
             "gate_up": 2 * self.ffn,
             "head": self.head_dim,
+            "both": 2 * self.hidden,
         }
         if self.latent is not None:
             key = self.latent.nope + self.latent.rope

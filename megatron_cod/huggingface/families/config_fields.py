@@ -169,6 +169,31 @@ def name_of(activation: str) -> str:
     return next(name for name, kind in ACTIVATIONS.items() if kind == activation)
 
 
+def fp8_blocks(config: Config) -> tuple[int, int] | None:
+    """Rows and columns of the blocks of weights in fp8; None for weights that are not quantised.
+
+    UserError, by name, for every other quantisation.
+    """
+    given = config.get("quantization_config")
+    if not given:
+        return None
+    method = given.get("quant_method") if isinstance(given, Mapping) else None
+    if method != "fp8":
+        raise UserError(
+            f"the weights are quantised (quantization_config) with quant_method {method!r}: only 'fp8' in blocks is read; "
+            f"convert them to bfloat16 first"
+        )
+    for name, known in (("fmt", "e4m3"), ("activation_scheme", "dynamic"), ("expert_dtype", "fp8")):
+        if given.get(name) not in (None, known):
+            raise UserError(f"quantization_config has {name} {given[name]!r}; only {known!r} can be carried over")
+    size = given.get("weight_block_size")
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(type(one) is int and one > 0 for one in size):
+        raise UserError(
+            f"quantization_config has weight_block_size {size!r}: weights in fp8 need two whole numbers, as [128, 128]"
+        )
+    return size[0], size[1]
+
+
 def _activation(config: Config) -> str:
     found = config.get("hidden_act", "silu")
     if found not in ACTIVATIONS:
@@ -178,8 +203,7 @@ def _activation(config: Config) -> str:
 
 def read_common(config: Config) -> dict[str, Any]:
     """The fields of ``Architecture`` that every family spells alike."""
-    if config.get("quantization_config"):
-        raise UserError("the weights are quantised (quantization_config); convert them to bfloat16 first")
+    fp8_blocks(config)  # refuses what is quantised in another way
     hidden, heads = int(need(config, "hidden_size")), int(need(config, "num_attention_heads"))
     groups = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)

@@ -74,6 +74,7 @@ ROWS = (
         part=Part.MLP_OUTPUT,
         when=_shared,
     ),
+    *shared_rows.PREDICTION,
     shared_rows.FINAL_NORM,
     shared_rows.HEAD,
 )
@@ -111,28 +112,56 @@ def _read_experts(config: Config, score: str) -> Experts | None:
     )
 
 
-def _read_v2(config: Config) -> dict[str, Any]:
-    if config.get("topk_method", "greedy") != "greedy":
+def _with_groups(config: Config, experts: Experts | None, best: int) -> Experts | None:
+    """The experts with the groups that a token is limited to.
+
+    best: so many scores of a group, summed, rank it in the stock model; in Megatron-Core 0.19.2 the best
+    ``chosen // chosen_groups`` (``group_limited_topk``). UserError where that is another number.
+    """
+    groups = int(config.get("n_group") or 1)
+    kept = int(config.get("topk_group") or groups)
+    if experts is None or kept == groups:
+        return experts
+    # The best experts are in as many groups at most, which their best expert ranks first: all of them are chosen anyway.
+    if best == 1 and experts.chosen <= kept < groups:
+        return experts
+    ranked = experts.chosen // kept
+    if ranked != best:
         raise UserError(
-            f"config.json has topk_method {config['topk_method']!r}: Megatron ranks groups of experts by another sum; "
-            f"DeepSeek V2 is only known with greedy (V2-Lite)"
+            f"config.json chooses {experts.chosen} experts of {kept} groups: Megatron ranks a group by the sum of its best "
+            f"{ranked} (num_experts_per_tok // topk_group), {config.get('model_type')} always by its best {best}"
         )
+    if experts.count % groups or not experts.chosen <= kept * (experts.count // groups) < experts.count:
+        raise UserError(
+            f"config.json has {experts.count} experts in {groups} groups (n_group): {kept} of them (topk_group) do not "
+            f"hold the {experts.chosen} that a token chooses"
+        )
+    return replace(experts, groups=groups, chosen_groups=kept)
+
+
+def _read_v2(config: Config) -> dict[str, Any]:
     only(config, norm_topk_prob=False, scoring_func="softmax")
-    return {**_read_latent(config), "experts": _read_experts(config, "pre_softmax")}
+    method, experts = config.get("topk_method") or "greedy", _read_experts(config, "pre_softmax")
+    if method == "group_limited_greedy":
+        experts = _with_groups(config, experts, best=1)
+    elif method != "greedy":
+        raise UserError(
+            f"config.json has topk_method {method!r}; only greedy and group_limited_greedy can be carried over"
+        )
+    return {**_read_latent(config), "experts": experts}
 
 
 def _read_v3(config: Config) -> dict[str, Any]:
-    only(config, norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc")
-    experts = _read_experts(config, "sigmoid")
-    groups, chosen = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
-    if experts is not None and groups > 1:
-        if experts.chosen // chosen != 2:
-            raise UserError(
-                f"config.json chooses {experts.chosen} experts of {chosen} groups: Megatron ranks a group by its best "
-                f"{experts.chosen // chosen}, DeepSeek V3 always by its best 2"
-            )
-        experts = replace(experts, groups=groups, chosen_groups=chosen)
-    return {**_read_latent(config), "experts": experts}
+    only(config, scoring_func="sigmoid", topk_method="noaux_tc")
+    experts = _with_groups(config, _read_experts(config, "sigmoid"), best=2)
+    normalised = bool(config.get("norm_topk_prob", True))
+    if experts is not None and normalised != (experts.chosen > 1):
+        raise UserError(
+            f"config.json has norm_topk_prob {normalised} with num_experts_per_tok {experts.chosen}: Megatron divides the "
+            f"weights of several experts by their sum, and not that of one"
+        )
+    predicted = int(config.get("num_nextn_predict_layers") or 0) if experts is not None else 0
+    return {**_read_latent(config), "experts": experts, "predicted": predicted}
 
 
 def _write(arch: Architecture) -> dict[str, Any]:
@@ -158,14 +187,18 @@ def _write(arch: Architecture) -> dict[str, Any]:
 
 
 def _write_v2(arch: Architecture) -> dict[str, Any]:
-    own = {"topk_method": "greedy", "n_group": None, "topk_group": None, "norm_topk_prob": False}
-    return {**_write(arch), **own, "scoring_func": "softmax"}
+    found = arch.experts
+    own: dict[str, Any] = {"topk_method": "greedy", "n_group": None, "topk_group": None}
+    if found is not None and found.groups > 1:
+        own = {"topk_method": "group_limited_greedy", "n_group": found.groups, "topk_group": found.chosen_groups}
+    return {**_write(arch), **own, "norm_topk_prob": False, "scoring_func": "softmax"}
 
 
 def _write_v3(arch: Architecture) -> dict[str, Any]:
     found = arch.experts or Experts(1, 1, arch.ffn)
-    own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups, "norm_topk_prob": True}
-    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": 0, "rope_interleave": True}
+    own: dict[str, Any] = {"n_group": found.groups, "topk_group": found.chosen_groups}
+    own["norm_topk_prob"] = arch.experts is None or found.chosen > 1
+    own |= {"topk_method": "noaux_tc", "num_nextn_predict_layers": arch.predicted, "rope_interleave": True}
     return {**_write(arch), **own, "scoring_func": "sigmoid"}
 
 
@@ -176,7 +209,7 @@ def _fits(arch: Architecture, score: str) -> bool:
     if found is None:
         return score == "sigmoid"
     whole = found.shared_ffn and found.shared_ffn % found.ffn == 0  # transformers always builds shared experts
-    grouped = found.groups == 1 or (score == "sigmoid" and found.chosen // found.chosen_groups == 2)
+    grouped = found.groups == 1 or found.chosen // found.chosen_groups == (2 if score == "sigmoid" else 1)
     return bool(found.score == score and whole and grouped)
 
 
@@ -199,4 +232,6 @@ DEEPSEEK_V3 = Family(
     needs=frozenset({LATENT}),
     may_have=frozenset({EXPERTS, YARN}),
     fits=lambda arch: _fits(arch, "sigmoid"),
+    # The loaders give every layer behind the first ones experts, a prediction layer too.
+    predicts=lambda arch: arch.experts is not None,
 )

@@ -34,6 +34,8 @@ class Family:
     """What its model of this architecture multiplies; what is asked for beside that is folded into weights."""
     less_one: bool = False
     """Whether the weights of its norms are gamma less 1."""
+    predicts: Callable[[Architecture], bool] = lambda _arch: False
+    """Whether its directory of this architecture may have layers of multi-token prediction, for which it has rows."""
     reads: frozenset[str] = frozenset()
     """Keys that its config has beside ``config_fields.READ``, and that ``read`` reads or refuses but for one value."""
     free: frozenset[str] = frozenset()

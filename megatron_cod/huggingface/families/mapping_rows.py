@@ -123,6 +123,8 @@ class Row:
     join: Join = SAME
     part: Part = Part.OTHER
     when: Condition = always
+    copy: bool = False
+    """Another copy of a tensor of the model, which an export writes and an import compares."""
 
     @property
     def per_layer(self) -> bool:
@@ -135,7 +137,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Unit:
-    """The tensors of one row in one layer (from 1; None outside the layers) and one expert (from 0)."""
+    """The tensors of one row in one layer (from 1; None outside the layers) and one expert (from 0).
+
+    Layers of multi-token prediction are those behind the last one of the model.
+    """
 
     row: Row
     layer: int | None
@@ -143,6 +148,16 @@ class Unit:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     """Of the Hugging Face tensors."""
+    prediction: int | None = None
+    """Which layer of multi-token prediction it is in, from 0; None for the model's own."""
+
+    def place(self, key: str) -> tuple[str, int | None]:
+        """The key in checkpoints, and the layer (from 1) where the key is of a stack of layers."""
+        if self.prediction is None:
+            return key, self.layer
+        own = f"{_PREDICTION}{self.prediction}."
+        key = key.replace(_LAYERS, f"{own}transformer_layer.", 1)
+        return (key if key.startswith(own) else key.replace(_PREDICTION, own, 1)), None
 
     def megatron_shape(self, arch: Architecture) -> tuple[int, ...]:
         """Of Megatron's tensor of this layer and expert."""
@@ -156,12 +171,16 @@ class Unit:
         return self.row.megatron[0] + layer + ("" if self.expert is None else f", expert {self.expert}")
 
 
+_LAYERS, _PREDICTION = "decoder.layers.", "mtp.layers."
+
+
 def _unit(row: Row, arch: Architecture, layer: int | None, expert: int | None) -> Unit:
     dims = arch.dims()
     place = {"l": None if layer is None else layer - 1, "e": expert}
     names = tuple(name.format(**place) for name, _ in row.hf)
     shapes = tuple(tuple(dims[size] for size in sizes.split()) for _, sizes in row.hf)
-    return Unit(row, layer, expert, names, shapes)
+    prediction = None if layer is None or layer <= arch.layers else layer - arch.layers - 1
+    return Unit(row, layer, expert, names, shapes, prediction)
 
 
 def _of_layer(row: Row, arch: Architecture, layer: int) -> Iterator[Unit]:
@@ -173,11 +192,14 @@ def _of_layer(row: Row, arch: Architecture, layer: int) -> Iterator[Unit]:
 
 
 def units(rows: Sequence[Row], arch: Architecture) -> Iterator[Unit]:
-    """Everything to convert, in the order of the model: rows before the layers, layer by layer, rows behind them."""
+    """Everything to convert, in the order of the model: rows before the layers, layer by layer, rows behind them.
+
+    Layers of multi-token prediction follow the model's own.
+    """
     first = next(index for index, row in enumerate(rows) if row.per_layer)
     for row in rows[:first]:
         yield _unit(row, arch, None, None)
-    for layer in range(1, arch.layers + 1):
+    for layer in range(1, arch.layers + arch.predicted + 1):
         for row in rows:
             if row.per_layer and row.when(arch, layer):
                 yield from _of_layer(row, arch, layer)

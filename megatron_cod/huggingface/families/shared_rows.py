@@ -153,3 +153,25 @@ EXPERTS = (
         when=_experts,
     ),
 )
+
+
+def _predicts(arch: Architecture, layer: int) -> bool:
+    return layer > arch.layers
+
+
+_MTP = "mtp.layers."
+# What a layer of multi-token prediction has beside a block, as DeepSeek-V3 names it.
+PREDICTION = (
+    Row((_MTP + "enorm.weight",), ((_HF + "enorm.weight", "hidden"),), when=_predicts),
+    Row((_MTP + "hnorm.weight",), ((_HF + "hnorm.weight", "hidden"),), when=_predicts),
+    Row((_MTP + "eh_proj.weight",), ((_HF + "eh_proj.weight", "hidden both"),), when=_predicts),
+    Row((_MTP + "final_layernorm.weight",), ((_HF + "shared_head.norm.weight", "hidden"),), when=_predicts),
+    Row(EMBEDDING.megatron, ((_HF + "embed_tokens.weight", "vocab hidden"),), VOCABULARY, when=_predicts, copy=True),
+    Row(
+        (*HEAD.megatron, *EMBEDDING.megatron),
+        ((_HF + "shared_head.head.weight", "vocab hidden"),),
+        join=VOCABULARY,
+        when=_predicts,
+        copy=True,
+    ),
+)
