@@ -13,13 +13,13 @@ def this_code() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return __version__
-    commit = _git(root, "rev-parse", "--short", "HEAD")
-    changed = "+" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
-    return f"{__version__} ({commit}{changed})" if commit else __version__
+    described = _describe(root)
+    return f"{__version__} ({described})" if described else __version__
 
 
-def _git(root: Path, *words: str) -> str:
+def _describe(root: Path) -> str:
+    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
     except FileNotFoundError:  # no git
         return ""

@@ -18,6 +18,7 @@ _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-zA-Z0-9_]+)*(?![\w{*-])
 OF_OTHERS = {
     "pip, in advice and in what fetches text": "--no-build-isolation --no-deps --quiet",
     "curl": "--silent",
+    "git": "--always --dirty --exclude",
     "make": "--eval",
     "sbatch": "--array",
     "nvidia-smi": "--format --query-gpu",
