@@ -32,7 +32,6 @@ _TEMPORARY = "may pass: "
 _PREFIX = "megatron_cod/agreement"
 SEEN_WITHIN_SECONDS = 10.0
 """How long a file that one machine wrote into ``--save`` may take to be visible on another."""
-_LINGER_SECONDS = 5.0
 _RANK_0_SECONDS = 25.0  # less than torchrun gives a process between SIGTERM and SIGKILL
 _SHORT_SECONDS = 60.0  # ranks import Megatron at different speeds, from a slow file system even more so
 
@@ -120,10 +119,13 @@ class _Meeting:
             return f"rank 0 gave no verdict on the start within {seconds:.0f} s, or is gone; see its output"
 
     def leave(self) -> None:
-        """The decision is known here. Rank 0, which holds the store, waits a little until it is known everywhere."""
+        """The decision is known here. Rank 0, which holds the store, waits until it is known everywhere.
+
+        A rank that starts later finds no store, and could only say that rank 0 does not answer.
+        """
         with suppress(DistError):
             known = self._store.add(f"{self._keys}/known", 1) if self._store else 0
-            deadline = time.monotonic() + _LINGER_SECONDS
+            deadline = time.monotonic() + _RANK_0_SECONDS
             while self._hosts_store and known < self.world and time.monotonic() < deadline:
                 time.sleep(0.05)
                 known = self._store.add(f"{self._keys}/known", 0)

@@ -127,6 +127,8 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     from types import SimpleNamespace
 
+    if rank == 2 and fails == 0:
+        time.sleep(8)  # Megatron's imports, from a slow file system: the store is still there
     try:
         with start_agreement.among_ranks() as agree:
             if rank == fails:

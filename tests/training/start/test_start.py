@@ -133,9 +133,7 @@ def _line(error: str) -> str:
     "flags that do nothing: --reset-attention-mask",
     "saving: --save",
     "the model: --init-model-with-meta-device",
-    "data: --train-data-path",
     "the checkpoint of --load: --load",
-    "packages: --adlr-autoresume",
 )
 def test_launch_dry_run_rehearsal_and_preflight_agree(name, case, tmp_path, monkeypatch):
     flags = [flag for flag in SMALL if flag not in case.dropped]
@@ -237,12 +235,7 @@ def test_one_place_reads_command_lines(name):
 @pytest.mark.parametrize(
     "recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.yaml") if "sft" not in path.name)
 )
-@pytest.mark.slow_except(
-    "debug.yaml",
-    "llama_1b.yaml",
-    "llama_7b.yaml",
-    "c4.yaml",
-)
+@pytest.mark.slow_except("debug.yaml", "llama_1b.yaml", "llama_7b.yaml", "c4.yaml")
 def test_arguments_are_those_that_megatron_parses(recipe, monkeypatch):
     from megatron.training import arguments as megatrons
 
