@@ -53,6 +53,7 @@ def test_resumes_at_another_layout(saved, tiny, tmp_path, record_property, name,
 
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
+@pytest.mark.slow_except("distributed")
 def test_detects_missing_optimizer_state(saved, tiny, tmp_path, optimizer):
     """The comparison above can fail: weights alone give other losses from the second step on."""
     difference = go_on(saved, tiny, tmp_path / "other", 1, [], optimizer, "--no-load-optim")

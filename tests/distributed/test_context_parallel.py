@@ -75,7 +75,7 @@ def short(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow_except("dense", "documents apart", "mtp, documents apart")
+@pytest.mark.slow_except("documents apart", "mtp, documents apart")
 def test_a_run_is_that_of_one_process(tiny, short, tmp_path, kind):
     flags = [*tiny, *short, *KINDS[kind]]
     one, two = train(tmp_path / "one", 1, flags), train(tmp_path / "two", 2, [*flags, *CP2])
@@ -162,6 +162,7 @@ def gone_on(saved, folder: Path, world: int, layout: list[str]):
     return found, ({step: expected[0][step] for step in range(5, 9)}, {8: expected[1][8]})
 
 
+@pytest.mark.slow_except("distributed")
 def test_stopping_changes_nothing_to_the_bit(saved, tmp_path):
     found, expected = gone_on(saved, tmp_path, 2, CP2)
     assert found == expected

@@ -142,14 +142,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 @pytest.mark.slow_except(
-    "none",
-    "norms swapped",
-    "up before gate",
-    "experts not normalised",
-    "norms of queries and keys swapped",
-    "gamma for gamma less 1",
-    "neighbouring channels as halves",
-    "layers without RoPE shifted",
+    "up before gate", "norms of queries and keys swapped", "gamma for gamma less 1", "layers without RoPE shifted"
 )
 def test_detects_wrong_table(tmp_path, monkeypatch, name):
     model, mutate = MUTANTS[name]

@@ -145,6 +145,7 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
 
 
 @pytest.mark.parametrize("fails", [None, 0, 2])
+@pytest.mark.slow_except("0")
 def test_rank_0_keeps_the_store_until_all_know_the_result(fails):
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), free_port(24000)

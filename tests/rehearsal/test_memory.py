@@ -125,6 +125,7 @@ def test_weights_gradients_and_optimizer(flags, world):
     ],
     ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2", "cp2", "gelu, gqa, tp2 cp2"],
 )
+@pytest.mark.slow_except("swiglu tp2", "gelu, gqa, tp2 cp2")
 def test_activations_are_what_autograd_keeps(flags, world):
     """In fp32 on the CPU. What its functions keep more or less than a GPU's is added here by name:
 

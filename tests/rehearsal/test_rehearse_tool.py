@@ -139,6 +139,7 @@ def test_the_scale_page_holds_the_table_that_the_tool_prints():
     ],
     ids=["fits", "may not fit", "does not fit"],
 )
+@pytest.mark.slow_except("does not fit")
 def test_warns_where_a_device_has_too_little_memory(gib, words):
     seven = ("--recipe", str(ROOT / "recipes" / "llama_7b.yaml"), "--mock-data", *layout(tp=8))
     ended = call("--world-size", "8", *seven, "--device-memory", gib)

@@ -41,6 +41,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("flags", "size", "stride", "by_document", "prefix"), MODES.values(), ids=MODES)
+@pytest.mark.slow_except("stream, windows overlap", "document, a prefix")
 def test_equals_a_plain_loop(
     checkpoints, eval_data, asked, weights, tmp_path, flags, size, stride, by_document, prefix
 ):
