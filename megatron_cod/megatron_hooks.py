@@ -248,12 +248,13 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
-        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type` and `help` of Megatron's flags",
+        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type`, `help` and `default` of Megatron's flags",
         "set on these objects",
         "errors of one line, help that can be read",
         (
             "training/flags/parser.py add_arguments: parser.*",
             "training/flags/parser.py _build: action.*",
+            "training/flags/parser.py build_parser: action.default",
             "launch/torchrun_flags.py parse: parser.error",
         ),
     ),

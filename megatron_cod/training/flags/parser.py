@@ -1,6 +1,7 @@
 """Our own flags beside Megatron's, and help that can be read."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from functools import partial, wraps
@@ -193,6 +194,8 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
 
 
 _BUILT: dict[Any, argparse.ArgumentParser] = {}
+_OF_ENVIRONMENT = {"local_rank": ("LOCAL_RANK", 0), "inprocess_active_world_size": ("WORLD_SIZE", 1)}
+"""Argument -> the variable that is its default in Megatron-Core 0.19.2, and the default without it."""
 
 
 def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
@@ -201,6 +204,10 @@ def build_parser(program: Program | None = None) -> argparse.ArgumentParser:
     key = (of, tuple((row.name, row.options) for row in SCHEMES.values()))
     if key not in _BUILT:
         _BUILT[key] = _build(program)
+    for action in _BUILT[key]._actions:
+        if action.dest in _OF_ENVIRONMENT:  # a rank may be forked from a process that has built the parser
+            variable, otherwise = _OF_ENVIRONMENT[action.dest]
+            action.default = int(os.environ.get(variable, otherwise))
     return _BUILT[key]
 
 

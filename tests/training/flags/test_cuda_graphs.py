@@ -79,6 +79,7 @@ ONCE = {
     # Of command lines, processes and their output.
     "training/flags/parser.py _build: action.type",
     "training/flags/parser.py _build: action.help",
+    "training/flags/parser.py build_parser: action.default",
     "planner/suggest.py changed_batch: new.global_batch_size",
     "adaptations/quick_imports.py pass_wandb_to_timers: timers.wandb",
     "training/loop/resumed_rates.py ResumedRates: model_built",
