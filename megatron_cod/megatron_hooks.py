@@ -248,7 +248,7 @@ HOOKED = (
         "megatron_cod.training.torchrun",
     ),
     Hooked(
-        "`error`, `print_help` of Megatron's and torchrun's argument parsers, `type`, `help` and `default` of Megatron's flags",
+        "`error`, `print_help` of Megatron's and torchrun's parsers; `type`, `help`, `default` of Megatron's flags",
         "set on these objects",
         "errors of one line, help that can be read",
         (
