@@ -74,8 +74,7 @@ ONCE = {
     "model.py attach_design: pre_wrap_hooks design.attach",
     # Shapes, which a captured graph has in common with its replays.
     "backends/torch_context_parallel.py _Gather.forward: ctx.widths",
-    # Read when a run has failed.
-    "training/faults/out_of_memory.py in_step: curr_iteration",
+    "training/faults/out_of_memory.py in_step: curr_iteration",  # read when a run has failed
     # Of command lines, processes and their output.
     "training/flags/parser.py _build: action.type",
     "training/flags/parser.py _build: action.help",
