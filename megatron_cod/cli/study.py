@@ -6,7 +6,7 @@
     megatron-cod study cpu_1m --report      # also written when a start of the study ends
     megatron-cod study gpu_10m --slurm      # write an array of the runs that are known
     megatron-cod study cpu_1m --report --raw docs/results/cpu_1m --output again
-    megatron-cod study cpu_1m --raw docs/results/cpu_1m   # on another machine: resume from the records of a report
+    megatron-cod study cpu_1m --raw docs/results/cpu_1m   # on another machine: import the runs of a report, resume
 
 Every arm is tuned over the same grid of rates, which grows where the best rate is at its edge, and runs again with fresh
 seeds at its best rate; docs/studies.md has the keys of a study file and what the report's columns mean.
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--raw",
         type=Path,
         metavar="DIR",
-        help="a report of this study whose records count as finished runs; with --report: report on these alone",
+        help="import the finished runs of this report of the study; with --report: report on them alone",
     )
     return parser
 

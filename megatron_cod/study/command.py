@@ -9,14 +9,13 @@ from megatron_cod.comparison.runs import Show
 from megatron_cod.errors import UserError
 from megatron_cod.study.diagnosis import diagnose
 from megatron_cod.study.directory import StudyDirectory
-from megatron_cod.study.moved import take_over
+from megatron_cod.study.imported_runs import import_runs
 from megatron_cod.study.plan import plan_lines, time_lines
 from megatron_cod.study.report import report_of_raw, write_report
 from megatron_cod.study.runner import Launch, Machine, Runner
 from megatron_cod.study.slurm import collect, write_array
 from megatron_cod.study.status import status_lines
 from megatron_cod.study.study_file import read_study
-from megatron_cod.study.version import this_code
 from megatron_cod.training.faults.save_claim import SaveClaim, check_no_other_run
 
 
@@ -41,17 +40,16 @@ class Command:
         collect(self.directory)
         self._print(lambda: status_lines(self.directory))
 
-    def run(self, taken_over: Path | None = None) -> None:
+    def run(self, records: Path | None = None) -> None:
         """Run all that is left, and write the report. UserError where runs failed.
 
-        taken_over: a report of this study whose records count as finished runs.
+        records: the folder of a report of this study, whose runs are imported as finished.
         """
         self.directory.bind()
         check_no_other_run(str(self.directory.root), self._show)
         with SaveClaim(str(self.directory.root)).around_training():
-            if taken_over is not None:
-                self._show(f"{take_over(self.directory, taken_over)} runs taken over from {taken_over}")
-            self.directory.add_code([this_code()])
+            if records is not None:
+                self._show(f"{import_runs(self.directory, records)} finished runs imported from {records}")
             self._print(lambda: plan_lines(self.directory))
             runner = Runner(self.directory, self._jobs, self._launch, self._show)
             runner.run()

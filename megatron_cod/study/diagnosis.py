@@ -22,7 +22,7 @@ _TOOL = Path(__file__).resolve().parents[2] / "tools" / "analyze_depth.py"
 _TOKENS = 16384
 _FOLDER = "depth"
 REMOVAL = "removal.json"
-"""Of a report, and of a directory that has taken one over: what ``removal_costs`` measured."""
+"""Of a report, and of a directory that has imported runs: what ``removal_costs`` measured."""
 
 
 def _jobs(directory: StudyDirectory) -> Iterator[Job]:
@@ -59,7 +59,7 @@ def diagnose(directory: StudyDirectory, show: Show) -> None:
             show(f"{job.name}: not diagnosed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
 
 
-def _taken_over(directory: StudyDirectory) -> dict[tuple[Shape, str], list[float]]:
+def _imported(directory: StudyDirectory) -> dict[tuple[Shape, str], list[float]]:
     path = directory.root / REMOVAL
     listed = json.loads(path.read_text()) if path.exists() else []
     return costs_of(directory.study, listed)
@@ -73,7 +73,7 @@ def costs_of(study: Study, listed: list[dict[str, Any]]) -> dict[tuple[Shape, st
 
 def removal_costs(directory: StudyDirectory) -> dict[tuple[Shape, str], list[float]]:
     """(shape, arm) -> rise of the loss without each layer, of what was diagnosed."""
-    found = _taken_over(directory)
+    found = _imported(directory)
     for job in _jobs(directory):
         path = directory.root / job.folder / _FOLDER / "depth.json"
         if path.exists():

@@ -19,12 +19,13 @@ from megatron_cod.errors import UserError
 from megatron_cod.study.jobs import Job
 from megatron_cod.study.results import Result, from_record, result_of
 from megatron_cod.study.study_file import SAMPLE, Study
+from megatron_cod.study.version import package_version
 from megatron_cod.training.faults.save_claim import FILE as RUNNING
 from megatron_cod.training.faults.save_claim import SILENT_SECONDS
 
 RECORD, FAILED, TIMES = "run.json", "failed.txt", "seconds.json"
 FACTS = "study.json"
-"""What the study is, and the versions of the package that made its runs."""
+"""What the study is, and the versions of the package that made imported runs."""
 SPLITS = ("train", "valid")
 
 
@@ -58,15 +59,24 @@ class StudyDirectory:
         _write_json(path, facts)
 
     def facts(self) -> dict[str, Any]:
-        """Of the directory's ``study.json``: digest and content of the study, digests of the text, versions."""
+        """Of the directory's ``study.json``: digest and content of the study, digests of the text.
+
+        UserError where nothing was run there.
+        """
+        if not (self.root / FACTS).exists():
+            raise UserError(f"{self.root} holds no study yet: run it first, or give the --output of one")
         facts: dict[str, Any] = json.loads((self.root / FACTS).read_text())
         return facts
 
-    def add_code(self, versions: Iterable[str]) -> None:
-        """Note versions of the package that made runs; the report names them."""
-        facts = self.facts()
-        known = list(facts.get("code", []))
-        _write_json(self.root / FACTS, facts | {"code": [*known, *(one for one in versions if one not in known)]})
+    def add_versions(self, versions: Iterable[str]) -> None:
+        """Note the versions of the package that made imported runs."""
+        known = self.facts().get("code", [])
+        _write_json(self.root / FACTS, self.facts() | {"code": _joined(known, versions)})
+
+    def versions(self) -> list[str]:
+        """The versions of the package that made the finished runs, those of imported runs first."""
+        times = (json.loads(path.read_text()) for path in self.root.glob(f"runs/*/*/*/*/{TIMES}"))
+        return _joined(self.facts().get("code", []), sorted({one["code"] for one in times if "code" in one}))
 
     def check(self) -> None:
         """UserError where the directory belongs to another study file."""
@@ -95,7 +105,7 @@ class StudyDirectory:
         """Write the record of a run that has ended."""
         folder = self.root / job.folder
         result = result_of(job, read_metrics(folder / "metrics.jsonl"), diverged)
-        _write_json(folder / TIMES, {"seconds": round(seconds, 1)})
+        _write_json(folder / TIMES, {"seconds": round(seconds, 1), "code": package_version()})
         (folder / FAILED).unlink(missing_ok=True)
         _write_json(folder / RECORD, result.record())
         return result
@@ -124,6 +134,10 @@ class StudyDirectory:
         """Free the disk of a finished run."""
         for path in (self.root / job.folder).glob("iter_*"):
             shutil.rmtree(path)
+
+
+def _joined(first: list[str], more: Iterable[str]) -> list[str]:
+    return [*first, *(one for one in more if one not in first)]
 
 
 def _age(path: Path) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_cod.analysis import page
 from megatron_cod.errors import UserError, one_line
@@ -35,10 +35,8 @@ def write_report(directory: StudyDirectory) -> list[Path]:
     """From the runs of a study's directory, into its folder ``report``."""
     study, results = directory.study, directory.results()
     failures = directory.failures(runnable(study, results))
-    folder = directory.root / "report"
-    made_by = directory.facts().get("code", [])
-    written = write_files(study, results, failures, removal_costs(directory), folder, made_by)
-    return [*written, _copied(directory.root, folder)]
+    facts = directory.facts() | {"code": directory.versions()}
+    return write_files(study, results, failures, removal_costs(directory), directory.root / "report", facts)
 
 
 def report_of_raw(study: Study, raw: Path, folder: Path) -> list[Path]:
@@ -46,17 +44,10 @@ def report_of_raw(study: Study, raw: Path, folder: Path) -> list[Path]:
     try:
         results = read_raw(study, (raw / RAW).read_text().splitlines())
         costs = costs_of(study, json.loads((raw / REMOVAL).read_text()) if (raw / REMOVAL).exists() else [])
+        facts = dict(json.loads((raw / FACTS).read_text())) if (raw / FACTS).exists() else {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{raw} holds no records of this study: {one_line(error)}") from None
-    known = (raw / FACTS).exists()
-    made_by = json.loads((raw / FACTS).read_text()).get("code", []) if known else []
-    written = write_files(study, results, {}, costs, folder, made_by)
-    return [*written, _copied(raw, folder)] if known else written
-
-
-def _copied(source: Path, folder: Path) -> Path:
-    """What the study is, beside its records: another machine that takes the records over compares it."""
-    return Path(shutil.copyfile(source / FACTS, folder / FACTS))
+    return write_files(study, results, {}, costs, folder, facts)
 
 
 def write_files(
@@ -65,23 +56,29 @@ def write_files(
     failures: Mapping[Job, str],
     costs: Costs,
     folder: Path,
-    made_by: Sequence[str] = (),
+    facts: Mapping[str, Any],
 ) -> list[Path]:
-    """All files of a report; their paths. made_by: versions of the package that made the runs."""
+    """All files of a report; their paths.
+
+    facts: what the study is (``StudyDirectory.facts``), which an import of the records compares; none
+    for a report whose ``study.json`` is not at hand.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tables, facts = all_tables(study, results, failures), _facts(study, results, made_by)
+    tables, lines = all_tables(study, results, failures), _facts(study, results, facts.get("code", ()))
     texts = {
-        "results.md": _markdown(facts, tables),
+        "results.md": _markdown(lines, tables),
         "runs.csv": runs_csv(study, results),
         RAW: raw_lines(study, results),
     }
     if costs:
         listed = [{"shape": shape.name, "arm": arm, "rise": rise} for (shape, arm), rise in costs.items()]
         texts[REMOVAL] = json.dumps(listed) + "\n"
+    if facts:
+        texts[FACTS] = json.dumps(facts, indent=1) + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text)
     pictures = _pictures(study, results, costs, folder) if results else {}
-    (folder / "report.html").write_text(_page(facts, tables, pictures))
+    (folder / "report.html").write_text(_page(lines, tables, pictures))
     return [*(folder / name for name in texts), *pictures, folder / "report.html"]
 
 

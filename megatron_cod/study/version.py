@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_cod import __version__
 
 
-def this_code() -> str:
+def package_version() -> str:
     """Such as ``0.2.0 (3ca7891)``; with a plus where tracked files were changed since."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

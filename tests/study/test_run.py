@@ -87,14 +87,14 @@ def _run(file, output):
     run_study(file, output)
 
 
-def _is_running(output) -> bool:
-    """Whether a process has the folder on its command line."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+def _is_running(session: int) -> bool:
+    """Whether a process of the session is left: ranks are forked and have groups of their own."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            words = path.read_text(errors="replace").split("\0")
+            state, _, _, found = path.read_text().rpartition(")")[2].split()[:4]
         except OSError:  # it has ended
             continue
-        if "megatron_cod.training.pretrain" in words and any(word.startswith(str(output)) for word in words):
+        if int(found) == session and state != "Z":
             return True
     return False
 
@@ -114,9 +114,9 @@ def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
         time.sleep(delays.uniform(0, 6))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    deadline = time.monotonic() + 60
-    while _is_running(output) and time.monotonic() < deadline:  # the runs see that it has gone, and end
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while _is_running(process.pid) and time.monotonic() < deadline:  # the runs see that it has gone, and end
+            time.sleep(0.1)
     done = len(list(output.glob(f"runs/*/*/*/*/{RECORD}")))
     print("done when it was killed:", done)
     run_study(file, output)
@@ -151,7 +151,7 @@ def test_report_is_made_again_from_raw_records(small, tmp_path):
 
 
 def test_study_moves_to_another_machine_with_its_report(small, tmp_path):
-    """Half of the records are taken over; the other runs are made, and the report has the same bytes."""
+    """Half of the runs are imported, the others are run, and the report has the same bytes."""
     file, output, _ = small
     moved = shutil.copytree(output / "report", tmp_path / "report")
     records = (moved / "raw.jsonl").read_text().splitlines()
@@ -159,17 +159,35 @@ def test_study_moves_to_another_machine_with_its_report(small, tmp_path):
     lines: list[str] = []
     Command(file, tmp_path / "out", 2, lines.append, launch).run(moved)
     assert sum("started" in line for line in lines) == len(records) - len(records) // 2
-    assert f"{len(records) // 2} runs taken over from {moved}" in lines
+    assert f"{len(records) // 2} finished runs imported from {moved}" in lines
     assert reported(tmp_path / "out") == reported(output)
-    assert [one.split()[0] for one in StudyDirectory(tmp_path / "out", read_study(file)).facts()["code"]] == [
-        __version__
-    ]
+    versions = json.loads((tmp_path / "out" / "report" / "study.json").read_text())["code"]
+    assert [one.split()[0] for one in versions] == [__version__]
+    assert f"runs made by megatron_cod {versions[0]}\n" in (tmp_path / "out" / "report" / "results.md").read_text()
+
+
+def test_versions_are_those_that_made_runs(small, tmp_path, monkeypatch):
+    """A later version that only repeats the command is not named; one that makes a run is."""
+    file, output, _ = small
+    again = shutil.copytree(output, tmp_path / "out")
+    monkeypatch.setattr("megatron_cod.study.directory.package_version", lambda: "9.9.9")
+    run_study(file, again)
+    assert reported(again) == reported(output)
+    shutil.rmtree(min(again.glob(f"runs/*/*/*/*/{RECORD}")).parent)
+    run_study(file, again)
+    versions = StudyDirectory(again, read_study(file)).versions()
+    assert len(versions) == 2 and versions[-1] == "9.9.9"
+
+
+def test_report_of_no_study_is_refused(small, tmp_path):
+    with pytest.raises(UserError, match="nowhere holds no study yet"):
+        Command(small[0], tmp_path / "nowhere", 1, print, launch).report()
 
 
 @pytest.mark.parametrize(
     ("key", "what"), [("digest", "another study file"), ("text", "another text"), (None, "not a report of this study")]
 )
-def test_records_of_another_study_are_not_taken_over(small, tmp_path, key, what):
+def test_records_of_another_study_are_not_imported(small, tmp_path, key, what):
     file, output, _ = small
     moved = shutil.copytree(output / "report", tmp_path / "report")
     facts = json.loads((moved / "study.json").read_text())

@@ -1,4 +1,4 @@
-"""A study that moves to another machine: the records of its report count as finished runs in a new directory."""
+"""Import the finished runs of a report, so that a study continues on another machine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from megatron_cod.study.report import RAW, REMOVAL
 from megatron_cod.study.tables import read_raw
 
 
-def take_over(directory: StudyDirectory, raw: Path) -> int:
-    """Write the records in another report's folder as finished runs; how many were new.
+def import_runs(directory: StudyDirectory, raw: Path) -> int:
+    """Write the records in a report's folder as finished runs; returns how many were new.
 
-    Runs of the directory that are finished are kept. UserError where the records are of another study or another text.
+    Finished runs of the directory are kept. UserError where the records are of another study file or another text.
     """
     try:
-        facts = json.loads((raw / FACTS).read_text())
+        facts = dict(json.loads((raw / FACTS).read_text()))
         results = read_raw(directory.study, (raw / RAW).read_text().splitlines())
         removal = (raw / REMOVAL).read_text() if (raw / REMOVAL).exists() else None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -33,7 +33,7 @@ def take_over(directory: StudyDirectory, raw: Path) -> int:
     if removal is not None:
         write_whole(directory.root / REMOVAL, removal)
     if new:
-        directory.add_code(facts["code"])
+        directory.add_versions(facts.get("code", []))
     return len(new)
 
 
@@ -41,4 +41,4 @@ def _check_same(directory: StudyDirectory, facts: dict[str, Any], raw: Path) -> 
     ours = directory.facts()
     for key, what in (("digest", "another study file"), ("text", "another text")):
         if facts.get(key) != ours[key]:
-            raise UserError(f"{raw} has the records of {what} than {directory.root}; give another --output")
+            raise UserError(f"the records in {raw} are of {what} than {directory.root}, and cannot be imported")
