@@ -110,10 +110,10 @@ class StudyDirectory:
         _write_json(folder / RECORD, result.record())
         return result
 
-    def seconds(self, job: Job) -> float:
-        """How long a run took, from its last resume on."""
+    def seconds(self, job: Job) -> float | None:
+        """How long a run took here, from its last resume on; None for an imported one."""
         path = self.root / job.folder / TIMES
-        return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+        return float(json.loads(path.read_text())["seconds"]) if path.exists() else None
 
     def fail(self, job: Job, line: str) -> None:
         """Note why a run failed; it is tried again when the study resumes."""

@@ -37,7 +37,8 @@ def _time_left(directory: StudyDirectory) -> str:
     results, left = directory.results(), outlook(directory.study, directory.results()).left
     total = 0.0
     for shape, number in left.items():
-        took = [directory.seconds(job) for job in results if job.shape == shape]
+        # Imported runs have no time: it would be that of another machine.
+        took = [seconds for job in results if job.shape == shape and (seconds := directory.seconds(job)) is not None]
         if number and not took:
             return ""
         total += number * statistics.median(took) if number else 0.0

@@ -19,7 +19,9 @@ from megatron_cod.launch.local_run import RunFailed
 from megatron_cod.study.command import Command
 from megatron_cod.study.diagnosis import diagnose, removal_costs
 from megatron_cod.study.directory import RECORD, StudyDirectory
+from megatron_cod.study.imported_runs import import_runs
 from megatron_cod.study.scheduler import runnable
+from megatron_cod.study.status import status_lines
 from megatron_cod.study.study_file import read_study
 from tests.conftest import ROOT
 from tests.distributed.launch import FORKS
@@ -164,6 +166,18 @@ def test_study_moves_to_another_machine_with_its_report(small, tmp_path):
     versions = json.loads((tmp_path / "out" / "report" / "study.json").read_text())["code"]
     assert [one.split()[0] for one in versions] == [__version__]
     assert f"runs made by megatron_cod {versions[0]}\n" in (tmp_path / "out" / "report" / "results.md").read_text()
+
+
+def test_imported_runs_do_not_predict_the_time_left(small, tmp_path):
+    file, output, _ = small
+    moved = shutil.copytree(output / "report", tmp_path / "report")
+    records = (moved / "raw.jsonl").read_text().splitlines()
+    (moved / "raw.jsonl").write_text(records[0] + "\n")
+    directory = StudyDirectory(tmp_path / "out", read_study(file))
+    directory.bind()
+    assert import_runs(directory, moved) == 1
+    line = status_lines(directory)[0]
+    assert line.startswith("1 runs done") and "one after another" not in line
 
 
 def test_versions_are_those_that_made_runs(small, tmp_path, monkeypatch):
