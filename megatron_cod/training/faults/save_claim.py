@@ -104,6 +104,7 @@ class SaveClaim(Observer):
             "started": _started(pid),
         }
         self._over = threading.Event()
+        self._writing = threading.Lock()
         self._heartbeats = 0
         self._write()
         threading.Thread(target=self._heartbeat, name="claim of --save", daemon=True).start()
@@ -121,8 +122,9 @@ class SaveClaim(Observer):
         while not self._over.wait(HEARTBEAT_SECONDS):
             if not self._is_ours():  # two runs began at the same moment: the later file counts
                 fail(f"--save {self._path.parent} was taken by another run, which started at the same time")
-            with suppress(OSError):  # a full disk: the next save reports it
-                self._write()
+            with self._writing, suppress(OSError):  # a full disk: the next save reports it
+                if not self._over.is_set():  # the file would be back after the end of the run
+                    self._write()
 
     def around_training(self) -> AbstractContextManager[None]:
         return self._held()
@@ -133,6 +135,7 @@ class SaveClaim(Observer):
             yield
         finally:
             self._over.set()
-            if self._is_ours():
-                with suppress(OSError):
-                    self._path.unlink()
+            with self._writing:
+                if self._is_ours():
+                    with suppress(OSError):
+                        self._path.unlink()

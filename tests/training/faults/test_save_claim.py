@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_cod.common.files import write_whole
 from megatron_cod.errors import UserError
 from megatron_cod.training.faults import save_claim
 from megatron_cod.training.faults.save_claim import FILE, SaveClaim, check_no_other_run
@@ -52,6 +53,24 @@ def test_a_second_run_is_refused_by_name_and_starts_once_the_first_has_ended(tin
         pass
     assert [one.code for one in run_training_ranks(2, flags)] == [0, 0]
     assert list(tmp_path.glob("iter_*")) and not list(tmp_path.glob(f"{FILE}*"))
+
+
+def test_heartbeat_that_waits_for_the_disk_does_not_bring_the_file_back(tmp_path, monkeypatch):
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow_write(path, text, name):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            ended.wait(0.5)  # the run ends meanwhile
+        return write_whole(path, text, name)
+
+    monkeypatch.setattr(save_claim, "write_whole", slow_write)
+    held = SaveClaim(str(tmp_path))
+    with held.around_training():
+        assert begun.wait(5)
+    ended.set()
+    time.sleep(0.3)  # an unguarded write comes now
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_run_that_ended_with_an_error_leaves_no_claim(tiny, tmp_path):
