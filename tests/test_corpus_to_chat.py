@@ -23,6 +23,7 @@ def corpus(folder, documents: int):
     return folder
 
 
+@pytest.mark.slow
 def test_rejects_wrong_input_in_one_line(tmp_path):
     out = ["--output", str(tmp_path / "out")]
     assert "is no directory" in run([*EXAMPLE, "--corpus", str(tmp_path / "none"), *out], tmp_path, expect=2)

@@ -115,6 +115,7 @@ def bytes_of_tensors(checkpoint: Path) -> int:
     return sum(item.size.numel() * item.properties.dtype.itemsize for item in tensors)
 
 
+@pytest.mark.slow
 def test_single_node_trains_and_resumes(text_data, tmp_path):
     save = tmp_path / "run"
     flags = ["--pipeline-model-parallel-size", "2", "--train-iters", "12"]
@@ -156,6 +157,7 @@ def test_single_node_leaves_no_ranks_behind(text_data, tmp_path, number):
         assert script.returncode == 138 and list(save.glob("iter_*"))
 
 
+@pytest.mark.slow
 def test_single_node_ends_with_one_line_on_bad_input_and_does_not_try_again(text_data, tmp_path):
     output = execute("single_node.sh", tmp_path / "run", text_data, expect=2, TRAIN=str(tmp_path / "none"))
     lines = [line for line in output.splitlines() if line.startswith("error: ")]

@@ -51,7 +51,7 @@ def run_planted(world: int, tiny: list[str], save: Path, place: str, kind: type[
     return ended, "\n".join(one.output for one in ended), log.read_text() if log.is_file() else ""
 
 
-@pytest.mark.slow_except("the command line-2", "the checks-2", "set-up-2", "the first step-2", "a save-2")
+@pytest.mark.slow_except("the checks-2", "the command line-2")
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("place", PLACES)
 def test_an_internal_error_keeps_its_trace_and_is_no_error_of_the_user(tiny, tmp_path, place, world):
@@ -78,6 +78,7 @@ class SlowToEnd(Planted):
             _Meeting.leave = lambda self: (leave(self), time.sleep(3))
 
 
+@pytest.mark.slow
 def test_the_failing_rank_keeps_its_trace_when_the_launcher_ends_it(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "Planted", SlowToEnd)
     ended, console, log = run_planted(2, tiny, tmp_path / "run", "the checks", ValueError)
@@ -85,7 +86,7 @@ def test_the_failing_rank_keeps_its_trace_when_the_launcher_ends_it(tiny, tmp_pa
     assert "Traceback (most recent call last)" in log and "ValueError: planted in the checks" in log
 
 
-@pytest.mark.slow_except("the checks-2", "a save-2")
+@pytest.mark.slow_except("the checks-2")
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("place", PLACES)
 def test_an_error_for_the_user_is_one_line(tiny, tmp_path, place, world):

@@ -68,6 +68,7 @@ def test_names_that_never_were_are_not_found(former):
         exec(f"from {PACKAGE}{former} import nothing_of_the_kind")
 
 
+@pytest.mark.slow
 def test_what_prepares_for_megatron_is_imported_first():
     code = (
         "import megatron_cod.training.environment, sys; print('megatron_cod.training.before_megatron' in sys.modules)"

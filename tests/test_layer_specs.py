@@ -57,6 +57,7 @@ RMS_NORMS = {"input_layernorm", "pre_mlp_layernorm", "decoder.final_layernorm"}
 QK_NORMS = {"self_attention.q_layernorm", "self_attention.k_layernorm"}
 
 
+@pytest.mark.slow_except("--normalization LayerNorm", "--qk-layernorm")
 @pytest.mark.parametrize("flags", [[], ["--normalization", "LayerNorm"], ["--qk-layernorm"]], ids=" ".join)
 def test_pre_ln_is_stock_and_lns_adds_nothing(flags):
     found = run_ranks(1, built, flags, Layout())[0]

@@ -61,6 +61,7 @@ def test_weights_sum_to_one_and_have_their_shapes():
         assert math.fsum(parts[later:]) == pytest.approx(1 - math.sqrt(later / 4))
 
 
+@pytest.mark.slow_except("ema", "equal", "minus-sqrt")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_tensor_is_the_average_of_the_members(method, run, tmp_path):
     members = members_of(run, None, None)
@@ -79,6 +80,7 @@ def test_finds_wrong_weights(mutant, run, tmp_path, monkeypatch):
     assert largest_difference(run, tmp_path / "merged", right) > 1e-5
 
 
+@pytest.mark.slow
 def test_pieces_of_a_tensor_are_put_together(run, tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_cod.checkpoint.tensors.CHUNK", 100)
     merge(MergeJob(members_of(run, 2, None), tmp_path / "merged", file_bytes=10_000))
@@ -91,6 +93,7 @@ def test_pieces_of_a_tensor_are_put_together(run, tmp_path, monkeypatch):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_the_result_is_trained_on_and_exported(run, tiny, tmp_path):
     merge(MergeJob(members_of(run, 3, None), tmp_path / "merged"))
     flags = [*tiny, "--load", str(tmp_path / "merged"), "--pipeline-model-parallel-size", "2", "--train-iters", "2"]

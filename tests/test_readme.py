@@ -23,6 +23,7 @@ def quickstart(tmp_path_factory):
     return home, run(command, home), command
 
 
+@pytest.mark.slow
 def test_quickstart_trains_three_arms_and_reports_them(quickstart):
     home, output, _ = quickstart
     folder = home / "runs" / "quickstart"
@@ -53,6 +54,7 @@ def test_the_arms_differ_only_in_scheme_and_initialisation(quickstart):
         assert differing <= {"norm-scheme", "init-policy", "save", "tensorboard-dir"}
 
 
+@pytest.mark.slow
 def test_quickstart_is_safe_to_repeat(quickstart):
     home, first, command = quickstart
     before = (home / "runs" / "quickstart" / "lns" / "metrics.jsonl").stat().st_mtime_ns
@@ -85,6 +87,7 @@ def test_training_help_is_short_and_names_our_flags():
     assert len(output.splitlines()) < 106 + 2 * of_schemes  # a flag of a scheme takes two lines
 
 
+@pytest.mark.slow
 def test_quickstart_dry_run_and_bad_input(tmp_path):
     script = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
     output = run([*script, "--dry-run", "--tp", "2"], tmp_path)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -120,6 +122,7 @@ def names_that_are_gone(*paths: str | Path) -> list[str]:
     return _NO_SUCH_NAME.findall(done.stdout)
 
 
+@pytest.mark.slow
 def test_tests_replace_names_that_exist():
     """A mutant of a slow test would otherwise be found to patch nothing only when that test runs."""
     assert names_that_are_gone("tests") == []

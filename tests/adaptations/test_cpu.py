@@ -26,6 +26,7 @@ def test_every_row_gives_a_reason_and_no_name_comes_twice():
     assert all(row.reason for row in cpu.ADAPTED)
 
 
+@pytest.mark.slow
 def test_adapts_nothing_on_gpus():
     code = """
         import torch
@@ -50,6 +51,7 @@ def test_importing_the_package_touches_nothing():
     assert run_python(code) == "True"
 
 
+@pytest.mark.slow
 def test_torch_still_knows_there_is_no_gpu():
     code = """
         import torch
@@ -61,6 +63,7 @@ def test_torch_still_knows_there_is_no_gpu():
     assert run_python(code) == "True False False cpu cpu torch.cuda.FloatTensor meta"
 
 
+@pytest.mark.slow
 def test_hot_path_functions_are_torchs_own():
     code = """
         import torch
@@ -76,6 +79,7 @@ def test_hot_path_functions_are_torchs_own():
     assert run_python(code) == "True 0 torch.nn.modules.linear"
 
 
+@pytest.mark.slow
 def test_one_random_generator_serves_the_tracker():
     """On CPU the "CUDA" generator is the CPU's: forking the tracker must neither lose nor repeat a state."""
     code = """
@@ -106,6 +110,7 @@ def test_install_does_nothing_on_a_gpu_machine():
     assert torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_a_device_context_still_applies_to_factories():
     """Hugging Face models are made on the meta device; without it their rotary frequencies are uninitialised memory."""
     code = """

@@ -31,6 +31,7 @@ def test_the_compiler_and_wandb_are_not_imported():
     assert "torch._dynamo" in said(START + loaded, TORCHDYNAMO_DISABLE="0")  # who asks for it compiles
 
 
+@pytest.mark.slow
 def test_torch_compile_is_torchs_own_afterwards():
     assert (
         said(START + "print(torch.compile is given, torch.compile(lambda x: x + 1)(torch.ones(1)).item())")
@@ -44,6 +45,7 @@ def test_decorators_with_arguments_return_the_function():
     assert as_it_is(print) is print and as_it_is(dynamic=True)(print) is print
 
 
+@pytest.mark.slow
 def test_timers_write_to_wandb_where_it_is_asked_for():
     pytest.importorskip("wandb")
     code = """

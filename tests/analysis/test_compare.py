@@ -85,6 +85,7 @@ def differing(result):
     return {(row["name"], row["layer"]) for row in result["checkpoints"]["rows"] if not row["equal"]}
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_is_equal_to_the_bit(whole, tiny, tmp_path, compare):
     twin = train(2, [*tiny, *PP2], tmp_path / "twin")
     code, out, _, result = compare(whole, twin)
@@ -100,6 +101,7 @@ def test_the_same_run_twice_is_equal_to_the_bit(whole, tiny, tmp_path, compare):
     assert min(row["largest"] for row in result["checkpoints"]["rows"]) > 0
 
 
+@pytest.mark.slow
 def test_other_layouts_from_one_checkpoint_are_near(whole, stopped, tiny, tmp_path, compare):
     flags = ["--tensor-model-parallel-size", "2", "--sequence-parallel", "--load", str(stopped)]
     other = train(2, [*tiny, *flags], tmp_path / "tp2")
@@ -261,6 +263,7 @@ def test_a_changed_metric_is_found_at_its_step(whole, tmp_path, compare):
     assert compare(both, both)[0] == 0
 
 
+@pytest.mark.slow
 def test_reports_another_scheme_first(whole, tiny, tmp_path, compare):
     other = train(2, [*tiny, *PP2, "--norm-scheme", "pre_ln", "--exit-interval", "4"], tmp_path / "pre_ln")
     code, out, _, _ = compare(whole, other, "--tolerance", "1e9")
@@ -318,6 +321,7 @@ def test_rejects_wrong_input_in_one_line(whole, stopped, tmp_path, compare):
     assert compare(whole, tmp_path / "bare", "--metrics-only")[0] == 0
 
 
+@pytest.mark.slow
 def test_runs_from_a_shell(whole):
     done = subprocess.run([sys.executable, TOOL, whole, whole, "--step", "4"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "EQUAL to the bit")

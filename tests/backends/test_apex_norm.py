@@ -109,9 +109,7 @@ def worker(_rank: int, layout: Layout, flags: tuple[str, ...]) -> dict:
 
 @pytest.mark.parametrize("scheme", ["lns", "post_ln", "sandwich_ln"])
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, flags=SP)], ids=lambda layout: layout.name)
-@pytest.mark.slow_except(
-    "one-lns",
-)
+@pytest.mark.slow
 def test_the_model_is_that_of_the_torch_backend(scheme, layout):
     flags = ("--norm-scheme", scheme)
     on_apex = run_ranks(layout.world, worker, layout, (*flags, "--backend", "apex"))

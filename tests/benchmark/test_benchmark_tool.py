@@ -49,7 +49,7 @@ def test_hf_checks_then_splits_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("work", [[], ["--evaluation"]], ids=["training", "evaluation"])
-@pytest.mark.slow_except("evaluation")
+@pytest.mark.slow
 def test_megatrons_flags_win_over_the_shape(tmp_path, work):
     flags = ["--num-layers", "3", "--hidden-size", "32", "--seq-length", "24", "--max-position-embeddings", "24"]
     done = benchmark(*_TINY, *work, *flags, "--json", tmp_path / "out.json")

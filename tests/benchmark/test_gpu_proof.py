@@ -28,6 +28,7 @@ def test_takes_25_minutes_at_most():
     assert sum(part.seconds for part in gpu_proof.PARTS.values()) <= 25 * 60
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_does_not_stop_the_next(tmp_path, monkeypatch):
     def part(code, **more):
         words = (sys.executable, "-c", code)

@@ -47,6 +47,7 @@ def test_lns_adds_two_vector_products_a_norm_and_nothing_else():
     assert "+4.00 mul (vector)" in table(counts, "pre_ln", LAYERS)
 
 
+@pytest.mark.slow
 def test_scaled_activations_are_caught():
     counts = run_ranks(1, counted, ["pre_ln", "lns"], activations_scaled)[0]
     assert difference(counts["lns"], counts["pre_ln"], LAYERS)["mul", "activation"] == 4.0

@@ -84,6 +84,7 @@ def test_loads_checkpoints_of_stock_megatron_and_older_versions():
     assert differences(place, newer, lns) == [f"s was saved by megatron_cod 9.0, this is {megatron_cod.__version__}"]
 
 
+@pytest.mark.slow
 def test_load_directory_is_unchanged(checkpoint, tiny, tmp_path):
     folder = tmp_path / "theirs"
     shutil.copytree(checkpoint, folder)
@@ -155,6 +156,7 @@ def test_many_kills_change_nothing(tiny, tmp_path):
     assert losses(tmp_path / "killed") == unbroken(tiny, tmp_path / "whole", steps)
 
 
+@pytest.mark.slow
 def test_the_newest_are_kept_to_the_last_save(tiny, tmp_path):
     """Multiples of Megatron's own interval as well; --exit-interval leaves Megatron's loop by SystemExit."""
     save = ["--save", str(tmp_path), "--save-interval", "1", "--keep-last-checkpoints", "2"]
@@ -176,7 +178,7 @@ def test_the_newest_are_kept_to_the_last_save(tiny, tmp_path):
     ],
     ids=["incomplete", "complete", "empty tracker"],
 )
-@pytest.mark.slow_except("incomplete")
+@pytest.mark.slow
 def test_next_start_logs_the_checkpoints_it_found(tiny, tmp_path, stage, said):
     folder = tmp_path / "s"
     flags = [*tiny, "--eval-iters", "0", "--save", str(folder), "--load", str(folder), "--save-interval", "1"]

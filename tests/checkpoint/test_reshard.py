@@ -45,7 +45,7 @@ CASES = [(name, optimizer) for name in LAYOUTS for optimizer in ([], [OPTIMIZER]
 
 
 @pytest.mark.parametrize(("name", "optimizer"), CASES, ids=[f"{n}{' distributed' if o else ''}" for n, o in CASES])
-@pytest.mark.slow_except("pp4 distributed", "pp2 vp2 distributed")
+@pytest.mark.slow_except("pp2 vp2 distributed")
 def test_resumes_at_another_layout(saved, tiny, tmp_path, record_property, name, optimizer):
     difference = go_on(saved, tiny, tmp_path / "other", *LAYOUTS[name], optimizer)
     record_property("difference", difference)
@@ -53,7 +53,7 @@ def test_resumes_at_another_layout(saved, tiny, tmp_path, record_property, name,
 
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
-@pytest.mark.slow_except("distributed")
+@pytest.mark.slow
 def test_detects_missing_optimizer_state(saved, tiny, tmp_path, optimizer):
     """The comparison above can fail: weights alone give other losses from the second step on."""
     difference = go_on(saved, tiny, tmp_path / "other", 1, [], optimizer, "--no-load-optim")
@@ -94,6 +94,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow_except("pp1", "pp2 vp2")
 @pytest.mark.parametrize(("world", "layout", "now"), WRONG.values(), ids=WRONG)
 def test_rejects_optimizer_state_that_cannot_be_resharded(buckets, tiny, world, layout, now):
     said = rf"cannot be resharded \(dp_reshardable\), saved at TP 1 x PP 2 x EP 1 x VPP 1, {now}: load it at the saved"
@@ -116,7 +117,7 @@ def test_reshards_buckets_and_adam_of_torch(buckets, tiny):
 
 
 @pytest.mark.parametrize("optimizer", [[], [OPTIMIZER]], ids=["plain", "distributed"])
-@pytest.mark.slow_except("plain")
+@pytest.mark.slow
 def test_rejects_the_other_optimizer(saved, tiny, optimizer):
     _, stopped = saved(*optimizer)
     other = [] if optimizer else [OPTIMIZER]

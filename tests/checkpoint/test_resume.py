@@ -29,6 +29,7 @@ def stopped(runs, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_logs_and_records_the_run(runs):
     whole, ended = runs
     output = ended[0].output + ended[1].output
@@ -56,6 +57,7 @@ def test_stopping_changes_nothing_to_the_bit(runs, tiny, tmp_path):
     assert losses(folder) == losses(whole)
 
 
+@pytest.mark.slow
 def test_detects_changed_seed(runs, tiny, tmp_path):
     """The comparison above can fail: another data order gives other losses."""
     succeed(2, [*tiny, *PP2, "--save", str(tmp_path / "x"), "--save-interval", "8", "--seed", "7"])
@@ -72,7 +74,7 @@ OTHER_LAYOUTS = {
 
 
 @pytest.mark.parametrize(("world", "flags"), OTHER_LAYOUTS.values(), ids=OTHER_LAYOUTS)
-@pytest.mark.slow_except("tp2 sp", "dp2")
+@pytest.mark.slow
 def test_resumes_at_another_layout(runs, stopped, tiny, tmp_path, world, flags):
     folder = tmp_path / "other"
     succeed(world, [*tiny, *flags, "--load", str(stopped), "--save", str(folder), "--save-interval", "4"])

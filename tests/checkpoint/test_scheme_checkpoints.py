@@ -31,7 +31,7 @@ def go_on(flags: list[str], stopped, world: int, layout: list[str], folder) -> t
     return losses(folder)
 
 
-@pytest.mark.slow_except("lns")
+@pytest.mark.slow
 def test_resumes_exactly_and_at_other_layouts(run, tmp_path):
     flags, (train, valid), stopped = run
     same = go_on(flags, stopped, 2, PP2, tmp_path / "same")
@@ -61,6 +61,7 @@ def test_detects_warm_up_that_starts_again(tiny, tmp_path):
     assert abs(losses(tmp_path / "x")[0][5] - losses(tmp_path / "whole")[0][5]) > 1e-3
 
 
+@pytest.mark.slow
 def test_rejects_another_boundary(tiny, tmp_path):
     flags = [*tiny, "--norm-scheme", "mix_ln"]
     succeed(1, [*flags, "--train-iters", "2", "--eval-iters", "0", "--save", str(tmp_path), "--save-interval", "2"])

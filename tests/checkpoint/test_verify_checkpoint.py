@@ -87,6 +87,7 @@ def test_detects_one_changed_byte(run):
     assert damage(checkpoint, verify=True) is None
 
 
+@pytest.mark.slow_except("0", "30")
 @pytest.mark.parametrize("place", [0, 30, -22])
 def test_detects_damaged_archive(run, place):
     """Its head, a name, its end; of a file beside the pieces as well, such as older versions write."""
@@ -101,6 +102,7 @@ def test_detects_damaged_archive(run, place):
     assert "common.pt holds bytes that have changed" in str(damage(run / LAST, verify=True))
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_in_save_is_skipped(whole, run, tiny):
     spoil_a_weight(run / LAST)
     save = ["--save", str(run), "--load", str(run), "--save-interval", "3", "--verify-checkpoint"]
@@ -111,6 +113,7 @@ def test_damaged_checkpoint_in_save_is_skipped(whole, run, tiny):
     assert losses(run)[0] == whole[1]
 
 
+@pytest.mark.slow
 def test_losses_differ_without_verification(whole, run, tiny):
     """What there is to be seen, and what a check that looks at nothing would let through."""
     spoil_a_weight(run / LAST)

@@ -45,6 +45,7 @@ def test_refuses_several_tasks_without_ranks(name, environment):
     assert os.environ["WORLD_SIZE"] == "1"
 
 
+@pytest.mark.slow
 def test_trains_in_one_process(tmp_path):
     done = run_command("train", *RUN, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -156,7 +156,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("flags", "said"), WRONG.values(), ids=WRONG)
-@pytest.mark.slow_except("unknown scheme")
+@pytest.mark.slow
 def test_rejects_wrong_input_in_one_line(tmp_path, flags, said):
     error = run(command(tmp_path / "o", "--seeds", "1", *flags), 2).stderr
     lines = [line for line in error.splitlines() if line.startswith("error: ")]

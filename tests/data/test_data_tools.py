@@ -73,6 +73,9 @@ def test_dry_run_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow_except(
+    "arguments0-none.jsonl does not exist", "arguments1-the format is not known from the name", "arguments3-needs --tok"
+)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -75,7 +75,7 @@ def short(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow_except("documents apart", "mtp, documents apart")
+@pytest.mark.slow_except("documents apart")
 def test_a_run_is_that_of_one_process(tiny, short, tmp_path, kind):
     flags = [*tiny, *short, *KINDS[kind]]
     one, two = train(tmp_path / "one", 1, flags), train(tmp_path / "two", 2, [*flags, *CP2])
@@ -131,7 +131,7 @@ MUTANTS: dict[str, tuple[list[str], Callable[[], None], str]] = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-@pytest.mark.slow_except("mtp")
+@pytest.mark.slow
 def test_detects_mean_of_means(tiny, tmp_path, name):
     flags, mutant, metric = MUTANTS[name]
     flags = [*tiny, *flags]
@@ -162,7 +162,7 @@ def gone_on(saved, folder: Path, world: int, layout: list[str]):
     return found, ({step: expected[0][step] for step in range(5, 9)}, {8: expected[1][8]})
 
 
-@pytest.mark.slow_except("distributed")
+@pytest.mark.slow
 def test_stopping_changes_nothing_to_the_bit(saved, tmp_path):
     found, expected = gone_on(saved, tmp_path, 2, CP2)
     assert found == expected

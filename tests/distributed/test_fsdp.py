@@ -44,6 +44,7 @@ def test_weights_on_the_meta_device_without_values_are_refused(tiny, tmp_path):
     refuse(2, [*tiny, *DP2, META, "--use-torch-fsdp2"], rf"{META} does not go with --use-torch-fsdp2")
 
 
+@pytest.mark.slow
 def test_detects_another_scheme(plain, tiny, tmp_path):
     """The comparison above can fail: without the factor the losses differ."""
     file = tmp_path / "metrics.jsonl"

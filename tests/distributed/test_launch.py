@@ -29,6 +29,7 @@ def sleeps_here(_rank: int) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_shows_where_a_rank_is_that_does_not_end():
     with pytest.raises(WorkerError, match=r"(?s)no result after 3 s from ranks \{0\}.*in sleeps_here"):
         run_ranks(1, sleeps_here, timeout=3)

@@ -95,7 +95,7 @@ def parameters(output: str) -> str:
 
 
 @pytest.mark.parametrize(("world", "flags", "line"), LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.slow_except("own stage")
+@pytest.mark.slow
 def test_every_layout_resumes_alike(whole, tiny, tmp_path, world, flags, line):
     folder, expected, output = whole
     more = ["--load", str(folder), "--save", str(tmp_path / "o"), "--save-interval", "4"]

@@ -67,12 +67,14 @@ def nearly_orthogonal(folder) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_updates_are_orthogonal_at_every_depth(whole, tiny, tmp_path):
     """And Adam's are not: the control."""
     assert nearly_orthogonal(whole)
     assert not nearly_orthogonal(whole_run(tmp_path, [*tiny, *MUON, "--optimizer", "adam"]))
 
 
+@pytest.mark.slow
 def test_stopping_changes_nothing_to_the_bit(whole, tiny, tmp_path):
     assert goes_on(whole, tmp_path, [*tiny, *MUON, *PP2]) == {
         step: loss for step, loss in losses(whole).items() if step > 2
@@ -87,7 +89,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize(("world", "flags"), OTHER.values(), ids=OTHER)
-@pytest.mark.slow_except("tp 2, duplicated")
+@pytest.mark.slow
 def test_resuming_at_another_layout(whole, tiny, tmp_path, world, flags):
     found, expected = goes_on(whole, tmp_path, [*tiny, *MUON, *flags], world), losses(whole)
     assert list(found) == [3, 4]

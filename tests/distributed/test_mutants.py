@@ -129,12 +129,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mutate", "layout", "_depth"), CASES, ids=[case[0].__name__ for case in CASES])
-@pytest.mark.slow_except(
-    "stage_local",
-    "attention_norm_only",
-    "branch_output",
-    "gamma_folded_once",
-)
+@pytest.mark.slow_except("branch_output", "gamma_folded_once")
 def test_comparison_detects_mutant(mutate, layout, _depth):
     found = compare(run_ranks(layout.world, worker, mutate, layout, False), layout, load_file(VECTORS), "lns")
     assert not within_tolerance(found), found

@@ -91,15 +91,7 @@ def row(layout: Layout, found: dict[str, float]) -> str:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 @pytest.mark.slow_except(
-    "one",
-    "tp2 sequence-parallel",
-    "pp4",
-    "pp2 vp2",
-    "tp2 pp2 dp2 sequence-parallel use-distributed-optimizer",
-    "pp2 decoder-first-pipeline-num-layers 3",
-    "pp3 account-for-embedding-in-pipeline-split",
-    "pp2 vp3 pipeline-model-parallel-layout Et|tt||ttt|tt|L",
-    "tp2 cp2 pp2",
+    "pp2 vp2", "pp3 account-for-embedding-in-pipeline-split", "tp2 pp2 dp2 sequence-parallel use-distributed-optimizer"
 )
 def test_layout_agrees_with_the_vectors(layout, rows):
     vectors = load_file(VECTORS)

@@ -45,10 +45,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
-@pytest.mark.slow_except(
-    "one",
-    "pp2 vp2",
-)
+@pytest.mark.slow_except("pp2 vp2")
 def test_packed_samples_are_as_if_alone(layout):
     results = run_ranks(layout.world, worker, layout)
     for scheme in ("pre_ln", "lns"):
@@ -65,9 +62,7 @@ def test_several_rows_a_micro_batch(layout):
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(pp=2)], ids=lambda layout: layout.name)
-@pytest.mark.slow_except(
-    "pp2",
-)
+@pytest.mark.slow
 def test_a_sample_a_row(layout):
     found = differences(
         run_ranks(layout.world, partial(worker, pack=False, micro=2), layout), layout, "lns", pack=False
@@ -141,7 +136,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("mutant", "layout", "flags", "seen"), MUTANTS, ids=NAMES)
-@pytest.mark.slow_except("leaks-one", "only_the_first_stage_knows-pp2", "mean per micro-batch-dp2")
+@pytest.mark.slow_except("only_the_first_stage_knows-pp2")
 def test_a_mutant_is_caught(mutant, layout, flags, seen):
     results = run_ranks(layout.world, partial(worker, mutate=mutant, flags=flags), layout)
     found = differences(results, layout, "lns")
@@ -187,6 +182,7 @@ def by_itself(_rank: int, flags: tuple[str, ...]) -> tuple[torch.Tensor, list[to
     return packed, list(torch.cat(losses))
 
 
+@pytest.mark.slow_except("learned positions")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_packs(name):
     [(packed, single)] = run_ranks(1, by_itself, ARCHITECTURES[name])

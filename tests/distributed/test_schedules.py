@@ -47,6 +47,7 @@ def wsd(step: float, warmup: float, steps: float, decay: float) -> float:
     return MIN_LR + (LR - MIN_LR) * (1 - math.sqrt(max(0.0, step - steps + decay) / decay))
 
 
+@pytest.mark.slow
 def test_recipe_sets_cosine(tiny, tmp_path):
     """A progress line has the rate of the step to come: Megatron's scheduler steps before it is logged."""
     run(tmp_path, [*tiny, "--train-iters", "12", "--lr-warmup-fraction", "0.25"])
@@ -64,6 +65,7 @@ def stable(tmp_path_factory, short):
     return flags, folder, ended
 
 
+@pytest.mark.slow
 def test_wsd_by_recipe_in_tokens(stable):
     _, folder, ended = stable
     assert "16 steps, 64 samples, 2,048 tokens" in ended[0].output and "step 16/16 | loss" in ended[0].output
@@ -148,6 +150,7 @@ def stopped(tmp_path_factory, short):
     return folder
 
 
+@pytest.mark.slow
 def test_a_stop_within_the_ramp_changes_nothing(ramped, stopped, short, tmp_path):
     """To the bit."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
@@ -161,6 +164,7 @@ def test_another_stop_changes_nothing_either(ramped, short, tmp_path, stop):
     goes_on_as(ramped[0], short, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_place_in_the_ramp_is_kept_at_another_layout(ramped, stopped, short, tmp_path):
     """Stopped over two replicas, resumed in two stages."""
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)

@@ -34,6 +34,7 @@ def test_site_builds_with_links_to_its_own_pages(sources):
     assert 'href="api.html"' in overview and 'href="docs/' not in overview
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "text", "expected"),
     [

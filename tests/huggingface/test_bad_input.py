@@ -216,6 +216,7 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.slow_except("import")
 @pytest.mark.parametrize("way", ["import", "export"])
 def test_interrupted_conversion_is_resumed(model, tmp_path, monkeypatch, way):
     """Killed in the middle: nothing under the final name; again, what was written is kept; the same result."""

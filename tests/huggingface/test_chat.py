@@ -97,6 +97,7 @@ def test_another_template_replaces_the_tokenizers_own(imported, answers, tmp_pat
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "User:\na\nAssistant:\nb<|endoftext|>"
 
 
+@pytest.mark.slow
 def test_names_model_without_template(base, tmp_path):  # noqa: F811
     done = run_program("generate.py", "--checkpoint", base / "lns", "--chat", "Hello")
     assert done.returncode == 2 and "error: the tokenizer has no chat template" in done.stderr

@@ -82,6 +82,7 @@ def limits(kind: str) -> list[tuple[int, int, int]]:
     ]
 
 
+@pytest.mark.slow_except("deepseek_v3")
 @pytest.mark.parametrize("kind", KINDS)
 def test_accepts_what_megatron_computes_and_nothing_else(kind):
     accepted = refused = limiting = 0

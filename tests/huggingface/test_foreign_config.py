@@ -87,13 +87,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-@pytest.mark.slow_except(
-    "llama3",
-    "yarn",
-    "no window in use",
-    "no list of layers without RoPE",
-    "full layers only",
-)
+@pytest.mark.slow_except("full layers only", "no list of layers without RoPE")
 def test_the_function_is_transformers(tmp_path, name):
     model, without, changes = SAME[name]
     source = written(tmp_path, model, without=without, **changes)

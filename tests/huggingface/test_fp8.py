@@ -78,6 +78,7 @@ def same_checkpoints(one, other):
     return all(torch.equal(*(each.read(part, 0, count) for each in held)) for part, count in rows)
 
 
+@pytest.mark.slow
 def test_is_the_import_of_a_dequantised_copy(pair, tmp_path):
     said, computed = [], []
 
@@ -106,6 +107,7 @@ def of_whole_blocks(weight, scales, blocks):
     return dequantised(weight, scales, tuple(-(-s // n) for s, n in zip(weight.shape, scales.shape, strict=True)))
 
 
+@pytest.mark.slow_except("divided", "transposed")
 @pytest.mark.parametrize("mutant", [transposed, divided, of_whole_blocks])
 def test_detects_another_use_of_the_scales(pair, tmp_path, monkeypatch, mutant):
     monkeypatch.setattr(weights_reader, "dequantised", mutant)

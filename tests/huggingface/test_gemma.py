@@ -45,6 +45,7 @@ def test_as_lns_gammas_come_back_to_their_last_places(tmp_path):
     assert not any("were changed since the export" in note for note in import_model(again).notes)
 
 
+@pytest.mark.slow
 def test_unfolded_gammas_less_one_are_imported_as_they_are(tmp_path):
     """--no-fold and back: verified against transformers' model with the factors on gamma, not on gamma less 1."""
     import_model(ImportJob(make_model("gemma", tmp_path / "hf"), tmp_path / "lns", as_scheme="lns"))
@@ -66,6 +67,7 @@ def test_lost_places_of_gammas_less_one_are_counted(dtype):
         assert (back.float() - folded.float()).abs().max() <= 2e-7
 
 
+@pytest.mark.slow_except("gemma-glm4", "gemma-granite", "gemma2-granite", "gemma2-llama")
 @pytest.mark.parametrize("name", ["glm4", "granite", "llama"])
 @pytest.mark.parametrize("to", ["gemma", "gemma2"])
 def test_a_model_without_its_terms_leaves_as_gemma_with_other_numbers(tmp_path, name, to):

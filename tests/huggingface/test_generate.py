@@ -43,6 +43,7 @@ def test_greedy_is_transformers_own(run):
     assert generate(model, tokenizer, "The state", 20) == tokenizer.decode(expected[0].tolist())
 
 
+@pytest.mark.slow
 def test_sampling_follows_its_seed_and_its_bounds(run):
     model, tokenizer = open_checkpoint(run / "run")
     texts = {generate(model, tokenizer, "The", 20, Sampling(temperature=2.0, seed=seed)) for seed in (1, 1, 2, 3)}
@@ -59,6 +60,7 @@ def test_sampling_follows_its_seed_and_its_bounds(run):
     assert {next_token(logits, Sampling(top_p=0.7), generator) for _ in range(200)} == {1, 2}
 
 
+@pytest.mark.slow
 def test_export_includes_sentencepiece_tokenizer(run, tmp_path):
     model = train_tokenizer(
         TokenizerTraining(output_prefix=str(tmp_path / "t"), inputs=[str(sample_corpus_path())], vocab_size=400)

@@ -67,7 +67,7 @@ def test_a_run_in_bf16_loads_rows_of_fp32(granite, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "glm", "gemma"])
-@pytest.mark.slow_except("llama", "phi3")
+@pytest.mark.slow
 def test_another_family_has_the_multipliers_in_its_weights(granite, tmp_path, family):
     source = granite()
     import_model(ImportJob(source, tmp_path / "lns", as_scheme="lns"))
@@ -78,6 +78,7 @@ def test_another_family_has_the_multipliers_in_its_weights(granite, tmp_path, fa
     assert (theirs - ours).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_detects_keys_that_are_scaled_with_the_queries(granite, tmp_path, monkeypatch):
     """The mutant: one fused tensor of queries, keys and values, multiplied as a whole."""
     source = granite()

@@ -11,6 +11,7 @@ from megatron_cod.huggingface.importing import ImportJob, import_model
 from tests.huggingface.models import make_model
 
 
+@pytest.mark.slow_except("5000000000")
 @pytest.mark.parametrize("shard_bytes", [20_000, 5_000_000_000])
 def test_the_directory_holds_one_stock_model_and_no_other_weights(tmp_path, shard_bytes):
     """LNS from fp32 keeps the original gammas too, in a folder below."""

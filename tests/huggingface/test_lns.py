@@ -70,7 +70,7 @@ def ours(folder, name, layout=ONE, *more):
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-@pytest.mark.slow_except("lns", "sandwich_ln")
+@pytest.mark.slow_except("lns")
 def test_stock_transformers_computes_the_trained_model(train, tmp_path, name):
     folder = train(name)
     found = export_model(ExportJob(folder, tmp_path / "hf"))
@@ -96,9 +96,7 @@ def test_an_imported_lns_model_loads_at_other_layouts(train, tmp_path, layout):
 
 
 @pytest.mark.parametrize("name", ["lns", "lns 0.7", "lns attention", "pre_ln", "sandwich_ln"])
-@pytest.mark.slow_except(
-    "lns 0.7",
-)
+@pytest.mark.slow
 def test_the_round_trip_gives_the_same_checkpoint(train, tmp_path, name):
     folder = train(name)
     export_model(ExportJob(folder, tmp_path / "hf"))
@@ -124,6 +122,7 @@ def test_without_the_kept_originals_the_function_is_the_same_and_the_gammas_near
         assert torch.allclose(before[key], after[key], rtol=2**-22, atol=0)
 
 
+@pytest.mark.slow
 def test_changed_weights_are_not_replaced_by_the_originals(train, tmp_path):
     """Someone trains the exported model on: the kept gammas no longer fold to what it holds."""
     from safetensors.torch import save_file
@@ -139,6 +138,7 @@ def test_changed_weights_are_not_replaced_by_the_originals(train, tmp_path):
     assert (logits - transformers_logits(tmp_path / "hf", tokens(257))).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_bf16_export_is_within_rounding(train, tmp_path):
     folder = train("lns", "--bf16", *SLOW)
     export_model(ExportJob(folder, tmp_path / "hf"))
@@ -166,6 +166,7 @@ def test_fp32_exported_as_bf16(train, tmp_path):
     assert 1e-5 < difference.max() <= 1e-2
 
 
+@pytest.mark.slow
 def test_a_release_as_pre_ln_computes_the_same(train, tmp_path):
     """A folded model goes on as pre_ln unless asked otherwise, and says so."""
     export_model(ExportJob(train("lns"), tmp_path / "hf"))
@@ -174,6 +175,7 @@ def test_a_release_as_pre_ln_computes_the_same(train, tmp_path):
     assert (megatron_logits(tmp_path / "back", ONE, tokens(257)) - ours(train("lns"), "lns")).abs().max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_unfolded_weights_are_named_as_another_function(train, tmp_path):
     said: list[str] = []
     export_model(ExportJob(train("lns"), tmp_path / "hf", fold=False), said.append)
@@ -204,10 +206,7 @@ RIGHT = folding.Folding.factor
 
 
 @pytest.mark.parametrize("mutant", [number_on_the_stage, from_zero, never])
-@pytest.mark.slow_except(
-    "number_on_the_stage",
-    "never",
-)
+@pytest.mark.slow_except("number_on_the_stage")
 def test_detects_wrong_factor(train, tmp_path, monkeypatch, mutant):
     monkeypatch.setattr(folding.Folding, "factor", mutant)
     export_model(ExportJob(train("lns"), tmp_path / "hf"))
@@ -232,6 +231,7 @@ def test_a_warm_up_in_progress_is_refused(tiny, tmp_path):
         export_model(ExportJob(tmp_path / "run", tmp_path / "hf"))
 
 
+@pytest.mark.slow
 def test_shards_hold_the_same_tensors(train, tmp_path):
     export_model(ExportJob(train("lns"), tmp_path / "one"))
     export_model(ExportJob(train("lns"), tmp_path / "many", shard_bytes=20_000))

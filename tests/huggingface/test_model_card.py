@@ -28,6 +28,7 @@ def card_of(run, output, **options):
     return yaml.safe_load(head), body
 
 
+@pytest.mark.slow
 def test_the_card_has_what_the_hub_reads_and_a_reader_asks(run, tmp_path):
     head, body = card_of(run, tmp_path / "hf", license="apache-2.0", base_model="someone/model")
     assert head["library_name"] == "transformers" and head["license"] == "apache-2.0"

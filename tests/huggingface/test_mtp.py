@@ -105,6 +105,7 @@ def source(tmp_path_factory):
     return make(tmp_path_factory.mktemp("mtp") / "hf")
 
 
+@pytest.mark.slow_except("lns")
 @pytest.mark.parametrize("scheme", [None, "lns"])
 def test_megatron_predicts_what_transformers_does(source, tmp_path, scheme):
     found = import_model(ImportJob(source, tmp_path / "out", as_scheme=scheme))
@@ -115,6 +116,7 @@ def test_megatron_predicts_what_transformers_does(source, tmp_path, scheme):
     assert apart(ours(tmp_path / "out", tokens()), expected) <= 1e-5
 
 
+@pytest.mark.slow
 def test_every_bit_comes_back(source, tmp_path):
     import_model(ImportJob(source, tmp_path / "out"))
     said: list[str] = []
@@ -124,6 +126,7 @@ def test_every_bit_comes_back(source, tmp_path):
     assert any(line.startswith("verified: it loads whole") for line in said)
 
 
+@pytest.mark.slow
 def test_every_bit_comes_back_from_lns(tmp_path):
     source = make(tmp_path / "hf", torch.bfloat16)
     import_model(ImportJob(source, tmp_path / "lns", as_scheme="lns"))

@@ -70,7 +70,7 @@ MUP = {
 
 
 @pytest.mark.parametrize("name", MUP)
-@pytest.mark.slow_except("llama tied")
+@pytest.mark.slow
 def test_mups_multipliers_are_in_the_exported_weights(tmp_path, monkeypatch, name):
     from megatron_cod.training.pretraining import TASK
     from megatron_cod.training.start.prepare import prepare

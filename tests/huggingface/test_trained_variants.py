@@ -64,7 +64,7 @@ SLOW = ("glm", "gemma", "gemma2", "gemma3_text", "qwen2", "llama tied", "qwen3_m
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in VARIANTS])
-@pytest.mark.slow_except("llama")
+@pytest.mark.slow
 def test_training_writes_what_the_table_reads(tiny, tmp_path, name):
     flags, layout = VARIANTS[name]
     tied = ["--unset", "untie-embeddings-and-output-weights"] if name == "llama tied" else []

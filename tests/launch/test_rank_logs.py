@@ -37,6 +37,7 @@ FAULT = (
 )
 
 
+@pytest.mark.slow
 def test_rank_0_has_the_console_and_each_rank_a_file(tiny, tmp_path):
     """One line a step on it, whichever rank has the losses; in the files is all that Megatron prints."""
     save = tmp_path / "run"
@@ -130,6 +131,7 @@ def test_failure_is_on_the_console_too(tiny, tmp_path):
     assert [(one["rank"], one["error"]) for one in failed] == [(2, "ZeroDivisionError: in step 3")]
 
 
+@pytest.mark.slow
 def test_the_console_has_the_error_of_a_rank_with_a_file(tiny, tmp_path):
     """Rank 0 speaks for all; were it not there to speak, the others would."""
     broken = BrokenLayer(2, (3,), rank=1)
@@ -141,6 +143,7 @@ def offline() -> None:
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_metrics(tiny, tmp_path):
     """Offline: what a run would send lies in a file, names in it as they are."""
     flags = [*tiny, *SHORT, "--wandb-project", "depth", "--wandb-exp-name", "lns", "--save", str(tmp_path)]

@@ -81,6 +81,7 @@ def test_another_version_on_one_rank_ends_all_before_the_first_step(tiny):
     assert "(rank 1); install the same on all" in line
 
 
+@pytest.mark.slow
 def test_detects_vote_that_is_not_compared(tiny):
     ended = run_training_ranks(2, tiny, before=OnRankOne(version="2.14.0", compared="agreed"))
     assert [one.code for one in ended] == [0, 0]
@@ -145,7 +146,7 @@ def _rank(rank: int, port: int, fails: int | None, results) -> None:
 
 
 @pytest.mark.parametrize("fails", [None, 0, 2])
-@pytest.mark.slow_except("0")
+@pytest.mark.slow
 def test_rank_0_keeps_the_store_until_all_know_the_result(fails):
     context = multiprocessing.get_context("spawn")
     results, port = context.Queue(), free_port(24000)

@@ -45,6 +45,7 @@ def needed() -> set[str]:
     return {*sources, *shipped, "megatron_cod/py.typed"}
 
 
+@pytest.mark.slow
 def test_the_wheel_is_whole(wheel):
     names = set(wheel.namelist())
     assert needed() <= names, needed() - names

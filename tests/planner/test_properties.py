@@ -40,6 +40,7 @@ def faster_machines() -> list[tuple[str, Machine]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_better_machine_is_never_slower():
     for args in some_args():
         known = step_time(args, H100).seconds

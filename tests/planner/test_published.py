@@ -15,6 +15,7 @@ from tests.planner.runs import published
 PAGE = ROOT / "docs" / "planner.md"
 
 
+@pytest.mark.slow
 def test_the_page_has_the_table_of_the_model():
     text = PAGE.read_text()
     table = re.search(r"<!-- published: begin -->\n(.*?)\n<!-- published: end -->", text, re.DOTALL)
@@ -83,6 +84,7 @@ def test_published_runs_detect_collectives_that_are_missing(monkeypatch):
         check_small_runs()
 
 
+@pytest.mark.slow
 def test_published_runs_detect_gradients_summed_in_each_micro_batch(monkeypatch):
     real = update._exchange
 

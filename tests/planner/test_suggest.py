@@ -21,6 +21,7 @@ BATCH = ("--global-batch-size", "16")
 ROOM = H100.memory_gib * 2**30 * (1 - MARGIN)
 
 
+@pytest.mark.slow
 def test_no_layout_that_fits_is_faster_than_those_shown():
     """Against the whole model of every layout."""
     args = launched(*BATCH, world=8)
@@ -119,6 +120,7 @@ def test_rejects_launch_that_is_refused_in_every_layout():
         suggest([*SEVEN, *BATCH, *layout], 8, H100)
 
 
+@pytest.mark.slow
 def test_16384_gpus_of_the_7b_are_searched_in_a_minute_and_2_gigabytes():
     started = time.process_time()
     assert suggest([*SEVEN, "--global-batch-size", "16384"], 16384, H100).best

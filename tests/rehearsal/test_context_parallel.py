@@ -23,5 +23,6 @@ def test_a_rank_is_as_planned(tp, pp, vp, world, rank):
     rehearsed([*SMALL, *layout(tp, pp, vp), *CP2], world, rank)
 
 
+@pytest.mark.slow
 def test_a_rank_of_the_first_stage_is_as_planned():
     rehearsed([*SMALL, *CP2], 2, 1)

@@ -104,10 +104,7 @@ def measured(flags, world, rank):
     ],
     ids=["fp32", "bf16", "bf16 distributed", "tp2", "moe"],
 )
-@pytest.mark.slow_except(
-    "bf16 distributed",
-    "moe",
-)
+@pytest.mark.slow_except("moe")
 def test_weights_gradients_and_optimizer(flags, world):
     memory = planned(flags, world).stages[0].memory
     found = measured(flags, world, 0)
@@ -125,7 +122,7 @@ def test_weights_gradients_and_optimizer(flags, world):
     ],
     ids=["swiglu", "swiglu tp2", "gelu, gqa, tp2", "cp2", "gelu, gqa, tp2 cp2"],
 )
-@pytest.mark.slow_except("swiglu tp2", "gelu, gqa, tp2 cp2")
+@pytest.mark.slow_except("swiglu tp2")
 def test_activations_are_what_autograd_keeps(flags, world):
     """In fp32 on the CPU. What its functions keep more or less than a GPU's is added here by name:
 

@@ -51,6 +51,7 @@ def test_wrong_offset_names_its_stage(flags, world, rank, stages, error):
         rehearsed(flags, world, rank, partial(replace_offset, *stages))
 
 
+@pytest.mark.slow
 def test_the_other_stages_are_as_planned():
     """The control: the same mutant, on a stage that it leaves alone."""
     rehearsed(FOUR, 4, 3, partial(replace_offset, 1, 2))

@@ -24,6 +24,7 @@ def call(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_4096_ranks_are_planned_in_20_seconds_and_4_gigabytes(tmp_path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = call(*SEVEN, "--json", str(tmp_path / "plan.json"))
@@ -52,6 +53,7 @@ def test_help_has_examples():
         assert text in ended.stdout
 
 
+@pytest.mark.slow
 def test_a_launch_that_is_not_counted_is_not_called_refused():
     ended = call("--world-size", "1", *SMALL, "--multi-latent-attention", "--q-lora-rank", "16", "--kv-lora-rank", "16")
     assert (ended.returncode, ended.stdout) == (3, "")
@@ -139,7 +141,7 @@ def test_the_scale_page_holds_the_table_that_the_tool_prints():
     ],
     ids=["fits", "may not fit", "does not fit"],
 )
-@pytest.mark.slow_except("does not fit")
+@pytest.mark.slow
 def test_warns_where_a_device_has_too_little_memory(gib, words):
     seven = ("--recipe", str(ROOT / "recipes" / "llama_7b.yaml"), "--mock-data", *layout(tp=8))
     ended = call("--world-size", "8", *seven, "--device-memory", gib)

@@ -40,7 +40,7 @@ def test_the_rules_are_those_of_the_papers_table():
 
 
 @pytest.mark.parametrize("name", ["complete_p", "complete_p half"])
-@pytest.mark.slow_except("complete_p")
+@pytest.mark.slow
 def test_decay_is_that_of_the_oracle(name):
     found = differences(name, ONE, decay=0.5)
     assert within_tolerance(found), found
@@ -115,6 +115,7 @@ def whole(tmp_path_factory, tiny):
     return folder
 
 
+@pytest.mark.slow
 def test_logs_the_rate_of_the_run(whole):
     """Of the embeddings, not of matrices, which have a quarter of it."""
     rates = read_metrics(whole / "metrics.jsonl").scalars["learning-rate"]
@@ -165,6 +166,7 @@ def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, lay
     assert max(abs(found[step] - train[step]) for step in (5, 6, 7, 8)) <= tolerance
 
 
+@pytest.mark.slow
 def test_exports_to_a_stock_llama(whole, tmp_path):
     out, recipe = tmp_path / "hf", ROOT / "recipes" / "debug.yaml"
     done = run_program("convert_hf.py", "export", "--checkpoint", whole, "--output", out)

@@ -139,7 +139,7 @@ def whole(request, tmp_path_factory, tiny):
     [(2, PP2_VPP2, 0.0), (1, [], 1e-5), (2, TP2_SP, 1e-5), (1, ["--recompute-granularity", "full"], 1e-5)],
     ids=["same", "one process", "tp2", "recompute"],
 )
-@pytest.mark.slow_except("mhc-same")
+@pytest.mark.slow
 def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, layout, tolerance):
     flags, folder = whole
     stopped = at_step_4(folder, tmp_path / "stopped")
@@ -158,10 +158,7 @@ def depth_figures(folder, step: int) -> dict[str, float]:
     return {name: values[step] for name, values in scalars.items() if name.startswith("depth/")}
 
 
-@pytest.mark.slow_except(
-    "hyper_connections",
-    "mhc",
-)
+@pytest.mark.slow_except("mhc")
 def test_monitors_measure_every_block(whole):
     found = depth_figures(whole[1], 4)
     for name in ("variance before", "variance after", "gradient norm", "angular distance"):
@@ -189,6 +186,7 @@ def followed(_rank: int, folder, mixes: bool) -> dict:
         }
 
 
+@pytest.mark.slow_except("hyper_connections", "mhc")
 def test_analysis_follows_the_streams(whole):
     """And mHC's trained mixing is doubly stochastic."""
     flags, folder = whole
@@ -203,6 +201,7 @@ def test_export_is_refused(whole, tmp_path):
     assert done.returncode == 2 and "several residual streams" in done.stderr and "lns" in done.stderr
 
 
+@pytest.mark.slow
 def test_monitors_see_what_they_see_of_pre_ln(tiny, tmp_path):
     """At the start all streams are Pre-LN's: each of their figures is."""
     found = {}

@@ -29,7 +29,7 @@ CASES = [
 LAYOUTS = [
     pytest.param(Layout(), marks=pytest.mark.slow),
     pytest.param(Layout(pp=2), marks=pytest.mark.slow),
-    Layout(tp=2, pp=2),
+    pytest.param(Layout(tp=2, pp=2), marks=pytest.mark.slow),
     Layout(pp=3, vp=2),
 ]
 SCALES = {"layerscale": 0.1, "skipinit": 0.0}
@@ -126,6 +126,7 @@ def beta_with_the_wrong_sign() -> None:
     init_policy.deepnorm_beta = lambda layers: (8 * layers) ** 0.25
 
 
+@pytest.mark.slow_except("depth_of_the_stage")
 @pytest.mark.parametrize("mutate", [depth_of_the_stage, beta_with_the_wrong_sign])
 def test_detects_wrong_initialisation(mutate):
     layout = Layout(pp=2)

@@ -44,6 +44,7 @@ def whole(tmp_path_factory, tiny):
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_gains_once(whole):
     opened = Checkpoint(whole / "iter_0000008")
     held = {
@@ -55,6 +56,7 @@ def test_a_checkpoint_holds_the_gains_once(whole):
     assert gamma.dtype == torch.float32 and (gamma - 1).abs().max() > 1e-4  # trained
 
 
+@pytest.mark.slow_except("same")
 @pytest.mark.parametrize(
     ("world", "layout", "tolerance"),
     [
@@ -110,9 +112,7 @@ def test_all_stages_keep_one_value_to_the_bit(layout):
 
 
 @pytest.mark.parametrize("optimizer", [[], ["--use-distributed-optimizer"]], ids=["optimizer", "distributed optimizer"])
-@pytest.mark.slow_except(
-    "distributed optimizer",
-)
+@pytest.mark.slow
 def test_trains_saves_and_resumes_in_bf16(tiny, tmp_path, optimizer):
     flags = [*tiny, *ROPE, *PP2, "--bf16", *optimizer, "--save", str(tmp_path), "--save-interval", "4"]
     succeed(2, [*flags, "--exit-interval", "4"])
@@ -121,6 +121,7 @@ def test_trains_saves_and_resumes_in_bf16(tiny, tmp_path, optimizer):
     assert list(train) == list(range(1, 9)) and all(math.isfinite(loss) for loss in train.values())
 
 
+@pytest.mark.slow
 def test_exports_to_a_stock_llama(whole, tmp_path):
     out = tmp_path / "hf"
     done = run_program("convert_hf.py", "export", "--checkpoint", whole, "--output", out)

@@ -55,6 +55,7 @@ def run(tmp_path_factory, tiny):
     return folder
 
 
+@pytest.mark.slow_except("benchmark schemes")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_program_takes_an_outside_scheme(run, tmp_path, name):
     tool, arguments, expected = COMMANDS[name]
@@ -65,6 +66,7 @@ def test_program_takes_an_outside_scheme(run, tmp_path, name):
     assert expected in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_fine_tunes(run, tmp_path):
     train, _ = write_sample_conversations(tmp_path / "chats")
     flags = ["--recipe", "sft_debug", "--load", str(run), "--sft-data-path", str(train), "--sft-too-long", "truncate"]

@@ -68,6 +68,7 @@ def worker(_rank: int, layout: Layout) -> dict:
     return engine.forward_backward(vectors["tokens"][0], vectors["labels"][0], forward_only=True)
 
 
+@pytest.mark.slow_except("Layout(tp=1, pp=2, vp=2, dp=1, flags=(), counts=(), cp=1)")
 @pytest.mark.parametrize("layout", [Layout(pp=2, vp=2), Layout(tp=2, flags=SP)], ids=str)
 def test_computes_its_formula_at_every_layout(layout):
     vectors = load_file(VECTORS)
@@ -88,6 +89,7 @@ def whole(tmp_path_factory, tiny):
     return folder
 
 
+@pytest.mark.slow
 def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path):
     stopped = at_step_4(whole, tmp_path / "stopped")
     train, _ = losses(whole)
@@ -110,6 +112,7 @@ def test_its_checkpoint_is_refused_by_other_runs(whole, tiny):
     )
 
 
+@pytest.mark.slow
 def test_outside_scheme_rehearses(tiny):
     flags = ["--world-size", "2", "--run-rank", "1", *tiny, *FADING, *PP2]
     done = run_program("rehearse.py", *flags)

@@ -39,6 +39,10 @@ def worker(_rank: int, layout: Layout, told: bool = True) -> dict:
 LAYOUTS = [Layout(), Layout(pp=2), Layout(pp=2, vp=2), Layout(tp=2, pp=2, flags=SP)]
 
 
+@pytest.mark.slow_except(
+    "Layout(tp=1, pp=2, vp=1, dp=1, flags=(), counts=(), cp=1)",
+    "Layout(tp=1, pp=2, vp=2, dp=1, flags=(), counts=(), cp=1)",
+)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_streams_cross_pipeline_stages(layout):
     vectors = load_file(VECTORS)
@@ -53,6 +57,7 @@ def test_a_scheme_that_hides_its_streams_fails():
         run_ranks(2, partial(worker, told=False), Layout(pp=2))
 
 
+@pytest.mark.slow
 def test_trains_saves_and_resumes(tmp_path, tiny):
     flags = [*tiny, "--import", MODULE, "--norm-scheme", NAME, "--pipeline-model-parallel-size", "2"]
     flags += ["--num-virtual-stages-per-pipeline-rank", "2", "--save", str(tmp_path / "run"), "--save-interval", "4"]

@@ -101,6 +101,7 @@ def _is_running(session: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
     file, whole, _ = small
     seed = random.SystemRandom().randrange(10**6)
@@ -125,6 +126,7 @@ def test_killed_study_resumes_to_equal_bytes(small, tmp_path):
     assert reported(output) == reported(whole)
 
 
+@pytest.mark.slow
 def test_failed_run_is_reported_and_tried_again(small, tmp_path):
     file, _, _ = small
 
@@ -152,6 +154,7 @@ def test_report_is_made_again_from_raw_records(small, tmp_path):
         Command(file, tmp_path / "again", 1, print, launch).report_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_study_moves_to_another_machine_with_its_report(small, tmp_path):
     """Half of the runs are imported, the others are run, and the report has the same bytes."""
     file, output, _ = small
@@ -180,6 +183,7 @@ def test_imported_runs_do_not_predict_the_time_left(small, tmp_path):
     assert line.startswith("1 runs done") and "one after another" not in line
 
 
+@pytest.mark.slow
 def test_versions_are_those_that_made_runs(small, tmp_path, monkeypatch):
     """A later version that only repeats the command is not named; one that makes a run is."""
     file, output, _ = small

@@ -91,6 +91,7 @@ def test_std_follows_the_width_and_budget_the_parameters(tmp_path):
     assert study_of(tmp_path, **{"init-std": 0.03}).std_of(shape) == 0.03
 
 
+@pytest.mark.slow
 def test_an_arm_may_be_a_scheme_of_the_users_own(tmp_path):
     """In a process of its own: a scheme that is registered stays so."""
     study_of(tmp_path)  # writes a file

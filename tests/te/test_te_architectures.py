@@ -93,6 +93,19 @@ def torch_backend(name: str) -> list[dict]:
     return run_ranks(1, worker, MORE[name][0], (), ONE)
 
 
+@pytest.mark.slow_except(
+    "dense-one",
+    "mla-pp2",
+    "mla-tp2 sequence-parallel",
+    "moe dense first-one",
+    "moe-dp2 expert-model-parallel-size 2",
+    "mtp-one",
+    "op fuser-tp2 sequence-parallel",
+    "qk-norm-tp2 sequence-parallel",
+    "recompute-one",
+    "tied-pp2",
+    "zero-centred-tp2 sequence-parallel",
+)
 @pytest.mark.parametrize(
     ("name", "layout"),
     [

@@ -28,7 +28,7 @@ CASES += [
 
 
 @pytest.mark.parametrize(("name", "back"), CASES)
-@pytest.mark.slow_except("lns from torch", "moe to torch", "mla from torch")
+@pytest.mark.slow_except("moe to torch")
 def test_training_resumes_with_another_backend(name, back, tiny, tmp_path):
     """4 steps with one, 4 with the other: the losses of 8 steps with one."""
     whole, other = tmp_path / "whole", tmp_path / "other"

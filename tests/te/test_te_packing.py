@@ -18,6 +18,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.slow_except("pp2 transformer-impl transformer_engine attention-backend unfused")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_packed_samples_are_as_if_alone(layout):
     results = run_ranks(layout.world, worker, layout)
@@ -27,6 +28,7 @@ def test_packed_samples_are_as_if_alone(layout):
         assert within(found), (scheme, found)
 
 
+@pytest.mark.slow
 def test_several_rows_a_micro_batch():
     layout = Layout(flags=TE)
     found = differences(run_ranks(1, partial(worker, micro=2), layout), layout, "lns")

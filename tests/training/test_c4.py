@@ -93,6 +93,7 @@ def test_commands_of_the_page_run(prepared: Path) -> None:
     assert any("c4/en_train_text_document" in output and "256 tokens" in output for output in outputs)
 
 
+@pytest.mark.slow
 def test_rejects_another_tokenizer(prepared: Path) -> None:
     """The recipe with a model that is not the one of its data."""
     model = prepared / "t5" / "spiece.model"

@@ -46,6 +46,7 @@ def wait_for(what: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow_except("USR1")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL], ids=["USR1", "KILL"])
 def test_ranks_end_with_torchrun(tmp_path, number):
     (tmp_path / "rank.py").write_text(RANK)

@@ -103,6 +103,7 @@ def test_restarts_of_an_array_are_those_of_the_task(told, count, monkeypatch):
     assert restarts() == count
 
 
+@pytest.mark.slow_except("0")
 @pytest.mark.parametrize("code", [AGAIN, GIVE_UP])
 def test_as_a_job_script_calls_it(tmp_path, code):
     command = [

@@ -20,6 +20,7 @@ def test_there_are_committed_reports():
     assert len(COMMITTED) >= 2
 
 
+@pytest.mark.slow_except("smollm2")
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda path: path.name)
 def test_report_is_reproduced_from_its_measurements(folder, tmp_path):
     results = {}

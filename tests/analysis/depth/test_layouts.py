@@ -39,7 +39,7 @@ def numbers(value, path="") -> dict[str, float]:
     return {} if value is None or path.endswith("error") else {path: float(value)}
 
 
-@pytest.mark.slow_except("lns")
+@pytest.mark.slow
 def test_layouts_and_export_agree(trained, tmp_path):
     flags, folder = trained
     right = numbers(found(open_checkpoint(folder, None, None)[0]))
@@ -62,7 +62,7 @@ def native(_rank: int, folder) -> dict:
     return measure(trace_megatron(folder, None, 16), Budget([text[:4]], [text[4:]], jacobian_draws=2), METRICS)
 
 
-@pytest.mark.slow_except("lns")
+@pytest.mark.slow
 def test_megatrons_own_model_has_the_numbers_of_its_export(trained):
     """So its own model may stand for the schemes that cannot be exported."""
     _, folder = trained

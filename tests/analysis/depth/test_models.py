@@ -29,11 +29,7 @@ def test_blocks_run_alone_are_the_model(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.slow_except(
-    "llama",
-    "deepseek v3",
-    "gpt2",
-)
+@pytest.mark.slow_except("deepseek v3", "llama")
 def test_every_metric_runs_on_every_model(family):
     found = measure(
         traced_transformers(build(family)), Budget([text(2, 16)], [text(8, 16, 1)], jacobian_draws=1), METRICS

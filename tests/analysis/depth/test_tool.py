@@ -76,6 +76,7 @@ def test_tool_and_library_measure_the_same(report, model, data):
         assert [one["mean"] for one in found[name]] == pytest.approx([one["mean"] for one in direct[name]], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_overlays_reports(report, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -101,6 +102,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow_except("neither", "no model", "no result", "unknown blocks")
 @pytest.mark.parametrize(("arguments", "message"), WRONG.values(), ids=WRONG)
 def test_rejects_bad_input_in_one_line(model, data, tmp_path, arguments, message):
     given = [one.format(model=model, data=data) for one in arguments]

@@ -129,6 +129,7 @@ def test_alpaca_head_equals_its_authors():
     )
 
 
+@pytest.mark.slow_except("bpe")
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_trained_tokens_of_sentencepiece_are_answers(tmp_path, kind):
     """Direct: each part encoded by SentencePiece alone; the end of text as its id; a prompt is the sample's beginning."""

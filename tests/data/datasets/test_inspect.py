@@ -38,6 +38,7 @@ def make(tmp_path: Path, choice: TokenizerChoice) -> None:
     preprocess(PreprocessJob([str(source)], str(tmp_path / "d"), choice, append_eod=True))
 
 
+@pytest.mark.slow_except("bytes", "huggingface", "sentencepiece")
 def test_each_kind_of_tokenizer_gives_the_text_back(choice: TokenizerChoice, tmp_path: Path) -> None:
     make(tmp_path, choice)
     record = read_record(tmp_path / "d_text_document")

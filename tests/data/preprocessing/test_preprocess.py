@@ -80,11 +80,7 @@ def test_without_append_eod_nothing_is_added(jsonl: Jsonl, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shuffle_seed", [None, 7])
-@pytest.mark.slow_except(
-    "bytes-7",
-    "sentencepiece-7",
-    "huggingface-7",
-)
+@pytest.mark.slow_except("huggingface-7", "sentencepiece-7")
 def test_any_number_of_workers_gives_the_same_bytes(
     choice: TokenizerChoice, documents: list[str], jsonl: Jsonl, tmp_path: Path, shuffle_seed: int | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,6 +98,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert content_of(tmp_path / "one") == content_of(tmp_path / "many")
 
 
+@pytest.mark.slow
 def test_result_is_independent_of_parts_batches_and_runs(
     documents: list[str], jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

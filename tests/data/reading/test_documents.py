@@ -111,6 +111,7 @@ def test_plain_text_must_be_utf8() -> None:
         text_of_plain("caf\xe9".encode("latin-1"))
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_json_text_comes_back(text: str) -> None:
     assert texts_of_json(json.dumps({"a": 1, "text": text}).encode(), ["text"]) == [text]

@@ -74,6 +74,7 @@ def agree(tokenizer: Tokenizer, ours: AsciiBpe, batch: list[str]) -> None:
         assert start == len(ids)
 
 
+@pytest.mark.slow_except("llama3", "qwen")
 @pytest.mark.parametrize("name", SHAPES)
 @given(batch=st.lists(texts, min_size=1, max_size=5))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

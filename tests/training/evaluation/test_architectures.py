@@ -36,6 +36,7 @@ def rows(tmp_path_factory):
     return prefix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in TRAINED])
 def test_equals_megatrons_validation(tiny, rows, tmp_path, name):
     world, flags = TRAINED[name]

@@ -41,7 +41,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("flags", "size", "stride", "by_document", "prefix"), MODES.values(), ids=MODES)
-@pytest.mark.slow_except("stream, windows overlap", "document, a prefix")
+@pytest.mark.slow_except("document, a prefix")
 def test_equals_a_plain_loop(
     checkpoints, eval_data, asked, weights, tmp_path, flags, size, stride, by_document, prefix
 ):
@@ -83,6 +83,7 @@ def one_rank(checkpoints, asked, tmp_path_factory):
     return flags, result(folder, 1, flags)["rows"]
 
 
+@pytest.mark.slow_except("cp2", "tp2 sp")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
 )

@@ -76,6 +76,7 @@ def exports(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "hf").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_exports_and_waits_for_the_last(tiny, tmp_path):
     flags = [*tiny, *SHORT, *saving(tmp_path, "--keep-last-checkpoints", "1")]
     ended = run_training_ranks(2, [*flags, *PP2], before=StandIns(1.0))
@@ -86,6 +87,7 @@ def test_a_run_exports_and_waits_for_the_last(tiny, tmp_path):
     assert list(iterations(tmp_path)) == [4], "retention deletes after the exports"
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_part_that_the_next_start_resumes(tiny, tmp_path):
     flags = [*tiny, *SHORT, *saving(tmp_path)]
     (killed,) = run_training_ranks(1, flags, before=StandIns(60.0, killed_in=4))

@@ -41,7 +41,7 @@ def disk(tmp_path):
 
 # A checkpoint of this run is about 990 KiB, 37 of them the index, written last.
 @pytest.mark.parametrize("size", [2500, 2990], ids=["in the data", "in the index"])
-@pytest.mark.slow_except("in the data")
+@pytest.mark.slow
 def test_full_disk_in_a_save_ends_in_one_line(tiny, tmp_path, disk, size):
     small = disk(size)
     save = small / "run"

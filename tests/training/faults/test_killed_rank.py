@@ -6,6 +6,6 @@ from tests.distributed.kills import kill_and_go_on
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.slow_except("1")
+@pytest.mark.slow
 def test_killing_a_rank_ends_the_run_and_loses_nothing(tiny, tmp_path, victim):
     kill_and_go_on(tiny, tmp_path / "run", victim)

@@ -47,10 +47,7 @@ WHERE = {
 
 
 @pytest.mark.parametrize(("world", "flags", "broken", "said"), WHERE.values(), ids=WHERE)
-@pytest.mark.slow_except(
-    "gradient at PP 2",
-    "TP 2 with recompute",
-)
+@pytest.mark.slow_except("gradient at PP 2")
 def test_layer_and_rank_are_named_and_the_step_is_not_taken(tiny, tmp_path, world, flags, broken, said):
     ended = run_training_ranks(world, [*tiny, *SHORT, *flags, "--save", str(tmp_path)], before=broken)
     assert all(rank.code for rank in ended)

@@ -67,6 +67,7 @@ def run(tiny, save, record, *flags: str, world: int = 2):
     return ended
 
 
+@pytest.mark.slow
 def test_rewinds_to_a_step_and_skips_data(tiny, tmp_path):
     """DP 2. Steps 5 to 9 then see the data that an undisturbed run sees three steps later."""
     plain, save = tmp_path / "plain", tmp_path / "run"

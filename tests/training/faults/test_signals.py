@@ -61,7 +61,7 @@ def events_of(folder) -> list[dict]:
 
 
 @pytest.mark.parametrize(("number", "rank"), [(signal.SIGUSR1, 1), (signal.SIGTERM, 0)], ids=["USR1 at 1", "TERM at 0"])
-@pytest.mark.slow_except("USR1 at 1")
+@pytest.mark.slow
 def test_a_signal_at_one_rank_stops_all_and_the_run_resumes_exactly(tiny, whole, tmp_path, number, rank):
     flags = [*tiny, *LONG, *PP2, "--save", str(tmp_path), "--load", str(tmp_path)]
     ended = run_training_ranks(2, flags, before=Sender(number, rank, 5))

@@ -82,6 +82,7 @@ class Spike:
         GPTModel.forward = higher
 
 
+@pytest.mark.slow
 def test_run_logs_a_spike(tiny, tmp_path):
     flags = [*tiny, "--train-iters", "44", "--lr-decay-iters", "44", "--eval-iters", "0", "--save-interval", "100"]
     ended = run_training_ranks(1, [*flags, "--save", str(tmp_path)], before=Spike(40))

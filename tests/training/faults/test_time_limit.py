@@ -76,6 +76,7 @@ PP2 = ["--pipeline-model-parallel-size", "2"]
 LONG = ["--train-iters", "60", "--lr-decay-iters", "60", "--eval-iters", "0", "--save-interval", "1000"]
 
 
+@pytest.mark.slow
 def test_a_run_stops_in_time_and_resumes_exactly(tiny, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeed(2, [*tiny, *LONG, *PP2, "--save", str(whole)])

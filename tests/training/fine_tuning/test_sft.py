@@ -34,6 +34,7 @@ def whole(tmp_path_factory, toy):
     )
 
 
+@pytest.mark.slow
 def test_logs_the_data(whole):
     folder, ended = whole
     output = ended[0].output
@@ -96,7 +97,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(("world", "flags"), LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.slow_except("pp2 vp2")
+@pytest.mark.slow
 def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
     succeed(world, [*toy, *flags, "--metrics-file", str(tmp_path / "metrics.jsonl")])
     for ours, theirs in zip(losses(tmp_path), losses(whole[0]), strict=True):
@@ -104,6 +105,7 @@ def test_the_same_losses_at_every_layout(whole, toy, tmp_path, world, flags):
         assert max(abs(ours[step] - theirs[step]) for step in ours) <= 1e-5
 
 
+@pytest.mark.slow
 def test_trains_single_rows_over_context_parallelism(toy, tmp_path):
     """The ranks of a row hold unequal numbers of answer tokens."""
     found = []
@@ -118,7 +120,7 @@ def test_trains_single_rows_over_context_parallelism(toy, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
-@pytest.mark.slow_except("lns")
+@pytest.mark.slow
 def test_packed_or_not_the_epochs_mean_is_the_same_at_first(base, toy, tmp_path, scheme):
     """With a learning rate of 0 the mean over all answer tokens of an epoch does not depend on the rows."""
     flags = [*toy, "--load", str(base / scheme), "--norm-scheme", scheme]

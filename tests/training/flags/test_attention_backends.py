@@ -20,7 +20,7 @@ def losses(*flags: str) -> list[float]:
 
 
 @pytest.mark.parametrize("shape", [[], ["--group-query-attention", "--num-query-groups", "2"], ["--qk-layernorm"]])
-@pytest.mark.slow_except("shape0")
+@pytest.mark.slow
 def test_the_values_that_run_have_the_losses_of_the_default(shape):
     expected = losses(*shape)
     assert len(expected) == 3

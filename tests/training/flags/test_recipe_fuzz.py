@@ -98,6 +98,7 @@ def changes(text: str) -> str:
     return "\n".join(line[:300] for line in text.splitlines() if line not in known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_recipes_with_any_keys_and_values_end_in_one_line_or_are_accepted(count, keys, tmp_path, monkeypatch):
     draw = random.Random(count)

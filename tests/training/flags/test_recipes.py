@@ -179,6 +179,7 @@ def test_values_that_megatron_parses_itself_reproduce_the_run(parser):
         assert getattr(parser.parse_args(again), name) == getattr(args, name) != actions[name].default
 
 
+@pytest.mark.slow
 def test_every_switch_is_in_the_resolved_arguments(parser):
     """On and off, whatever its kind: read as a recipe they give the same run."""
     from megatron_cod.training.flags.recipes import _ONCE

@@ -76,6 +76,7 @@ def one(whole):
     return whole[0]
 
 
+@pytest.mark.slow
 def test_every_layer_and_metric_is_there(one):
     names = [
         "variance before",
@@ -104,7 +105,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.slow_except("vp2", "tp2 sp", "recompute")
+@pytest.mark.slow
 def test_a_layout_gives_the_numbers_of_one_process(tiny, whole, tmp_path, name):
     """From the same checkpoint, the first step."""
     world, flags = LAYOUTS[name]
@@ -115,12 +116,14 @@ def test_a_layout_gives_the_numbers_of_one_process(tiny, whole, tmp_path, name):
         assert values[5] == pytest.approx(one[key][5], rel=1e-4), key
 
 
+@pytest.mark.slow
 def test_experts_have_the_metrics_of_one_process(tiny, tmp_path):
     found = monitored(tiny, tmp_path, 1, *MOE)
     assert all(set(values) == {4, 8} for values in found.values())
     assert all(0 < found[depth_tag("gradient norm", number)][8] < 1e3 for number in range(1, 5))
 
 
+@pytest.mark.slow
 def test_fully_sharded_gammas_are_gathered(tiny, tmp_path):
     """Each rank holds a piece of every gamma there; its checkpoints are another matter, so none is written."""
     file = tmp_path / "metrics.jsonl"

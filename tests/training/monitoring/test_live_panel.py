@@ -99,6 +99,7 @@ def test_cursor_is_never_hidden(terminal):
     assert "\x1b[?25l" not in terminal.getvalue()
 
 
+@pytest.mark.slow
 def test_training_on_a_terminal(tiny, tmp_path):
     flags = [*tiny, "--save", str(tmp_path / "run"), "--train-iters", "8"]
     child, descriptor = pty.fork()

@@ -33,6 +33,7 @@ def measure(_rank: int, layout: Layout) -> dict:
     return {"variance": found, "again": variance.collect(engine.model), "parameters": count_parameters(engine.model)}
 
 
+@pytest.mark.slow_except("one", "pp2 vp2")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_variance_and_parameter_count(layout):
     hidden = load_file(VECTORS)["mha.lns.hidden"]  # [9, b, s, h]

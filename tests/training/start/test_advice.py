@@ -115,6 +115,7 @@ def weights_alone(tiny, tmp_path_factory):
     return save
 
 
+@pytest.mark.slow
 def test_a_resume_without_optimizer_state_says_what_helps(weights_alone, tiny):
     flags = ["--train-iters", "4", "--eval-iters", "0", "--load", str(weights_alone), "--log-interval", "1"]
     said = refusal(*flags, base=tiny)

@@ -136,6 +136,7 @@ def test_rejects_unwritable_checkpoint_directory(tiny, tmp_path):
     refuse(2, flags, r"--save .* cannot be written: Not a directory")
 
 
+@pytest.mark.slow
 def test_rejects_save_over_another_run(tiny, checkpoint):
     before = sorted((path, path.stat().st_mtime_ns) for path in checkpoint.rglob("*"))
     refuse(2, [*tiny, "--save", str(checkpoint), "--save-interval", "4"], r"already holds checkpoints; resume them")
@@ -186,6 +187,7 @@ def test_dry_run_trains_nothing(tiny, tmp_path):
     assert not (tmp_path / "s" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_one_rank_prints_the_error_under_torchrun(tiny, tmp_path):
     """The real launcher: the line appears once, from rank 0 although it is late, and the exit code is not 0."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
@@ -246,10 +248,6 @@ def offset_one_too_far() -> None:
     ids=["one stage shifted by one", "offset lost", "stages swapped"],
 )
 @pytest.mark.parametrize("scheme", ["lns", "pre_ln"])
-@pytest.mark.slow_except(
-    "lns-one stage shifted by one",
-    "lns-stages swapped",
-    "pre_ln-offset lost",
-)
+@pytest.mark.slow_except("lns-one stage shifted by one", "lns-stages swapped")
 def test_a_wrong_layer_index_never_trains(tiny, mutant, pattern, scheme):
     refuse(2, [*tiny, "--pipeline-model-parallel-size", "2", "--norm-scheme", scheme], pattern, before=mutant)

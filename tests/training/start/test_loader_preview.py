@@ -76,6 +76,7 @@ def rows_of(_rank: int, flags: list[str], world: int, steps: int) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -111,6 +112,7 @@ def test_prints_shares_of_a_blend(sources: list[str]) -> None:
     assert all(abs(actual - asked) <= 1 / len(rows) for actual, asked in zip(counted, said["asked"], strict=True))
 
 
+@pytest.mark.slow
 def test_program_prints_datasets_steps_and_shares(sources: list[str], tmp_path: Path) -> None:
     def inspect(*arguments: str, code: int = 0) -> str:
         command = [sys.executable, str(ROOT / "tools" / "inspect_data.py"), *arguments]

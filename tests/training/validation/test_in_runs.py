@@ -39,6 +39,7 @@ def still(tiny, text_data, tmp_path_factory):
     return folder, output
 
 
+@pytest.mark.slow
 def test_every_evaluation_reads_the_same_tokens(still):
     found = validations(still[0])
     assert list(found) == [2, 4, 6] and len(set(found.values())) == 1
@@ -51,6 +52,7 @@ def _megatrons_own_sets():
     Evaluations.around_sets = lambda self, provider: provider
 
 
+@pytest.mark.slow
 def test_detects_evaluation_of_the_next_batches(tiny, tmp_path):
     """The mutant: Megatron's own sets, of which each evaluation takes the next batches."""
     train(1, [*tiny, *STILL, "--save", str(tmp_path), "--save-interval", "6"], before=_megatrons_own_sets)
@@ -83,6 +85,7 @@ def test_skip_train_reports_and_needs_no_save_interval(still, tiny, text_data, t
     assert "\nvalidation at step 6: loss" in output and "\ntest at step 6: loss" in output
 
 
+@pytest.mark.slow
 def test_reads_the_whole_set_if_requested(tiny, tmp_path):
     """Its last window is shorter than the others and counts as well: all tokens but the first are predicted."""
     flags = [*tiny, *STILL, "--full-validation", "--train-iters", "2", "--save", str(tmp_path), "--save-interval", "2"]
