@@ -41,6 +41,7 @@ def kernels(_rank: int, report: str) -> dict[torch.dtype, float]:
     return largest
 
 
+@pytest.mark.slow
 def test_a_chunk_attends_to_all_before_it(tmp_path):
     """The flash kernel in bf16, the memory-efficient one in fp32; grouped queries too."""
     found = run_ranks(1, kernels, str(tmp_path / "report"))[0]

@@ -62,6 +62,7 @@ def eager(tmp_path_factory):
     return metrics(folder)
 
 
+@pytest.mark.slow_except("full_iteration")
 @pytest.mark.parametrize("kind", GRAPHS)
 def test_graphs_have_the_eager_runs_figures(eager, kind, tmp_path):
     graphed(kind, 1, tmp_path, *WARM_UP).succeeded()
@@ -201,6 +202,7 @@ def test_a_graphed_run_skips_a_step_that_is_not_finite(kind, tmp_path):
     assert {key: found[key] for key in losses} == pytest.approx({key: eager[key] for key in losses}, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_a_run_in_a_graph_of_the_iteration(tmp_path):
     run = graphed("full_iteration", 1, tmp_path, *LONG, *SMALL, "--time-limit", "0.3")
     assert f"exit code {STOPPED}" in run.console, run.console[-3000:]

@@ -14,6 +14,7 @@ def test_trains_and_computes_every_operation(world, tmp_path):
         assert not [name for name in report if name.startswith("!not computed")]
 
 
+@pytest.mark.slow
 def test_cpu_processes_train_beside_it():
     run = train_on_cpu(1, *DEBUG).succeeded()
     assert "no GPU found" in run.console and len(run.losses) == 4
