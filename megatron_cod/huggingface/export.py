@@ -177,6 +177,8 @@ def export_model(
         note = "no tokenizer files were found to copy; --like DIR takes them from a Hugging Face directory"
         found.notes.append(note)
         log(f"note: {note}")
+    if job.vocab is None:
+        _check_tokens(part, found)
     if like is None:
         side_files.name_ids(found.args, part.folder, found.config)
     for line in side_files.agree(found.args, part.folder, found.config):
@@ -193,6 +195,18 @@ def export_model(
         raise
     part.finish()
     return found
+
+
+def _check_tokens(part: PartialDirectory, found: Exported) -> None:
+    """UserError where the tokenizer has more tokens than the rows that were kept, and the checkpoint has rows for them."""
+    rows, padded = found.arch.vocab, found.arch.padded_vocab
+    wanted = min(companions.tokens_in(part.folder), padded)
+    if wanted > rows:
+        part.discard()
+        raise UserError(
+            f"the tokenizer has {wanted} tokens, but the checkpoint's --vocab-size keeps only {rows} of {padded} rows: "
+            f"give --vocab-size {wanted}"
+        )
 
 
 def _check_files(folder: Path, parcels: Sequence[Parcel]) -> None:

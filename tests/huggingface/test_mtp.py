@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_cod.analysis.metrics import TRAIN_LOSS, read_metrics
 from megatron_cod.errors import UserError
 from megatron_cod.huggingface.checkpoint import MegatronCheckpoint
 from megatron_cod.huggingface.export import ExportJob, export_model, exported
@@ -203,6 +204,29 @@ def test_trained_layers_are_exported_as_lns(tiny, tmp_path, world, more):
     export_model(ExportJob(tmp_path / "run", tmp_path / "hf"))
     expected = theirs(tmp_path / "hf", tokens(257))
     assert apart(ours(tmp_path / "run", tokens(257)), expected) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world", "more"),
+    [
+        (2, PP2),
+        (2, ["--tensor-model-parallel-size", "2", "--sequence-parallel"]),
+        (2, ["--expert-model-parallel-size", "2"]),
+    ],
+    ids=["pp2", "tp2", "ep2"],
+)
+def test_imported_layers_train_alike_at_every_layout(source, tmp_path, world, more):
+    import_model(ImportJob(source, tmp_path / "lns", as_scheme="lns"))
+    flags = ["--recipe", str(tmp_path / "lns" / "recipe.yaml"), "--load", str(tmp_path / "lns"), "--mock-data"]
+    flags += ["--seq-length", "32", "--train-iters", "3", "--global-batch-size", "4", "--micro-batch-size", "1"]
+    flags += ["--lr", "1e-3", "--min-lr", "1e-3", "--log-interval", "1", "--eval-iters", "0", "--finetune"]
+    succeed(1, [*flags, "--save", str(tmp_path / "one")])
+    succeed(world, [*flags, *more, "--save", str(tmp_path / "split")])
+    one, split = (read_metrics(tmp_path / run / "metrics.jsonl").scalars for run in ("one", "split"))
+    for name in (TRAIN_LOSS, *(f"mtp_{number} loss" for number in range(1, PREDICTED + 1))):
+        assert len(one[name]) == 3
+        assert split[name] == pytest.approx(one[name], abs=1e-5)
 
 
 def refused(source, folder, said, change):

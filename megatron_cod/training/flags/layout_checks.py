@@ -154,6 +154,19 @@ def check_vocabulary(args: MegatronArgs, tokenizer: Any) -> int:
     return model_size
 
 
+def correct_vocab_size(args: MegatronArgs, tokenizer: Any) -> list[str]:
+    """Raise ``args.vocab_size`` to the tokenizer's own size, and return a line about it.
+
+    It may be that of a recipe for another tokenizer. Only ``NullTokenizer`` reads it, but an export and the analysis keep
+    so many rows of the padded vocabulary.
+    """
+    size, given = getattr(tokenizer, "vocab_size", None), args.vocab_size
+    if not (size and given and given < size):
+        return []
+    args.vocab_size = size
+    return [f"--vocab-size {given} is replaced by {size}, the size of the tokenizer"]
+
+
 def _rows_for(args: MegatronArgs, rows: int) -> str:
     """How to get so many rows: those of a checkpoint are as many as it has, but for an import, which can be made again."""
     if checkpoint_to_load(args) is None:

@@ -29,7 +29,7 @@ from megatron_cod.training.exports.checks import check_interval, check_model
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.save_claim import check_no_other_run
 from megatron_cod.training.flags.command_line import given_by
-from megatron_cod.training.flags.layout_checks import check_built, check_layout, check_vocabulary
+from megatron_cod.training.flags.layout_checks import check_built, check_layout, check_vocabulary, correct_vocab_size
 from megatron_cod.training.flags.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.flags.packages import check_packages
 from megatron_cod.training.flags.parser import build_parser
@@ -146,18 +146,21 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     args = start.args
     if start.has_globals:
         check_vocabulary(args, get_tokenizer())
-        return ()
+        return correct_vocab_size(args, get_tokenizer())
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
         raise UserError(f"--tokenizer-model {model} does not exist")
     if hub_tokenizer.problem(args) and args.padded_vocab_size is not None:
         return ()  # noted by its own check
     named = model or args.tokenizer_type in ("NullTokenizer", "ByteLevelTokenizer")
+    lines: list[str] = []
     if named or args.padded_vocab_size is None:
-        check_vocabulary(args, _tokenizer(args))
+        tokenizer = _tokenizer(args)
+        check_vocabulary(args, tokenizer)
+        lines = correct_vocab_size(args, tokenizer)
     if not named:
-        return (f"no --tokenizer-model for {args.tokenizer_type}: the launch needs it; not checked",)
-    return ()
+        lines.append(f"no --tokenizer-model for {args.tokenizer_type}: the launch needs it; not checked")
+    return lines
 
 
 def _tokenizer(args: MegatronArgs) -> Any:
