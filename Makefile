@@ -36,7 +36,7 @@ quickstart: venv
 
 test: venv .venv/transformer_engine/.installed
 	$(BIN)/python -m pytest $(WORKERS) -m '$(FAST)'
-	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest $(WORKERS) -m '$(FAST)' tests/te
+	MEGATRON_COD_TE=emulated $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m '$(FAST)' tests/te
 	$(ON_CUDA) -m 'not slow'
 
 test-cuda: venv

@@ -1,6 +1,7 @@
 """What the README tells a user to run, run: the quick start at toy size, the training command, help texts."""
 
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -13,12 +14,17 @@ from tests.commands import TOY, readme_commands, run
 from tests.conftest import ROOT
 
 
+def checkout(folder):
+    """A directory like a user's checkout."""
+    for name in ("recipes", "tools", "examples"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """A directory like a user's checkout, in which a toy quick start has run."""
-    home = tmp_path_factory.mktemp("home")
-    for name in ("recipes", "tools", "examples"):
-        (home / name).symlink_to(ROOT / name)
+    """A directory in which a toy quick start has run."""
+    home = checkout(tmp_path_factory.mktemp("home"))
     command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), "--steps", "6", "--", *TOY]
     return home, run(command, home), command
 
@@ -43,6 +49,7 @@ def test_quickstart_trains_three_arms_and_reports_them(quickstart):
     assert "norm factors 0.5774..0.5000" in output
 
 
+@pytest.mark.slow
 def test_the_arms_differ_only_in_scheme_and_initialisation(quickstart):
     home, _, _ = quickstart
     arms = [
@@ -65,8 +72,11 @@ def test_quickstart_is_safe_to_repeat(quickstart):
     assert [line for line in again.splitlines() if line[:1] == "|"] == table
 
 
-def test_training_command_of_the_readme_runs(quickstart):
-    home, _, _ = quickstart
+def test_training_command_of_the_readme_runs(tmp_path, text_data):
+    home, data = checkout(tmp_path), tmp_path / "runs" / "quickstart" / "data"
+    data.mkdir(parents=True)
+    for file in text_data.glob("some_*_text_document*"):  # as the quick start names them
+        shutil.copy(file, data / file.name.replace("some", "sotu", 1))
     command = next(line for line in readme_commands() if line.startswith("megatron-cod train --nproc 2"))
     words = [sys.executable, "-m", "megatron_cod", *shlex.split(command)[1:], *TOY]
     output = run(words, home)

@@ -21,7 +21,7 @@ def test_every_row_gives_a_reason_and_no_name_comes_twice():
 
 @pytest.mark.parametrize("have", [False, True])
 @pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.slow_except("True-True")
+@pytest.mark.slow
 def test_rows_are_put_in_wherever_both_packages_are_missing(have, gpu):
     """On a GPU as on a CPU, and nowhere where Megatron found one of the packages."""
     code = f"""

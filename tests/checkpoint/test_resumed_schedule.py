@@ -32,7 +32,7 @@ def _rates(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.slow_except("fp32")
+@pytest.mark.slow
 def test_requested_rate_equals_that_of_a_run_from_the_start(kind, tiny, tmp_path):
     world, more = KINDS[kind]
     flags = [*tiny, *more, "--eval-iters", "0", "--train-iters", "6", "--save-interval", "3"]

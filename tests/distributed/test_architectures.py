@@ -46,14 +46,8 @@ CASES = [
     ("moe", Layout(cp=2, flags=EP2)),
 ]
 NAMES = [f"{name}-{layout.name}" for name, layout in CASES]
-FAST = ["dense", "mla", "moe shared expert"]
-FAST_LAYOUTS = [
-    "gqa-tp2 sequence-parallel",
-    "qk-norm-pp2",
-    "mla-tp2 cp2 sequence-parallel",
-    "moe-pp2 dp2 expert-model-parallel-size 2",
-    "tied-cp2 pp2",
-]
+FAST = ["dense", "moe shared expert"]
+FAST_LAYOUTS = ["gqa-tp2 sequence-parallel", "moe-pp2 dp2 expert-model-parallel-size 2", "tied-cp2 pp2"]
 """In ``make test``; the other cases are slow."""
 
 
@@ -63,7 +57,7 @@ def results(name: str, layout: Layout) -> list[dict]:
 
 
 @pytest.mark.parametrize(("name", "layout"), [*[(n, ONE) for n in VARIANTS], *CASES], ids=[*VARIANTS, *NAMES])
-@pytest.mark.slow_except("dense", "moe shared expert")
+@pytest.mark.slow_except(*FAST, *FAST_LAYOUTS)
 def test_the_factor_acts_on_the_input_norms_alone(name, layout):
     ranks, variant = results(name, layout), VARIANTS[name]
     inputs = {f"decoder.layers.{number}.{norm}" for number in range(1, SHAPE.layers + 1) for norm in SCALED}
@@ -94,7 +88,7 @@ def test_equals_pre_ln_with_factor_in_gamma(name, layout):
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES, ids=NAMES)
-@pytest.mark.slow_except("gqa-tp2 sequence-parallel", "mla-tp2 cp2 sequence-parallel", "tied-cp2 pp2")
+@pytest.mark.slow_except(*FAST_LAYOUTS)
 def test_a_layout_gives_the_gradients_of_one_process(name, layout):
     one = gradients(results(name, ONE), "lns")
     assert relative(gradients(results(name, layout), "lns"), one) <= 1e-4

@@ -23,6 +23,7 @@ def plain(tiny, tmp_path_factory):
     return losses([*tiny, *DP2], tmp_path_factory.mktemp("plain"))
 
 
+@pytest.mark.slow
 def test_trains_like_data_parallelism(plain, tiny, tmp_path):
     found = losses([*tiny, *DP2, "--use-torch-fsdp2"], tmp_path)
     assert found.keys() == plain.keys()

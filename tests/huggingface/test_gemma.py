@@ -26,6 +26,7 @@ def changed(tmp_path, name, **changes):
     return source
 
 
+@pytest.mark.slow_except("gemma3")
 @pytest.mark.parametrize("name", ["gemma", "gemma3"])
 def test_bf16_comes_back_exactly(tmp_path, name):
     source = make_model(name, tmp_path / "hf", torch.bfloat16)

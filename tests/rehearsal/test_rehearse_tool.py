@@ -126,6 +126,7 @@ def test_every_stage_of_a_7b_at_4096_ranks_is_as_planned(tmp_path):
     assert held == list(range(1, 33))
 
 
+@pytest.mark.slow
 def test_the_scale_page_holds_the_table_that_the_tool_prints():
     ended = call("--scale-table")
     assert ended.returncode == 0, ended.stderr

@@ -156,7 +156,7 @@ def test_megatron_can_tell_the_groups_apart_before_and_after():
     [(2, PP2_VPP2, 0.0), (1, [], 1e-5), (2, TP2_SP, 1e-5)],
     ids=["same", "one process", "tp2"],
 )
-@pytest.mark.slow_except("same")
+@pytest.mark.slow
 def test_resumes_exactly_and_at_another_layout(whole, tiny, tmp_path, world, layout, tolerance):
     stopped = at_step_4(whole, tmp_path / "stopped")
     train, _ = losses(whole)

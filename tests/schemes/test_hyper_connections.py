@@ -40,6 +40,7 @@ def start_worker(_rank: int, scheme: str, flags: list[str]) -> dict:
     return engine.forward_backward(vectors["tokens"][0], vectors["labels"][0])
 
 
+@pytest.mark.slow_except("dynamic")
 @pytest.mark.parametrize("flags", [[], ["--hyper-connections-static"]], ids=["dynamic", "static"])
 def test_hyper_connections_start_as_pre_ln(flags):
     vectors = load_file(VECTORS)
@@ -158,7 +159,7 @@ def depth_figures(folder, step: int) -> dict[str, float]:
     return {name: values[step] for name, values in scalars.items() if name.startswith("depth/")}
 
 
-@pytest.mark.slow_except("mhc")
+@pytest.mark.slow
 def test_monitors_measure_every_block(whole):
     found = depth_figures(whole[1], 4)
     for name in ("variance before", "variance after", "gradient norm", "angular distance"):
@@ -186,7 +187,7 @@ def followed(_rank: int, folder, mixes: bool) -> dict:
         }
 
 
-@pytest.mark.slow_except("hyper_connections", "mhc")
+@pytest.mark.slow
 def test_analysis_follows_the_streams(whole):
     """And mHC's trained mixing is doubly stochastic."""
     flags, folder = whole
@@ -196,6 +197,7 @@ def test_analysis_follows_the_streams(whole):
     assert max(found["blocks"], found["head"], found["sums"]) <= 1e-5, found
 
 
+@pytest.mark.slow
 def test_export_is_refused(whole, tmp_path):
     done = run_program("convert_hf.py", "export", "--checkpoint", whole[1], "--output", tmp_path / "hf")
     assert done.returncode == 2 and "several residual streams" in done.stderr and "lns" in done.stderr

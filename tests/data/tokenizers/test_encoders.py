@@ -96,7 +96,7 @@ def pairs(choices):
     return make
 
 
-FAST = ["llama", "no-prefix", "gpt2", "digits", "llama3", "nfc", "t5-own-rules"]
+FAST = ["llama", "no-prefix", "gpt2", "digits", "llama3", "nfc"]
 """In ``make test``; the other tokenizers are slow."""
 
 # What tokenizers and their normalisers treat in a way of their own.
@@ -116,7 +116,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=25).map("".join).filter(lambd
 @pytest.mark.parametrize("name", BY_WORDS)
 @given(batch=st.lists(texts, min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.slow_except("digits", "gpt2", "llama", "llama3", "nfc", "no-prefix")
+@pytest.mark.slow_except(*FAST)
 def test_words_give_the_tokens_of_the_text(pairs, name: str, batch: list[str]) -> None:
     by_words, whole = pairs(name)
     assert by_words.by_words and not whole.by_words

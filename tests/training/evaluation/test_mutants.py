@@ -174,7 +174,7 @@ def off(outcome: Outcome, expected: dict[str, list[float]]) -> float:
     return max(abs(outcome[name][0] / np.mean(losses) - 1) for name, losses in expected.items())
 
 
-@pytest.mark.slow_except("one process")
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "mutants"), [(1, MUTANTS), (2, ACROSS)], ids=["one process", "two replicas"])
 def test_detects_mutant(checkpoints, eval_data, asked, world, mutants):
     weights = direct.exported_weights(checkpoints / "lns")

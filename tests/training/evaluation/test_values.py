@@ -41,7 +41,7 @@ MODES = {
 
 
 @pytest.mark.parametrize(("flags", "size", "stride", "by_document", "prefix"), MODES.values(), ids=MODES)
-@pytest.mark.slow_except("document, a prefix")
+@pytest.mark.slow
 def test_equals_a_plain_loop(
     checkpoints, eval_data, asked, weights, tmp_path, flags, size, stride, by_document, prefix
 ):

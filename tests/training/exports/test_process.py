@@ -26,6 +26,7 @@ def test_it_does_nothing_for_a_training_that_is_gone(tmp_path):
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="priorities of Linux")
 def test_it_runs_only_while_nobody_else_does():
     child = os.fork()

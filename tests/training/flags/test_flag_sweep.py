@@ -35,10 +35,7 @@ EXAMPLE_SCRIPTS = {
     "--moe-aux-loss-coeff 1e-4 --mtp-num-layers 1 --mtp-loss-scaling-factor 0.1 --qk-layernorm --bf16",
 }
 VALUES = {"exit_signal": "SIGUSR1", "split": "90,5,5", "seq_length": "16", "hidden_size": "64", "kv_channels": "8"}
-FEW = (
-    *("--window-size", "--no-initialization", "--log-progress", "--weight-decay", "--dataloader-type"),
-    *("--moe-router-topk", "--manual-gc", "--qk-layernorm"),
-)
+FEW = ("--window-size", "--log-progress", "--qk-layernorm")
 """In the fast part of the tests."""
 
 
@@ -87,7 +84,7 @@ def _tried(flags: list[str], tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.slow_except("--log-progress", "--qk-layernorm", "--window-size")
+@pytest.mark.slow_except(*FEW)
 def test_a_flag_alone_works_or_is_refused_in_one_line(name, tmp_path):
     _tried(FLAGS[name], tmp_path)
 

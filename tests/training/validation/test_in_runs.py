@@ -59,6 +59,7 @@ def test_detects_evaluation_of_the_next_batches(tiny, tmp_path):
     assert len(set(validations(tmp_path).values())) == 3
 
 
+@pytest.mark.slow
 def test_test_set_is_named_and_each_set_is_reported_once(still):
     folder, output = still
     metrics = read_metrics(folder / "metrics.jsonl")
