@@ -78,6 +78,7 @@ def test_reports_hidden_gpus():
     assert "no GPU found, with CUDA_VISIBLE_DEVICES=: training on CPU processes over gloo" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [

@@ -131,6 +131,7 @@ def test_resolved_arguments_of_earlier_versions_are_a_recipe_on_a_gpu(tmp_path):
     assert len(run.losses) == 2 and "the recipe is of a run on CPU processes" in run.console
 
 
+@pytest.mark.slow
 def test_weights_drawn_on_the_host_train_on_the_gpu(tmp_path):
     run = launch(1, tmp_path, "--use-cpu-initialization").succeeded()
     assert len(run.losses) == 4 and run.losses[-1] < run.losses[0]

@@ -22,7 +22,7 @@ FAILED_FORK = ("Cannot re-initialize CUDA in forked subprocess", "initialization
 
 
 @pytest.mark.parametrize("by_nvml", [True, False], ids=["by NVML", "by the driver"])
-@pytest.mark.slow_except("by NVML")
+@pytest.mark.slow
 def test_a_fork_has_a_device_unless_the_driver_was_started(by_nvml):
     """What tests/conftest.py sets for the fork server; without it the driver has started in the server."""
     environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": str(int(by_nvml))}

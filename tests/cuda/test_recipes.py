@@ -70,6 +70,7 @@ def test_the_paper_width_of_the_1b_is_odd():
     assert load_recipe(ROOT / "recipes" / ODD)["ffn-hidden-size"] == 5461
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_odd_widths_train_and_are_saved_as_they_are(tp, tmp_path):
     """255 a rank; at TP 2 Megatron would halve a tensor of 255 too."""

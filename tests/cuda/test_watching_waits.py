@@ -24,6 +24,7 @@ def recorded(folder: Path, name: str) -> dict[int, float]:
     return {one["step"]: one["value"] for one in lines if one["name"] == name}
 
 
+@pytest.mark.slow
 def test_one_wait_a_monitored_step_and_a_validation(tmp_path):
     """Not one for each of the four layers."""
     flags = [
