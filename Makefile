@@ -78,7 +78,7 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/docs tests/test_repository.py
+	$(BIN)/python -m pytest -q -m 'not slow' tests/docs tests/test_repository.py
 	$(SITE)
 
 # The documentation as pages: open site/index.html.

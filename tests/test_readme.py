@@ -75,7 +75,7 @@ def test_quickstart_is_safe_to_repeat(quickstart):
 def test_training_command_of_the_readme_runs(tmp_path, text_data):
     home, data = checkout(tmp_path), tmp_path / "runs" / "quickstart" / "data"
     data.mkdir(parents=True)
-    for file in text_data.glob("some_*_text_document*"):  # as the quick start names them
+    for file in text_data.glob("some_*_text_document.*"):  # as the quick start names them
         shutil.copy(file, data / file.name.replace("some", "sotu", 1))
     command = next(line for line in readme_commands() if line.startswith("megatron-cod train --nproc 2"))
     words = [sys.executable, "-m", "megatron_cod", *shlex.split(command)[1:], *TOY]

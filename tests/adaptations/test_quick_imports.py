@@ -25,6 +25,7 @@ def said(code: str, **environment: str) -> str:
 START = "import sys, torch; given = torch.compile; import megatron_cod.training.run; "
 
 
+@pytest.mark.slow
 def test_the_compiler_and_wandb_are_not_imported():
     loaded = "print([name for name in ('torch._dynamo', 'torch._inductor', 'wandb') if name in sys.modules])"
     assert said(START + loaded) == "[]"

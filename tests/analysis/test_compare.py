@@ -133,6 +133,7 @@ def test_the_distributed_optimizer_is_compared_with_the_plain_one(tiny, tmp_path
     assert len(result["checkpoints"]["rows"]) == 4 * 27
 
 
+@pytest.mark.slow
 def test_one_changed_layer_is_named(whole, altered, compare, monkeypatch):
     def change(state):
         state[QKV][2, -1, -1] += 0.5

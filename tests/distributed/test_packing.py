@@ -136,7 +136,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("mutant", "layout", "flags", "seen"), MUTANTS, ids=NAMES)
-@pytest.mark.slow_except("only_the_first_stage_knows-pp2")
+@pytest.mark.slow
 def test_a_mutant_is_caught(mutant, layout, flags, seen):
     results = run_ranks(layout.world, partial(worker, mutate=mutant, flags=flags), layout)
     found = differences(results, layout, "lns")

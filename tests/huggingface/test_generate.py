@@ -24,6 +24,7 @@ def tool(*arguments):
     return run_program("generate.py", *arguments)
 
 
+@pytest.mark.slow
 def test_checkpoint_and_export_generate_the_same(run):
     found = export_model(ExportJob(run / "run", run / "hf"))
     assert found.arch.vocab == 257

@@ -60,7 +60,7 @@ def test_a_decayed_scale_is_caught():
 
 
 @pytest.mark.parametrize(("name", "layout", "mutate"), MUTANTS, ids=[mutant[2].__name__ for mutant in MUTANTS])
-@pytest.mark.slow_except("counted_by_stage")
+@pytest.mark.slow
 def test_detects_wrong_scheme(name, layout, mutate):
     found = differences(name, layout, mutate)
     assert not within_tolerance(found)

@@ -123,7 +123,7 @@ def undisturbed(request: pytest.FixtureRequest, inputs: list[str], tmp_path: Pat
     return job_of(inputs, tmp_path / "killed", request.param), content_of(folder), changes
 
 
-@pytest.mark.slow_except("in order")
+@pytest.mark.slow
 def test_killed_at_some_changes(undisturbed: Undisturbed) -> None:
     job, expected, changes = undisturbed
     assert changes > 100

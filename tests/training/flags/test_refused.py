@@ -71,6 +71,7 @@ def test_programs_that_do_not_train_make_no_checks_of_training():
     check_refused(build_parser().parse_args(["--multiple-validation-sets"]), trains=False)
 
 
+@pytest.mark.slow
 def test_trains_without_validation(tmp_path):
     """``--eval-iters 0`` needs no interval, which Megatron divides by."""
     from tests.distributed.launch import run_training_ranks
