@@ -11,6 +11,9 @@ import pytest
 # started cannot use a GPU.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
+# The workers of pytest-xdist take the cores: threads of each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from tests.gpu_emulation.__main__ import SWITCH
 from tests.te import emulation
 

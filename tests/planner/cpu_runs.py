@@ -71,7 +71,7 @@ def measured_runs(folder: Path) -> list[Run]:
         _two("megatron_cod.training.pretrain", *words, "--save", str(save), "--save-interval", "1000")
         shape = ("--world-size", "2", "--time", "--machine", str(machine), "--json", str(plan))
         _run("-m", "megatron_cod", "rehearse", *words, *shape)
-        speeds = read_metrics(save).series("tokens per second")[1][_FIRST:]
+        speeds = read_metrics(save / "metrics.jsonl").series("tokens per second")[1][_FIRST:]
         predicted = json.loads(plan.read_text())["time"]["seconds"]
         found.append(Run(name, _TOKENS / median(speeds), predicted))
     return found
