@@ -186,11 +186,13 @@ def next_tokens(
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(sampling.seed if sampling else 0)
     # The scores of a long prompt, positions x vocabulary, may be larger than the model; the last position's are read.
-    scores = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    accepted = signature(model.forward).parameters
+    scores = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    name = "cache" if "cache" in accepted else "past_key_values"  # the older name, removed in transformers 5.40
     step, cache = torch.tensor([list(ids)], device=device), None
     for _ in range(min(count, longest - len(ids))):
-        out = model(step, past_key_values=cache, use_cache=True, **scores)
-        token, cache = next_token(out.logits[0, -1], sampling, generator), out.past_key_values
+        out = model(step, use_cache=True, **{name: cache}, **scores)
+        token, cache = next_token(out.logits[0, -1], sampling, generator), getattr(out, name)
         if token in ends:
             break
         yield token

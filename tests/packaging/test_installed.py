@@ -56,6 +56,7 @@ def test_first_commands_in_an_empty_folder(installed, tmp_path):
     text = transcript.read_text()
     assert done.returncode == 0, text[-4000:]
     assert "training on State of the Union speeches" in text and "saving every 1000 steps" in text
+    assert [line for line in text.splitlines() if "Warning: " in line] == []  # of libraries, which a user cannot heed
     assert str(ROOT) not in text, "a file of the checkout was used"
     assert not [name for name in ("tools/", "recipes/") if f" {name}" in text]
 
