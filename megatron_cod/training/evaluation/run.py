@@ -78,7 +78,8 @@ def start_of(command_line: list[str]) -> tuple[Start, Path]:
     hooks = StartHooks(globals_set=lambda _: UntilTraining())  # a SIGTERM ends it
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     program = replace(PROGRAM, complete=partial(_set_batches, given.micro_batch_size))
-    return prepare(flags, program, world_size, LAUNCH - {Need.RANKS}, hooks=hooks), checkpoint
+    # Without --save there is no log of each rank: Megatron's 800 lines of arguments would hide the table.
+    return prepare(flags, program, world_size, LAUNCH - {Need.RANKS}, hooks=hooks, quiet=True), checkpoint
 
 
 def _encoder(args: EvaluationArgs, tokenizer: Any) -> Any:
@@ -182,6 +183,8 @@ def main() -> None:
     with one_line_endings(lambda: Phase.START):
         launch_unless_launched()
         start, checkpoint = start_of(sys.argv[1:])
+        for line in start.notes:
+            log_rank0(line)
         args = cast(EvaluationArgs, start.args)
         job = plan(args, read_sets(args))
         _report(args, checkpoint, job)
