@@ -17,7 +17,7 @@ help:
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
 	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'
 	@echo 'make test-wheel   builds wheel and sdist, installs the wheel elsewhere and runs the first commands (5 minutes)'
-	@echo 'make test-slow    all other cases: layouts, schemes, mutants, longer runs, killed ranks (hours)'
+	@echo 'make test-slow    all other cases: layouts, schemes, mutants, longer runs, killed ranks (long)'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'
