@@ -13,11 +13,11 @@ export PYTHON
 
 help:
 	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
-	@echo 'make test         one or two cases of each kind of test (real processes over gloo)'
+	@echo 'make test         one or two cases of most kinds of test (real processes over gloo)'
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
 	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'
 	@echo 'make test-wheel   builds wheel and sdist, installs the wheel elsewhere and runs the first commands (5 minutes)'
-	@echo 'make test-slow    all other cases: layouts, schemes, mutants, longer runs, killed ranks (long)'
+	@echo 'make test-slow    all other cases, and the kinds that are slow as a whole: longer runs, killed ranks'
 	@echo 'make test-kills   50 random kills of a run (15 minutes)'
 	@echo 'make test-launch  hosts in network namespaces and a real Slurm (root; apt install slurm-wlm munge faketime)'
 	@echo 'make test-containers  builds and runs both images (Debian: apt install buildah mmdebstrap docker.io slurm-wlm libslurm-dev)'

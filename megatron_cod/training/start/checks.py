@@ -145,8 +145,7 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     """The tokenizer fits the model. A program without Megatron's globals may lack its files, if the size is known."""
     args = start.args
     if start.has_globals:
-        check_vocabulary(args, get_tokenizer())
-        return correct_vocab_size(args, get_tokenizer())
+        return _fitted(args, get_tokenizer())
     model = args.tokenizer_model
     if model and args.tokenizer_type == "SentencePieceTokenizer" and not Path(model).is_file():
         raise UserError(f"--tokenizer-model {model} does not exist")
@@ -155,12 +154,15 @@ def _vocabulary(start: StartContext) -> Iterable[str]:
     named = model or args.tokenizer_type in ("NullTokenizer", "ByteLevelTokenizer")
     lines: list[str] = []
     if named or args.padded_vocab_size is None:
-        tokenizer = _tokenizer(args)
-        check_vocabulary(args, tokenizer)
-        lines = correct_vocab_size(args, tokenizer)
+        lines = _fitted(args, _tokenizer(args))
     if not named:
         lines.append(f"no --tokenizer-model for {args.tokenizer_type}: the launch needs it; not checked")
     return lines
+
+
+def _fitted(args: MegatronArgs, tokenizer: Any) -> list[str]:
+    check_vocabulary(args, tokenizer)
+    return correct_vocab_size(args, tokenizer)
 
 
 def _tokenizer(args: MegatronArgs) -> Any:
