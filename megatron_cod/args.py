@@ -255,6 +255,7 @@ class MegatronArgs(Protocol):
     override_model_check: bool
     keep_last_checkpoints: int | None
     hf_export_interval: int | None
+    compile_layers: bool
     import_modules: list[str]
     verify_checkpoint: bool
     depth_monitor_interval: int | None

@@ -272,6 +272,15 @@ HOOKED = (
         ("adaptations/quick_imports.py *",),
     ),
     Hooked(
+        "`forward` of layers; `TORCHDYNAMO_DISABLE`, `torch._dynamo.config.disable`",
+        "replaced on each layer; set back",
+        "`--compile-layers`: only the layers are compiled, and on a CPU the compiler is off otherwise",
+        (
+            "backends/compiled_layers.py compile_layers: module.forward",
+            "backends/compiled_layers.py _enable_compiler: *",
+        ),
+    ),
+    Hooked(
         "warnings and loggers of Megatron and torch",
         "filtered",
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",

@@ -23,6 +23,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from megatron_cod.adaptations import cpu
 from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import get_backend
+from megatron_cod.backends.compiled_layers import compile_layers
 from megatron_cod.backends.mtp_loss import WeighedMTP
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
@@ -174,4 +175,6 @@ def model_config_from_args(args: MegatronArgs, own_layers: bool = False) -> tupl
     attach_design(config, design, backend, own_layers)
     if args.use_cpu_initialization and cpu.has_cuda() and not args.use_torch_fsdp2:
         config.pre_wrap_hooks.append(_to_device)
+    if args.compile_layers:
+        config.pre_wrap_hooks.append(compile_layers)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

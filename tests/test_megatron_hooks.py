@@ -50,6 +50,7 @@ OURS = {
     "training/faults/time_limit.py TimeLimit.of.note: run.sigterm": "our own run",
     "training/torchrun.py Agent._invoke_run: Agent.reason": "our own class",
     "schemes/depth.py bind_depth_factor: carrier.depth_factor": "our own norms and joins",
+    "backends/compiled_layers.py *: module.compiled_factor": "our own norms and joins",
     "schemes/post_norm.py PostNormJoin.take: norm.after_residual": "our own norm",
     "schemes/residual.py *: join.*": "our own joins",
     "schemes/streams.py bind_streams: join.opens": "our own joins",

@@ -82,11 +82,9 @@ def _no_stream(*_: Any, **__: Any) -> Any:
 _NO_GPU = SimpleNamespace(name="cpu", major=10, minor=0, multi_processor_count=1, total_memory=0)
 
 
-def _nothing(*_: Any, **__: Any) -> None: ...
-
-
-def _zero(*_: Any, **__: Any) -> int:
-    return 0
+def _returns(value: Any) -> Callable[..., Any]:
+    """A function of its own for each name that is adapted: torch's compiler has one rule a function, and sorts by name."""
+    return lambda *_, **__: value
 
 
 def _same(self: Any, *_: Any, **__: Any) -> Any:
@@ -183,7 +181,7 @@ def _table() -> tuple[Adapted, ...]:
         Adapted(
             cuda, "is_available", lambda: False, "under PYTORCH_NVML_BASED_CUDA_CHECK it is whether any is counted"
         ),
-        Adapted(cuda, "set_device", _nothing, "called with the local rank at start-up"),
+        Adapted(cuda, "set_device", _returns(None), "called with the local rank at start-up"),
         Adapted(cuda, "get_device_properties", lambda *_: _NO_GPU, "flag checks ask for the GPU's generation"),
         Adapted(cuda, "memory_stats", lambda *_: defaultdict(int), "memory report after the first steps"),
         Adapted(cuda, "Stream", _Stream, "communication streams of DDP and P2P"),
@@ -191,10 +189,10 @@ def _table() -> tuple[Adapted, ...]:
         Adapted(cuda, "current_stream", _Stream, "stream order around collectives"),
         Adapted(cuda, "default_stream", _Stream, "stream order around collectives"),
         Adapted(cuda, "stream", _no_stream, "side streams of the loop"),
-        Adapted(cuda, "set_stream", _nothing, "side streams of the loop"),
+        Adapted(cuda, "set_stream", _returns(None), "side streams of the loop"),
         Adapted(cuda, "get_rng_state", _get_rng_state, "RNG state in checkpoints and trackers"),
         Adapted(cuda, "set_rng_state", _set_rng_state, "RNG state in checkpoints and trackers"),
-        Adapted(cuda, "manual_seed", torch.manual_seed, "dropout draws from the CPU generator here"),
+        Adapted(cuda, "manual_seed", lambda seed: torch.manual_seed(seed), "dropout draws from the CPU generator here"),
         Adapted(rng, "_get_cuda_rng_state", _get_rng_state, "the tracker forks the CPU generator instead"),
         Adapted(rng, "_set_cuda_rng_state", _set_rng_state, "the tracker forks the CPU generator instead"),
         Adapted("torch.Tensor", "cuda", _same, "batches and state dicts are moved to the GPU"),
@@ -235,9 +233,9 @@ def _table() -> tuple[Adapted, ...]:
     final = "megatron.core.distributed.finalize_model_grads"
     rows.append(Adapted(final, "reset_model_temporary_tensors", _if_experts, "visits every module a step", wraps=True))
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
-        rows.append(Adapted(cuda, name, _nothing, "nothing runs ahead of the CPU, and there is no GPU cache"))
+        rows.append(Adapted(cuda, name, _returns(None), "nothing runs ahead of the CPU, and there is no GPU cache"))
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
-        rows.append(Adapted(cuda, name, _zero, "memory report after the first steps"))
+        rows.append(Adapted(cuda, name, _returns(0), "memory report after the first steps"))
     for name in ("FloatTensor", "IntTensor", "LongTensor", "DoubleTensor", "ByteTensor"):
         rows.append(Adapted(cuda, name, getattr(torch, name), "legacy constructors for small flags"))
     for name in (

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_cod.schemes.depth import times
 
-def scaled_gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Tensor:
+
+def scaled_gain(weight: Tensor, factor: float | Tensor | None, zero_centered: bool) -> Tensor:
     """factor * gamma [h] in weight's dtype; gamma is 1 + weight when zero-centred.
 
     Zero-centred gamma is added up in fp32: in bf16, s * (1 + g) rounded twice loses up to 2.5% of the gain.
@@ -16,7 +18,7 @@ def scaled_gain(weight: Tensor, factor: float | None, zero_centered: bool) -> Te
     if zero_centered:
         gain = 1.0 + weight.float()
         return (gain if factor is None else gain * factor).to(weight.dtype)
-    return weight if factor is None else weight * factor
+    return weight if factor is None else times(weight, factor)
 
 
 @contextmanager

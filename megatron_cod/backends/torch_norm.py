@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_cod.backends.gain import scaled_gain
 from megatron_cod.backends.torch_rms_norm import rms_norm
 from megatron_cod.errors import UserError
-from megatron_cod.schemes.depth import DepthScaled
+from megatron_cod.schemes.depth import DepthScaled, times
 from megatron_cod.schemes.post_norm import Deferred
 
 
@@ -56,7 +56,7 @@ class DepthScaledTorchRMSNorm(DepthScaled, TorchRMSNorm):
     """depth_factor * RMSNorm(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _rms_norm(x, self, scaled_gain(self.weight, self.bound_factor(), self.zero_centered))
+        return _rms_norm(x, self, scaled_gain(self.weight, self.factor_in_graph(), self.zero_centered))
 
 
 class TorchLayerNorm(_FromConfig, torch.nn.LayerNorm):
@@ -70,8 +70,8 @@ class DepthScaledTorchLayerNorm(DepthScaled, TorchLayerNorm):
     """depth_factor * LayerNorm(x): beta is scaled with gamma, since the whole norm output is."""
 
     def forward(self, x: Tensor) -> Tensor:
-        factor = self.bound_factor()
-        return _layer_norm(x, self, scaled_gain(self.weight, factor, self.zero_centered), self.bias * factor)
+        factor = self.factor_in_graph()
+        return _layer_norm(x, self, scaled_gain(self.weight, factor, self.zero_centered), times(self.bias, factor))
 
 
 class DeferredTorchRMSNorm(Deferred, TorchRMSNorm):

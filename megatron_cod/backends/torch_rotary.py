@@ -65,6 +65,8 @@ class _Tables:
         self._kept: OrderedDict[Any, tuple[Tensor, Rotation]] = OrderedDict()
 
     def get(self, angles: Tensor, dtype: torch.dtype, interleaved: bool, mscale: float) -> Rotation:
+        if torch.compiler.is_compiling():
+            return make_rotation(angles, dtype, interleaved, mscale)
         # What a CUDA graph captures must be in it: at a replay the angles may be others, in the same memory.
         if angles.is_cuda and torch.cuda.is_current_stream_capturing():
             return make_rotation(angles, dtype, interleaved, mscale)
@@ -146,4 +148,6 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(query: Tensor, key: Tensor, of_query: Rotation, of_key: Rotation) -> tuple[Tensor, Tensor]:
     """query [s, b, heads, d], key [s, b, groups, d], turned; what is behind the first r of d is passed on."""
+    if torch.compiler.is_compiling():
+        return _both(query, key, of_query.cos, of_query.sin, of_key.cos, of_key.sin, of_query.interleaved)
     return _Rotate.apply(query, key, of_query, of_key)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
@@ -48,7 +49,12 @@ class TorchSelfAttention(SelfAttention):
     def _angles_of_mixed(self, angles: Any) -> Tensor | None:
         """The angles, if this is the host and a head's query, key and value are one row that needs nothing but turning."""
         own, config = angles[0] if isinstance(angles, tuple) else None, self.config
-        if not isinstance(own, _Angles) or own.samples is not None or own.of_query.is_cuda:
+        if (
+            not isinstance(own, _Angles)
+            or own.samples is not None
+            or own.of_query.is_cuda
+            or torch.compiler.is_compiling()
+        ):
             return None
         if not isinstance(self.core_attention, SDPACoreAttention):
             return None  # Megatron's takes contiguous queries and keys only

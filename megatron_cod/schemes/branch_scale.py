@@ -8,7 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from torch import Tensor
 
-from megatron_cod.schemes.depth import DepthScaled
+from megatron_cod.schemes.depth import DepthScaled, times
 from megatron_cod.schemes.options import option
 from megatron_cod.schemes.overlay import Norms, with_joins
 from megatron_cod.schemes.residual import ResidualJoin
@@ -34,7 +34,7 @@ class ScaledBranchJoin(DepthScaled, ResidualJoin):
     """x + s_l * F: the layer's factor on the branch's output."""
 
     def scaled(self, branch: Tensor) -> Tensor:
-        return branch * self.bound_factor()
+        return times(branch, self.factor_in_graph())
 
 
 class LearnedScaleJoin(ResidualJoin):

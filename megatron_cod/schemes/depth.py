@@ -29,6 +29,16 @@ def global_layer_number(layer: Any) -> int:
     return number + layer.config.num_layers if getattr(layer, "is_mtp_layer", False) else number
 
 
+def times(values: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
+    """values * factor in the dtype of values, rounded once; factor: a number, or the same in fp32, without dimensions.
+
+    torch multiplies by a number in fp32, but takes a tensor without dimensions to the dtype of the other one first.
+    """
+    if not isinstance(factor, torch.Tensor):
+        return values * factor
+    return (values.to(torch.promote_types(values.dtype, factor.dtype)) * factor).to(values.dtype)
+
+
 class DepthScaled:
     """Mixin of the modules whose output is multiplied by the depth factor of the layer they stand in.
 
@@ -38,6 +48,14 @@ class DepthScaled:
     """
 
     depth_factor: float | None = None
+    compiled_factor: torch.Tensor | None = None
+    """The same in fp32, without dimensions; only compiled layers have it (``backends/compiled_layers.py``)."""
+
+    def factor_in_graph(self) -> float | torch.Tensor:
+        """``bound_factor``, and while torch compiles the tensor: a number would be a constant of each layer's own graph."""
+        if torch.compiler.is_compiling() and self.compiled_factor is not None:
+            return self.compiled_factor
+        return self.bound_factor()
 
     def bound_factor(self) -> float:
         """The factor; RuntimeError when no layer has bound one, since scaling by 1 would go unnoticed."""

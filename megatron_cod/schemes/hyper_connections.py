@@ -134,4 +134,5 @@ HYPER_CONNECTIONS = Scheme(
     layer_parameters=lambda hidden, _norm, options: 2 * _join_parameters(hidden, options),
     unsupported=unsupported_with_streams,
     stock=NotFoldable("it has several residual streams"),
+    one_graph=False,
 )

@@ -200,4 +200,5 @@ LAYER_ROPE = Scheme(
         gain=_stock_gain,
         branch_norms=lambda options: options.layer_rope_peri,
     ),
+    one_graph=False,
 )

@@ -184,4 +184,5 @@ MHC = Scheme(
     final_parameters=_head_parameters,
     unsupported=unsupported_with_streams,
     stock=NotFoldable("it has several residual streams"),
+    one_graph=False,
 )

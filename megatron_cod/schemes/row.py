@@ -115,6 +115,8 @@ class Scheme:
     """(TransformerConfig, options) -> sets fields of it before the model is built: initialisers, Megatron's multipliers."""
     groups: Callable[[Any, Any], GroupRules] | None = None
     """(anything with ``num_layers`` and ``hidden_size``, options) -> rates, decay and eps of kinds of parameters."""
+    one_graph: bool = True
+    """Whether torch.compile makes the same graph of every layer: what differs between them are tensors, not numbers."""
     own_gammas: bool = True
     """Whether the input norms of a layer have weights of their own."""
     stage_parameters: Callable[[int], int] = lambda _hidden: 0

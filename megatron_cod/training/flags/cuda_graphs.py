@@ -210,6 +210,18 @@ TABLE = (
             "args.save)",
         ),
     ),
+    Row(
+        "compiled layers",
+        "-",
+        refused=dict.fromkeys(KINDS, "nobody has seen the kernels of torch.compile captured"),
+        flags=("--compile-layers",),
+        asked=lambda args: args.compile_layers,
+        sites=(
+            "backends/compiled_layers.py CompiledForward._bind: module.compiled_factor",
+            "backends/compiled_layers.py compile_layers: module.forward",
+            "model.py model_config_from_args: pre_wrap_hooks compile_layers",
+        ),
+    ),
     # What is Megatron's own: it trains other numbers, or fails without naming the flags.
     Row(
         "pipeline stages",

@@ -114,6 +114,11 @@ def add_arguments(parser: argparse.ArgumentParser, program: Program | None = Non
         "--transformer-impl, Megatron's own flag, wins over it (default: auto)",
     )
     group.add_argument(
+        "--compile-layers",
+        action="store_true",
+        help="torch.compile for layers of the torch backend",
+    )
+    group.add_argument(
         "--override-scheme-check",
         action="store_true",
         help="load a checkpoint although it was trained under another norm scheme",

@@ -29,6 +29,7 @@ from megatron_cod.training.exports.checks import check_interval, check_model
 from megatron_cod.training.faults.handling import check_flags
 from megatron_cod.training.faults.save_claim import check_no_other_run
 from megatron_cod.training.flags.command_line import given_by
+from megatron_cod.training.flags.compile_checks import check_compiled
 from megatron_cod.training.flags.layout_checks import check_built, check_layout, check_vocabulary, correct_vocab_size
 from megatron_cod.training.flags.optimizer_checks import check_offload_device, check_optimizer
 from megatron_cod.training.flags.packages import check_packages
@@ -239,6 +240,12 @@ CHECKS = (
         training=True,
     ),
     Check(name="the model", phase=Phase.VALIDATED, run=lambda s: check_built(s.args, s.model_config.transformer)),
+    Check(
+        name="compiled layers",
+        phase=Phase.VALIDATED,
+        run=lambda s: check_compiled(s.args, s.model_config.transformer),
+        needs=_MACHINE,
+    ),
     Check(name="vocabulary", phase=Phase.VALIDATED, run=_vocabulary, needs=_DATA),
     Check(name="the exported model", phase=Phase.VALIDATED, run=lambda s: check_model(s.args), training=True),
     Check(name="data", phase=Phase.VALIDATED, run=_data, needs=_DATA),

@@ -17,6 +17,7 @@ class Settings:
     """Before a start is prepared None means the scheme's own."""
     backend: str
     """``auto``, or a name of ``backends.choice.BACKENDS``."""
+    compile_layers: bool
     override_scheme_check: bool
     override_model_check: bool
     keep_last_checkpoints: int | None

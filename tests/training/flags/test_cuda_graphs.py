@@ -234,13 +234,12 @@ def given(kind: str, **values) -> SimpleNamespace:
         "global_batch_size": 8,
         "seq_length": 16,
         "pipeline_model_parallel_size": 1,
-        "fp16": False,
         "loss_scale": None,
         "timing_log_level": 0,
         "num_experts": None,
         "cuda_graph_modules": [],
-        "moe_pad_expert_input_to_capacity": False,
     }
+    plain |= dict.fromkeys(("fp16", "compile_layers", "moe_pad_expert_input_to_capacity"), False)
     return SimpleNamespace(cuda_graph_impl=kind, **{**plain, **values})
 
 
@@ -248,6 +247,7 @@ REFUSED = {
     "depth monitor": (KINDS, {"depth_monitor_interval": 10}),
     "batch sizes in stages": ((TE, FULL), {"step_batch_size_schedule": "0:4 1K:8"}),
     "pipeline stages": ((LOCAL,), {"pipeline_model_parallel_size": 2}),
+    "compiled layers": (KINDS, {"compile_layers": True}),
     "loss scale that changes": ((FULL,), {"fp16": True}),
     "experts that take as many tokens as come": (KINDS, {"num_experts": 4}),
     "timers in the forward and backward": ((FULL,), {"timing_log_level": 2}),

@@ -63,8 +63,8 @@ def test_every_field_that_a_model_is_built_from_is_kept_or_named():
 
 
 OF_ONE_START = """
-recipe unset backend override_scheme_check override_model_check keep_last_checkpoints hf_export_interval verify_checkpoint
-depth_monitor_interval rank_log_dir
+recipe unset backend override_scheme_check override_model_check compile_layers keep_last_checkpoints hf_export_interval
+verify_checkpoint depth_monitor_interval rank_log_dir
 peak_tflops metrics_file sample_data dry_run train_tokens lr_warmup_tokens lr_decay_tokens lr_wsd_decay_tokens help_megatron
 """
 
