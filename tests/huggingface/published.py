@@ -1,4 +1,7 @@
-"""Config layouts of published models. Values of GLM-4-9B and Granite 3.1-2b are from public copies, others unchecked."""
+"""Config layouts of published models that are imported.
+
+Compared with public copies: GLM-4-9B, Granite 3.1-2b, Gemma, SmolLM3, Qwen3-30B-A3B (its sizes). From memory: the others.
+"""
 
 from typing import Any
 
@@ -107,7 +110,7 @@ IMPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """Model -> (config.json, keys of its recipe; None: absent)."""
-_GEMMA = {
+GEMMA = {
     "attention_bias": False,
     "attention_dropout": 0.0,
     "bos_token_id": 2,
@@ -121,57 +124,13 @@ _GEMMA = {
     "use_cache": True,
 }
 _GEMMA_1 = {
-    **_GEMMA,
+    **GEMMA,
     "architectures": ["GemmaForCausalLM"],
     "model_type": "gemma",
     "max_position_embeddings": 8192,
     "rope_scaling": None,
     "rope_theta": 10000.0,
     "vocab_size": 256000,
-}
-_GEMMA_2 = {
-    **_GEMMA,
-    "architectures": ["Gemma2ForCausalLM"],
-    "model_type": "gemma2",
-    "attn_logit_softcapping": 50.0,
-    "cache_implementation": "hybrid",
-    "final_logit_softcapping": 30.0,
-    "hidden_act": "gelu_pytorch_tanh",
-    "max_position_embeddings": 8192,
-    "rope_theta": 10000.0,
-    "sliding_window": 4096,
-    "vocab_size": 256000,
-}
-_GEMMA_3 = {
-    **_GEMMA,
-    "architectures": ["Gemma3ForCausalLM"],
-    "model_type": "gemma3_text",
-    "attn_logit_softcapping": None,
-    "cache_implementation": "hybrid",
-    "final_logit_softcapping": None,
-    "max_position_embeddings": 32768,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 1,
-    "query_pre_attn_scalar": 256,
-    "rope_local_base_freq": 10000,
-    "rope_scaling": None,
-    "rope_theta": 1000000,
-    "sliding_window": 512,
-    "sliding_window_pattern": 6,
-    "vocab_size": 262144,
-}
-_OLMO = {
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 32,
-    "rms_norm_eps": 1e-06,
-    "rope_theta": 500000,
-    "tie_word_embeddings": False,
 }
 IMPORTED |= {
     "gemma-2b": (
@@ -199,56 +158,57 @@ IMPORTED |= {
         {"geglu": True, "swiglu": True, "kv-channels": 256, "untie-embeddings-and-output-weights": False},
     ),
 }
-_CAPPED = r"attn_logit_softcapping 50: Megatron-Core 0\.19\.2 has no soft cap"
-_TWO_ROPES = r"RoPE .*10000.* in layers with a window and .*1000000.* in the others"
-_OLMO_NORMS = "norms of queries and keys .* all heads together"
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "gemma-2-2b": (
+_SMOLLM3 = {
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 65536,
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 5000000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 128256,
+}
+_QWEN3_MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "decoder_sparse_step": 1,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "num_attention_heads": 32,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 151936,
+}
+IMPORTED |= {
+    "SmolLM3-3B": (
+        _SMOLLM3,
+        {"no-rope-freq": f"[{','.join(['0,0,0,1'] * 9)}]", "rotary-base": 5000000, "num-query-groups": 4},
+    ),
+    "Qwen3-30B-A3B": (
+        _QWEN3_MOE,
         {
-            **_GEMMA_2,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_attention_heads": 8,
-            "num_hidden_layers": 26,
-            "num_key_value_heads": 4,
-            "query_pre_attn_scalar": 256,
+            "num-experts": 128,
+            "moe-router-topk": 8,
+            "moe-ffn-hidden-size": 768,
+            "qk-layernorm": True,
+            "kv-channels": 128,
         },
-        _CAPPED,
-    ),
-    "gemma-2-27b": (
-        {
-            **_GEMMA_2,
-            "head_dim": 128,
-            "hidden_size": 4608,
-            "intermediate_size": 36864,
-            "num_attention_heads": 32,
-            "num_hidden_layers": 46,
-            "num_key_value_heads": 16,
-            "query_pre_attn_scalar": 144,
-        },
-        _CAPPED,
-    ),
-    "gemma-3-270m": (
-        {**_GEMMA_3, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18},
-        _TWO_ROPES,
-    ),
-    "gemma-3-1b-pt": (
-        {**_GEMMA_3, "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26},
-        _TWO_ROPES,
-    ),
-    "OLMo-2-1124-7B": (
-        {**_OLMO, "model_type": "olmo2", "max_position_embeddings": 4096, "vocab_size": 100352},
-        _OLMO_NORMS,
-    ),
-    "Olmo-3-1025-7B": (
-        {
-            **_OLMO,
-            "model_type": "olmo3",
-            "max_position_embeddings": 65536,
-            "sliding_window": 4096,
-            "vocab_size": 100278,
-        },
-        _OLMO_NORMS,
     ),
 }
-"""Model -> (config.json, what the refusal names)."""

@@ -1,6 +1,7 @@
 """Published layouts are imported, with the recipe and the tensors that transformers has, or refused by name."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from megatron_cod.huggingface.families.table import architecture_of, get_family
 from megatron_cod.huggingface.folding import stock_scheme
 from megatron_cod.huggingface.foreign_config import read_config
 from megatron_cod.huggingface.recipe import recipe_of
-from tests.huggingface.published import IMPORTED, REFUSED
+from tests.huggingface.published import IMPORTED
+from tests.huggingface.published_refused import REFUSED
 
 
 def architecture(folder, config):
@@ -19,6 +21,14 @@ def architecture(folder, config):
     read, unread = read_config(folder)
     assert all("cache_implementation" in note or "hidden_act" in note for note in unread)
     return architecture_of(read)[0]
+
+
+def _elements(tensors):
+    return sum(math.prod(shape) for shape in tensors.values())
+
+
+def _without_experts(tensors):
+    return {name: shape for name, shape in tensors.items() if ".experts." not in name}
 
 
 @pytest.mark.parametrize("name", IMPORTED)
@@ -39,7 +49,9 @@ def test_a_published_layout_has_its_recipe_and_tensors(tmp_path, name):
     theirs = {tensor: tuple(value.shape) for tensor, value in model.state_dict().items()}
     if arch.tied:
         del theirs["lm_head.weight"]
-    assert wanted == theirs
+    # transformers joins the experts of a layer when it loads their files.
+    assert _elements(wanted) == _elements(theirs)
+    assert _without_experts(wanted) == _without_experts(theirs)
 
 
 @pytest.mark.parametrize("name", REFUSED)
