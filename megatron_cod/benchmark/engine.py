@@ -25,6 +25,7 @@ from megatron_cod.launch.single_process import launch_alone
 from megatron_cod.model import model_config_from_args
 from megatron_cod.schemes.depth import global_layer_number
 from megatron_cod.training.data.batches import forward_step
+from megatron_cod.training.flags.command_line import resolve_command_line
 from megatron_cod.training.flags.packages import torch_has_the_norms
 from megatron_cod.training.flags.parser import build_parser
 from megatron_cod.training.start.checks import Need
@@ -38,6 +39,16 @@ Microbatch = dict[str, Tensor]
 logging.getLogger("megatron").setLevel(logging.ERROR)
 
 
+def _without_tokenizer(command_line: Sequence[str]) -> list[str]:
+    """Flags for tokens that are drawn at random: where no tokenizer is given, its size is that of the vocabulary."""
+    with redirect_stdout(io.StringIO()):
+        raw, _ = resolve_command_line(command_line)
+    size = raw.vocab_size or raw.padded_vocab_size
+    if raw.tokenizer_model or not size:
+        return []
+    return ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(size)]
+
+
 def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """Initialise Megatron on this one process from a recipe and flags; returns the arguments.
 
@@ -45,6 +56,7 @@ def start_megatron(command_line: Sequence[str], threads: int) -> Any:
     """
     launch_alone()
     torch.set_num_threads(threads)
+    command_line = [*command_line, *_without_tokenizer(command_line)]
     start = prepare(command_line, MODEL_ALONE, 1, frozenset({Need.MACHINE, Need.PROCESSES}), quiet=True)
     args = start.args
     if args.world_size != 1 or args.data_parallel_size != 1:

@@ -109,3 +109,16 @@ def test_help_explains_each_command():
     assert "lns_activation" in benchmark("schemes", "--help").stdout
     assert "--evaluation" in benchmark("hf", "--help").stdout
     assert "train_130m_4x256" in benchmark("table", "--help").stdout
+
+
+def test_recipes_that_name_no_tokenizer_file_are_timed_without_one():
+    from megatron_cod.benchmark.engine import _without_tokenizer
+
+    assert _without_tokenizer(["--recipe", "llama_60m"]) == [
+        "--tokenizer-type",
+        "NullTokenizer",
+        "--vocab-size",
+        "32000",
+    ]
+    assert _without_tokenizer(["--recipe", "debug"])[-2:] == ["--vocab-size", "257"]
+    assert _without_tokenizer(["--recipe", "llama_60m", "--tokenizer-model", "t5.model"]) == []
