@@ -104,6 +104,9 @@ EXAMPLES = {
         Refused(["--save", "/dev/null/x", "--save-interval", "2"], "--save /dev/null/x cannot be written")
     ],
     "the model": [Refused(["--init-model-with-meta-device"], "leaves the weights without values")],
+    "compiled layers": [
+        Refused(["--compile-layers", "--norm-scheme", "layer_rope"], "--compile-layers does not support --norm-scheme"),
+    ],
     "vocabulary": [Refused(["--padded-vocab-size", "8"], "the model's vocabulary only 8")],
     "data": [Refused(["--train-data-path", "nowhere", "--eval-iters", "0"], "nowhere", dropped=("--mock-data",))],
     "the checkpoint of --load": [Refused(["--load", "recipes", "--ckpt-step", "3"], "recipes")],
