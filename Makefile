@@ -12,7 +12,7 @@ export PYTHON
 .PHONY: help quickstart gpu-proof test test-cuda test-cuda-te test-wheel test-slow test-kills test-launch test-containers benchmark site check format venv clean
 
 help:
-	@echo 'make quickstart   train LNS and two Pre-LN arms over a pipeline of CPU processes; table and figure (4 minutes)'
+	@echo 'make quickstart   train LNS and two Pre-LN arms at two learning rates over a pipeline of CPU processes; table and figure'
 	@echo 'make test         one or two cases of most kinds of test (real processes over gloo)'
 	@echo 'make test-cuda    the CUDA path on emulated devices, all of it (g++; no GPU needed)'
 	@echo 'make test-cuda-te  the real Transformer Engine on emulated devices (g++, 300 MB; builds it once: 3 minutes; then about 10)'

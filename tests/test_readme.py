@@ -29,20 +29,28 @@ def quickstart(tmp_path_factory):
     return home, run(command, home), command
 
 
+ARMS = ("lns", "pre_ln_plain", "pre_ln_scaled")
+RATES = ("0.004", "0.016")
+
+
 @pytest.mark.slow
-def test_quickstart_trains_three_arms_and_reports_them(quickstart):
+def test_quickstart_trains_each_arm_at_two_rates_and_reports_them(quickstart):
     home, output, _ = quickstart
     folder = home / "runs" / "quickstart"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines() if line[:1] == "|"]
-    assert [row[:2] for row in rows[2:]] == [["lns", "normal"], ["pre_ln", "normal"], ["pre_ln", "scaled"]]
-    assert {row[3] for row in rows[2:]} == {f"{6 * 4 * 32:,}"}
-    for row, arm in zip(rows[2:], ("lns", "pre_ln_plain", "pre_ln_scaled"), strict=True):
+    arms = [["lns", "normal"], ["pre_ln", "normal"], ["pre_ln", "scaled"]]
+    assert [row[:3] for row in rows[2:]] == [[*arm, rate] for arm in arms for rate in RATES]
+    assert {row[4] for row in rows[2:]} == {f"{6 * 4 * 32:,}"}
+    folders = [arm if rate == RATES[0] else f"{arm}_lr_{rate}" for arm in ARMS for rate in RATES]
+    for row, arm in zip(rows[2:], folders, strict=True):
         metrics = read_metrics(folder / arm / "metrics.jsonl")
-        assert row[2] == f"{int(metrics.last('parameters')):,}"
-        assert row[5] == f"{metrics.last('lm loss validation'):.4f}"
+        assert row[3] == f"{int(metrics.last('parameters')):,}"
+        assert row[6] == f"{metrics.last('lm loss validation'):.4f}"
         assert list(metrics.stream_variance()) == [1, 2, 3, 4]
         resolved = yaml.safe_load((folder / arm / "resolved_args.yaml").read_text())
         assert (resolved["norm-scheme"], resolved["init-policy"]) == tuple(row[:2])
+        assert (resolved["lr"], resolved["min-lr"]) == (float(row[2]), float(row[2]) / 10)
+        assert resolved["init-method-std"] == 0.06455  # 0.02 x sqrt(1000 / 96)
         assert resolved["pipeline-model-parallel-size"] == 2
     png = (folder / "comparison.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 20_000
@@ -52,10 +60,7 @@ def test_quickstart_trains_three_arms_and_reports_them(quickstart):
 @pytest.mark.slow
 def test_the_arms_differ_only_in_scheme_and_initialisation(quickstart):
     home, _, _ = quickstart
-    arms = [
-        yaml.safe_load((home / "runs" / "quickstart" / arm / "resolved_args.yaml").read_text())
-        for arm in ("lns", "pre_ln_plain", "pre_ln_scaled")
-    ]
+    arms = [yaml.safe_load((home / "runs" / "quickstart" / arm / "resolved_args.yaml").read_text()) for arm in ARMS]
     for other in arms[1:]:
         differing = {key for key in arms[0] if arms[0][key] != other.get(key)}
         assert differing <= {"norm-scheme", "init-policy", "save", "tensorboard-dir"}
@@ -66,7 +71,7 @@ def test_quickstart_is_safe_to_repeat(quickstart):
     home, first, command = quickstart
     before = (home / "runs" / "quickstart" / "lns" / "metrics.jsonl").stat().st_mtime_ns
     again = run(command, home)
-    assert again.count("already trained, kept") == 3
+    assert again.count("already trained, kept") == 6
     assert (home / "runs" / "quickstart" / "lns" / "metrics.jsonl").stat().st_mtime_ns == before
     table = [line for line in first.splitlines() if line[:1] == "|"]
     assert [line for line in again.splitlines() if line[:1] == "|"] == table
@@ -101,8 +106,10 @@ def test_training_help_is_short_and_names_our_flags():
 def test_quickstart_dry_run_and_bad_input(tmp_path):
     script = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
     output = run([*script, "--dry-run", "--tp", "2"], tmp_path)
-    assert output.count("torchrun --nproc-per-node 4") == 3
+    assert output.count("torchrun --nproc-per-node 4") == 6
     assert not list(tmp_path.iterdir())
+    assert "error: give --rates" in run([*script, "--", "--lr", "1e-3"], tmp_path, expect=2)
+    assert "--rates: 1e-3,1e-3 is no list" in run([*script, "--rates", "1e-3,1e-3"], tmp_path, expect=2)
     assert run([*script, "--pp", "0"], tmp_path, expect=2).strip().startswith("error: --pp")
     output = run([*script, "--steps", "2", "--", "--num-layers", "5"], tmp_path, expect=2)
     assert "error: --num-layers 5 does not divide over --pipeline-model-parallel-size 2" in output

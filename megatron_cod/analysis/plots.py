@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_cod.analysis.metrics import TRAIN_LOSS, VALID_LOSS, Metrics
 
 
-def _smooth(values: list[float], span: int) -> list[float]:
+def smooth(values: list[float], span: int) -> list[float]:
     """Mean over the last ``span`` values."""
     return [sum(values[max(0, i - span + 1) : i + 1]) / min(i + 1, span) for i in range(len(values))]
 
@@ -36,10 +36,10 @@ def plot_comparison(runs: Mapping[str, Sequence[Metrics]], path: str | Path, tit
         color, dash = colors[index % len(colors)], "--" if index % 2 else "-"
         steps, means, low, high = _mean([metrics.scalars.get(TRAIN_LOSS, {}) for metrics in seeds])
         span = max(1, len(means) // 40)
-        loss_axis.plot(steps, _smooth(means, span), dash, color=color, linewidth=1.4, label=name)
-        late += [value for value in _smooth(means, span)[len(means) // 6 :] if math.isfinite(value)]
+        loss_axis.plot(steps, smooth(means, span), dash, color=color, linewidth=1.4, label=name)
+        late += [value for value in smooth(means, span)[len(means) // 6 :] if math.isfinite(value)]
         if len(seeds) > 1:
-            loss_axis.fill_between(steps, _smooth(low, span), _smooth(high, span), color=color, alpha=0.15, linewidth=0)
+            loss_axis.fill_between(steps, smooth(low, span), smooth(high, span), color=color, alpha=0.15, linewidth=0)
         steps, means, low, high = _mean([metrics.scalars.get(VALID_LOSS, {}) for metrics in seeds])
         bars = [[m - a for m, a in zip(means, low, strict=True)], [b - m for m, b in zip(means, high, strict=True)]]
         late += [value for value in (*low, *high) if math.isfinite(value)]

@@ -29,7 +29,8 @@ class Command:
 GROUPS: dict[str, dict[str, Command]] = {
     "first steps": {
         "quickstart": Command(
-            "train a small model three times on text that comes with the package, and compare", extra="analysis"
+            "train small models at two learning rates on text that comes with the package, and compare",
+            extra="analysis",
         ),
         "recipes": Command("list the recipes of the package, or print one"),
         "init": Command("copy the launch scripts (one machine, several, Slurm, Docker) into a folder"),

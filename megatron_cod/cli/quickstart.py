@@ -1,4 +1,4 @@
-"""Train a 24-layer model three times over a pipeline of processes, and see what LayerNorm Scaling does to its stream.
+"""Train a 24-layer model over a pipeline of processes: LayerNorm Scaling and Pre-LN, each at two learning rates.
 
     megatron-cod quickstart                          # in a checkout: make quickstart
     megatron-cod quickstart --steps 2000       # longer
@@ -6,18 +6,30 @@
     megatron-cod quickstart --recipe llama_60m --dp 8 --data PREFIX   # on GPUs, the same command
 
 The arms see the same tokens in the same order: LayerNorm Scaling; Pre-LN with plain initialisation (the paper's
-baseline); Pre-LN as Megatron ships it, with scaled initialisation. At this size the initialisation and the seed decide
-which loss is lowest, so nothing is claimed about losses: they are printed as measured. A finished arm is kept when the
-command is repeated; --fresh trains it again.
+baseline); Pre-LN as Megatron ships it, with scaled initialisation. Each runs at two peak learning rates, since one says
+little about a norm scheme. Losses are printed as measured. A finished run is kept when the command is repeated; --fresh
+trains it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from megatron_cod.cli.parsing import Parser
 from megatron_cod.errors import UserError, run_tool
+
+
+def _rates(text: str) -> list[float]:
+    """Raises ArgumentTypeError for what is no list of different positive numbers."""
+    try:
+        rates = [float(word) for word in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or len({*rates}) < len(rates) or not all(0 < rate < math.inf for rate in rates):
+        raise argparse.ArgumentTypeError(f"{text} is no list of different positive numbers, such as 4e-3,1.6e-2")
+    return sorted(rates)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", metavar="PREFIX", help="PREFIX_{train,valid}_text_document (default: the sample corpus)"
     )
-    parser.add_argument("--steps", type=int, help="training steps of each arm (default: the recipe's)")
+    parser.add_argument(
+        "--steps", type=int, help="training steps of each run (default: 72 for the recipe debug; else the recipe's)"
+    )
+    parser.add_argument(
+        "--rates",
+        type=_rates,
+        metavar="LR,LR",
+        help="peak learning rates of each arm (default: 4e-3,1.6e-2 for recipe debug; else the recipe's and 4 times it)",
+    )
     parser.add_argument("--pp", type=int, help="pipeline stages (2)")
     parser.add_argument("--tp", type=int, help="tensor-parallel ranks (1)")
     parser.add_argument("--dp", type=int, help="data-parallel replicas (1)")

@@ -1,4 +1,4 @@
-"""Figures of a study. Arms differ by colour (Okabe and Ito's, for the colour-blind), marker and line."""
+"""Figures of a study. Arms differ by colour, marker and line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_cod.analysis.panels import panels, save, style
 from megatron_cod.study.results import Result
 from megatron_cod.study.scheduler import Results, best_of, curve_of, finals_of
 from megatron_cod.study.shapes import Shape
@@ -15,41 +16,10 @@ from megatron_cod.study.study_file import Study
 from megatron_cod.study.tables import losses_of
 from megatron_cod.study.tuner import DIVERGED
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS, _LINES = "osD^vPX*", ("-", "--", "-.", ":")
-
-
-def _style(place: int) -> dict[str, Any]:
-    return {
-        "color": _COLORS[place % len(_COLORS)],
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": _LINES[place % len(_LINES)],
-        "markersize": 5,
-        "linewidth": 1.5,
-    }
-
-
-def _panels(count: int, width: float = 6.0) -> tuple[Any, list[Any]]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, count, figsize=(width * count, 4.6), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
-
-
-def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return path
-
 
 def loss_against_rate(study: Study, results: Results, path: Path) -> Path:
     """A panel a shape: the tuning runs as lines, final runs as bars from the lowest to the highest seed."""
-    figure, axes = _panels(len(study.shapes))
+    figure, axes = panels(len(study.shapes))
     for shape, axis in zip(study.shapes, axes, strict=True):
         seen = [_draw_arm(axis, study, results, shape, place) for place in range(len(study.arms))]
         if not any(seen):
@@ -59,25 +29,23 @@ def loss_against_rate(study: Study, results: Results, path: Path) -> Path:
         _label_rates(axis, study, results, shape)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_arm(axis: Any, study: Study, results: Results, shape: Shape, place: int) -> list[float]:
     arm = study.arms[place]
     curve = curve_of(study, results, shape, arm)
     finite = {rate: loss for rate, loss in curve.items() if loss != DIVERGED}
-    style = _style(place)
-    axis.plot(list(finite), list(finite.values()), label=arm, **style)
+    look = style(place)
+    axis.plot(list(finite), list(finite.values()), label=arm, **look)
     for rate in (rate for rate, loss in curve.items() if loss == DIVERGED):
-        axis.plot([rate], [0.97], marker="x", color=style["color"], transform=axis.get_xaxis_transform(), markersize=9)
+        axis.plot([rate], [0.97], marker="x", color=look["color"], transform=axis.get_xaxis_transform(), markersize=9)
     best, losses = best_of(study, results, shape, arm), _good(finals_of(study, results, shape, arm))
     if best is not None and losses:
         mean = statistics.fmean(losses)
         bars = [[mean - min(losses)], [max(losses) - mean]]
         shifted = best.rate * 1.04 ** (place - (len(study.arms) - 1) / 2)
-        axis.errorbar(
-            [shifted], [mean], bars, color=style["color"], capsize=4, marker=style["marker"], mfc="white", ms=8
-        )
+        axis.errorbar([shifted], [mean], bars, color=look["color"], capsize=4, marker=look["marker"], mfc="white", ms=8)
     return [*finite.values(), *losses]
 
 
@@ -104,7 +72,7 @@ def _good(finals: Mapping[int, Result]) -> list[float]:
 
 def loss_against_depth(study: Study, results: Results, path: Path) -> Path:
     """Final loss at the tuned rate against layers; bars from the lowest to the highest seed."""
-    figure, (axis,) = _panels(1)
+    figure, (axis,) = panels(1)
     shapes = sorted(study.shapes, key=lambda shape: shape.layers)
     for place, arm in enumerate(study.arms):
         points = [(shape.layers, _good(finals_of(study, results, shape, arm))) for shape in shapes]
@@ -115,7 +83,7 @@ def loss_against_depth(study: Study, results: Results, path: Path) -> Path:
             [max(losses) - mean for mean, (_, losses) in zip(means, points, strict=True)],
         ]
         shifted = [layers * 1.015 ** (place - (len(study.arms) - 1) / 2) for layers, _ in points]
-        axis.errorbar(shifted, means, bars, label=arm, capsize=4, **_style(place))
+        axis.errorbar(shifted, means, bars, label=arm, capsize=4, **style(place))
     sizes = [shape.non_embedding for shape in shapes]
     equal = ", at equal parameters" if max(sizes) < 1.05 * min(sizes) else ""
     axis.set(xscale="log", xlabel=f"layers{equal}", ylabel="validation loss at the tuned rate")
@@ -123,23 +91,23 @@ def loss_against_depth(study: Study, results: Results, path: Path) -> Path:
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def variance_by_layer(study: Study, results: Results, path: Path) -> Path:
     """Variance of the residual stream after each layer: mean of the final runs, else of the best tuning runs."""
-    figure, axes = _panels(len(study.shapes))
+    figure, axes = panels(len(study.shapes))
     for shape, axis in zip(study.shapes, axes, strict=True):
         for place, arm in enumerate(study.arms):
             means = _mean_variance(study, results, shape, arm)
             if means:
-                axis.plot(list(means), list(means.values()), label=arm, **_style(place))
+                axis.plot(list(means), list(means.values()), label=arm, **style(place))
         axis.set(yscale="log", xlabel="layer", ylabel="variance of the residual stream", title=shape.name)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _mean_variance(study: Study, results: Results, shape: Shape, arm: str) -> dict[int, float]:
@@ -153,15 +121,15 @@ def _mean_variance(study: Study, results: Results, shape: Shape, arm: str) -> di
 
 def removal_by_layer(study: Study, costs: Mapping[tuple[Shape, str], Sequence[float]], path: Path) -> Path:
     """Rise of the loss when a layer is removed, at the tuned rate, from the depth diagnostics."""
-    figure, axes = _panels(len(study.shapes))
+    figure, axes = panels(len(study.shapes))
     for shape, axis in zip(study.shapes, axes, strict=True):
         for place, arm in enumerate(study.arms):
             cost = [value for value in costs.get((shape, arm), ()) if math.isfinite(value)]
             if cost:
-                axis.plot(range(1, len(cost) + 1), cost, label=arm, **_style(place))
+                axis.plot(range(1, len(cost) + 1), cost, label=arm, **style(place))
         axis.set(xlabel="removed layer", ylabel="rise of the loss (nats per token)", title=shape.name)
         axis.set_yscale("symlog", linthresh=0.01)
         axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
