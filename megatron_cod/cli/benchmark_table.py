@@ -27,12 +27,15 @@ class TableRow:
     batch: tuple[int, int]
     """Sequences in a step, tokens in a sequence."""
     rounds: int
+    compiled: bool = False
+    """Whether our layers are compiled (``--compile-layers``); transformers' are not."""
 
     def flags(self) -> list[str]:
         """Of ``benchmark hf``."""
         names = ("layers", "hidden", "heads", "ffn", "vocab", "batch", "seq")
         flags = [f"--{name}={value}" for name, value in zip(names, (*self.shape, *self.batch), strict=True)]
-        return flags + (["--evaluation"] if self.work == "evaluation" else [])
+        flags += ["--evaluation"] if self.work == "evaluation" else []
+        return flags + (["--compile-layers"] if self.compiled else [])
 
 
 _24X96, _12X256, _130M = (24, 96, 4, 256, 264), (12, 256, 8, 688, 264), (12, 768, 12, 2048, 32000)
@@ -42,6 +45,9 @@ ROWS = {
     "train_24x96_32x128": TableRow("training step", _24X96, (32, 128), 40),
     "train_12x256_8x256": TableRow("training step", _12X256, (8, 256), 25),
     "train_130m_4x256": TableRow("training step", _130M, (4, 256), 8),
+    "train_24x96_4x128_compiled": TableRow("training step", _24X96, (4, 128), 100, compiled=True),
+    "train_24x96_32x128_compiled": TableRow("training step", _24X96, (32, 128), 25, compiled=True),
+    "train_12x256_8x256_compiled": TableRow("training step", _12X256, (8, 256), 20, compiled=True),
     "evaluate_24x96": TableRow("evaluation", _24X96, (4, 128), 15),
     "evaluate_12x256": TableRow("evaluation", _12X256, (8, 256), 10),
     "evaluate_130m": TableRow("evaluation", _130M, (4, 256), 3),
@@ -57,7 +63,8 @@ def command(row: TableRow, folder: Path, name: str, rounds: int | None, threads:
 
 def _cells(row: TableRow, result: dict[str, Any]) -> list[str]:
     found = {one["name"]: one for one in result["rows"] if one["part"] == "step"}
-    cells = [row.work, f"{row.shape[0]} x {row.shape[1]}", result["facts"]["batch"]]
+    work = f"{row.work}, --compile-layers" if row.compiled else row.work
+    cells = [work, f"{row.shape[0]} x {row.shape[1]}", result["facts"]["batch"]]
     cells.append(f"{found['transformers']['tokens_per_s']:,.0f}")
     for arm in _ARMS:
         ratio = found[arm]["ratio"]
