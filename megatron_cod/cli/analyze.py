@@ -74,18 +74,22 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _opened(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, its blocks ready to be run alone, and its tokenizer."""
+    """The model, its blocks ready to be run alone, and its tokenizer: None where the data are token ids."""
     # First, as Megatron reads what it prepares.
     from megatron_cod.training import before_megatron  # noqa: F401, I001
     from megatron_cod.analysis.depth.models import traced_transformers
+    from megatron_cod.analysis.depth.text import holds_ids
     from megatron_cod.huggingface.generation import checkpoint_tokenizer, foldable, open_model
 
+    has_text = bool(args.tokenizer) or not holds_ids(args.data)
     if args.model.is_dir() and not (args.model / "config.json").is_file() and not foldable(args.model, args.step):
         from megatron_cod.training.start.loading import trace_megatron
 
         model = trace_megatron(args.model, args.step, args.seq_length)
+        if not has_text:
+            return model, None
         return model, checkpoint_tokenizer(args.model, args.step, args.tokenizer, model.vocab_size or 0)
-    found, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype)
+    found, tokenizer = open_model(args.model, args.step, args.tokenizer, args.dtype, with_tokenizer=has_text)
     return traced_transformers(found, args.blocks), tokenizer
 
 
@@ -109,9 +113,6 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
         "of tokens": args.seq_length,
         "dtype": args.dtype,
     }
-    if args.dry_run:
-        print(f"{model.depth} blocks; " + ", ".join(f"{name} {value}" for name, value in facts.items()))
-        return None
     model.to(device)
     budget = Budget(
         evaluation=[batch.to(device) for batch in judging],
@@ -120,6 +121,11 @@ def _measured(args: argparse.Namespace) -> dict[str, Any] | None:
         seed=args.seed,
         max_bytes=args.max_memory * 1e9,
     )
+    if fit:
+        budget.groups(model)  # whether tokens and memory are enough, before minutes of other metrics
+    if args.dry_run:
+        print(f"{model.depth} blocks; " + ", ".join(f"{name} {value}" for name, value in facts.items()))
+        return None
     with Progress(budget, model, args.metrics) as progress:
         return {"facts": facts, **measure(model, budget, args.metrics, progress.step)}
 

@@ -95,14 +95,19 @@ def _tokenizer(folders: Sequence[Path], vocab: int, given: Path | None = None) -
     raise UserError(f"no tokenizer files in {folders[0]}; give --tokenizer DIR")
 
 
-def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "float32") -> tuple[Any, Any]:
-    """(model in eval mode, tokenizer) of a Hugging Face directory. UserError when there is none."""
+def open_directory(
+    folder: Path, tokenizer: Path | None = None, dtype: str = "float32", *, with_tokenizer: bool = True
+) -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer) of a Hugging Face directory. UserError when there is none.
+
+    with_tokenizer: whether one is needed; else it is None.
+    """
     from transformers import AutoModelForCausalLM
 
     config = read_json(folder / "config.json")
     with bad_input(folder / "config.json"):
         vocab = int(config.get("vocab_size") or 0)
-    found = _tokenizer([folder], vocab, tokenizer)
+    found = _tokenizer([folder], vocab, tokenizer) if with_tokenizer else None
     recorded = config.get(companions.KEY)
     if isinstance(recorded, dict) and not recorded.get("folded", True):
         raise UserError(f"{folder} was exported with --no-fold: transformers would compute something else")
@@ -115,11 +120,18 @@ def open_directory(folder: Path, tokenizer: Path | None = None, dtype: str = "fl
 
 
 def open_checkpoint(
-    folder: Path, step: int | None = None, tokenizer: Path | None = None, dtype: str = "float32"
+    folder: Path,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    dtype: str = "float32",
+    *,
+    with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """The same of a Megatron checkpoint, in memory."""
     path = find_checkpoint(folder, step)
     model = load_as_transformers(path, dtype=DTYPES[dtype])
+    if not with_tokenizer:
+        return model, None
     return model, checkpoint_tokenizer(path, None, tokenizer, model.config.vocab_size)
 
 
@@ -147,14 +159,19 @@ def checkpoint_tokenizer(folder: Path, step: int | None, given: Path | None, voc
 
 
 def open_model(
-    folder: Path, step: int | None = None, tokenizer: Path | None = None, dtype: str = "float32"
+    folder: Path,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    dtype: str = "float32",
+    *,
+    with_tokenizer: bool = True,
 ) -> tuple[Any, Any]:
     """The same of either; of a checkpoint the depth factors are folded, block by block. UserError for another folder."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist")
     if (folder / "config.json").is_file():
-        return open_directory(folder, tokenizer, dtype)
-    return open_checkpoint(folder, step, tokenizer, dtype)
+        return open_directory(folder, tokenizer, dtype, with_tokenizer=with_tokenizer)
+    return open_checkpoint(folder, step, tokenizer, dtype, with_tokenizer=with_tokenizer)
 
 
 def next_token(logits: torch.Tensor, sampling: Sampling | None, generator: torch.Generator) -> int:

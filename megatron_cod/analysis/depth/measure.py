@@ -14,7 +14,7 @@ from megatron_cod.analysis.depth.estimate import estimate
 from megatron_cod.analysis.depth.jacobian import distance, squared_distances
 from megatron_cod.analysis.depth.stream import StreamStatistics
 from megatron_cod.analysis.depth.traced import Trace, TracedModel
-from megatron_cod.analysis.depth.usefulness import groups_of_blocks, is_useful, losses_with_linear
+from megatron_cod.analysis.depth.usefulness import check_tokens, groups_of_blocks, is_useful, losses_with_linear
 from megatron_cod.analysis.metrics import perplexity
 from megatron_cod.errors import UserError
 
@@ -37,9 +37,10 @@ class Budget:
     """Of the sums that linear replacements are fitted from: blocks are fitted in groups, each with a pass of its own."""
 
     def groups(self, model: TracedModel) -> list[range]:
-        """Blocks that are fitted at once."""
+        """Blocks that are fitted at once. UserError for too few tokens, or too little memory, to fit one."""
         with torch.no_grad():
             hidden = model.trace((self.fit or self.evaluation)[0][:1, :2]).streams[0].shape[-1]
+        check_tokens(sum(batch.numel() for batch in self.fit), hidden)
         return groups_of_blocks(model.depth, hidden, self.max_bytes)
 
 

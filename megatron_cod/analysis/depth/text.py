@@ -41,9 +41,14 @@ def _field(path: Path, number: int, line: str, key: str) -> str:
     return found
 
 
+def holds_ids(path: Path) -> bool:
+    """Whether it is the prefix of a ``.bin``/``.idx`` pair, which no tokenizer has to read."""
+    return path.with_name(path.name + ".idx").is_file()
+
+
 def ids_of(path: Path, tokenizer: Any, needed: int) -> list[int]:
     """At least ``needed`` token ids from the start of a file, if it has as many; a ``.bin``/``.idx`` prefix too."""
-    if path.with_name(path.name + ".idx").is_file():
+    if holds_ids(path):
         return _indexed(path, needed)
     ids: list[int] = []
     for text in documents(path):

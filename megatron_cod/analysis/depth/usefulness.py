@@ -37,6 +37,16 @@ def groups_of_blocks(depth: int, hidden: int, most_bytes: float) -> list[range]:
     return [range(first, min(first + at_once, depth + 1)) for first in range(1, depth + 1, at_once)]
 
 
+def check_tokens(tokens: int, hidden: int) -> None:
+    """UserError for fewer tokens than twice the unknowns of a channel, with which a map would fit noise."""
+    needed = 2 * (hidden + 1)
+    if tokens < needed:
+        raise UserError(
+            f"{tokens} tokens are too few to fit a linear map: give --fit-tokens {needed} or more, or omit usefulness "
+            "from --metrics"
+        )
+
+
 class LinearFit:
     """Least squares of a block's output on its input, from sums over tokens in float64: [h + 1, h + 1] and [h + 1, h]."""
 
@@ -60,11 +70,11 @@ class LinearFit:
     def solve(self) -> Tensor:
         """The map of the update, [h + 1, h]: the stream after is x + [x, 1] @ map. The sums are freed.
 
-        UserError for fewer tokens than twice the unknowns of a channel: it would fit noise.
+        UserError as of ``check_tokens``; RuntimeError where nothing was added.
         """
-        if self._gram is None or self._cross is None or self.tokens < 2 * self._gram.shape[0]:
-            needed = 2 * self._gram.shape[0] if self._gram is not None else 1
-            raise UserError(f"{self.tokens} tokens are too few to fit a linear map, at least {needed} are needed")
+        if self._gram is None or self._cross is None:
+            raise RuntimeError("no tokens were added to this fit")
+        check_tokens(self.tokens, self._gram.shape[0] - 1)
         self._gram.diagonal().add_(_RIDGE * self._gram.diagonal()[:-1].mean())
         found = torch.linalg.solve(self._gram, self._cross)
         self._gram = self._cross = None

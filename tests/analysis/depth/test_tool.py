@@ -61,6 +61,21 @@ def test_writes_all_files_of_a_report(report):
     assert not re.search(r"(src|href)=['\"]?(https?:|/|\w+\.png)", page)
 
 
+def test_token_ids_need_no_tokenizer(tmp_path):
+    from megatron_cod.data.megatron_api import IndexedDatasetBuilder
+
+    build("llama").save_pretrained(tmp_path / "model")
+    builder = IndexedDatasetBuilder(f"{tmp_path / 'ids'}.bin")
+    builder.add_document(torch.randint(0, 61, (320,)), [320])
+    builder.finalize(f"{tmp_path / 'ids'}.idx")
+    command = ["--model", tmp_path / "model", "--output", tmp_path / "report", *SMALL, "--dry-run"]
+    done = analyze(*command, "--data", tmp_path / "ids")
+    assert done.returncode == 0 and "3 blocks" in done.stdout, done.stderr
+    (tmp_path / "text.txt").write_text("a text")
+    done = analyze(*command, "--data", tmp_path / "text.txt")
+    assert done.returncode == 2 and "no tokenizer files" in done.stderr
+
+
 def test_tool_and_library_measure_the_same(report, model, data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,7 +111,7 @@ WRONG = {
     "no result": (["--compare", "."], "holds no depth.json"),
     "unknown blocks": (["--model", "{model}", "--data", "{data}", "--blocks", "h"], r"no such list of modules.*\(3\)"),
     "fit too little": (
-        ["--model", "{model}", "--data", "{data}", *SMALL, "--fit-tokens", "16"],
+        ["--model", "{model}", "--data", "{data}", *SMALL, "--fit-tokens", "16", "--dry-run"],
         "16 tokens are too few to fit a linear map",
     ),
 }

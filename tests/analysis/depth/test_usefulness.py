@@ -36,7 +36,7 @@ def test_least_squares_against_torch():
 
 
 def test_too_few_tokens_to_fit_are_refused():
-    with pytest.raises(ValueError, match="12 tokens are too few to fit a linear map, at least 18"):
+    with pytest.raises(ValueError, match="12 tokens are too few to fit a linear map: give --fit-tokens 18 or more"):
         everything(Toy(mlps(1)), fit=[tokens(1, 12)])
 
 
