@@ -30,6 +30,8 @@ if not cpu.has_cuda() or not can_compile():
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 # Megatron warns a dozen times, on every rank, of optional packages; the backend in use is logged once.
 warnings.filterwarnings("ignore", message=".*(Transformer Engine|[Tt]ransformer-engine|Apex)")
+# Its logging asks for a rank, which a program of one process has not.
+warnings.filterwarnings("ignore", message="Could not determine rank")
 # torch's and Megatron's own calls while a checkpoint is loaded in one process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled|The argument order of load|Please use DTensor")
 if not cpu.has_cuda():
