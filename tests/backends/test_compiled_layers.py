@@ -6,6 +6,7 @@ from tests.distributed import scheme_runs
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
 from tests.distributed.oracle_runs import within_tolerance
+from tests.distributed.runs import PP2, losses, succeed
 
 COMPILED = ("--compile-layers",)
 FULL = ("--recompute-granularity", "full", "--recompute-method", "uniform", "--recompute-num-layers", "1")
@@ -112,3 +113,18 @@ def test_a_hook_inside_a_layer_is_called():
     ((seen, total, losses),) = run_ranks(1, _hooked)
     assert (seen, total) == (1, 1)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == losses[0]
+
+
+@pytest.mark.slow
+def test_stopping_changes_nothing_to_the_bit(tiny, tmp_path):
+    """With the depth monitor, validation and checkpoints, over two stages; and the losses are those without the flag."""
+    run = [*tiny, *PP2, "--depth-monitor-interval", "2", "--save-interval", "4"]
+    whole, parts, plain = tmp_path / "whole", tmp_path / "parts", tmp_path / "plain"
+    succeed(2, [*run, *COMPILED, "--save", str(whole)])
+    succeed(2, [*run, *COMPILED, "--save", str(parts), "--exit-interval", "4"])
+    assert max(losses(parts)[0]) == 4
+    succeed(2, [*run, *COMPILED, "--save", str(parts), "--load", str(parts)])
+    assert losses(parts) == losses(whole)
+    succeed(2, [*run, "--save", str(plain)])
+    (compiled, _), (expected, _) = losses(whole), losses(plain)
+    assert compiled == pytest.approx(expected, abs=1e-5) and len(compiled) == 8

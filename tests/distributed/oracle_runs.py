@@ -76,12 +76,13 @@ def compare(results: list[dict], layout: Layout, vectors: dict, scheme: str) -> 
     }
 
 
-def within_tolerance(found: dict[str, float]) -> bool:
+def within_tolerance(found: dict[str, float], adam: float = 2e-3) -> bool:
+    """adam: what one element may differ by after three steps; elements with gradients near 1e-8 amplify rounding."""
     return (
         found["logits"] <= 1e-5
         and found["loss"] <= 1e-5
         and found["grad"] <= 2e-6
         and found["losses"] <= 1e-5
-        and found["adamw3 max"] <= 2e-3
+        and found["adamw3 max"] <= adam
         and found["adamw3 above 1e-4"] <= 20
     )
