@@ -46,6 +46,8 @@ def unknown_in(words: list[str], known: set[str]) -> list[str]:
             if importlib.util.find_spec(following) is None:
                 missing.append(following)
             flags |= known | {"--retries"}
+            path = CLI / f"{following.removeprefix('megatron_cod.cli.')}.py"
+            flags |= constants(path) if path.is_file() else set()
         elif word.startswith("tools/") and word.endswith(".py"):
             path = ROOT / word
             if not path.is_file():
