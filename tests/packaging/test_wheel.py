@@ -71,7 +71,9 @@ def test_the_wheel_has_the_command_and_its_metadata(wheel):
     text = found.get_payload()
     relative = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not link.startswith("#")]
     assert "# megatron_cod" in text and relative == []
-    assert f"![loss curves, and residual-stream variance per layer]({PROJECT['urls']['Source']}/raw/main/docs/" in text
+    assert re.search(
+        rf"!\[[^\]]+\]\({re.escape(PROJECT['urls']['Source'])}/raw/main/docs/images/quickstart.png\)", text
+    )
 
 
 def test_without_extras_only_what_the_layers_need():
