@@ -46,7 +46,8 @@ def _traced(rank: int, name: str, layout: Layout, mutate=traced_only):
 def _schemes() -> list[str]:
     from megatron_cod.schemes.table import get_scheme
 
-    return [name for name, (variant, _) in scheme_runs.VARIANTS.items() if get_scheme(variant.scheme).one_graph]
+    rows = scheme_runs.VARIANTS.items()
+    return [name for name, (variant, _) in rows if get_scheme(variant.scheme).one_graph and not variant.warmup]
 
 
 def _check(name: str, layout: Layout) -> None:

@@ -40,6 +40,7 @@ def check_compiled(args: MegatronArgs, config: TransformerConfig) -> list[str]:
         )
     features = {
         "--tensor-model-parallel-size above 1": config.tensor_model_parallel_size > 1,
+        "--residual-warmup-steps (a weight of each layer that changes every step)": bool(args.residual_warmup_steps),
         "--spec": args.spec,
         "--heterogeneous-layers-config-path": args.heterogeneous_layers_config_path,
         "--experimental-attention-variant": args.experimental_attention_variant,
