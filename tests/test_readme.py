@@ -1,5 +1,6 @@
 """What the README tells a user to run, run: the quick start at toy size, the training command, help texts."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -50,7 +51,7 @@ def test_quickstart_trains_each_arm_at_two_rates_and_reports_them(quickstart):
         resolved = yaml.safe_load((folder / arm / "resolved_args.yaml").read_text())
         assert (resolved["norm-scheme"], resolved["init-policy"]) == tuple(row[:2])
         assert (resolved["lr"], resolved["min-lr"]) == (float(row[2]), float(row[2]) / 10)
-        assert resolved["init-method-std"] == 0.06455  # 0.02 x sqrt(1000 / 96)
+        assert resolved["init-method-std"] == 0.1118  # 0.02 x sqrt(1000 / 32): the width given behind --
         assert resolved["pipeline-model-parallel-size"] == 2
     png = (folder / "comparison.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 20_000
@@ -102,11 +103,22 @@ def test_training_help_is_short_and_names_our_flags():
     assert len(output.splitlines()) < 107 + 2 * of_schemes  # a flag of a scheme takes two lines
 
 
+def test_quickstart_help_has_the_defaults():
+    from megatron_cod.cli.quickstart import build_parser
+    from megatron_cod.cli.quickstart_runs import RATES, STEPS
+
+    text = " ".join(build_parser().format_help().split())
+    assert f"(default: {STEPS} for the recipe debug" in text
+    (rates,) = re.findall(r"default: (\S+) for recipe debug", text)
+    assert tuple(map(float, rates.split(","))) == RATES
+
+
 @pytest.mark.slow
 def test_quickstart_dry_run_and_bad_input(tmp_path):
     script = [sys.executable, str(ROOT / "examples" / "quickstart.py")]
     output = run([*script, "--dry-run", "--tp", "2"], tmp_path)
     assert output.count("torchrun --nproc-per-node 4") == 6
+    assert output.count("--init-method-std 0.06455") == 6  # 0.02 x sqrt(1000 / 96)
     assert not list(tmp_path.iterdir())
     assert "error: give --rates" in run([*script, "--", "--lr", "1e-3"], tmp_path, expect=2)
     assert "--rates: 1e-3,1e-3 is no list" in run([*script, "--rates", "1e-3,1e-3"], tmp_path, expect=2)

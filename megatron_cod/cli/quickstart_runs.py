@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from megatron_cod.comparison.runs import train
 from megatron_cod.data.sample_corpus import prepare_sample
 from megatron_cod.errors import UserError
 from megatron_cod.launch.local_run import RunFailed, on_cpus_instead
+from megatron_cod.study.shapes import std_by_width
 from megatron_cod.training.flags.recipe_files import load_recipe
 
 log = partial(print, flush=True)
@@ -58,10 +58,13 @@ def _plan(args: argparse.Namespace, recipe: dict[str, Any]) -> list[Run]:
 
 
 def _init_std(args: argparse.Namespace, recipe: dict[str, Any]) -> list[str]:
-    """The recipe's standard deviation is for wider models: 0.02 x sqrt(1000 / hidden size), as in studies."""
+    """That of studies for the width that is trained, with the recipe ``debug``, whose own is for wider models."""
     if str(args.recipe) != "debug":
         return []
-    return ["--init-method-std", f"{0.02 * math.sqrt(1000 / int(recipe['hidden-size'])):.4g}"]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--hidden-size", type=int, default=int(recipe["hidden-size"]))
+    width = parser.parse_known_args(args.flags)[0].hidden_size
+    return ["--init-method-std", str(std_by_width(width))] if width > 0 else []  # training refuses other widths
 
 
 def arm_flags(

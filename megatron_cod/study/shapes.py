@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ class Shape:
         """Forward and backward: 6 for each weight of a matrix product, and attention, counted in full."""
         matrices = self.non_embedding - (2 * self.layers + 1) * self.hidden + vocabulary * self.hidden
         return 6.0 * matrices + 12.0 * self.layers * length * self.hidden
+
+
+def std_by_width(hidden: int) -> float:
+    """Standard deviation of the initial weights: Megatron's 0.02 at hidden size 1000, and so much more below it."""
+    return float(f"{0.02 * math.sqrt(1000 / hidden):.4g}")
 
 
 def shape_of(layers: int, parameters: float, head: int) -> Shape:

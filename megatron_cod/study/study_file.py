@@ -17,7 +17,7 @@ import yaml
 from megatron_cod.comparison.arms import Arm, parse_arms
 from megatron_cod.errors import UserError
 from megatron_cod.schemes.table import get_scheme, import_modules
-from megatron_cod.study.shapes import Shape, shape_of
+from megatron_cod.study.shapes import Shape, shape_of, std_by_width
 from megatron_cod.study.tuner import Grid, rounded
 from megatron_cod.training.flags.imports import modules_of
 
@@ -90,7 +90,7 @@ class Study:
 
     def std_of(self, shape: Shape) -> float:
         """The standard deviation of the initial weights."""
-        return self.init_std if self.init_std is not None else rounded(0.02 * math.sqrt(1000 / shape.hidden))
+        return self.init_std if self.init_std is not None else std_by_width(shape.hidden)
 
 
 _REQUIRED = ("question", "recipe", "arms", "learning-rates", "seeds", "text", "rule")

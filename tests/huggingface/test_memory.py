@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tests.huggingface.tool_memory import FFN, HIDDEN, VOCAB, peak, write_llama
+from tests.benchmark.program_memory import FFN, HIDDEN, VOCAB, peak, write_llama
 
 CONVERT = "megatron_cod.cli.convert"
 # The tensors that one row of the table joins: gate and up, or the embedding.

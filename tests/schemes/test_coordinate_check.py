@@ -1,12 +1,10 @@
-"""CompleteP keeps the size of activations, and the best rate, over width and depth; plain Pre-LN does not."""
+"""CompleteP keeps the size of activations over width and depth; plain Pre-LN does not. Its best rate: docs/studies.md."""
 
-import json
 from collections.abc import Iterable
 from itertools import product
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.schemes.coordinates import BASE, trained
 
 COMPLETE_P, PRE_LN = ["complete_p", *BASE], ["pre_ln"]
@@ -50,15 +48,3 @@ def test_activations_of_pre_ln_are_not():
     found = sizes(PRE_LN, ((64, 4), (64, 16), (64, 64), (256, 16)))
     assert spread((found[64, 4], found[64, 64])) > 4 * FLAT
     assert spread((found[64, 16], found[256, 16])) > 4 * FLAT
-
-
-def test_the_best_rate_is_that_of_the_small_depth():
-    """The committed search of recipes/studies/complete_p_depth.yaml: the same rate is best at 4 layers and at 32."""
-    lines = (ROOT / "docs" / "results" / "complete_p_depth" / "raw.jsonl").read_text().splitlines()
-    losses: dict[str, dict[float, float]] = {}
-    for one in map(json.loads, lines):
-        if one["arm"].startswith("complete_p") and one["seed"] == 1:
-            losses.setdefault(one["shape"], {})[one["rate"]] = one["loss"]
-    best = {shape: min(found, key=lambda rate: found[rate]) for shape, found in losses.items()}
-    assert len(best) == 2 and len(set(best.values())) == 1
-    assert all(min(found) < best[shape] < max(found) for shape, found in losses.items())

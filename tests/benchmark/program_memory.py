@@ -1,6 +1,6 @@
 """Peak memory of programs on 7B shapes in bf16, by number of layers: the table of docs/performance.md.
 
-python -m tests.huggingface.tool_memory 2 6
+python -m tests.benchmark.program_memory 2 4
 """
 
 import json
@@ -129,7 +129,7 @@ def peaks(folder: Path, layers: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     columns = {}
-    for layers in map(int, sys.argv[1:] or ["2", "6"]):
+    for layers in map(int, sys.argv[1:] or ["2", "4"]):
         with tempfile.TemporaryDirectory() as home:
             columns[layers] = peaks(Path(home), layers)
     print(f"| program | {' | '.join(f'{layers} layers, GB' for layers in columns)} |")
