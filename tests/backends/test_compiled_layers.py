@@ -1,7 +1,10 @@
 """``--compile-layers``: the same numbers as without, one graph for all layers, and hooks that are not dropped."""
 
+from pathlib import Path
+
 import pytest
 
+from megatron_cod.analysis.metrics import read_metrics
 from tests.distributed import scheme_runs
 from tests.distributed.launch import run_ranks
 from tests.distributed.mapping import Layout
@@ -116,9 +119,14 @@ def test_a_hook_inside_a_layer_is_called():
     assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[2] == losses[0]
 
 
+def _monitored(folder: Path) -> dict[str, dict[int, float]]:
+    scalars = read_metrics(folder / "metrics.jsonl").scalars
+    return {name: values for name, values in scalars.items() if name.startswith("depth/")}
+
+
 @pytest.mark.slow
 def test_stopping_changes_nothing_to_the_bit(tiny, tmp_path):
-    """With the depth monitor, validation and checkpoints, over two stages; and the losses are those without the flag."""
+    """Over two stages, with validation and checkpoints; losses and the depth monitor are as without the flag."""
     run = [*tiny, *PP2, "--depth-monitor-interval", "2", "--save-interval", "4"]
     whole, parts, plain = tmp_path / "whole", tmp_path / "parts", tmp_path / "plain"
     succeed(2, [*run, *COMPILED, "--save", str(whole)])
@@ -129,3 +137,7 @@ def test_stopping_changes_nothing_to_the_bit(tiny, tmp_path):
     succeed(2, [*run, "--save", str(plain)])
     (compiled, _), (expected, _) = losses(whole), losses(plain)
     assert compiled == pytest.approx(expected, abs=1e-5) and len(compiled) == 8
+    monitored, without = _monitored(whole), _monitored(plain)
+    assert monitored.keys() == without.keys() and len(monitored) > 4
+    for name, values in monitored.items():
+        assert values == pytest.approx(without[name], rel=1e-2, abs=1e-5), name
