@@ -56,3 +56,15 @@ def test_complete_p_keeps_its_best_rate_over_depth():
     """docs/schemes.md says so of the study complete_p_depth."""
     best = {shape: rate for (shape, arm), rate in _best_rates("complete_p_depth").items() if "complete_p" in arm}
     assert best == {"4 layers x 64": 8e-3, "32 layers x 64": 8e-3}
+
+
+def test_the_costs_of_removal_in_studies_md_are_those_of_the_records():
+    costs = json.loads((ROOT / "docs" / "results" / "complete_p_depth" / "removal.json").read_text())
+    deep = {one["arm"].split("+")[0]: one["rise"] for one in costs if len(one["rise"]) == 32}
+    shown = {arm: (round(fmean(rise[-8:]), 3), sum(one < 1e-3 for one in rise)) for arm, rise in deep.items()}
+    text = " ".join((ROOT / "docs" / "studies.md").read_text().split())
+    said = re.search(
+        r"loss by (\S+) nats under `complete_p` and by (\S+) under Pre-LN on average; "
+        r"(\d+) of the 32 layers cost less than 0.001 nats under `complete_p`, (\d+) under Pre-LN", text)
+    assert said is not None
+    assert shown == {"complete_p": (float(said[1]), int(said[3])), "pre_ln": (float(said[2]), int(said[4]))}
