@@ -65,6 +65,8 @@ def test_the_costs_of_removal_in_studies_md_are_those_of_the_records():
     text = " ".join((ROOT / "docs" / "studies.md").read_text().split())
     said = re.search(
         r"loss by (\S+) nats under `complete_p` and by (\S+) under Pre-LN on average; "
-        r"(\d+) of the 32 layers cost less than 0.001 nats under `complete_p`, (\d+) under Pre-LN", text)
+        r"(\d+) of the 32 layers cost less than 0.001 nats under `complete_p`, (\d+) under Pre-LN",
+        text,
+    )
     assert said is not None
     assert shown == {"complete_p": (float(said[1]), int(said[3])), "pre_ln": (float(said[2]), int(said[4]))}
