@@ -281,6 +281,12 @@ HOOKED = (
         ),
     ),
     Hooked(
+        "`forward` of plain layers",
+        "replaced on each layer, on a CPU",
+        "Megatron's asks in every call for what a layer may also do: at small sizes as long as the layer's operators",
+        ("backends/plain_forward.py use_plain_forward: module.forward",),
+    ),
+    Hooked(
         "warnings and loggers of Megatron and torch",
         "filtered",
         "a dozen warnings a rank about packages that are not needed; draws on a CPU that the random tracker warns of",

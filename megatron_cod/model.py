@@ -25,6 +25,7 @@ from megatron_cod.args import MegatronArgs
 from megatron_cod.backends.choice import get_backend
 from megatron_cod.backends.compiled_layers import compile_layers
 from megatron_cod.backends.mtp_loss import WeighedMTP
+from megatron_cod.backends.plain_forward import use_plain_forward
 from megatron_cod.depth_map import refuse_wrong_depth
 from megatron_cod.errors import UserError
 from megatron_cod.layer_specs import refuse_unsupported, scheme_block_spec, scheme_mtp_spec, unsupported_features
@@ -177,4 +178,6 @@ def model_config_from_args(args: MegatronArgs, own_layers: bool = False) -> tupl
         config.pre_wrap_hooks.append(_to_device)
     if args.compile_layers:
         config.pre_wrap_hooks.append(compile_layers)
+    elif not cpu.has_cuda():
+        config.pre_wrap_hooks.append(use_plain_forward)
     return config, resolve_init_policy(args.norm_scheme, args.init_policy)[1]

@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
+from megatron_cod.backends.host_blocks import is_for_host
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Where torch keeps the hooks of a module."""
+
 
 def _alone(linear: Any) -> bool:
     """Whether nothing but the product is to be done: no other rank takes part, and nothing is put off or offloaded."""
@@ -22,6 +27,19 @@ def _alone(linear: Any) -> bool:
         and not config.defer_embedding_wgrad_compute
         and config._cpu_offloading_context is None
     )
+
+
+def are_plain_products(x: Tensor, *linears: Any) -> bool:
+    """Whether ``x @ weight.t()`` on the host is what calling each of these linears would give.
+
+    So none has a bias, other ranks, or hooks: with them Megatron's DDP waits for gathered parameters, and others read or
+    change activations. x [s, b, h].
+    """
+    if any(type(one) not in (TorchColumnParallelLinear, TorchRowParallelLinear) for one in linears):
+        return False
+    if not is_for_host(x, *(one.weight for one in linears)):
+        return False
+    return all(one.bias is None and _alone(one) and not any(getattr(one, name) for name in _HOOKS) for one in linears)
 
 
 class TorchColumnParallelLinear(ColumnParallelLinear):

@@ -6,6 +6,7 @@ head, and the result can lie sequence by sequence, which is what torch's attenti
 three gradients into one buffer and turns it back. The numbers are those of ``torch_rotary.rotate``, to the last bit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_cod.backends.host_blocks import blocks, needs_gradients, tokens_at_once
 from megatron_cod.backends.torch_rotary import Rotation, is_first
 
 
@@ -27,16 +29,16 @@ class _Rows:
     distance: int
     """c: from an element to its partner."""
 
-    def turned(self, x: Tensor, sequences_first: bool) -> Tensor:
-        """x [s, b, heads, 3d], or [b, s, heads, 3d] if ``sequences_first``, into new memory of that order."""
-        cos, after, before = (
-            table.transpose(0, 1) if sequences_first else table for table in (self.cos, self.after, self.before)
-        )
-        out = torch.empty(x.shape, dtype=x.dtype)
-        torch.mul(x, cos, out=out)
+    def at(self, positions: slice) -> "_Rows":
+        """The tables of these positions."""
+        return _Rows(self.cos[positions], self.after[positions], self.before[positions], self.distance)
+
+    def turn(self, x: Tensor, out: Tensor) -> Tensor:
+        """x and out [s, b, heads, 3d], in memory in any order of sequences and positions."""
+        torch.mul(x, self.cos, out=out)
         front, back = slice(None, -self.distance), slice(self.distance, None)
-        out[..., front].addcmul_(x[..., back], after[..., front])
-        out[..., back].addcmul_(x[..., front], before[..., back])
+        out[..., front].addcmul_(x[..., back], self.after[..., front])
+        out[..., back].addcmul_(x[..., front], self.before[..., back])
         return out
 
 
@@ -63,21 +65,32 @@ def _both_ways(rotation: Rotation, size: int) -> tuple[_Rows, _Rows]:
     return _made[rotation]
 
 
+def _by_sequence(x: Tensor, *shape: int) -> Tensor:
+    """New memory [s, b, ...] in which the positions of a sequence follow each other."""
+    positions, sequences, *rest = shape
+    return x.new_empty(sequences, positions, *rest).transpose(0, 1)
+
+
+def _turned_back(grads: Sequence[Tensor], back: _Rows, out: Tensor) -> Tensor:
+    """Gradients of query, key and value [s, b, heads, d] as attention gives them -> out [s, b, heads, 3d]."""
+    stacked = torch.stack([grad.transpose(0, 1) for grad in grads], -2).flatten(-2)
+    return back.turn(stacked.transpose(0, 1), out)
+
+
 class _RotateMixed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
         ctx.rotation = rotation
         x = mixed.view(*mixed.shape[:2], heads, -1)
         forth, _ = _both_ways(rotation, x.shape[-1] // 3)
-        turned = forth.turned(x.transpose(0, 1), sequences_first=True).transpose(0, 1)
-        return turned.chunk(3, -1)
+        return forth.turn(x, _by_sequence(x, *x.shape)).chunk(3, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        stacked = torch.stack([grad.transpose(0, 1) for grad in grads], -2).flatten(-2)  # as attention gives them
-        _, back = _both_ways(ctx.rotation, stacked.shape[-1] // 3)
-        return back.turned(stacked.transpose(0, 1), sequences_first=False).flatten(-2), None, None
+        (positions, sequences, heads, size), rotation = grads[0].shape, ctx.rotation
+        out = grads[0].new_empty(positions, sequences, heads, 3 * size)
+        return _turned_back(grads, _both_ways(rotation, size)[1], out).flatten(-2), None, None
 
 
 def rotate_mixed(mixed: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
@@ -86,3 +99,47 @@ def rotate_mixed(mixed: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor,
     rotation: of the positions 0 to s - 1, the same for all sequences.
     """
     return _RotateMixed.apply(mixed, rotation, heads)
+
+
+def _project(x: Tensor, weight: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
+    (positions, sequences, hidden), size = x.shape, weight.shape[0] // (3 * heads)
+    at_once = max(1, tokens_at_once(hidden) // sequences)
+    forth, _ = _both_ways(rotation, size)
+    out = _by_sequence(x, positions, sequences, heads, 3 * size)
+    block = x.new_empty(min(positions, at_once), sequences, heads, 3 * size)
+    for some in blocks(positions, at_once):
+        mixed = block[: some.stop - some.start]
+        torch.mm(x[some].flatten(0, 1), weight.t(), out=mixed.view(-1, weight.shape[0]))
+        forth.at(some).turn(mixed, out[some])
+    return out.chunk(3, -1)
+
+
+class _ProjectRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
+        ctx.rotation = rotation
+        ctx.save_for_backward(x, weight)
+        return _project(x, weight, rotation, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        (positions, sequences, hidden), (heads, size) = x.shape, grads[0].shape[2:]
+        at_once = max(1, tokens_at_once(hidden) // sequences)
+        _, back = _both_ways(ctx.rotation, size)
+        block = x.new_empty(min(positions, at_once), sequences, heads, 3 * size)
+        by_x, by_weight = x.new_empty(x.shape), torch.empty_like(weight)
+        for some in blocks(positions, at_once):
+            mixed = _turned_back([one[some] for one in grads], back.at(some), block[: some.stop - some.start])
+            rows = mixed.view(-1, weight.shape[0])
+            by_weight.addmm_(rows.t(), x[some].flatten(0, 1), beta=int(some.start > 0))
+            torch.mm(rows, weight, out=by_x[some].view(-1, hidden))
+        return by_x, by_weight, None, None
+
+
+def project_rotated(x: Tensor, weight: Tensor, rotation: Rotation, heads: int) -> tuple[Tensor, ...]:
+    """``rotate_mixed`` of x weight^T, by blocks of positions. x [s, b, h], weight [heads * 3d, h]; all fp32 or all fp64."""
+    if needs_gradients(x, weight):
+        return _ProjectRotated.apply(x, weight, rotation, heads)
+    return _project(x, weight, rotation, heads)

@@ -13,6 +13,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_cod.backends.torch_gated_mlp import gated_mlp
+from megatron_cod.backends.torch_linear import are_plain_products
+
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
@@ -63,5 +66,8 @@ class TorchMLP(MLP):
         fused = self.config.bias_activation_fusion and hidden_states.is_cuda
         if fused or per_token_scale is not None or not _is_plain_swiglu(self.config):
             return super().forward(hidden_states, per_token_scale, **named)
-        gate_up, bias = self.linear_fc1(hidden_states)
-        return self.linear_fc2(swiglu(gate_up if bias is None else gate_up + bias))
+        first, second = self.linear_fc1, self.linear_fc2
+        if are_plain_products(hidden_states, first, second):
+            return gated_mlp(hidden_states, first.weight, second.weight), None
+        gate_up, bias = first(hidden_states)
+        return second(swiglu(gate_up if bias is None else gate_up + bias))

@@ -21,6 +21,8 @@ from megatron_cod.schemes.post_norm import Deferred
 
 def _rms_norm(x: Tensor, norm: torch.nn.RMSNorm, gain: Tensor) -> Tensor:
     """gain [h] * x / rms(x), in gain's dtype: with --fp32-residual-connection x is wider than the weights."""
+    if x.dtype == gain.dtype:  # on the host a conversion to the same dtype is not free
+        return rms_norm(x, gain, norm.eps)
     return rms_norm(x, gain.to(x.dtype), norm.eps).to(gain.dtype)
 
 

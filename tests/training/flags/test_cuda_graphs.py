@@ -27,12 +27,15 @@ TOLD = set(EVENTS) - {"around_training"}
 
 GEGLU = ("activation_func", "bias_activation_fusion")
 COMPLETE_P = ("init_method_std", "init_method", "output_layer_init_method", "use_mup", "mup_output_mult")
+SHARED = ("sequence_parallel", "shared", "pipeline_parallel", "shared_embedding")
 ONCE = {
     # Set when a model is built, or before.
     "backends/te_norm.py scale_norm_in_chain: scaled.depth_factor",
     "backends/te_norm.py _DepthScaledOp.op_forward: ctx.depth_scaled",
     "backends/torch_rotary.py _Rotate.forward: ctx.rotations",
-    "backends/torch_mixed_rotary.py _RotateMixed.forward: ctx.rotation",
+    *(f"backends/torch_mixed_rotary.py {name}.forward: ctx.rotation" for name in ("_RotateMixed", "_ProjectRotated")),
+    "backends/plain_forward.py use_plain_forward: module.forward",
+    "model.py model_config_from_args: pre_wrap_hooks use_plain_forward",
     "adaptations/cross_entropy.py _CrossEntropy.forward: ctx.dtype",
     "backends/torch_mla.py _FullRankQueries._resolve_qk_norm_config: plain.qk_layernorm",
     "backends/torch_norm.py _FromConfig.__init__: parameter.sequence_parallel",
@@ -41,10 +44,7 @@ ONCE = {
     "model.py attach_design: post_wrap_hooks partial(refuse_wrong_depth, factor=design.factor)",
     "model.py model_config_from_args: config.rope_scaling_factor",
     "model.py attach_design: transformer.has_cond_embedder",
-    "schemes/shared_gains.py SharedGains.__init__: parameter.sequence_parallel",
-    "schemes/shared_gains.py SharedGains.__init__: parameter.shared",
-    "schemes/shared_gains.py SharedGains.__init__: parameter.pipeline_parallel",
-    "schemes/shared_gains.py SharedGains.__init__: parameter.shared_embedding",
+    *(f"schemes/shared_gains.py SharedGains.__init__: parameter.{name}" for name in SHARED),
     "model.py attach_design: pre_wrap_hooks mark_outside",
     *(f"schemes/complete_p.py configure: config.{name}" for name in COMPLETE_P),
     *(f"schemes/activation.py gate_with_gelu: config.{name}" for name in GEGLU),
