@@ -6,12 +6,12 @@ micro-batches and replicas.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 
 from megatron_cod.data.chat.rows import filled
+from tests.distributed import packing
 from tests.distributed.engine import MODEL_FLAGS, shape_flags, start_megatron
 from tests.distributed.launch import WorkerError, run_ranks
 from tests.distributed.mapping import Layout
@@ -91,10 +91,7 @@ def middle_stages_read_nothing() -> None:
 
 
 def _other_masks(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-    import sys
-
-    here: Any = sys.modules[__name__]
-    right = here.filled
+    right = packing.filled
 
     def wrong(*arguments):
         row = right(*arguments)
@@ -102,7 +99,7 @@ def _other_masks(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -
         real[: sum(len(samples()[n][0]) - 1 for n in arguments[1])] = 1.0
         return {**row, "loss_mask": change(row["loss_mask"], real)}
 
-    here.filled = wrong
+    packing.filled = wrong
 
 
 def loss_on_the_prompt() -> None:
