@@ -283,7 +283,7 @@ HOOKED = (
     Hooked(
         "`forward` of plain layers",
         "replaced on each layer, on a CPU",
-        "Megatron's asks in every call for what a layer may also do: at small sizes as long as the layer's operators",
+        "Megatron's checks in every call for features that few layers use, which takes a part of the step at small sizes",
         ("backends/plain_forward.py use_plain_forward: module.forward",),
     ),
     Hooked(

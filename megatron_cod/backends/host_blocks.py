@@ -29,8 +29,8 @@ def is_for_host(x: Tensor, *weights: Tensor) -> bool:
     return all(one.dtype == x.dtype and one.device == x.device for one in weights)
 
 
-def are_several(x: Tensor) -> bool:
-    """Whether x [..., h] is more tokens than one block has."""
+def has_several_blocks(x: Tensor) -> bool:
+    """Whether x [..., h] has more tokens than one block."""
     hidden = x.shape[-1]
     return x.numel() > hidden * tokens_at_once(hidden)
 

@@ -8,7 +8,7 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
-from megatron_cod.backends.host_blocks import are_several
+from megatron_cod.backends.host_blocks import has_several_blocks
 from megatron_cod.backends.packed_samples import PackedSamples
 from megatron_cod.backends.torch_attention import SDPACoreAttention
 from megatron_cod.backends.torch_linear import are_plain_products
@@ -55,7 +55,7 @@ class TorchSelfAttention(SelfAttention):
         others = any(given.get(name) is not None for name in ABSENT)
         if not self._is_plain or others or not isinstance(own, _Angles) or own.of_query.is_cuda:
             return super().forward(hidden_states, attention_mask, **given)
-        query, key, value = self._turned(hidden_states, own)
+        query, key, value = self._query_key_value(hidden_states, own)
         attended = self.core_attention(query, key, value, attention_mask, attn_mask_type=self.attn_mask_type)
         return self.linear_proj(attended)
 
@@ -74,13 +74,13 @@ class TorchSelfAttention(SelfAttention):
         plain = one_each and self.config.num_query_groups >= self.world_size and not self.config.test_mode
         return plain and all(isinstance(one, IdentityOp) for one in norms)
 
-    def _turned(self, hidden_states: Tensor, own: _Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def _query_key_value(self, hidden_states: Tensor, own: _Angles) -> tuple[Tensor, Tensor, Tensor]:
         """[s, b, h] -> query [s, b, heads, d], key and value [s, b, groups, d], turned."""
         same = own.of_key is own.of_query
         if self._has_mixed_rows and same and own.of_query.shape[1] == 1 and not torch.compiler.is_compiling():
             linear, heads = self.linear_qkv, self.num_attention_heads_per_partition
             rotation = self._rotation(own.of_query, hidden_states, None)
-            if are_several(hidden_states) and are_plain_products(hidden_states, linear):
+            if has_several_blocks(hidden_states) and are_plain_products(hidden_states, linear):
                 return project_rotated(hidden_states, linear.weight, rotation, heads)
             return rotate_mixed(linear(hidden_states)[0], rotation, heads)
         query, key, value = self.get_query_key_value_tensors(hidden_states)

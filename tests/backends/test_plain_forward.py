@@ -24,7 +24,10 @@ SCHEMES = ["pre_ln", "lns", "post_ln", "sandwich_ln", "layerscale", "hyper_conne
 
 
 def _numbers(engine, batch) -> list[torch.Tensor]:
-    """Losses in training and evaluation mode, and the gradients of all parameters."""
+    """Losses in training and evaluation mode, and the gradients of all parameters; every call draws the same dropout."""
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    model_parallel_cuda_manual_seed(7, force_reset_rng=True)
     model = engine.model[0]
     model.zero_grad_buffer()
     engine.forward_backward(batch)
@@ -37,7 +40,7 @@ def _numbers(engine, batch) -> list[torch.Tensor]:
 
 
 def compared(_rank: int, flags: list[str], schemes: list[str], mutate=None) -> dict:
-    """Of each scheme: layers with the short forward, and whether numbers are those of Megatron's forward."""
+    """Of each scheme: layers with the short forward, and the largest difference from the numbers of Megatron's."""
     from megatron_cod.benchmark import engine as engines
 
     if mutate is not None:
@@ -53,26 +56,26 @@ def compared(_rank: int, flags: list[str], schemes: list[str], mutate=None) -> d
         for layer in layers:
             layer.self_attention._is_plain = layer.self_attention._has_mixed_rows = False
         megatrons = _numbers(engine, batch)
-        same = all(torch.equal(one, other) for one, other in zip(short, megatrons, strict=True))
-        found[scheme] = len(own), same
+        differences = [float((one - other).abs().max()) for one, other in zip(short, megatrons, strict=True)]
+        found[scheme] = len(own), max(differences)
     return found
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "most"),
     [
-        [],
-        ["--group-query-attention", "--num-query-groups", "2", "--qk-layernorm"],
-        ["--hidden-dropout", "0.1", "--attention-dropout", "0.1"],
+        ([], 0.0),
+        (["--group-query-attention", "--num-query-groups", "2", "--qk-layernorm"], 0.0),
+        (["--hidden-dropout", "0.1"], 0.0),
+        (["--attention-dropout", "0.1"], 1e-6),  # torch's attention rounds by how queries lie in memory
     ],
-    ids=["plain", "grouped queries", "dropout"],
+    ids=["plain", "grouped queries", "dropout", "dropout in attention"],
 )
-def test_numbers_are_megatrons(flags):
-    found = run_ranks(1, compared, flags, SCHEMES if not flags else ["lns"])[0]
-    if "--hidden-dropout" in flags:  # draws differ from pass to pass, so only that layers are plain is compared
-        assert {layers for layers, _ in found.values()} == {3}
-    else:
-        assert found == dict.fromkeys(found, (3, True))
+def test_numbers_are_megatrons(flags, most):
+    schemes = ["lns"] if flags else SCHEMES
+    found = run_ranks(1, compared, flags, schemes)[0]
+    assert found.keys() == set(schemes)
+    assert all(layers == 3 and difference <= most for layers, difference in found.values()), found
 
 
 def without_the_second_residual() -> None:
@@ -87,7 +90,8 @@ def without_the_second_residual() -> None:
 
 
 def test_detects_a_missing_residual():
-    assert run_ranks(1, compared, [], ["lns"], without_the_second_residual)[0] == {"lns": (3, False)}
+    layers, difference = run_ranks(1, compared, [], ["lns"], without_the_second_residual)[0]["lns"]
+    assert layers == 3 and difference > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_detects_a_missing_residual():
     ids=["a part recomputed", "fp32 residual", "chunks"],
 )
 def test_other_layers_keep_megatrons_forward(flags):
-    assert run_ranks(1, compared, flags, ["lns"])[0] == {"lns": (0, True)}
+    assert run_ranks(1, compared, flags, ["lns"])[0] == {"lns": (0, 0.0)}
 
 
 def plain_layer(**changed):

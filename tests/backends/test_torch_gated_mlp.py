@@ -56,6 +56,17 @@ def test_is_the_same_without_gradients(tokens):
         assert torch.allclose(gated_mlp(*given), formula(*given), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("tokens", [8, 19])
+def test_output_is_that_of_the_formula_to_the_bit(tokens, recorded):
+    """Sums of whole numbers are exact in every order, so what is left to differ is the SwiGLU."""
+    torch.manual_seed(0)
+    x, gate_up = torch.randint(-3, 4, (tokens, 1, 16)) / 1.0, torch.randint(-2, 3, (32, 16)) / 1.0
+    with torch.set_grad_enabled(recorded):
+        given = x.requires_grad_(), gate_up, torch.eye(16)
+        assert torch.equal(gated_mlp(*given), formula(*given))
+
+
 @pytest.mark.parametrize("tokens", [3, 19])
 def test_has_right_gradients(tokens):
     assert torch.autograd.gradcheck(gated_mlp, inputs(tokens))
